@@ -1,0 +1,31 @@
+"""hf_lineage: which model on the Hugging Face Hub was this one fine-tuned from, and how sure is that?
+
+import hf_lineage as hl
+lineage = hl.trace("user/child", candidates=["org/a", "org/b"])
+lineage.verdict, lineage.parent, lineage.candidates[0].p_value
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .errors import LineageError as LineageError
+    from .pipeline import trace as trace
+    from .records import Lineage as Lineage
+    from .records import ModelRef as ModelRef
+
+# imported when first used: `import hf_lineage` costs nothing
+_HOMES = {"Lineage": "records", "LineageError": "errors", "ModelRef": "records", "trace": "pipeline"}
+__all__ = ["Lineage", "LineageError", "ModelRef", "trace"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

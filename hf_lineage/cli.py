@@ -1,0 +1,155 @@
+"""Thin commands: parse, call one function, print. Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .errors import LineageError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from .records import Progress
+
+# most specific first; only the child's own trouble leaves `trace` as an exception, a candidate's is listed
+EXIT = ((ModelNotFoundError, 3), (LineageError, 1))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hf_lineage", prog_name="hf-lineage")
+def cli() -> None:
+    """Which model was this one fine-tuned from, and how sure is that?
+
+    \b
+    hf-lineage demo                                       see it work, offline
+    hf-lineage trace user/child -c org/a -c org/b         ask about a model
+    """
+
+
+@cli.command()
+@click.argument("child")
+@click.option(
+    "-c",
+    "--candidate",
+    "candidates",
+    multiple=True,
+    metavar="REF",
+    help="A possible parent; repeat it. Without any: what the child's card declares.",
+)
+@click.option(
+    "--evidence",
+    multiple=True,
+    default=("weights",),
+    show_default=True,
+    metavar="NAME",
+    help="What to judge by. This version knows: weights.",
+)
+@click.option(
+    "--sample",
+    metavar="HOW",
+    help="'all', 'auto', a fraction (0.5%) or bytes. "
+    "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
+)
+@click.option("--alpha", type=float, default=1e-3, show_default=True, help="Family-wise error of the p-values.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations.")
+@click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this over all models.")
+@click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …")
+@click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, schema hf_lineage/1.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture.")
+def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], as_json: bool, plot: Path | None,
+          **options: Any) -> None:  # fmt: skip
+    """Find the parent of CHILD among candidates.
+
+    CHILD and REF are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~.
+    A token comes from `hf auth login` or HF_TOKEN.
+
+    \b
+    Examples:
+      hf-lineage trace user/child -c timm/resnet18.a1_in1k -c timm/resnet18.tv_in1k
+      hf-lineage trace ./my-model -c org/base@v1.0 --json > lineage.json
+      hf-lineage trace user/child                     check what its card claims
+      hf-lineage trace user/child -c org/base --sample 0.1% --plot lineage.png
+
+    \b
+    Exit codes: 0 an answer ("none" is one), 1 an error, 2 wrong usage,
+    3 the child does not exist or is not accessible, 130 interrupted.
+    """
+    from .pipeline import trace as run
+
+    with _bar() as progress:
+        lineage = run(child, list(candidates) or None, evidence=evidence, progress=progress, **options)
+    if plot:
+        lineage.plot(plot)
+        click.echo(f"picture: {plot}", err=True)
+    click.echo(lineage.to_json() if as_json else str(lineage))
+
+
+@cli.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("hf-lineage-demo"),
+    show_default=True,
+    help="Folder for the models, the picture and the JSON.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+def demo(out: Path, seed: int) -> None:
+    """Train a small family here, offline, and trace every child in it.
+
+    Writes the models as Hub-style repos with cards, one of which lies about its base_model.
+
+    \b
+    Examples:
+      hf-lineage demo
+      hf-lineage demo --out /tmp/demo --seed 1
+    """
+    from .experiments.demo import run
+
+    with _bar() as progress:
+        text = run(out, seed=seed, progress=progress)
+    click.echo(text)
+
+
+class _bar:
+    """A progress bar on stderr, made when there is something to show; `with _bar() as progress: …`."""
+
+    def __enter__(self) -> Progress:
+        self._bar: Any = None
+        return self._show
+
+    def _show(self, done: int, total: int, what: str) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or self._bar.total != total:
+            self.__exit__()
+            self._bar = tqdm(
+                total=total, file=sys.stderr, leave=False, disable=None, unit_scale=True, dynamic_ncols=True
+            )
+        self._bar.set_description_str(what[:40], refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: one line for what can go wrong, a traceback for a bug."""
+    try:
+        cli(arguments, standalone_mode=False)
+    except LineageError as error:
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(next(code for kind, code in EXIT if isinstance(error, kind)))
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Everything that opens a model: the Hub's client, safetensors headers, lazy checkpoints."""

@@ -1,0 +1,302 @@
+"""The only home of huggingface_hub: repos, small files and byte ranges of large ones.
+
+A file is asked for once through `/resolve` (size, commit, signed location), then read by ranges from that
+location. The token travels only to the endpoint's own origin; a redirect or a CDN location never gets it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.repocard import RepoCard
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff, httpx
+
+from ..errors import (
+    AccessDeniedError,
+    BrokenFileError,
+    CheckpointError,
+    HubUnavailableError,
+    LineageError,
+    ModelNotFoundError,
+)
+from ..records import ModelRef
+
+MAX_TEXT = 1_000_000  # bytes of a card or config that are looked at
+MAX_REQUEST = 8 << 20  # bytes asked for in one range
+MAX_GAP = 1 << 16  # unread bytes that may be fetched along, to save a request …
+WASTE = 0.05  # … if they are at most this share of the bytes that are wanted
+WORKERS = 8  # ranges in flight
+TRIES = 4  # of one range whose body breaks off
+TIMEOUT = 30.0
+
+
+def _without_signatures(record: logging.LogRecord) -> bool:
+    record.msg = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?…", record.getMessage())
+    record.args = ()
+    return True
+
+
+# huggingface_hub logs every retry with its url, and a signed location opens the file to whoever reads the log
+logging.getLogger("huggingface_hub.utils._http").addFilter(_without_signatures)
+
+Extent = tuple[int, int]
+
+
+class Hub:
+    """A client for one token (None: the machine's own login; False: none)."""
+
+    def __init__(self, token: str | bool | None = None) -> None:
+        self.token = token
+        self.endpoint = constants.ENDPOINT
+        self.api = HfApi(endpoint=self.endpoint, token=token, library_name="hf_lineage")
+        self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="hf-lineage-range")
+
+    def repo(self, ref: ModelRef) -> HubRepo:
+        """The repo at a commit: canonical id, file names, card. One request."""
+        with explained(f"`{ref}`"):
+            info = self.api.model_info(
+                ref.name, revision=ref.revision, expand=["sha", "siblings", "cardData"], timeout=TIMEOUT
+            )
+        if not info.sha:
+            raise HubUnavailableError(f"Expected a commit for `{ref}`, got none. Try again later.")
+        return HubRepo(self, ModelRef("hub", info.id, info.sha), str(ref), info)
+
+    def canonical(self, name: str) -> str:
+        """The id a repo has now, renames followed; `name` itself where the Hub does not tell."""
+        try:
+            with explained(f"`{name}`"):
+                return self.api.model_info(name, expand=["sha"], timeout=TIMEOUT).id
+        except LineageError:
+            return name
+
+
+class HubRepo:
+    """A model repo pinned to one commit."""
+
+    def __init__(self, hub: Hub, ref: ModelRef, requested: str, info: Any) -> None:
+        self.hub, self.ref, self.requested = hub, ref, requested
+        self.only = None
+        self.files = frozenset(file.rfilename for file in info.siblings or ())
+        self.card: dict = info.card_data.to_dict() if info.card_data else {}
+
+    def read_small(self, name: str, limit: int) -> bytes:
+        """A whole small file. Raises `BrokenFileError` if it is longer than `limit`."""
+        file = self.open(name)
+        if file.size > limit:
+            raise BrokenFileError(f"`{name}` of `{self.ref.name}` is longer than the {limit:,} bytes allowed.")
+        return bytes(file.read([(0, file.size)])[0]) if file.size else b""
+
+    def open(self, name: str) -> RemoteFile:
+        """One file: its size is known, nothing is read yet."""
+        return RemoteFile(self, name)
+
+    def path(self, name: str) -> Path:
+        """Download a whole file into the Hub's cache (only pickled weights need this)."""
+        with explained(f"`{name}` of `{self.ref.name}`"):
+            return Path(
+                hf_hub_download(
+                    self.ref.name, name, revision=self.ref.revision, token=self.hub.token, endpoint=self.hub.endpoint
+                )
+            )
+
+
+class RemoteFile:
+    """Byte ranges of one file on the Hub, several at once, neighbours in one request."""
+
+    def __init__(self, repo: HubRepo, name: str) -> None:
+        self.repo, self.name = repo, name
+        self.where = f"{repo.ref.name}/{name}"
+        self.bytes_read = 0
+        self._url = hf_hub_url(repo.ref.name, name, revision=repo.ref.revision, endpoint=repo.hub.endpoint)
+        self.size: int = self._meta.size or 0
+
+    @cached_property
+    def _meta(self) -> Any:
+        hub = self.repo.hub
+        with explained(f"`{self.where}`"):
+            return get_hf_file_metadata(
+                self._url, token=hub.token, timeout=TIMEOUT, endpoint=hub.endpoint, retry_on_errors=True
+            )
+
+    def read(self, extents: Sequence[Extent]) -> list[bytearray]:
+        """The bytes of each `(start, stop)`, in the order asked."""
+        groups = coalesce(extents)
+        parts = list(self.repo.hub.pool.map(self._fetch, [(group[0], group[1]) for group in groups]))
+        self.bytes_read += sum(map(len, parts))
+        result = [bytearray(stop - start) for start, stop in extents]
+        for (start, stop, members), part in zip(groups, parts, strict=True):
+            for index in members:
+                first, last = extents[index]
+                a, b = max(first, start), min(last, stop)
+                result[index][a - first : b - first] = memoryview(part)[a - start : b - start]
+        return result
+
+    def _fetch(self, extent: Extent) -> bytearray:
+        """One range. A 403 of an expired location is resolved again once; a body that breaks off is retried."""
+        refreshed = False
+        for attempt in range(TRIES):
+            try:
+                return self._get(*extent)
+            except _ExpiredLocation:
+                if refreshed:
+                    raise AccessDeniedError(f"The Hub refuses `{self.where}` (403), also after a new link.") from None
+                refreshed = True
+                self.__dict__.pop("_meta", None)
+            except httpx.TransportError as error:
+                if attempt == TRIES - 1:
+                    raise HubUnavailableError(
+                        f"Expected bytes {extent[0]:,} to {extent[1]:,} of `{self.where}`, "
+                        f"but the connection broke {TRIES} times. Try again later."
+                    ) from error
+                time.sleep(0.25 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _get(self, start: int, stop: int) -> bytearray:
+        meta = self._meta
+        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        if same_origin(meta.location, self.repo.hub.endpoint):
+            headers = build_hf_headers(token=self.repo.hub.token, library_name="hf_lineage", headers=headers)
+        body, failure = bytearray(), None
+        request = http_stream_backoff("GET", meta.location, headers=headers, timeout=TIMEOUT)
+        with explained(f"`{self.where}`"), request as response:
+            if response.status_code == 403 and not same_origin(meta.location, self.repo.hub.endpoint):
+                raise _ExpiredLocation
+            if response.status_code not in (200, 206, 416):
+                hf_raise_for_status(response)
+            whole = self._check_range(response, start, stop)
+            wanted = stop if whole else stop - start
+            try:  # an exception must not pass through the context manager, which would send the request again
+                for chunk in response.iter_bytes(1 << 16):
+                    body += chunk
+                    if len(body) > wanted and not whole:
+                        break
+            except httpx.TransportError as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        if len(body) != (self.size if whole else wanted):
+            raise BrokenFileError(f"Expected {wanted:,} bytes of `{self.where}`, got {len(body):,}. Try again.")
+        return body[start:stop] if whole else body
+
+    def _check_range(self, response: Any, start: int, stop: int) -> bool:
+        """True if the server sent the whole (small) file instead of the range, False if the range itself."""
+        if response.status_code == 206:
+            given = response.headers.get("Content-Range", "")
+            expected = f"bytes {start}-{stop - 1}/{self.size}"
+            if given != expected:
+                raise BrokenFileError(
+                    f"Expected `{expected}` of `{self.where}`, got `{given[:80]}`: the file changed. Run again."
+                )
+            return False
+        if response.status_code == 200 and self.size <= max(1 << 20, 2 * (stop - start)):
+            return True
+        if response.status_code == 416:
+            raise BrokenFileError(f"`{self.where}` is shorter than its {self.size:,} bytes: it changed. Run again.")
+        raise CheckpointError(
+            f"Expected bytes {start:,} to {stop:,} of `{self.where}`, but the server ignores ranges and would send "
+            f"all {self.size:,} bytes. Download the repo and pass the folder instead."
+        )
+
+
+class _ExpiredLocation(Exception):
+    """A signed link ran out between two ranges."""
+
+
+def coalesce(extents: Sequence[Extent]) -> list[tuple[int, int, list[int]]]:
+    """Requests `(start, stop, indices of extents they serve)` that cover the extents.
+
+    Neighbours are joined across gaps of at most `MAX_GAP` bytes while all gaps together stay below `WASTE` of
+    the bytes wanted; nothing longer than `MAX_REQUEST` is asked for at once.
+
+    >>> coalesce([(100_000, 200_000), (0, 99_999), (9_000_000, 9_000_001)])
+    [(0, 200000, [1, 0]), (9000000, 9000001, [2])]
+    """
+    slack = WASTE * sum(stop - start for start, stop in extents)
+    runs: list[tuple[int, int, list[int]]] = []
+    for index in sorted(range(len(extents)), key=lambda i: extents[i]):
+        start, stop = extents[index]
+        if runs:
+            first, last, members = runs[-1]
+            gap = max(start - last, 0)
+            if gap <= min(MAX_GAP, slack) and max(stop, last) - first <= MAX_REQUEST:
+                runs[-1] = (first, max(stop, last), [*members, index])
+                slack -= gap
+                continue
+        for at in range(start, stop, MAX_REQUEST):
+            runs.append((at, min(at + MAX_REQUEST, stop), [index]))
+    return runs
+
+
+def same_origin(url: str, endpoint: str) -> bool:
+    """Whether scheme, host and port agree.
+
+    >>> same_origin("https://hub.co/a/b", "https://hub.co"), same_origin("http://hub.co:81/a", "http://hub.co")
+    (True, False)
+    """
+    a, b = urlsplit(url), urlsplit(endpoint)
+    return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
+
+
+def card_data(raw: bytes) -> dict:
+    """Metadata of a model card; empty where there is none or it cannot be read."""
+    try:
+        return RepoCard(raw.decode("utf-8-sig", errors="replace"), ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, TypeError, RecursionError):
+        return {}
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn the client's exceptions into ours: what was asked for, what came, what to do next."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise AccessDeniedError(
+            f"{what} is gated: accept its terms on its page, then log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{what} was not found on the Hub. If it is private, log in with `hf auth login`; "
+            "a local folder starts with `./`, `/` or `~`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelNotFoundError(f"{what} has no such revision. Name a branch, tag or commit that exists.") from error
+    except LocalEntryNotFoundError as error:
+        raise HubUnavailableError(f"{what} could not be fetched and is not in the cache.") from error
+    except EntryNotFoundError as error:
+        raise CheckpointError(f"{what} is not in the repo at this commit.") from error
+    except OfflineModeIsEnabled as error:
+        raise HubUnavailableError(f"{what} needs the Hub, but offline mode is on (HF_HUB_OFFLINE).") from error
+    except HFValidationError as error:
+        raise ModelNotFoundError(f"{what} is not a valid repo id on the Hub.") from error
+    except (HfHubHTTPError, FileMetadataError) as error:
+        response = getattr(error, "response", None)
+        status = getattr(response, "status_code", None)
+        if status in (401, 403):
+            raise AccessDeniedError(f"{what} may not be read with this token (HTTP {status}).") from error
+        raise HubUnavailableError(f"{what}: the Hub answered HTTP {status}. Try again later.") from error
+    except httpx.HTTPError as error:
+        raise HubUnavailableError(
+            f"{what}: the Hub at {constants.ENDPOINT} did not answer ({type(error).__name__}). Try again later."
+        ) from error

@@ -1,0 +1,84 @@
+"""Opens the models of one question with one client, and knows when two references mean the same model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import LineageError
+from ..records import Candidate, ModelRef
+from .checkpoint import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from .client import Hub
+
+    Model = str | Path | ModelRef | torch.nn.Module
+
+
+class Opener:
+    """Opens models lazily; the Hub's client is made when the first repo id is met."""
+
+    def __init__(self, token: str | bool | None = None, allow_pickle: bool = False) -> None:
+        self._token, self._allow_pickle = token, allow_pickle
+        self._hub: Hub | None = None
+        self._opened: list[Checkpoint] = []
+
+    def open(self, model: Model) -> Checkpoint:
+        """Open one model; see `open_checkpoint` for what it raises."""
+        checkpoint = open_checkpoint(model, hub=self._client(model), allow_pickle=self._allow_pickle)
+        self._opened.append(checkpoint)
+        return checkpoint
+
+    def open_all(self, models: Sequence[Model]) -> tuple[list[Checkpoint], list[Candidate]]:
+        """Open several at once; what cannot be opened comes back as an `unreadable` candidate with the reason."""
+        refs = [ModelRef.parse(model) if isinstance(model, (str, Path)) else model for model in models]
+        for ref in refs:  # before threads could race to make the client
+            self._client(ref)
+
+        def attempt(model: Model) -> Checkpoint | Candidate:
+            try:
+                return self.open(model)
+            except LineageError as error:
+                return Candidate(str(model), str(model), status="unreadable", reasons=(str(error),))
+
+        with ThreadPoolExecutor(8, thread_name_prefix="hf-lineage-open") as pool:
+            results = list(pool.map(attempt, refs))
+        opened = [result for result in results if isinstance(result, Checkpoint)]
+        return opened, [result for result in results if isinstance(result, Candidate)]
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read of all models opened, headers included."""
+        return sum(checkpoint.bytes_read for checkpoint in self._opened)
+
+    def same_model(self, claim: str, candidate: Candidate) -> bool:
+        """Whether a claimed id means this candidate: the same id, its canonical id, or the folder of a mirror.
+
+        A local folder stands for `org/name` if its path ends so, which is how mirrors and clones are laid out.
+        """
+        if claim in (candidate.ref, candidate.requested.partition("@")[0]):
+            return True
+        if candidate.ref[:1] in "./~":
+            return Path(candidate.ref).parts[-2:] == tuple(claim.split("/"))
+        return self._hub is not None and self._hub.canonical(claim) == candidate.ref
+
+    def _client(self, model: Model) -> Hub | None:
+        is_repo = isinstance(model, str) and ModelRef.parse(model).kind == "hub"
+        if self._hub is None and (is_repo or (isinstance(model, ModelRef) and model.kind == "hub")):
+            from .client import Hub
+
+            self._hub = Hub(self._token)
+        return self._hub
+
+
+def identity(checkpoint: Checkpoint) -> tuple:
+    """Equal for two checkpoints exactly if they are the same model at the same commit, folder or module."""
+    ref = checkpoint.ref
+    if ref.kind == "local":
+        return ("local", os.path.realpath(os.path.expanduser(ref.name)))
+    return (ref.kind, ref.name, ref.revision, id(checkpoint) if ref.kind == "module" else 0)

@@ -1,0 +1,250 @@
+"""The frozen vocabulary: what a reference, a tensor entry, a candidate and an answer are.
+
+Nothing here fetches or computes; every surface (API, command line, Space, card) renders these records.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from .errors import ReferenceSyntaxError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA = "hf_lineage/1"
+
+Verdict = Literal["parent", "identical", "common_origin", "none", "undecided"]
+Status = Literal["compared", "not_comparable", "unreadable"]
+ClaimStatus = Literal["confirmed", "contradicted", "relative", "not_testable"]
+Relation = Literal[
+    "identical", "head_changed", "partial", "finetune", "quantized", "pruned", "adapter",
+    "resized", "merge", "sibling", "descendant", "common_origin", "none",
+]  # fmt: skip
+PARENT_RELATIONS = frozenset(
+    {"identical", "head_changed", "partial", "finetune", "quantized", "pruned", "adapter", "resized", "merge"}
+)
+
+_SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}"
+_REPO_ID = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})?")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./\-]{0,99}")
+
+
+class Progress(Protocol):
+    """Called while bytes are read: so many of so many, and what is being read."""
+
+    def __call__(self, done: int, total: int, what: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ModelRef:
+    """Where a model is: a Hub repo id with an optional revision, a local path, or a module in memory.
+
+    A `Path`, or a string starting with `.`, `/` or `~`, is local; every other string is a repo id of one or
+    two segments with an optional `@revision`, even if a folder of that name exists.
+
+    >>> ModelRef.parse("timm/resnet18.a1_in1k@main")
+    ModelRef(kind='hub', name='timm/resnet18.a1_in1k', revision='main')
+    >>> str(ModelRef.parse("./models/../models/child"))
+    './models/child'
+
+    Raises `ReferenceSyntaxError` (a `ValueError`) for anything else.
+    """
+
+    kind: Literal["hub", "local", "module"]
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str | Path | ModelRef) -> ModelRef:
+        """Read a reference; `str` undoes it."""
+        if isinstance(text, ModelRef):
+            return text
+        if isinstance(text, Path):
+            return cls("local", _normalise_path(str(text)))
+        if text.startswith("module:") and text[7:].isidentifier():
+            return cls("module", text)
+        if text[:1] in {".", "/", "~"}:
+            if "\0" in text:
+                raise ReferenceSyntaxError(f"Expected a path, got {text!r} with a NUL character in it.")
+            return cls("local", _normalise_path(text))
+        name, at, revision = text.partition("@")
+        if not is_repo_id(name):
+            raise ReferenceSyntaxError(
+                f"Expected a repo id such as `org/name` or `org/name@revision`, got {text[:120]!r}. "
+                "A local folder starts with `./`, `/` or `~`."
+            )
+        if at and (not _REVISION.fullmatch(revision) or ".." in revision):
+            raise ReferenceSyntaxError(
+                f"Expected a branch, tag or commit after `@`, got {revision[:120]!r} in {text[:120]!r}."
+            )
+        return cls("hub", name, revision or None)
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether `text` is spelled like a Hub repo id of one or two segments.
+
+    >>> [is_repo_id(t) for t in ("gpt2", "org/name", "a/b/c", "org/..", "org/n--m")]
+    [True, True, False, False, False]
+    """
+    return bool(_REPO_ID.fullmatch(text)) and "--" not in text and ".." not in text and text[-1] not in ".-"
+
+
+def _normalise_path(text: str) -> str:
+    path = os.path.normpath(text)
+    return path if path[0] in "./~" else f"./{path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a checkpoint, as its header describes it: looking at it costs no weights.
+
+    `shape` counts elements of `dtype` (the safetensors spelling, `"F32"`, `"BF16"`, …). `file` and `start` say
+    where its bytes begin; both are private to the checkpoint that made the entry.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    file: int = 0
+    start: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Slice:
+    """Elements `start` to `stop` of the flattened (row-major) tensor `name`."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What somebody wrote about a parent, and whether the weights bear it out."""
+
+    source: Literal["card", "config", "adapter", "mergekit"]
+    ref: str
+    relation: str | None = None
+    status: ClaimStatus = "not_testable"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One candidate parent and everything measured about it; numbers are None where it was not judged.
+
+    `probability` that it is the parent, in [0, 1]. `p_value`: chance, if it were unrelated, of evidence this
+    strong for any of the compared candidates (Holm-adjusted); `p_raw` the same for this candidate alone;
+    `log10_p` = log10(`p_value`). `distance` = sqrt(Σd²/Σn), the root mean square difference of a weight.
+    """
+
+    ref: str
+    requested: str
+    revision: str | None = None
+    status: Status = "compared"
+    probability: float | None = None
+    p_value: float | None = None
+    p_raw: float | None = None
+    p_method: Literal["normal", "monte_carlo"] | None = None
+    log10_p: float | None = None
+    distance: float | None = None
+    relation: Relation | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The answer of `trace`. `candidates` are ordered best first; every surface only renders this record."""
+
+    child: ModelRef
+    requested: str
+    verdict: Verdict
+    parent: str | None
+    none_probability: float | None
+    candidates: tuple[Candidate, ...]
+    claims: tuple[Claim, ...] = ()
+    undeclared: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    bytes_read: int = 0
+    seconds: float = 0.0
+    seed: int = 0
+    alpha: float = 1e-3
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract, schema `hf_lineage/1`: plain types, no NaN, floats of 9 significant digits."""
+        return _plain(
+            {
+                "schema": SCHEMA,
+                "child": {
+                    "ref": self.child.name,
+                    "requested": self.requested,
+                    "revision": self.child.revision,
+                },
+                "verdict": self.verdict,
+                "parent": self.parent,
+                "none_probability": self.none_probability,
+                "candidates": [_fields(candidate) for candidate in self.candidates],
+                "claims": [_fields(claim) for claim in self.claims],
+                "undeclared": self.undeclared,
+                "notes": self.notes,
+                "bytes_read": self.bytes_read,
+                "seconds": self.seconds,
+                "seed": self.seed,
+                "alpha": self.alpha,
+                "versions": self.versions,
+            }
+        )
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as one JSON document."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def to_markdown(self) -> str:
+        """The verdict, the ranked table and the claims as Markdown."""
+        from .report.text import markdown
+
+        return markdown(self)
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw how near each candidate is, block by block, and how sure that is; saved to `path` if given."""
+        from .report.plots import plot_lineage
+
+        return plot_lineage(self, path)
+
+    def __str__(self) -> str:
+        from .report.text import table
+
+        return table(self)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+def _plain(value: Any) -> Any:
+    """JSON types only: tuples become lists, non-finite numbers null, floats keep 9 significant digits."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if math.isfinite(value) else None
+    return value

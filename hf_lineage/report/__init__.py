@@ -1,0 +1,1 @@
+"""What the answer looks like: text, pictures."""

@@ -1,0 +1,120 @@
+"""The only home of matplotlib: how near each candidate is, block by block, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..records import Candidate, Lineage
+from .text import clean, sentence, shorten
+
+PARENT, OTHER, LINE = "#1b6ca8", "#b8c4ce", "#c0392b"
+MOST = 20  # candidates drawn
+
+
+def plot_lineage(lineage: Lineage, path: str | Path | None = None) -> Figure:
+    """Left: −log10 p per candidate against the level α. Right: relative change per block, child against candidate."""
+    compared = [c for c in lineage.candidates if c.status == "compared"][:MOST]
+    figure = _figure(11, 1.9 + 0.42 * max(3, len(compared)))
+    evidence, blocks = figure.subplots(1, 2, width_ratios=(1, 1.35))
+    _evidence_bars(evidence, compared, lineage)
+    _block_map(blocks, compared)
+    figure.suptitle(_title(lineage), fontsize=10, x=0.01, ha="left")
+    return _save(figure, path)
+
+
+def plot_family(lineages: Sequence[Lineage], path: str | Path | None = None) -> Figure:
+    """Children × candidates: probability of being the parent; what a card claims is framed, red where it lies."""
+    refs = sorted({c.ref for lineage in lineages for c in lineage.candidates if c.status == "compared"})
+    values = [[_probability(lineage, ref) for ref in refs] + [lineage.none_probability or 0.0] for lineage in lineages]
+    figure = _figure(3.2 + 1.15 * (len(refs) + 1), 1.9 + 0.36 * len(lineages))
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(refs) + 1), [*map(_short, refs), "none of\nthese"], rotation=30, ha="right")
+    axes.set_yticks(range(len(lineages)), [_short(lineage.child.name) for lineage in lineages])
+    for row, lineage in enumerate(lineages):
+        for column, value in enumerate(values[row]):
+            if value >= 0.005:
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="w" if value > 0.5 else "k")
+        _frame_claims(axes, row, lineage, refs)
+    axes.set_title("Probability of being the parent. Frame: what the card claims (red: contradicted)", fontsize=10)
+    figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+    return _save(figure, path)
+
+
+def _evidence_bars(axes: Axes, compared: Sequence[Candidate], lineage: Lineage) -> None:
+    heights = [0.0 if c.log10_p is None else -c.log10_p for c in compared]
+    colours = [PARENT if c.ref == lineage.parent else OTHER for c in compared]
+    axes.barh(range(len(compared)), heights, color=colours)
+    axes.axvline(-_log10(lineage.alpha), color=LINE, linewidth=1, linestyle="--", label=f"α = {lineage.alpha:g}")
+    axes.set_yticks(range(len(compared)), [shorten(clean(c.ref), 30) for c in compared])
+    axes.invert_yaxis()
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_xlim(0, max([20.0, *(1.3 * height for height in heights)]))
+    axes.set_xlabel("evidence of a common origin: −log10 p")
+    axes.legend(loc="lower right", frameon=False)
+
+
+def _block_map(axes: Axes, compared: Sequence[Candidate]) -> None:
+    names = list(dict.fromkeys(name for c in compared for name in c.evidence["weights"]["blocks"]))
+    values = [
+        [c.evidence["weights"]["blocks"].get(name, {}).get("moved", float("nan")) for name in names] for c in compared
+    ]
+    if not names:
+        axes.set_axis_off()
+        return
+    image = axes.imshow(values, cmap="viridis_r", vmin=0, vmax=1.5, aspect="auto")
+    step = max(1, len(names) // 16)
+    axes.set_xticks(range(0, len(names), step), [shorten(clean(n), 18) for n in names[::step]], rotation=45, ha="right")
+    axes.set_yticks(range(len(compared)), [])
+    axes.set_xlabel("block of the child")
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+    bar.set_label("change / norm of the candidate")
+
+
+def _frame_claims(axes: Axes, row: int, lineage: Lineage, refs: Sequence[str]) -> None:
+    for claim in lineage.claims:
+        column = next((i for i, ref in enumerate(refs) if claim.ref == ref or ref.endswith(f"/{claim.ref}")), None)
+        if column is not None:
+            colour = LINE if claim.status == "contradicted" else "#444444"
+            axes.add_patch(
+                matplotlib.patches.Rectangle(
+                    (column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor=colour, linewidth=2
+                )
+            )
+
+
+def _probability(lineage: Lineage, ref: str) -> float:
+    return next((c.probability or 0.0 for c in lineage.candidates if c.ref == ref), 0.0)
+
+
+def _short(ref: str) -> str:
+    return shorten(clean(ref).rstrip("/").rpartition("/")[2], 24)
+
+
+def _title(lineage: Lineage) -> str:
+    text = f"{clean(lineage.child.name)}: {sentence(lineage)}"
+    return text if len(text) < 130 else text[:127] + "…"
+
+
+def _log10(value: float) -> float:
+    import math
+
+    return math.log10(value)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot, no window, no global state
+    return figure
+
+
+def _save(figure: Figure, path: str | Path | None) -> Figure:
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure

@@ -1,0 +1,1 @@
+"""Evidence from the weights alone: moments, hidden units, the independence test."""
