@@ -185,17 +185,17 @@ class RemoteFile:
             if response.status_code not in (200, 206, 416):
                 hf_raise_for_status(response)
             whole = self._check_range(response, start, stop)
-            wanted = stop if whole else stop - start
+            wanted = self.size if whole else stop - start
             try:  # an exception must not pass through the context manager, which would send the request again
                 for chunk in response.iter_bytes(1 << 16):
                     body += chunk
-                    if len(body) > wanted and not whole:
+                    if len(body) > wanted:
                         break
             except httpx.TransportError as error:
                 failure = error
         if failure is not None:
             raise failure
-        if len(body) != (self.size if whole else wanted):
+        if len(body) != wanted:
             raise BrokenFileError(f"Expected {wanted:,} bytes of `{self.where}`, got {len(body):,}. Try again.")
         return body[start:stop] if whole else body
 

@@ -1,0 +1,296 @@
+"""`MiniHub`: two servers on loopback, with faults, tokens, signed urls and a log of every request."""
+
+from __future__ import annotations
+
+import math
+import re
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingTCPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from .repos import Fault, File, Kind, Place, Repo, Request, Source
+from .routes import ROUTES, Answer, Refused
+
+
+class MiniHub:
+    """The stand-in: two servers in threads, and everything they know. See the module for an example."""
+
+    def __init__(self) -> None:
+        self.url = self.cdn_url = ""
+        self.home = Path()
+        self._servers: list[_Server] = []
+        self._lock = threading.RLock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget repos, tokens, faults and everything recorded; the servers go on."""
+        self.repos: dict[str, Repo] = {}
+        self.renamed: dict[str, str] = {}
+        self.tokens = {"hf_alice": "alice", "hf_bob": "bob"}
+        self.faults: list[Fault] = []
+        self.log: list[Request] = []
+        self.bytes_served: Counter[str] = Counter()  # by `org/name/path`
+        self.waits: list[float] = []  # seconds that this process' client wanted to wait before retries
+        self.page_size = 1000  # of a listing
+        self.url_lifetime = 3600.0  # seconds a signed url is good for
+        self._signed: dict[str, tuple[File | None, str, float]] = {}
+
+    @property
+    def leaks(self) -> list[Request]:
+        """Requests that carried a token to the CDN: there must be none."""
+        return [request for request in self.log if request.app == "cdn" and request.authorised]
+
+    def add(self, name: str, files: Mapping[str, Source], **about: Any) -> str:
+        """A new repo; `about` are fields of `Repo`: private, gated, readers, ... Returns the sha."""
+        self.repos[name] = Repo(name, **about)
+        return self.commit(name, files)
+
+    def add_folder(self, name: str, folder: Path, **about: Any) -> str:
+        """A new repo with the files of a folder, served from disk."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return self.add(name, {path.relative_to(folder).as_posix(): path for path in paths}, **about)
+
+    def commit(self, name: str, files: Mapping[str, Source | None], ref: str = "main") -> str:
+        """Change files (None: delete) of a branch and return the new sha; old shas stay readable."""
+        repo = self.repos[name]
+        content = dict(repo.commits.get(repo.refs.get(ref, repo.refs.get("main", "")), {}))
+        for path, source in files.items():
+            content.pop(path, None)
+            if source is not None:
+                content[path] = File(path, source.encode() if isinstance(source, str) else source)
+        return repo.commit(content, ref)
+
+    def rename(self, old: str, new: str) -> None:
+        """Redirect `old` to `new` (307), and move the repo there if there is one."""
+        if old in self.repos:
+            self.repos[new] = self.repos.pop(old)
+            self.repos[new].id = new
+        self.renamed[old] = new
+
+    def fault(
+        self,
+        kind: Kind,
+        *,
+        on: Place | None = None,
+        file: str = "*",
+        times: int | None = 1,
+        after: int = 0,
+        value: float = 0,
+    ) -> Fault:
+        """Let something go wrong; the table is in the module's docstring."""
+        usual: dict[Kind, Place] = {"expired": "cdn", "delay": "any"}
+        place = on or ("resolve" if isinstance(kind, int) else usual.get(kind, "file"))
+        fault = Fault(kind, place, file, math.inf if times is None else times, after, value)
+        self.faults.append(fault)
+        return fault
+
+    def environment(self, token: str | None = None) -> dict[str, str]:
+        """Variables that point a child process at this hub: `env={**os.environ, **hub.environment()}`."""
+        switches = ["DISABLE_XET", "DISABLE_TELEMETRY", "DISABLE_UPDATE_CHECK", "DISABLE_PROGRESS_BARS"]
+        folders = {"HF_HUB_CACHE": "hub", "HUGGINGFACE_HUB_CACHE": "hub", "HF_ASSETS_CACHE": "assets"}
+        folders |= {"HUGGINGFACE_ASSETS_CACHE": "assets", "HF_XET_CACHE": "xet", "HF_TOKEN_PATH": "token"}
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(self.home),
+            "HF_TOKEN": token or "",
+            **{name: str(self.home / folder) for name, folder in folders.items()},
+            **{f"HF_HUB_{name}": "1" for name in switches},
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0" if token else "1",  # a token in the environment is implicit
+            "HUGGING_FACE_HUB_TOKEN": "",
+            "HF_OIDC_RESOURCE": "",
+            "HF_HUB_OFFLINE": "0",
+            "TRANSFORMERS_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
+
+    def start(self) -> MiniHub:
+        self._servers = [_Server(self, "hub"), _Server(self, "cdn")]
+        self.url = f"http://127.0.0.1:{self._servers[0].port}"
+        # another host name as well as another port: hub 1.x compared host names only
+        self.cdn_url = f"http://localhost:{self._servers[1].port}"
+        self._folder = tempfile.TemporaryDirectory(prefix="minihub-", ignore_cleanup_errors=True)
+        self.home = Path(self._folder.name)
+        return self
+
+    def stop(self) -> None:
+        for server in self._servers:
+            server.stop()
+        self._servers = []
+        self._folder.cleanup()
+
+    def __enter__(self) -> MiniHub:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _open(self, name: str, revision: str, user: str | None) -> tuple[Repo, str]:
+        """The repo and the commit. Like the Hub, it does not tell a hidden repo from a missing one."""
+        repo = self.repos.get(name)
+        if repo is None or (repo.private and not repo.admits(user)):
+            raise Refused(404 if user else 401, "RepoNotFound", "Repository not found")
+        sha = repo.find(revision)
+        if sha is None:
+            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return repo, sha
+
+    def _sign(self, file: File, key: str) -> str:
+        with self._lock:
+            signature, expires = f"s{len(self._signed)}", time.time() + self.url_lifetime
+            self._signed[signature] = (file, key, expires)
+        return f"{self.cdn_url}/repos/{file.sha256}?Expires={int(expires)}&Signature={signature}"
+
+    def _answer(self, call: Request) -> Answer:
+        """The answer with the faults that strike it."""
+        answer = self._route(call)
+        where = "cdn" if call.app == "cdn" else "resolve" if "/resolve/" in call.path else "api"
+        file = answer.body if call.method == "GET" and isinstance(answer.body, File) else None
+        places = {"any", where} | ({"file"} if file else set())
+        with self._lock:
+            delays = [f.value for f in self.faults if f.kind == "delay" and f.strikes(places, answer.key)]
+            others = (f for f in self.faults if f.kind != "delay" and f.strikes(places, answer.key))
+            fault = next(others, None)
+        time.sleep(sum(delays))
+        if fault and (fault.kind == "expired" or isinstance(fault.kind, int)):
+            return self._failure(fault, call)
+        if fault and fault.kind == "drop":
+            return Answer(0)
+        if file:
+            _cut_out(answer, file, call.range, fault)
+        return answer
+
+    def _route(self, call: Request) -> Answer:
+        if call.app == "hub" and call.authorised and call.user is None:
+            return Refused(401, message="Invalid credentials in Authorization header").answer
+        for app, methods, pattern, route in ROUTES:
+            match = pattern.fullmatch(call.path)
+            if app != call.app or call.method not in methods.split() or match is None:
+                continue
+            parts = {name: unquote(part) for name, part in match.groupdict().items() if part is not None}
+            key = "/".join(parts[name] for name in ("repo", "path") if name in parts)
+            if new := self.renamed.get(parts.get("repo", "")):
+                start, stop = match.span("repo")
+                target = call.path[:start] + new + call.path[stop:] + (f"?{call.query}" if call.query else "")
+                return Answer(307, headers={"Location": target}, key=key)
+            try:
+                answer = route(self, call, **parts)
+            except Refused as refused:
+                answer = refused.answer
+            answer.key = answer.key or key
+            return answer
+        return Refused(404, message=f"The stand-in has no {call.method} {call.path}").answer
+
+    def _failure(self, fault: Fault, call: Request) -> Answer:
+        if fault.kind == "expired":
+            self._signed[call.value("Signature")] = (None, "", 0.0)
+            return Refused(403, message="Request has expired").answer
+        status, seconds = int(fault.kind), str(int(fault.value))
+        limit = f'"resolvers";r=0;t={seconds}' if status == 429 else ""
+        return Refused(status, message="a fault", Retry_After=seconds, RateLimit=limit).answer
+
+
+def _cut_out(answer: Answer, file: File, asked: str | None, fault: Fault | None) -> None:
+    """Give the answer the bytes the Range header asks for (RFC 9110: one that makes no sense is ignored)."""
+    kind, value = (fault.kind, int(fault.value)) if fault else ("", 0)
+    size = answer.stop = file.size + (value if kind == "resize" else 0)
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", asked or "")
+    if match and any(match.groups()) and kind != "ignore_range":
+        first, last = match.groups()
+        answer.start = int(first) if first else max(0, size - int(last))
+        answer.stop = min(int(last) + 1, size) if first and last else size
+        if answer.start >= answer.stop:
+            answer.status, answer.body, answer.start, answer.stop = 416, b"", 0, -1
+            answer.headers["Content-Range"] = f"bytes */{size}"
+            return
+        shift = 1 if kind == "wrong_range" else 0
+        answer.status = 206
+        answer.headers["Content-Range"] = f"bytes {answer.start + shift}-{answer.stop - 1 + shift}/{size}"
+    if kind == "truncate":
+        answer.cut = value or (answer.stop - answer.start) // 2
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # Nagle's algorithm costs 40 ms an answer
+    wbufsize = 1 << 16
+    server: _Server
+
+    def _serve(self) -> None:
+        hub, authorization = self.server.hub, self.headers.get("Authorization", "")
+        url, user = urlsplit(self.path), hub.tokens.get(authorization.removeprefix("Bearer "))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        about = (self.headers.get("Range"), bool(authorization), user, body)
+        call = Request(self.server.app, self.command, url.path, url.query, *about)
+        answer = hub._answer(call)
+        call.status = answer.status
+        with hub._lock:
+            hub.log.append(call)
+        if answer.status:
+            self._send(answer, call)
+        else:
+            self.close_connection = True
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
+
+    def _send(self, answer: Answer, call: Request) -> None:
+        file = answer.body if isinstance(answer.body, File) else File("", answer.body)
+        stop = file.size if answer.stop < 0 else answer.stop
+        self.send_response(answer.status)
+        for name, value in {**answer.headers, "Content-Length": str(stop - answer.start)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if call.method == "HEAD":
+            return
+        if answer.cut is not None:
+            stop, self.close_connection = min(stop, answer.start + answer.cut), True
+        hub = self.server.hub
+        for chunk in file.chunks(answer.start, stop):
+            with hub._lock:  # counted first: a client that has read everything finds it counted
+                call.bytes_sent += len(chunk)
+                if file is answer.body:
+                    hub.bytes_served[answer.key] += len(chunk)
+            self.wfile.write(chunk)
+
+    def log_message(self, *_: Any) -> None:
+        """`MiniHub.log` has it."""
+
+
+class _Server(ThreadingTCPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, hub: MiniHub, app: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub, self.app, self.port = hub, app, self.server_address[1]
+        self._open: set[socket.socket] = set()
+        threading.Thread(target=self.serve_forever, args=(0.05,), name=f"minihub-{app}", daemon=True).start()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client may hang up when it likes
+            super().handle_error(request, client_address)
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        for connection in list(self._open):  # kept alive: their threads would go on answering
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)

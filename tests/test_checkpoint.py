@@ -1,0 +1,218 @@
+"""Checkpoints: looking is free, reading is exact and counted, for every kind and every dtype."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_lineage.errors import (
+    AccessDeniedError,
+    BrokenFileError,
+    CheckpointError,
+    ModelNotFoundError,
+    NoWeightsError,
+    PickleRefusedError,
+)
+from hf_lineage.hub.checkpoint import Checkpoint, open_checkpoint
+from hf_lineage.records import Slice
+
+TENSORS = {
+    "b.weight": torch.randn(13, 7), "a.bias": torch.randn(13).half(), "a.weight": torch.randn(5, 3).bfloat16(),
+    "long": torch.arange(6), "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4),
+}  # fmt: skip
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+    torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64,
+    torch.uint16, torch.uint32, torch.uint64, torch.bool,
+]  # fmt: skip
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in TENSORS.items():
+            self.register_buffer(name.replace(".", "_"), value)
+
+
+def sharded(folder: Path) -> Path:
+    names = sorted(TENSORS)
+    shards = {"model-00001-of-00002.safetensors": names[:3], "model-00002-of-00002.safetensors": names[3:]}
+    for shard, members in shards.items():
+        save_file({n: TENSORS[n] for n in members}, folder / shard)
+    index = {"metadata": {}, "weight_map": {n: shard for shard, members in shards.items() for n in members}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def single(folder: Path) -> Path:
+    save_file(TENSORS, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def lone_file(folder: Path) -> Path:
+    save_file(TENSORS, folder / "anything.safetensors")
+    return folder / "anything.safetensors"
+
+
+def pickled(folder: Path) -> Path:
+    torch.save(TENSORS, folder / "pytorch_model.bin")
+    return folder
+
+
+KINDS = {"single": single, "sharded": sharded, "lone file": lone_file, "pickled": pickled}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestLaws:
+    @pytest.fixture
+    def checkpoint(self, kind: str, tmp_path: Path) -> Checkpoint:
+        return open_checkpoint(KINDS[kind](tmp_path), allow_pickle=True)
+
+    def test_looking_is_free(self, checkpoint: Checkpoint) -> None:
+        before = checkpoint.bytes_read
+        assert {name: checkpoint[name].shape for name in checkpoint} == {n: tuple(t.shape) for n, t in TENSORS.items()}
+        assert checkpoint.bytes_read == before
+
+    def test_reading_is_exact_and_counted(self, checkpoint: Checkpoint) -> None:
+        for name, value in TENSORS.items():
+            flat = value.reshape(-1)
+            for start, stop in [(0, len(flat)), (0, 0), (len(flat) // 2, len(flat))]:
+                before = checkpoint.bytes_read
+                (found,) = checkpoint.read([Slice(name, start, stop)])
+                assert torch.equal(found.to(value.dtype), flat[start:stop])
+                assert checkpoint.bytes_read - before == (stop - start) * value.element_size()
+
+    def test_order_is_as_asked(self, checkpoint: Checkpoint) -> None:
+        slices = [Slice("scalar", 0, 1), Slice("b.weight", 7, 14), Slice("a.bias", 0, 2), Slice("b.weight", 0, 7)]
+        found = checkpoint.read(slices)
+        assert [len(f) for f in found] == [1, 7, 2, 7] and torch.equal(found[3], TENSORS["b.weight"][0])
+
+
+def test_a_header_costs_a_header(tmp_path: Path) -> None:
+    save_file({"big": torch.zeros(1_000_000)}, tmp_path / "model.safetensors")
+    assert open_checkpoint(tmp_path).bytes_read < 1000
+
+
+def test_a_module_is_taken_as_it_is() -> None:
+    checkpoint = open_checkpoint(Net())
+    assert checkpoint.ref.name == "module:Net" and checkpoint["b_weight"].shape == (13, 7)
+    assert torch.equal(checkpoint.read([Slice("b_weight", 0, 7)])[0], TENSORS["b.weight"][0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    value = torch.arange(24).reshape(4, 6).to(dtype)
+    save_file({"t": value}, tmp_path / "model.safetensors")
+    (found,) = open_checkpoint(tmp_path).read([Slice("t", 5, 17)])
+    assert found.dtype == dtype and torch.equal(found.view(torch.uint8), value.reshape(-1)[5:17].view(torch.uint8))
+
+
+def test_four_bit_floats(tmp_path: Path) -> None:
+    header = json.dumps({"t": {"dtype": "F4", "shape": [6], "data_offsets": [0, 3]}}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes([0x21, 0xF7, 0x80])
+    (tmp_path / "model.safetensors").write_bytes(content)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.read([Slice("t", 0, 6)])[0].tolist() == [0.5, 1.0, 6.0, -6.0, 0.0, -0.0]
+    assert checkpoint.read([Slice("t", 1, 4)])[0].tolist() == [1.0, 6.0, -6.0]
+
+
+def test_exponent_and_complex_dtypes(tmp_path: Path) -> None:
+    header = json.dumps({
+        "e": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]},
+        "z": {"dtype": "C64", "shape": [1], "data_offsets": [2, 10]},
+    }).encode()  # fmt: skip
+    data = bytes([127, 128]) + torch.tensor([1.5, -2.0]).numpy().tobytes()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.read([Slice("e", 0, 2)])[0].float().tolist() == [1.0, 2.0]
+    assert checkpoint["z"].shape == (1, 2) and checkpoint.read([Slice("z", 0, 2)])[0].tolist() == [1.5, -2.0]
+
+
+def test_pickles_only_when_asked_for(tmp_path: Path) -> None:
+    pickled(tmp_path)
+    with pytest.raises(PickleRefusedError, match="--allow-pickle"):
+        open_checkpoint(tmp_path)
+
+
+def test_safetensors_win_over_pickles(tmp_path: Path) -> None:
+    assert open_checkpoint(pickled(single(tmp_path))).bytes_read < 2000
+
+
+def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(BrokenFileError, match="weights_only"):
+        open_checkpoint(tmp_path, allow_pickle=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_sharded_pickles(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model-00001-of-00002.bin")
+    torch.save({"b": torch.ones(3)}, tmp_path / "pytorch_model-00002-of-00002.bin")
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert set(open_checkpoint(tmp_path, allow_pickle=True)) == {"a", "b"}
+
+
+def test_an_adapter_leads_to_its_base(tmp_path: Path) -> None:
+    save_file({"base_model.model.q_proj.lora_A.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    assert open_checkpoint(tmp_path).adapter_base == "org/base"
+
+
+@pytest.mark.parametrize(
+    "config", ["{", "[]", "{}", '{"base_model_name_or_path": 3}', '{"base_model_name_or_path": ""}']
+)
+def test_an_adapter_without_a_base(tmp_path: Path, config: str) -> None:
+    save_file({"x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(CheckpointError, match="base_model_name_or_path"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_file_cut_short_after_it_was_opened(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(100)}, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-8])
+    with pytest.raises(BrokenFileError, match="truncated"):
+        open_checkpoint(tmp_path)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="found nothing there"):
+        open_checkpoint(tmp_path / "missing")
+    with pytest.raises(NoWeightsError, match="no file at all"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "weights.h5").write_bytes(b"x")
+    with pytest.raises(NoWeightsError, match=r"weights\.h5"):
+        open_checkpoint(tmp_path)
+
+
+def test_several_files_and_no_name(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(NoWeightsError, match="Pass the path of the one"):
+        open_checkpoint(tmp_path)
+    assert list(open_checkpoint(tmp_path / "b.safetensors")) == ["x"]
+
+
+def test_a_slice_outside_is_a_bug(tmp_path: Path) -> None:
+    with pytest.raises(IndexError):
+        open_checkpoint(single(tmp_path)).read([Slice("scalar", 0, 2)])
+
+
+def test_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.listdir", deny)  # the tests may run as root, whom no mode bit stops
+    with pytest.raises(AccessDeniedError, match="Permission denied"):
+        open_checkpoint(tmp_path)

@@ -1,0 +1,128 @@
+"""Moments against loops, NumPy and SciPy; the numerical warning of METHODS §5; additivity."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from hf_lineage.weights.moments import Moments, add_up, measure
+
+
+def rows(models: int = 4, n: int = 999, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(n, generator=generator, dtype=torch.float64)
+    noise = torch.randn(models, n, generator=generator, dtype=torch.float64)
+    return 0.3 * shared + noise + 0.1
+
+
+def test_distances_against_a_loop() -> None:
+    x = rows()
+    found = measure(list(x)).distance2()
+    for i in range(len(x)):
+        for j in range(len(x)):
+            assert found[i, j] == pytest.approx(
+                sum((a - b) ** 2 for a, b in zip(x[i].tolist(), x[j].tolist(), strict=True))
+            )
+
+
+def test_correlations_and_norms_against_numpy() -> None:
+    x = rows()
+    moments = measure(list(x))
+    assert moments.correlation() == pytest.approx(np.corrcoef(x.numpy())[0], abs=1e-12)
+    assert moments.squared_norms() == pytest.approx((x**2).sum(1).numpy())
+
+
+def test_a_negative_correlation_keeps_its_sign() -> None:
+    x = rows(2)
+    assert measure([x[0], -x[0]]).correlation()[1] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("change", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_changes_lose_no_digits(change: float, dtype: torch.dtype) -> None:
+    """d² and 1 − r² within 1e-3 relative, none negative, where the plain Gram matrix in float32 fails."""
+    generator = torch.Generator().manual_seed(1)
+    parent = torch.randn(50_000, generator=generator).to(dtype)
+    child = parent + (change * torch.randn(50_000, generator=generator)).to(dtype)
+    exact = (child.double() - parent.double()).numpy()
+    p, c = parent.double().numpy(), child.double().numpy()
+    moments = measure([child, parent])
+    assert moments.distance2()[0, 1] == pytest.approx((exact**2).sum(), rel=1e-9)
+    # 1 − r² through the residual of the regression, in long double
+    pc, cc = np.longdouble(p) - p.mean(dtype=np.longdouble), np.longdouble(c) - c.mean(dtype=np.longdouble)
+    residual = cc - (cc @ pc) / (pc @ pc) * pc
+    assert moments.unexplained()[1] == pytest.approx(float((residual @ residual) / (cc @ cc)), rel=1e-3)
+    assert moments.unexplained()[1] > 0
+
+
+def test_the_plain_gram_matrix_does_lose_them() -> None:
+    """The control for the test above: without a pivot, float32 products are off by more than 1e-3."""
+    generator = torch.Generator().manual_seed(1)
+    parent = torch.randn(50_000, generator=generator)
+    child = parent + 3e-4 * torch.randn(50_000, generator=generator)
+    x = torch.stack([child, parent])
+    gram = x @ x.T
+    naive = float(gram[0, 0] + gram[1, 1] - 2 * gram[0, 1])
+    exact = float((child.double() - parent.double()).square().sum())
+    assert abs(naive - exact) > 1e-2 * exact
+
+
+def test_zero_distance_means_equal_and_only_then() -> None:
+    x = rows(1)[0].float()
+    other = x.clone()
+    other[7] = torch.nextafter(other[7], torch.tensor(9.0))
+    moments = measure([x, x.clone(), other])
+    assert moments.gram[1, 1] == 0.0 and moments.gram[2, 2] > 0.0
+
+
+def test_any_cut_gives_the_same_sums() -> None:
+    x = rows(3, 1000)
+    whole = measure(list(x))
+    for cuts in ([400], [1, 2, 999], list(range(100, 1000, 100))):
+        edges = [0, *cuts, 1000]
+        parts = [measure(list(x[:, a:b])) for a, b in itertools.pairwise(edges)]
+        total = add_up(parts)
+        assert total.count == 1000
+        for field in ("gram", "s1", "s4"):
+            np.testing.assert_allclose(getattr(total, field), getattr(whole, field), rtol=1e-12, atol=1e-12)
+
+
+def test_order_of_the_others_does_not_matter() -> None:
+    x = rows(4)
+    swapped = measure([x[0], x[2], x[1], x[3]]).distance2()
+    np.testing.assert_allclose(swapped[0, [2, 1, 3]], measure(list(x)).distance2()[0, 1:], rtol=1e-12)
+
+
+def test_nan_stays_in_its_row() -> None:
+    x = rows(3)
+    x[2, 5] = torch.nan
+    moments = measure(list(x))
+    assert np.isfinite(moments.gram[:2, :2]).all() and np.isnan(moments.gram[2, 2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_half_and_eighth_precision(dtype: torch.dtype) -> None:
+    x = rows(2).to(dtype)
+    assert measure(list(x)).distance2()[0, 1] == pytest.approx(float((x[0].double() - x[1].double()).square().sum()))
+
+
+def test_the_standard_error_is_that_of_repeated_samples() -> None:
+    """200 samples without replacement: the spread of their means is what one sample predicts."""
+    x = rows(2, 2000)
+    generator = torch.Generator().manual_seed(3)
+    means, predicted = [], []
+    for _ in range(200):
+        chosen = torch.randperm(2000, generator=generator)[:500]
+        moments = measure(list(x[:, chosen]))
+        means.append(moments.gram[1, 1] / 500)
+        predicted.append(moments.distance2_stderr(2000)[1])
+    assert np.mean(predicted) == pytest.approx(np.std(means), rel=0.2)
+    assert measure(list(x)).distance2_stderr(2000)[1] == 0.0
+
+
+def test_moments_need_the_same_models() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        Moments.__add__(measure(list(rows(2))), measure(list(rows(3))))

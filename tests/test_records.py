@@ -1,0 +1,71 @@
+"""The vocabulary: references parse and print back, answers are plain JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_lineage.errors import ReferenceSyntaxError
+from hf_lineage.records import Candidate, Lineage, ModelRef, is_repo_id
+
+HUB = ["gpt2", "org/name", "org/name@main", "org/name@refs/pr/1", "timm/resnet18.a1_in1k", "a/b@0f3c", "o-r.g/n_a-m.e"]
+LOCAL = ["./x", "../x", "/abs/x", "~/x", "./a b/c", "./x.safetensors", ".", "./org/name@main"]
+BAD = ["", " ", "a/b/c", "a//b", "org/", "/".join("abc"), "a b", "org/name@", "org/name@a b", "org/na--me", "org/..", "-a/b",
+       "org/name@../x", "hf://x/y", "https://huggingface.co/a/b", "org\\name", "a/b\n", "ä/b", "x" * 97, "org/name."]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HUB)
+def test_repo_ids(text: str) -> None:
+    ref = ModelRef.parse(text)
+    assert ref.kind == "hub" and str(ref) == text and ModelRef.parse(str(ref)) == ref
+
+
+@pytest.mark.parametrize("text", LOCAL)
+def test_paths(text: str) -> None:
+    ref = ModelRef.parse(text)
+    assert ref.kind == "local" and ref.revision is None and ModelRef.parse(str(ref)) == ref
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_bad_spellings(text: str) -> None:
+    with pytest.raises(ReferenceSyntaxError, match="Expected"):
+        ModelRef.parse(text)
+    assert not is_repo_id(text.partition("@")[0]) or "@" in text
+
+
+def test_a_path_object_is_local_whatever_its_spelling() -> None:
+    assert ModelRef.parse(Path("org/name")) == ModelRef("local", "./org/name")
+    assert ModelRef.parse("./a/../b/") == ModelRef("local", "./b")
+
+
+def test_a_folder_of_that_name_does_not_shadow_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org/name").mkdir(parents=True)
+    assert ModelRef.parse("org/name").kind == "hub"
+
+
+@given(st.text())
+def test_parse_and_str_undo_each_other(text: str) -> None:
+    try:
+        ref = ModelRef.parse(text)
+    except ReferenceSyntaxError:
+        return
+    assert ModelRef.parse(str(ref)) == ref
+
+
+def test_json_has_no_nan_and_nine_digits() -> None:
+    candidate = Candidate("a", "a", facts={"x": math.nan, "y": [math.inf, 1 / 3]}, probability=2 / 3)
+    lineage = Lineage(ModelRef("hub", "c"), "c", "none", None, 1.0, (candidate,))
+    document = json.loads(lineage.to_json())
+    assert document["schema"] == "hf_lineage/1" and document["child"] == {
+        "ref": "c",
+        "requested": "c",
+        "revision": None,
+    }
+    found = document["candidates"][0]
+    assert found["facts"] == {"x": None, "y": [None, 0.333333333]} and found["probability"] == 0.666666667
