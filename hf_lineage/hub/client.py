@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import ModelInfo, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.repocard import RepoCard
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff, httpx
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, http_stream_backoff, httpx
 
 from ..errors import (
     AccessDeniedError,
@@ -69,15 +69,11 @@ class Hub:
     def __init__(self, token: str | bool | None = None) -> None:
         self.token = token
         self.endpoint = constants.ENDPOINT
-        self.api = HfApi(endpoint=self.endpoint, token=token, library_name="hf_lineage")
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="hf-lineage-range")
 
     def repo(self, ref: ModelRef) -> HubRepo:
         """The repo at a commit: canonical id, file names, card. One request."""
-        with explained(f"`{ref}`"):
-            info = self.api.model_info(
-                ref.name, revision=ref.revision, expand=["sha", "siblings", "cardData"], timeout=TIMEOUT
-            )
+        info = self._info(ref, ["sha", "siblings", "cardData"])
         if not info.sha:
             raise HubUnavailableError(f"Expected a commit for `{ref}`, got none. Try again later.")
         return HubRepo(self, ModelRef("hub", info.id, info.sha), str(ref), info)
@@ -85,10 +81,19 @@ class Hub:
     def canonical(self, name: str) -> str:
         """The id a repo has now, renames followed; `name` itself where the Hub does not tell."""
         try:
-            with explained(f"`{name}`"):
-                return self.api.model_info(name, expand=["sha"], timeout=TIMEOUT).id
+            return self._info(ModelRef("hub", name), ["sha"]).id
         except LineageError:
             return name
+
+    def _info(self, ref: ModelRef, expand: list[str]) -> ModelInfo:
+        # `HfApi.model_info` neither retries nor honours rate limits; `http_backoff` does both
+        revision = f"/revision/{quote(ref.revision, safe='')}" if ref.revision else ""
+        url = f"{self.endpoint}/api/models/{ref.name}{revision}"
+        headers = build_hf_headers(token=self.token, library_name="hf_lineage")
+        with explained(f"`{ref}`"):
+            response = http_backoff("GET", url, params={"expand": expand}, headers=headers, timeout=TIMEOUT)
+            hf_raise_for_status(response)
+            return ModelInfo(**response.json())
 
 
 class HubRepo:

@@ -57,7 +57,7 @@ class LocalRepo:
                 self.folder = path
             else:
                 raise ModelNotFoundError(
-                    f"Expected a model folder or a weights file at `{path}`, found nothing there. "
+                    f"Expected a model folder or a weights file at `{ref.name}`, found nothing there. "
                     f"To name a model on the Hub, write it without a leading `./`, `/` or `~`."
                 )
             self.files = frozenset([self.only] if self.only else os.listdir(self.folder))

@@ -23,8 +23,8 @@ def sentence(lineage: Lineage) -> str:
     best = compared[0] if compared else None
     if best is None:
         return "No candidate could be compared with it: another architecture, or unreadable."
-    chance = f"by chance: p {p_text(best)} over {count}"
-    name = clean(best.ref)
+    chance = f"p {p_text(best)} over {count}"
+    name = shorten(clean(best.ref), 56)
     if lineage.verdict == "identical":
         return f"Its weights are those of {name}, tensor by tensor ({chance})."
     if lineage.verdict == "parent":
@@ -32,8 +32,8 @@ def sentence(lineage: Lineage) -> str:
             best.relation or "", f"nearest of {count}"
         )
         return (
-            f"Fine-tuned from {name}: they share an origin ({chance}; a shared random initialisation would count "
-            f"as one) and it is the likeliest parent ({how}, probability {best.probability:.3f})."
+            f"Fine-tuned from {name}: they share an origin ({chance}; a shared random initialisation would count too) "
+            f"and it is the likeliest parent ({how}, probability {best.probability:.3f})."
         )
     if lineage.verdict == "none":
         return f"None of the {count} is its parent: no sign of a common origin (smallest p {p_text(best)})."
@@ -47,23 +47,27 @@ def sentence(lineage: Lineage) -> str:
 def table(lineage: Lineage) -> str:
     """The whole answer in at most 80 columns."""
     revision = f" @ {lineage.child.revision[:10]}" if lineage.child.revision else ""
-    lines = [f"child    {clean(lineage.child.name)}{revision}", *_wrap("verdict  ", sentence(lineage)), ""]
+    lines = [
+        f"child    {shorten(clean(lineage.child.name), WIDTH - 9 - len(revision))}{revision}",
+        *_wrap("verdict  ", sentence(lineage)),
+        "",
+    ]
     wide = max([24, *(len(clean(c.ref)) for c in lineage.candidates)])
-    wide = min(wide, WIDTH - 42)
-    lines.append(f"  {'candidate':<{wide}} {'probability':>11} {'p-value':>9} {'distance':>9}  relation")
+    wide = min(wide, WIDTH - 43)
+    lines.append(f"  {'candidate':<{wide}} {'prob.':>6} {'p-value':>8} {'distance':>9}  relation")
     for candidate in lineage.candidates:
         mark = ">" if candidate.ref == lineage.parent else " "
         name = shorten(clean(candidate.ref), wide)
         if candidate.status == "compared":
             lines.append(
-                f"{mark} {name:<{wide}} {candidate.probability or 0:>11.3f} {p_text(candidate):>9} "
+                f"{mark} {name:<{wide}} {candidate.probability or 0:>6.3f} {p_text(candidate):>8} "
                 f"{_number(candidate.distance):>9}  {candidate.relation or ''}"
             )
         else:
             lines.append(f"{mark} {name:<{wide}} {candidate.status.replace('_', ' ')}:")
             lines += _wrap("      ", clean(" ".join(candidate.reasons)))
     if lineage.none_probability is not None:
-        lines.append(f"  {'(none of these)':<{wide}} {lineage.none_probability:>11.3f}")
+        lines.append(f"  {'(none of these)':<{wide}} {lineage.none_probability:>6.3f}")
     lines += ["", *_claim_lines(lineage)]
     for note in lineage.notes:
         lines += _wrap("note     ", clean(note))
@@ -89,10 +93,12 @@ def markdown(lineage: Lineage) -> str:
 
 
 def p_text(candidate: Candidate) -> str:
-    """A p-value for people: `0.031`, `2e-12`, `1e-400`; `-` where there is none."""
+    """A p-value for people: `0.031`, `2e-12`, `<1e-300`; `-` where there is none."""
     log10_p = candidate.log10_p
     if log10_p is None:
         return "-"
+    if log10_p < -300:
+        return "<1e-300"
     if log10_p >= -3:
         return f"{10**log10_p:.3f}"
     exponent = int(log10_p // 1)
@@ -136,9 +142,9 @@ def code(text: str) -> str:
 def _claim_lines(lineage: Lineage) -> list[str]:
     lines = []
     for claim in lineage.claims:
-        lines += _wrap("claimed  ", f"{clean(claim.ref)} ({claim.source}): {_CLAIMS[claim.status]}")
+        lines += _wrap("claimed  ", f"{shorten(clean(claim.ref), 56)} ({claim.source}): {_CLAIMS[claim.status]}")
     for ref in lineage.undeclared:
-        lines += _wrap("claimed  ", f"nothing names {clean(ref)}: an undeclared parent")
+        lines += _wrap("claimed  ", f"nothing names {shorten(clean(ref), 56)}: an undeclared parent")
     return lines
 
 

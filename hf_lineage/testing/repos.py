@@ -181,7 +181,8 @@ def model_data(repo: Repo, sha: str) -> dict[str, Any]:
     with suppress(KeyError, ValueError):
         config = dict(json.loads(files["config.json"].read()))
     declared = card.get("base_model") or []
-    bases = [declared] if isinstance(declared, str) else list(declared)
+    listed = [declared] if isinstance(declared, str) else declared if isinstance(declared, list) else []
+    bases = [base for base in listed if isinstance(base, str)]
     inferred = "adapter" if "adapter_config.json" in files else "merge" if len(bases) > 1 else "finetune"
     relation = card.get("base_model_relation") or inferred
     library = card.get("library_name") or ("timm" if "pretrained_cfg" in config else None)

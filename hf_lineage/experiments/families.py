@@ -1,0 +1,439 @@
+"""Families of small networks with a known truth, trained on the spot and written like repos of the Hub.
+
+    train_family      roots from scratch, their children fine-tuned on another task, and so on down
+    train_unrelated   networks with the same data and recipe that share no ancestor
+
+Each network draws its own seed from the family's seed and its own name. One that does not learn its task is
+dropped and counted, never kept. They train one after another: on one core the arithmetic takes the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import ArgumentError
+from .glyphs import Task, image_task, text_task, topic_task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..records import Progress
+
+_Arguments = dict[str, Any]  # of the call that made a family: the key under which it is read again
+
+ACCURACY = 0.8  # a classifier below this is dropped
+LOSS_SHARE = 0.8  # and a language model above this share of the unigram entropy
+
+_XAVIER = {"weight_init": "jax"}  # timm's own default learns too slowly at this size
+SIZES: dict[str, dict[str, Any]] = {
+    "fc": {"widths": [1024, 256, 128]},
+    "resnet": {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]},
+    "vit": {"patch_size": 7, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 4} | _XAVIER,
+    "llama": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "bert": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
+}
+_HEADS = {"fc": "head.", "resnet": "fc.", "vit": "head.", "llama": "lm_head.", "bert": "classifier."}
+_VOCAB = {"llama": 128, "bert": 2048}  # bytes of ASCII, and hashed words
+
+_IMAGE_ROOTS = ("upper", "lower", "cyrillic", "greek")
+_IMAGE_CHILDREN = ("digits", "signs", "capitals", "letters", "slavic")
+_ROOT_TASKS = {
+    "fc": _IMAGE_ROOTS, "resnet": _IMAGE_ROOTS,
+    "vit": ("few-upper", "few-lower", "few-cyrillic", "few-greek"),
+    "llama": ("files+network", "numbers+text", "workers+checks", "network+markup"),
+    "bert": ("network+numbers+workers", "files+numbers+checks", "numbers+text+workers"),
+}  # fmt: skip
+_CHILD_TASKS = {
+    "fc": _IMAGE_CHILDREN, "resnet": _IMAGE_CHILDREN, "vit": _IMAGE_CHILDREN,
+    "llama": ("containers", "dates+code", "text", "code", "markup"),
+    "bert": ("files+numbers", "numbers+text", "network+numbers"),
+}  # fmt: skip
+
+
+def _recipe(optimizer: str, lr: float, steps: int, head_lr: float = 0.0, **other: float) -> dict[str, Any]:
+    """One way to train; `lr` is the peak of the schedule, and `head_lr` that of the new head."""
+    base = {"batch": 64, "weight_decay": 0.0, "clip": 0.0}
+    return {"optimizer": optimizer, "lr": lr, "head_lr": head_lr or lr, "steps": steps, **base, **other}
+
+
+_ROOT_RECIPES = {
+    "fc": (
+        _recipe("adam", 2e-3, 150), _recipe("sgd", 0.1, 150),
+        _recipe("adamw", 1e-3, 200, weight_decay=0.05), _recipe("adam", 1e-3, 180),
+    ),
+    "resnet": (
+        _recipe("adam", 3e-3, 100), _recipe("sgd", 0.1, 100), _recipe("adamw", 3e-3, 120, weight_decay=0.05),
+    ),
+    "vit": (_recipe("adamw", 5e-3, 200, clip=1.0), _recipe("adamw", 3e-3, 200, weight_decay=0.05, clip=1.0)),
+    "llama": (
+        _recipe("adamw", 5e-3, 150, clip=1.0, batch=32), _recipe("adamw", 3e-3, 150, clip=1.0, batch=32),
+    ),
+    "bert": (
+        _recipe("adamw", 3e-3, 200, clip=1.0, batch=32),
+        _recipe("adamw", 2e-3, 200, clip=1.0, batch=32, weight_decay=0.05),
+        _recipe("adamw", 2e-3, 240, clip=1.0, batch=32, weight_decay=0.05),
+    ),
+}  # fmt: skip
+_CHILD_RECIPES = {  # a small rate alone would leave the new head near its initialisation, hence `head_lr`
+    "fc": (_recipe("adam", 1e-2, 80), _recipe("adam", 1e-3, 100), _recipe("adam", 1e-4, 120, head_lr=2e-2)),
+    "resnet": (
+        _recipe("sgd", 1e-2, 60, head_lr=0.03), _recipe("adamw", 1e-3, 60, head_lr=1e-2),
+        _recipe("adamw", 1e-4, 80, head_lr=1e-2),
+    ),
+    "vit": (
+        _recipe("sgd", 1e-2, 140, head_lr=0.1), _recipe("adamw", 1e-3, 100, head_lr=1e-2),
+        _recipe("adamw", 1e-4, 200, head_lr=2e-2),
+    ),
+    "llama": (
+        _recipe("sgd", 1e-2, 100, head_lr=0.3, clip=1.0, batch=32),
+        _recipe("adamw", 1e-3, 100, head_lr=1e-2, clip=1.0, batch=32),
+        _recipe("adamw", 1e-4, 100, head_lr=1e-2, clip=1.0, batch=32),
+    ),
+    "bert": (
+        _recipe("sgd", 1e-2, 100, clip=1.0, batch=32),
+        _recipe("adamw", 1e-3, 100, head_lr=1e-2, clip=1.0, batch=32),
+        _recipe("adamw", 1e-4, 100, head_lr=1e-2, clip=1.0, batch=32),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One network of a family: where it is, what it came from, and how well it learned."""
+
+    name: str  # "family/fc-root-0": unique, and the repo's folder inside the family's
+    architecture: str
+    parent: str | None  # the name of the member it was fine-tuned from
+    generation: int  # 1 for a root
+    recipe: dict[str, Any] = field(hash=False)
+    quality: dict[str, float] = field(hash=False)  # {"accuracy": 0.97} or {"loss": 2.1, "unigram": 3.1}
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Every kept member, parents before children, and how many were dropped for not learning."""
+
+    folder: Path
+    members: tuple[Member, ...]
+    dropped: int
+
+    @property
+    def roots(self) -> tuple[Member, ...]:
+        """The members trained from scratch."""
+        return tuple(member for member in self.members if member.parent is None)
+
+    @property
+    def children(self) -> tuple[Member, ...]:
+        """The members fine-tuned from another one, of every generation after the first."""
+        return tuple(member for member in self.members if member.parent is not None)
+
+    def member(self, name: str) -> Member:
+        """The member of that name, or `KeyError`."""
+        return {member.name: member for member in self.members}[name]
+
+
+def train_family(
+    folder: str | Path,
+    architecture: str,
+    *,
+    roots: int = 4,
+    children: int = 3,
+    generations: int = 2,
+    seed: int = 0,
+    sizes: dict[str, Any] | None = None,
+    weight_decay: float = 0.0,
+    same_recipe: bool = False,
+    progress: Progress | None = None,
+    claim: bool = True,
+) -> Family:
+    """Train `roots` networks from scratch, `children` of each, one of each child, and so on.
+
+    A child starts from its parent's weights with a new head, on another task. With `same_recipe` the roots
+    differ only in their seed. With `claim` a child's card declares its `base_model`. Called again with the
+    same arguments, the folder is read instead of written.
+    """
+    arguments = {
+        "kind": "family", "architecture": architecture, "roots": roots, "children": children,
+        "generations": generations, "seed": seed, "sizes": _sizes(architecture, sizes),
+        "weight_decay": weight_decay, "same_recipe": same_recipe, "claim": claim,
+    }  # fmt: skip
+    plans = []
+    for root in range(roots):
+        shift = 0 if same_recipe else root
+        plan = _plan(folder, arguments, f"family/{architecture}-root-{root}", None, shift)
+        plans.append(plan)
+        for child in range(children if generations > 1 else 0):
+            parent = plan
+            for generation in range(2, generations + 1):
+                suffix = "" if generation == 2 else f"-gen{generation}"
+                name = f"family/{architecture}-child-{root}-{child}{suffix}"
+                parent = _plan(folder, arguments, name, parent, shift + child + generation - 2)
+                plans.append(parent)
+    plans.sort(key=lambda plan: plan.generation)
+    return _grow(Path(folder), plans, arguments, progress)
+
+
+def train_unrelated(
+    folder: str | Path,
+    architecture: str,
+    count: int,
+    *,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    sizes: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Family:
+    """Train `count` networks from scratch on the same data with the same recipe; only their seeds differ."""
+    arguments = {
+        "kind": "unrelated", "architecture": architecture, "count": count, "seed": seed,
+        "sizes": _sizes(architecture, sizes), "weight_decay": weight_decay, "claim": False,
+    }  # fmt: skip
+    names = [f"unrelated/{architecture}-{index}" for index in range(count)]
+    plans = [_plan(folder, arguments, name, None, 0) for name in names]
+    return _grow(Path(folder), plans, arguments, progress)
+
+
+def _sizes(architecture: str, sizes: dict[str, Any] | None) -> dict[str, Any]:
+    """The default sizes with the caller's over them; tuples become lists, as in JSON."""
+    if architecture not in SIZES:
+        raise ArgumentError(f"Expected an architecture out of {', '.join(SIZES)}, got {architecture!r}.")
+    if unknown := sorted({*(sizes or {})} - {*SIZES[architecture]}):
+        known = ", ".join(SIZES[architecture])
+        raise ArgumentError(f"Expected sizes of {architecture} out of {known}, got {', '.join(unknown)}.")
+    return json.loads(json.dumps({**SIZES[architecture], **(sizes or {})}))
+
+
+def _plan(folder: str | Path, arguments: _Arguments, name: str, parent: Member | None, turn: int) -> Member:
+    """A member that is still to be trained: the tables of tasks and recipes are walked in turn."""
+    architecture, weight_decay = arguments["architecture"], arguments["weight_decay"]
+    tasks = (_CHILD_TASKS if parent else _ROOT_TASKS)[architecture]
+    recipes = (_CHILD_RECIPES if parent else _ROOT_RECIPES)[architecture]
+    recipe = {"task": tasks[turn % len(tasks)], **recipes[turn % len(recipes)]}
+    recipe["weight_decay"] = weight_decay or recipe["weight_decay"]
+    recipe["data_seed"] = arguments["seed"]
+    recipe["seed"] = random.Random(f"{arguments['seed']}/{name}").getrandbits(31)
+    generation = parent.generation + 1 if parent else 1
+    origin = parent.name if parent else None
+    return Member(name, architecture, origin, generation, recipe, {}, Path(folder) / name)
+
+
+def _grow(folder: Path, plans: Sequence[Member], arguments: _Arguments, progress: Progress | None) -> Family:
+    """Train what is planned, parents first; `family.json` is written last, so a broken run is run again."""
+    if (family := _load(folder, arguments)) is not None:
+        return family
+    kept: dict[str, Member] = {}
+    dropped = 0
+    for done, plan in enumerate(plans):
+        if progress:
+            progress(done, len(plans), plan.name)
+        if plan.parent is not None and plan.parent not in kept:
+            continue  # its parent was dropped, and counted
+        model, quality = _train(plan, kept[plan.parent] if plan.parent else None, arguments["sizes"])
+        if not _learned(quality):
+            dropped += 1
+            continue
+        kept[plan.name] = dataclasses.replace(plan, quality=quality)
+        _write(model, kept[plan.name], arguments)
+    if progress:
+        progress(len(plans), len(plans), "done")
+    family = Family(folder, tuple(kept.values()), dropped)
+    members = [dataclasses.asdict(member) | {"path": member.name} for member in family.members]
+    record = {"arguments": arguments, "dropped": dropped, "members": members}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "family.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return family
+
+
+def _load(folder: Path, arguments: _Arguments) -> Family | None:
+    """The family in the folder if it was made with these arguments; another one there is removed."""
+    if not (folder / "family.json").is_file():
+        return None
+    record = json.loads((folder / "family.json").read_text(encoding="utf-8"))
+    members = tuple(Member(**{**member, "path": folder / member["path"]}) for member in record["members"])
+    whole = all((member.path / "model.safetensors").is_file() for member in members)
+    if record["arguments"] == arguments and whole:
+        return Family(folder, members, record["dropped"])
+    for member in members:
+        if folder.resolve() in member.path.resolve().parents:
+            shutil.rmtree(member.path, ignore_errors=True)
+    (folder / "family.json").unlink()
+    return None
+
+
+def _learned(quality: dict[str, float]) -> bool:
+    """Whether a network is good enough to be kept."""
+    if "loss" in quality:
+        return quality["loss"] <= LOSS_SHARE * quality["unigram"]
+    return quality["accuracy"] >= ACCURACY
+
+
+def _train(plan: Member, parent: Member | None, sizes: dict[str, Any]) -> tuple[nn.Module, dict[str, float]]:
+    """One network, from its own seed or from its parent's weights, and what it reaches on the test set."""
+    recipe, task = plan.recipe, _task(plan)
+    recipe["classes"] = task.classes
+    head = _HEADS[plan.architecture]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe["seed"])
+        model = build(plan.architecture, task.classes, sizes)
+        if parent is not None:
+            _inherit(model, parent, head)
+        _optimise(model, task, recipe, head)
+    return model.eval(), _quality(model, task)
+
+
+def _inherit(model: nn.Module, parent: Member, head: str) -> None:
+    """Take every weight of the parent but its head; the new head stays at its own initialisation."""
+    weights = load_file(parent.path / "model.safetensors")
+    body = {name: tensor for name, tensor in weights.items() if not name.startswith(head)}
+    missing, unexpected = model.load_state_dict(body, strict=False)
+    if unexpected or not all(name.startswith(head) for name in missing):
+        raise RuntimeError(f"Expected only `{head}` to be new, missing {missing}, unexpected {unexpected}.")
+
+
+def _optimise(model: nn.Module, task: Task, recipe: dict[str, Any], head: str) -> None:
+    """Linear warm-up over 15 % of the steps, then linearly to zero; batches in the order of the seed."""
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for name, p in named if not name.startswith(head)], "peak": recipe["lr"]},
+        {"params": [p for name, p in named if name.startswith(head)], "peak": recipe["head_lr"]},
+    ]
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    extra = {"momentum": 0.9, "nesterov": True} if recipe["optimizer"] == "sgd" else {}
+    optimizer = kinds[recipe["optimizer"]](
+        groups, lr=recipe["lr"], weight_decay=recipe["weight_decay"], fused=True, **extra
+    )
+    model.train()
+    for step in range(recipe["steps"]):
+        done = (step + 0.5) / recipe["steps"]
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * min(done / 0.15, (1 - done) / 0.85)
+        chosen = torch.randint(len(task.train_x), (recipe["batch"],))
+        loss = _loss(model, task.train_x[chosen], task.train_y[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        if recipe["clip"]:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe["clip"])
+        optimizer.step()
+
+
+def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    """(batch, classes), or (batch, length, vocabulary) for causal text."""
+    outputs = model(inputs)
+    return outputs if isinstance(outputs, Tensor) else outputs.logits
+
+
+def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(_logits(model, inputs).flatten(0, -2), labels.flatten())
+
+
+@torch.no_grad()
+def _quality(model: nn.Module, task: Task) -> dict[str, float]:
+    """Accuracy, or for causal text the test loss in nats beside that of the best guess without context."""
+    if task.test_y.ndim == 1:
+        right = _logits(model, task.test_x).argmax(dim=-1) == task.test_y
+        return {"accuracy": round(right.float().mean().item(), 4)}
+    counts = torch.bincount(task.train_y.flatten(), minlength=task.classes) + 1
+    unigram = -(counts / counts.sum()).log()[task.test_y].mean().item()
+    return {"loss": round(_loss(model, task.test_x, task.test_y).item(), 4), "unigram": round(unigram, 4)}
+
+
+def _task(plan: Member) -> Task:
+    """The data of a recipe; members of a family that share a task share its images or text."""
+    name, seed = plan.recipe["task"], plan.recipe["data_seed"]
+    if plan.architecture in _VOCAB:
+        text = text_task if plan.architecture == "llama" else topic_task
+        return text(name, seed, _VOCAB[plan.architecture])
+    return image_task(name, seed)
+
+
+class FullyConnected(nn.Module):
+    """`fc1`, `fc2`, … with ReLU after each, then `head`; an image is read as one row of pixels."""
+
+    def __init__(self, inputs: int, widths: Sequence[int], classes: int) -> None:
+        super().__init__()
+        for index, (before, after) in enumerate(zip([inputs, *widths], widths, strict=False), start=1):
+            self.add_module(f"fc{index}", nn.Linear(before, after))
+        self.head = nn.Linear([inputs, *widths][-1], classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = images.flatten(1)
+        for name, layer in self.named_children():
+            hidden = layer(hidden) if name == "head" else layer(hidden).relu()
+        return hidden
+
+
+def build(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Module:
+    """A freshly initialised network of the real class; `classes` is the vocabulary for causal text."""
+    if architecture == "fc":
+        return FullyConnected(28 * 28, sizes["widths"], classes)
+    if architecture in _VOCAB:
+        return _build_text(architecture, classes, sizes)
+    if architecture == "vit":
+        from timm.models.vision_transformer import VisionTransformer
+
+        return VisionTransformer(img_size=28, in_chans=1, num_classes=classes, **sizes)
+    from timm.models.resnet import BasicBlock, ResNet
+
+    return ResNet(BasicBlock, in_chans=1, num_classes=classes, **sizes)  # type: ignore[arg-type]
+
+
+def _build_text(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Module:
+    import transformers
+
+    common: dict[str, Any] = {"vocab_size": _VOCAB[architecture], "max_position_embeddings": 128, **sizes}
+    config: Any
+    if architecture == "llama":
+        config = transformers.LlamaConfig(**common, tie_word_embeddings=False, use_cache=False)
+        return transformers.LlamaForCausalLM(config)
+    dropout: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.BertConfig(**common, **dropout, num_labels=classes)  # type: ignore[call-arg]
+    return transformers.BertForSequenceClassification(config)
+
+
+def _write(model: nn.Module, member: Member, arguments: _Arguments) -> None:
+    """The repo: `model.safetensors`, `config.json` and a card."""
+    shutil.rmtree(member.path, ignore_errors=True)
+    member.path.mkdir(parents=True)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, member.path / "model.safetensors", metadata={"format": "pt"})
+    config: Any = getattr(model, "config", None)
+    if config is not None:  # transformers; `save_pretrained` writes the same, with a progress bar per model
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(member.path)
+    else:
+        config = {
+            "architecture": member.architecture,
+            "num_classes": member.recipe["classes"],
+            "model_args": arguments["sizes"],
+        }
+        (member.path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (member.path / "README.md").write_text(_card(member, arguments["claim"]), encoding="utf-8")
+
+
+def _card(member: Member, claim: bool) -> str:
+    """The model card: what the Hub would know about this repo."""
+    library = {"resnet": "timm", "vit": "timm", "llama": "transformers", "bert": "transformers"}
+    tags = {"llama": "text-generation", "bert": "text-classification"}
+    lines = ["---"]
+    if member.architecture in library:
+        lines.append(f"library_name: {library[member.architecture]}")
+    lines += ["tags:", f"- {tags.get(member.architecture, 'image-classification')}", "- hf-lineage-family"]
+    if claim and member.parent is not None:
+        lines.append(f"base_model: {member.parent}")
+    reached = ", ".join(f"{name} {value}" for name, value in member.quality.items())
+    lines += ["---", "", f"# {member.name}", ""]
+    task = member.recipe["task"]
+    lines.append(f"A small network trained on the task `{task}` in seconds; on its test set: {reached}.")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,120 @@
+"""The command line as its user sees it: streams, exit codes, one line for an error, a traceback for a bug."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_lineage import cli
+from hf_lineage.testing import MiniHub
+
+Folders = dict[str, Path]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = 0
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        code = int(error.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_an_answer(capsys, folders: Folders) -> None:
+    code, out, _ = run(capsys, "trace", folders["child"], "-c", folders["parent"], "-c", folders["stranger"])
+    assert code == 0 and "Fine-tuned from" in out and all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_none_is_an_answer(capsys, folders: Folders) -> None:
+    code, out, _ = run(capsys, "trace", folders["child"], "-c", folders["stranger"])
+    assert code == 0 and "None of the 1 compared candidate" in out
+
+
+def test_json_is_one_document_on_stdout(capsys, folders: Folders, tmp_path: Path) -> None:
+    picture = tmp_path / "x.png"
+    code, out, err = run(capsys, "trace", folders["child"], "-c", folders["parent"], "--json", "--plot", picture)
+    assert code == 0 and json.loads(out)["schema"] == "hf_lineage/1" and "picture" in err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_hub(capsys, lab: MiniHub) -> None:
+    code, out, _ = run(capsys, "trace", "lab/child", "--json")
+    document = json.loads(out)
+    assert code == 0 and document["parent"] == "lab/parent" and document["claims"][0]["status"] == "confirmed"
+    assert document["child"]["revision"] == lab.repos["lab/child"].refs["main"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["trace", "./nowhere", "-c", "./x"], 3, "Expected a model folder"),
+        (["trace", "no such id!", "-c", "a/b"], 1, "Expected a repo id"),
+        (["trace", "{child}"], 1, "none were given"),
+        (["trace", "{child}", "-c", "./nowhere"], 1, "No candidate could be read"),
+        (["trace", "{child}", "-c", "{parent}", "--sample", "lots"], 1, "Expected `sample`"),
+        (["trace", "{child}", "-c", "{parent}", "--evidence", "tarot"], 1, "Expected `evidence`"),
+    ],
+)
+def test_one_line_for_what_goes_wrong(capsys, folders: Folders, arguments: list[str], code: int, words: str) -> None:
+    filled = [argument.format(**folders) for argument in arguments]
+    found, out, err = run(capsys, *filled)
+    assert (found, out) == (code, "") and words in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_child_that_is_not_on_the_hub(capsys, lab: MiniHub) -> None:
+    lab.add("alice/secret", {}, private=True)
+    for child in ("lab/nothing", "alice/secret"):
+        code, _, err = run(capsys, "trace", child, "-c", "lab/parent")
+        assert code == 3 and "hf auth login" in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["trace"], ["trace", "x", "--frobnicate"], ["sing"], ["trace", "x", "--alpha", "much"]]
+)
+def test_wrong_usage(capsys, arguments: list[str]) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "") and "Usage:" in err
+
+
+def test_interrupted(capsys, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_lineage.pipeline.trace", interrupt)
+    assert run(capsys, "trace", folders["child"], "-c", folders["parent"])[0] == 130
+
+
+def test_a_bug_keeps_its_traceback(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("hf_lineage.pipeline.trace", bug)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["trace", str(folders["child"])])
+
+
+@pytest.mark.parametrize("name", [None, *cli.cli.commands])
+def test_every_command_has_help_with_examples(capsys, name: str | None) -> None:
+    code, out, _ = run(capsys, *([name] if name else []), "--help")
+    assert code == 0 and "hf-lineage " in out
+    assert name is None or "Examples:" in out
+
+
+def test_as_a_program(folders: Folders) -> None:
+    command = [sys.executable, "-m", "hf_lineage", "trace", folders["child"], "-c", folders["parent"], "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}, check=True)
+    assert json.loads(done.stdout)["verdict"] == "parent"
+
+
+def test_control_characters_never_reach_the_terminal(capsys, folders: Folders) -> None:
+    (folders["child"] / "README.md").write_text('---\nbase_model: "lab/x"\n---\n')
+    weird = folders["stranger"].parent / "a\x1b[31mred"
+    folders["stranger"].rename(weird)
+    code, out, _ = run(capsys, "trace", folders["child"], "-c", weird, "-c", folders["parent"])
+    assert code == 0 and "\x1b" not in out
