@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from hf_lineage.experiments.families import Family, train_family, train_unrelated
+
 pytest_plugins = ["hf_lineage.testing"]
+
+ROOT = Path(__file__).parents[1]
 
 WIDTHS = (48, 96, 64, 10)
 Tensors = dict[str, torch.Tensor]
@@ -60,3 +69,72 @@ def lab(hub, nets: dict[str, Tensors]):
             files["README.md"] = b"---\nbase_model: lab/parent\nbase_model_relation: finetune\n---\n# A child\n"
         hub.add(f"lab/{name}", files)
     return hub
+
+
+# What the claims of the README are measured on. `large` is the full form; the tests run the reduced one.
+FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
+    "reduced": {
+        "fc": {"roots": 5, "children": 6}, "resnet": {"roots": 3, "children": 3}, "vit": {"roots": 3, "children": 3},
+        "llama": {"roots": 2, "children": 3}, "bert": {"roots": 2, "children": 3},
+    },
+    "large": {
+        "fc": {"roots": 12, "children": 16}, "resnet": {"roots": 6, "children": 9}, "vit": {"roots": 6, "children": 6},
+        "llama": {"roots": 4, "children": 6}, "bert": {"roots": 4, "children": 6},
+    },
+}  # fmt: skip
+# Checkpoints above 10 MB, for samples of 0.5 %
+BIG: dict[str, dict[str, dict[str, Any]]] = {
+    "fc": {"widths": [2560, 256, 128]},
+    "resnet": {"channels": [32, 64, 128, 480]},
+    "vit": {"embed_dim": 192, "depth": 6},
+    "llama": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3},
+}
+UNRELATED = {
+    "reduced": {"fc": 24, "fc-decayed": 20, "resnet": 8, "vit": 8},
+    "large": {"fc": 57, "fc-decayed": 57, "resnet": 22, "vit": 22},
+}
+
+
+class Nursery:
+    """Families by name, trained when first asked for and kept for the session."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def family(self, architecture: str, scale: str) -> Family:
+        return train_family(self.folder / scale / architecture, architecture, seed=1, **FAMILIES[scale][architecture])
+
+    def big(self, architecture: str) -> Family:
+        folder = self.folder / "big" / architecture
+        return train_family(folder, architecture, roots=3, children=1, seed=2, sizes=BIG[architecture])
+
+    def unrelated(self, kind: str, scale: str) -> Family:
+        decay = 0.03 if kind == "fc-decayed" else 0.0
+        folder = self.folder / scale / f"unrelated-{kind}"
+        return train_unrelated(folder, kind.split("-")[0], UNRELATED[scale][kind], seed=3, weight_decay=decay)
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Nursery:
+    """Trained families; `--families FOLDER` keeps them between runs."""
+    kept = pytestconfig.getoption("--families")
+    return Nursery(Path(kept) if kept else tmp_path_factory.mktemp("families"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--families", metavar="FOLDER", help="keep trained families here between runs")
+
+
+@pytest.fixture(scope="session")
+def record() -> Callable[[str, dict[str, Any]], None]:
+    """Write the figures of a full measurement beside the commit and the machine they were taken on."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    machine = f"{len(cpu)} x {cpu[0].partition(': ')[2]}, Python {platform.python_version()}, torch {torch.__version__}"
+
+    def write(name: str, figures: dict[str, Any]) -> None:
+        about = {"commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d"), "machine": machine}
+        path = ROOT / "tests" / "benchmarks" / "results" / f"{name}.json"
+        path.write_text(json.dumps({**about, **figures}, indent=2) + "\n")
+
+    return write

@@ -4,15 +4,20 @@
     train_unrelated   networks with the same data and recipe that share no ancestor
 
 Each network draws its own seed from the family's seed and its own name. One that does not learn its task is
-dropped and counted, never kept. They train one after another: on one core the arithmetic takes the time.
+dropped and counted, never kept. Each trains on one core, as many at once as there are cores.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import random
 import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +31,6 @@ from ..errors import ArgumentError
 from .glyphs import Task, image_task, text_task, topic_task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ..records import Progress
 
 _Arguments = dict[str, Any]  # of the call that made a family: the key under which it is read again
@@ -234,26 +237,52 @@ def _grow(folder: Path, plans: Sequence[Member], arguments: _Arguments, progress
     if (family := _load(folder, arguments)) is not None:
         return family
     kept: dict[str, Member] = {}
-    dropped = 0
-    for done, plan in enumerate(plans):
-        if progress:
-            progress(done, len(plans), plan.name)
-        if plan.parent is not None and plan.parent not in kept:
-            continue  # its parent was dropped, and counted
-        model, quality = _train(plan, kept[plan.parent] if plan.parent else None, arguments["sizes"])
-        if not _learned(quality):
-            dropped += 1
-            continue
-        kept[plan.name] = dataclasses.replace(plan, quality=quality)
-        _write(model, kept[plan.name], arguments)
-    if progress:
-        progress(len(plans), len(plans), "done")
-    family = Family(folder, tuple(kept.values()), dropped)
+    trained = 0
+    with _workers(len(plans)) as run:
+        for generation in sorted({plan.generation for plan in plans}):
+            due = [plan for plan in plans if plan.generation == generation]
+            due = [
+                plan for plan in due if plan.parent is None or plan.parent in kept
+            ]  # a dropped parent is counted once
+            for member in run(_make, [(plan, kept.get(plan.parent or ""), arguments) for plan in due]):
+                trained += 1
+                if _learned(member.quality):
+                    kept[member.name] = member
+                if progress:
+                    progress(trained, len(plans), member.name)
+    family = Family(folder, tuple(kept.values()), trained - len(kept))
     members = [dataclasses.asdict(member) | {"path": member.name} for member in family.members]
-    record = {"arguments": arguments, "dropped": dropped, "members": members}
+    record = {"arguments": arguments, "dropped": family.dropped, "members": members}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "family.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return family
+
+
+@contextmanager
+def _workers(networks: int) -> Iterator[Callable[..., Iterable[Member]]]:
+    """A `map` over processes, one a core; plainly in this process where starting them costs more than it saves."""
+    cores = os.cpu_count() or 1
+    if cores == 1 or networks < 8:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(cores, networks), mp_context=context) as pool:
+        yield pool.map
+
+
+def _make(job: tuple[Member, Member | None, _Arguments]) -> Member:
+    """Train one member and write it down if it has learned; with what it reached."""
+    plan, parent, arguments = job
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # also what makes the bytes the same on every machine size
+    try:
+        model, quality = _train(plan, parent, arguments["sizes"])
+    finally:
+        torch.set_num_threads(threads)
+    member = dataclasses.replace(plan, quality=quality)
+    if _learned(quality):
+        _write(model, member, arguments)
+    return member
 
 
 def _load(folder: Path, arguments: _Arguments) -> Family | None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from ..records import Candidate, Lineage
-from .text import clean, sentence, shorten
+from .text import clean, p_text, shorten
 
 PARENT, OTHER, LINE = "#1b6ca8", "#b8c4ce", "#c0392b"
 MOST = 20  # candidates drawn
@@ -42,7 +43,7 @@ def plot_family(lineages: Sequence[Lineage], path: str | Path | None = None) -> 
             if value >= 0.005:
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="w" if value > 0.5 else "k")
         _frame_claims(axes, row, lineage, refs)
-    axes.set_title("Probability of being the parent. Frame: what the card claims (red: contradicted)", fontsize=10)
+    axes.set_title("Probability of being the parent. Framed: what the card claims; red: contradicted", fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
     return _save(figure, path)
 
@@ -51,8 +52,8 @@ def _evidence_bars(axes: Axes, compared: Sequence[Candidate], lineage: Lineage) 
     heights = [0.0 if c.log10_p is None else -c.log10_p for c in compared]
     colours = [PARENT if c.ref == lineage.parent else OTHER for c in compared]
     axes.barh(range(len(compared)), heights, color=colours)
-    axes.axvline(-_log10(lineage.alpha), color=LINE, linewidth=1, linestyle="--", label=f"α = {lineage.alpha:g}")
-    axes.set_yticks(range(len(compared)), [shorten(clean(c.ref), 30) for c in compared])
+    axes.axvline(-math.log10(lineage.alpha), color=LINE, linewidth=1, linestyle="--", label=f"α = {lineage.alpha:g}")
+    axes.set_yticks(range(len(compared)), [_short(c.ref) for c in compared])
     axes.invert_yaxis()
     axes.set_xscale("symlog", linthresh=10)
     axes.set_xlim(0, max([20.0, *(1.3 * height for height in heights)]))
@@ -81,11 +82,10 @@ def _frame_claims(axes: Axes, row: int, lineage: Lineage, refs: Sequence[str]) -
     for claim in lineage.claims:
         column = next((i for i, ref in enumerate(refs) if claim.ref == ref or ref.endswith(f"/{claim.ref}")), None)
         if column is not None:
-            colour = LINE if claim.status == "contradicted" else "#444444"
+            honest = "w" if _probability(lineage, refs[column]) > 0.5 else "#444444"
+            colour = LINE if claim.status == "contradicted" else honest
             axes.add_patch(
-                matplotlib.patches.Rectangle(
-                    (column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor=colour, linewidth=2
-                )
+                Rectangle((column - 0.46, row - 0.42), 0.92, 0.84, fill=False, edgecolor=colour, linewidth=2)
             )
 
 
@@ -98,14 +98,12 @@ def _short(ref: str) -> str:
 
 
 def _title(lineage: Lineage) -> str:
-    text = f"{clean(lineage.child.name)}: {sentence(lineage)}"
-    return text if len(text) < 130 else text[:127] + "…"
-
-
-def _log10(value: float) -> float:
-    import math
-
-    return math.log10(value)
+    """The verdict in a few words; the table has the sentence."""
+    best = next((c for c in lineage.candidates if c.status == "compared"), None)
+    said = lineage.verdict.replace("_", " ")
+    if lineage.parent and best:
+        said = f"{said} {_short(lineage.parent)}, probability {best.probability:.3f}, p {p_text(best)}"
+    return f"{_short(lineage.child.name)}: {said}"
 
 
 def _figure(width: float, height: float) -> Figure:

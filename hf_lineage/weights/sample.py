@@ -142,10 +142,10 @@ def _kept_rows(
 def _admitted(
     entries: Mapping[str, Shaped], nbytes: Mapping[str, int], units: Mapping[str, str], budget: int
 ) -> dict[str, str]:
-    """Unit matrices of which `MIN_UNITS` rows can be afforded, the cheapest first, from half the budget."""
+    """Unit matrices of which `MIN_UNITS` rows can be afforded, cheapest first, from 3/4 of the budget."""
     cost = {name: MIN_UNITS * nbytes[name] // entries[name].shape[0] for name in units}
     admitted: dict[str, str] = {}
-    left = budget // 2
+    left = 3 * budget // 4
     for name in sorted(units, key=lambda name: (cost[name], name)):
         if cost[name] <= left:
             admitted[name] = units[name]
