@@ -95,7 +95,7 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], as
     show_default=True,
     help="Folder for the models, the picture and the JSON.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed makes another family.")
 def demo(out: Path, seed: int) -> None:
     """Train a small family here, offline, and trace every child in it.
 

@@ -1,0 +1,25 @@
+"""`hf-lineage demo` as its user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_demo(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hf_lineage", "demo", "--out", "family"]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert "8 of 8 verdicts agree" in first.stdout and "The card of family/fc-child-1-0 lies" in first.stdout
+    assert "contradicted" in first.stdout and "(none)" in first.stdout
+    document = json.loads((tmp_path / "family" / "lineage.json").read_text())
+    assert document["schema"] == "hf_lineage/1" and len(document["lineages"]) == 8
+    assert (tmp_path / "family" / "lineage.png").read_bytes().startswith(b"\x89PNG")
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert again.stdout == first.stdout, "the family is kept, and the answer is the same"
+    last = first.stdout.strip().splitlines()[-1].split("hf-lineage ")[1].split()
+    assert (
+        subprocess.run([sys.executable, "-m", "hf_lineage", *last], cwd=tmp_path, capture_output=True).returncode == 0
+    )
