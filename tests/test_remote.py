@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,19 @@ class TestReading:
         lab.add("lab/sharded", {**files, "model.safetensors.index.json": json.dumps(index)})
         lineage = hl.trace("lab/child", ["lab/sharded", "lab/stranger"])
         assert lineage.parent == "lab/sharded"
+
+    def test_shards_are_read_at_the_same_time(self, lab: MiniHub, nets) -> None:
+        files = {
+            f"model-0000{i}-of-00003.safetensors": save({f"fc{i}.weight": nets["parent"][f"fc{i}.weight"]})
+            for i in (1, 2, 3)
+        }
+        index = {"weight_map": {f"fc{i}.weight": shard for i, shard in enumerate(files, start=1)}}
+        lab.add("lab/sharded", {**files, "model.safetensors.index.json": json.dumps(index)})
+        checkpoint = open_checkpoint("lab/sharded")
+        lab.fault("delay", on="cdn", times=None, value=0.3)
+        start = time.monotonic()
+        checkpoint.read([Slice(f"fc{i}.weight", 0, 10) for i in (1, 2, 3)])
+        assert time.monotonic() - start < 0.8, "three reads of 0.3 s, one after another, take 0.9"
 
     def test_a_revision_is_pinned_to_its_commit(self, lab: MiniHub, nets) -> None:
         old = lab.repos["lab/parent"].refs["main"]

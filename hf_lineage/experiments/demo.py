@@ -76,7 +76,7 @@ def _outro(family: Family, lineages: Sequence[Lineage], liar: Member, out: Path)
         "",
         f"{right} of {len(lineages)} verdicts agree with how the networks were made.",
         f"The card of {liar.name} lies: it names {caught.ref},",
-        f"the weights say {liar.parent}." if caught.status == "contradicted" else "which the weights did NOT contradict.",
+        f"the weights say {liar.parent}." if caught.status == "contradicted" else "which the weights bear out!",
         "",
         f"picture  {out / 'lineage.png'}",
         f"JSON     {out / 'lineage.json'}",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .client import Hub, HubRepo
 
+SHARDS = 8  # files looked at or read at once
 FIRST_READ = 1 << 14  # bytes of the first look at a file: most headers of small models fit
 
 # Root files in the order they are looked for; the first that is there is the model.
@@ -104,10 +105,18 @@ class FileCheckpoint(Checkpoint):
         for position, piece in enumerate(slices):
             wanted.setdefault(self[piece.name].file, []).append((position, piece))
         result: dict[int, torch.Tensor] = {}
-        for file, pieces in wanted.items():
-            buffers = self._sources[file].read([self._extent(piece) for _, piece in pieces])
-            for (position, piece), buffer in zip(pieces, buffers, strict=True):
+
+        def read_file(file: int) -> None:
+            buffers = self._sources[file].read([self._extent(piece) for _, piece in wanted[file]])
+            for (position, piece), buffer in zip(wanted[file], buffers, strict=True):
                 result[position] = decode(buffer, self[piece.name].dtype, piece)
+
+        if self._remote and len(wanted) > 1:
+            with ThreadPoolExecutor(min(SHARDS, len(wanted)), thread_name_prefix="hf-lineage-shard") as pool:
+                list(pool.map(read_file, wanted))
+        else:
+            for file in wanted:
+                read_file(file)
         return [result[position] for position in range(len(slices))]
 
     def _extent(self, piece: Slice) -> tuple[int, int]:
@@ -240,7 +249,7 @@ def _open_files(repo: LocalRepo | HubRepo, names: Sequence[str]) -> FileCheckpoi
             first += source.read([(len(first), 8 + length)])[0]
         return source, *parse_header(bytes(first[8 : 8 + length]), source.size, where, index)
 
-    with ThreadPoolExecutor(min(8, len(names))) as pool:
+    with ThreadPoolExecutor(min(SHARDS, len(names))) as pool:
         looked = list(pool.map(look, enumerate(names)))
     entries: dict[str, Entry] = {}
     for (_, found, _), name in zip(looked, names, strict=True):

@@ -43,7 +43,7 @@ from ..errors import (
 from ..records import ModelRef
 
 MAX_TEXT = 1_000_000  # bytes of a card or config that are looked at
-MAX_REQUEST = 8 << 20  # bytes asked for in one range
+MAX_REQUEST = 2 << 20  # bytes asked for in one range: a batch of 8 MB then travels on several connections
 MAX_GAP = 1 << 16  # unread bytes that may be fetched along, to save a request …
 WASTE = 0.05  # … if they are at most this share of the bytes that are wanted
 WORKERS = 8  # ranges in flight

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Callable, Iterator
 
 from ..records import Candidate, Lineage
 
 WIDTH = 80
 _CLAIMS = {
     "confirmed": "confirmed by the weights",
-    "contradicted": "contradicted: unrelated by the weights",
+    "contradicted": "contradicted, unrelated by the weights",
     "relative": "a relative, but not the parent found",
-    "not_testable": "not testable: not among the compared candidates",
+    "not_testable": "not testable, not among the compared candidates",
 }
 
 
-def sentence(lineage: Lineage) -> str:
-    """The verdict in plain words, with how often such evidence arises by chance."""
+def sentence(lineage: Lineage, show: Callable[[str], str] | None = None) -> str:
+    """The verdict in plain words, with how often such evidence arises by chance; `show` writes a foreign name."""
     compared = [c for c in lineage.candidates if c.status == "compared"]
     count = f"{len(compared)} compared candidate{'s' if len(compared) != 1 else ''}"
     best = compared[0] if compared else None
     if best is None:
         return "No candidate could be compared with it: another architecture, or unreadable."
     chance = f"p {p_text(best)} over {count}"
-    name = shorten(clean(best.ref), 56)
+    name = (show or _short)(best.ref)
     if lineage.verdict == "identical":
         return f"Its weights are those of {name}, tensor by tensor ({chance})."
     if lineage.verdict == "parent":
@@ -68,7 +69,9 @@ def table(lineage: Lineage) -> str:
             lines += _wrap("      ", clean(" ".join(candidate.reasons)))
     if lineage.none_probability is not None:
         lines.append(f"  {'(none of these)':<{wide}} {lineage.none_probability:>6.3f}")
-    lines += ["", *_claim_lines(lineage)]
+    lines.append("")
+    for source, ref, text in _claims(lineage):
+        lines += _wrap("claim    ", f"{source} {_short(ref)}: {text}")
     for note in lineage.notes:
         lines += _wrap("note     ", clean(note))
     lines.append(f"read     {size_text(lineage.bytes_read)} in {lineage.seconds:.1f} s, seed {lineage.seed}")
@@ -86,9 +89,10 @@ def markdown(lineage: Lineage) -> str:
         rows.append(f"| {code(c.ref)} | {' | '.join(cells)} |")
     if lineage.none_probability is not None:
         rows.append(f"| none of these | {lineage.none_probability:.3f} | | | |")
-    claims = [f"- {line.strip()}" for line in _claim_lines(lineage)]
+    claims = [f"- {source} {code(ref)}: {text}" for source, ref, text in _claims(lineage)]
     return (
-        "\n".join([f"## Lineage of {code(lineage.child.name)}", "", sentence(lineage), "", *rows, "", *claims]) + "\n"
+        "\n".join([f"## Lineage of {code(lineage.child.name)}", "", sentence(lineage, code), "", *rows, "", *claims])
+        + "\n"
     )
 
 
@@ -139,13 +143,16 @@ def code(text: str) -> str:
     return f"`{re.sub(r'[`|<>]', '?', clean(text))}`"
 
 
-def _claim_lines(lineage: Lineage) -> list[str]:
-    lines = []
+def _claims(lineage: Lineage) -> Iterator[tuple[str, str, str]]:
+    """Who says it, which model, what the weights say."""
     for claim in lineage.claims:
-        lines += _wrap("claimed  ", f"{shorten(clean(claim.ref), 56)} ({claim.source}): {_CLAIMS[claim.status]}")
+        yield f"the {claim.source} names", claim.ref, _CLAIMS[claim.status]
     for ref in lineage.undeclared:
-        lines += _wrap("claimed  ", f"nothing names {shorten(clean(ref), 56)}: an undeclared parent")
-    return lines
+        yield "nothing names", ref, "an undeclared parent"
+
+
+def _short(ref: str) -> str:
+    return shorten(clean(ref), 56)
 
 
 def _number(value: float | None) -> str:

@@ -102,7 +102,7 @@ def grid(name: str, shape: Sequence[int]) -> list[Slice]:
 
 
 def _cut(name: str, start: int, stop: int, row: int) -> list[Slice]:
-    step = row * max(1, BLOCK // row) if row <= BLOCK else BLOCK
+    step = row * max(1, BLOCK // row) if row <= MAX_ROW else BLOCK
     return [Slice(name, at, min(at + step, stop)) for at in range(start, stop, step)]
 
 
