@@ -135,6 +135,7 @@ def record() -> Callable[[str, dict[str, Any]], None]:
     def write(name: str, figures: dict[str, Any]) -> None:
         about = {"commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d"), "machine": machine}
         path = ROOT / "tests" / "benchmarks" / "results" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**about, **figures}, indent=2) + "\n")
 
     return write
