@@ -35,7 +35,8 @@ _BLOCK = re.compile(
 
 # Where the rows of a matrix are the hidden units of one layer, in an order that training leaves arbitrary. `order`
 # names that order; tensors of one order (gate and up) are tested together. `taller`: only if it has more rows
-# than columns, which tells GPT-2's (in, out) layout from a Linear of the same name.
+# than columns, which tells GPT-2's (in, out) layout from a Linear of the same name. A matrix counts only if another
+# one of its module reads exactly its rows: fused gate-and-up and grouped convolutions have fewer symmetries.
 _UNIT_ROWS: tuple[tuple[re.Pattern[str], bool], ...] = (
     (re.compile(r"(?P<order>.*\bmlp)\.(?:gate_proj|up_proj|fc1|fc1_g|fc1_x|w1|dense_h_to_4h)\.weight"), False),
     (re.compile(r"(?P<order>.*\b(?:feed_forward|experts\.\d+))\.(?:w1|w3|gate_proj|up_proj)\.weight"), False),
@@ -46,7 +47,7 @@ _UNIT_ROWS: tuple[tuple[re.Pattern[str], bool], ...] = (
     (re.compile(r"(?P<order>.*\blayers\.\d+)\.fc1\.weight"), False),
     (re.compile(r"(?P<order>.*)\.pwconv1\.weight"), False),
 )
-# Rows of the convolutions inside a residual block, all but its last one: the next number must be there too.
+# Rows of the convolutions inside a residual block, all but its last one: the next one must read them.
 _INNER_CONV = re.compile(r"(?P<stem>.*\b(?:layer\d+\.\d+|blocks\.\d+)\.conv|.*\blayers\.\d+\.layer\.)"
                          r"(?P<number>\d)(?P<tail>\.weight|\.convolution\.weight)")  # fmt: skip
 
@@ -120,14 +121,15 @@ def describe(entries: Mapping[str, Shaped]) -> Architecture:
         elif entries[name].count == 0:
             left_out[name] = "empty"
     weights = {short: name for short, name in sorted(plain.items()) if name not in left_out}
-    chain = _chain({short: entries[name].shape for short, name in weights.items()})
+    shapes = {short: entries[name].shape for short, name in weights.items()}
+    chain = _chain(shapes)
     heads = {name for short, name in weights.items() if _HEAD.match(short)}
     if chain:
         heads = {name for short, name in weights.items() if short.rpartition(".")[0] == chain[-1].rpartition(".")[0]}
     blocks = {name: "head" if name in heads else _block(short, name, chain) for short, name in weights.items()}
     orders: dict[str, list[str]] = {}
     for short, name in weights.items():
-        if name not in heads and (order := _unit_order(short, entries[name].shape, weights, chain)):
+        if name not in heads and (order := _unit_order(short, shapes, chain)):
             orders.setdefault(order, []).append(name)
     return Architecture(
         tuple(weights.values()), frozenset(heads), left_out, blocks, {k: tuple(v) for k, v in sorted(orders.items())}
@@ -185,7 +187,8 @@ def _block(short: str, name: str, chain: list[str]) -> str:
     return block_of(name) or "stem"
 
 
-def _unit_order(short: str, shape: tuple[int, ...], names: Mapping[str, str], chain: list[str]) -> str | None:
+def _unit_order(short: str, shapes: Mapping[str, tuple[int, ...]], chain: list[str]) -> str | None:
+    shape = shapes[short]
     if short in chain:
         return short.rpartition(".")[0]
     if len(shape) < 2:
@@ -193,11 +196,24 @@ def _unit_order(short: str, shape: tuple[int, ...], names: Mapping[str, str], ch
     for pattern, taller in _UNIT_ROWS:
         match = pattern.fullmatch(short)
         if match and (not taller or shape[0] > shape[1]):
-            return match["order"]
+            readers = (shapes[other] for other in shapes if other.startswith(match["order"]) and other != short)
+            return match["order"] if any(_reads(reader, shape) for reader in readers) else None
     inner = _INNER_CONV.fullmatch(short)
-    if inner and f"{inner['stem']}{int(inner['number']) + 1}{inner['tail']}" in names:
-        return short.rpartition(".")[0]
+    if inner:
+        number = int(inner["number"])
+        before, after = (shapes.get(f"{inner['stem']}{n}{inner['tail']}", ()) for n in (number - 1, number + 1))
+        grouped = len(before) > 1 and not _reads(shape, before)
+        return short.rpartition(".")[0] if _reads(after, shape) and not grouped else None
     return None
+
+
+def _reads(reader: tuple[int, ...], rows: tuple[int, ...]) -> bool:
+    """Whether a matrix takes exactly these rows as its inputs: not so where gate and up are fused, or groups differ.
+
+    >>> _reads((32, 64), (64, 32)), _reads((32, 64), (128, 32)), _reads((64, 4, 3, 3), (64, 64, 1, 1))
+    (True, False, False)
+    """
+    return len(reader) > 1 and reader[1] == rows[0]
 
 
 def _chain(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -209,8 +225,12 @@ def _chain(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     matrices = sorted((name for name, shape in shapes.items() if len(shape) > 1), key=_natural)
     if len(matrices) < 2 or any(len(shapes[name]) != 2 for name in matrices):
         return []
-    # sorted by number where there are numbers; a head called `head` or `classifier` comes last whatever its name
+    # one numbered series; a head called `head` or `classifier` comes last whatever its name. Encoder and decoder, or
+    # q, k, v and o, may fit each other without being a chain.
     matrices.sort(key=lambda name: bool(_HEAD.match(name)))
+    series = {re.sub(r"\d+\.weight$", "#", name) for name in matrices if not _HEAD.match(name)}
+    if len(series) != 1 or not min(series).endswith("#"):
+        return []
     linked = all(shapes[a][0] == shapes[b][1] for a, b in pairwise(matrices))
     return matrices if linked else []
 

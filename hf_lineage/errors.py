@@ -11,8 +11,7 @@
     │   ├── NoWeightsError        no safetensors file where one is expected
     │   ├── PickleRefusedError    only pickled weights, and `allow_pickle` was not given
     │   └── BrokenFileError       a header, index or byte range that contradicts itself
-    ├── NothingToCompareError     weights were read, but none of them can be judged
-    └── MissingExtraError         an optional package is not installed               (also ImportError)
+    └── NothingToCompareError     weights were read, but none of them can be judged
 
 Every message says what was expected, what came instead, and what to do next.
 "No parent" is not here: it is an answer (`Lineage.verdict == "none"`).
@@ -67,7 +66,3 @@ class BrokenFileError(CheckpointError):
 
 class NothingToCompareError(LineageError):
     """Weights were read, but none of them can be judged."""
-
-
-class MissingExtraError(LineageError, ImportError):
-    """An optional package is not installed; the message names the pip command."""

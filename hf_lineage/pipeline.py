@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from . import verdict
 from .architecture import Alignment, Architecture, align, describe
-from .errors import ArgumentError, NoCandidatesError, NothingToCompareError
+from .errors import ArgumentError, CheckpointError, LineageError, NoCandidatesError, NothingToCompareError
 from .hub.candidates import claims_of
 from .hub.checkpoint import Checkpoint
 from .hub.opener import Opener, identity
-from .records import Candidate, Lineage, ModelRef, Progress, Status
+from .records import Candidate, Lineage, ModelRef, Progress, Status, is_repo_id
 from .weights.evidence import WeightsComparison, compare
 from .weights.reading import read_together
-from .weights.sample import Plan, make_plan, sample_budget
+from .weights.sample import MIN_UNITS, Plan, make_plan, sample_budget
 
 if TYPE_CHECKING:
     import torch
@@ -38,27 +38,32 @@ def trace(
 ) -> Lineage:  # fmt: skip
     """Say which of the candidates the child was fine-tuned from, and how sure that is.
 
-    child, candidates: Hub repo ids (`org/name`, `org/name@revision`), paths (starting with `.`, `/`, `~`), or
-        modules in memory. `candidates=None` takes what the child's own card and adapter config declare.
+    child, candidates: Hub repo ids (`"org/name"`, `"org/name@revision"`), paths (a `Path`, or text that starts
+        with `.`, `/` or `~`), or modules in memory (`requested` then says which: `candidates[1]`).
+        `candidates=None` takes what the child's own card and adapter config declare.
     evidence: `"weights"`: the permutation test over hidden units for "is it related at all", the distance of the
-        aligned weights for "which one" (METHODS §5). No data is needed and no code of the models is run.
+        aligned weights for "which one" (`weights/independence.py`, `weights/moments.py`). No data is needed and no
+        code of the models is run.
     alpha: family-wise error of the p-values, in (0, 1): the chance that any unrelated candidate is called related.
     sample: None reads everything of local models and 0.5 % (at least 4 MB) of remote ones; `"all"`, `"auto"`,
         a fraction (`0.005`, `"0.5%"`) or a number of bytes.
     max_bytes: refuse, before any weight is read, to read more than this over all models together.
     allow_pickle: read `.bin`/`.pt` too, by `torch.load(weights_only=True)`.
+    token: for the Hub; None uses the machine's login, False none. It goes to the Hub's own origin only.
+    device: where to compute, the processor by default. progress: called as `progress(done, total, what)`, in bytes.
+    seed: of the sample and of the permutations.
 
     Returns a `Lineage`; "none of these" is an answer. Raises `LineageError`s, each saying what to do next:
     `ModelNotFoundError`, `AccessDeniedError`, `CheckpointError`, `HubUnavailableError` for the child,
-    `NoCandidatesError`, `NothingToCompareError`, `ArgumentError`. A candidate that cannot be opened is listed
-    as `unreadable`; it does not stop the others.
+    `NoCandidatesError`, `NothingToCompareError`, `ArgumentError` (all in `hf_lineage.errors`). A candidate that cannot
+    be opened is listed as `unreadable`; it does not stop the others.
     """
     started = time.monotonic()
-    _check(evidence, alpha, max_bytes)
+    _check(evidence, alpha, max_bytes, device)
     opener = Opener(token, allow_pickle)
     ours = opener.open(child)
     claims = claims_of(ours)
-    source = opener.open(ours.adapter_base) if ours.adapter_base else ours
+    source = _base_of(ours, opener) if ours.adapter_base else ours
     wanted = _wanted(candidates, [claim.ref for claim in claims], ours)
     opened, unreadable = opener.open_all(wanted)
     opened, notes = _distinct(opened, ours)
@@ -77,11 +82,11 @@ def trace(
         )  # fmt: skip
         counts = {name: source[name].count for name in architecture.weights}
         comparison = compare(readings, architecture, counts, len(comparable), seed=seed)
-        if len(comparison.lost) == len(readings.moments):
+        if set(readings.moments) & set(architecture.trunk) <= set(comparison.lost):
             raise NothingToCompareError(
-                f"Every tensor of `{ours.ref.name}` holds NaN, Inf or only zeros. Export it again."
+                f"Every tensor of `{ours.ref.name}` that was read holds NaN, Inf or only zeros. Export it again."
             )
-        judged, none = _judge(source, architecture, comparable, comparison, counts, alpha)
+        judged, none = _judge(source, architecture, comparable, comparison, counts, alpha, plan)
         rest += _refuse(comparable, comparison, readings.failed)
         notes += _remarks(plan, architecture, comparison)
 
@@ -91,9 +96,13 @@ def trace(
     said, parent = verdict.conclude(ranked, none, alpha)
     if source is not ours:
         said, ranked, notes = _as_adapter(said, ranked, ours, source, notes)
-    checked, undeclared = verdict.weigh_claims(
-        claims, ranked, parent, alpha, opener.same_model, circular=source is not ours
-    )
+    checked, undeclared = verdict.weigh_claims(claims, ranked, parent, opener.same_model, circular=source is not ours)
+    for claim in checked:
+        by_folder = [
+            c.ref for c in ranked if c.ref[0] in "./~" and c.ref != claim.ref and opener.same_model(claim.ref, c)
+        ]
+        if claim.status != "not_testable" and by_folder:
+            notes.append(f"The folder {by_folder[0]} was taken for {claim.ref}, by its name.")
     return Lineage(
         child=ours.ref, requested=ours.requested, verdict=said, parent=parent, none_probability=none,
         candidates=tuple(ranked), claims=tuple(checked), undeclared=tuple(undeclared),
@@ -103,19 +112,44 @@ def trace(
     )  # fmt: skip
 
 
-def _check(evidence: str | Sequence[str], alpha: float, max_bytes: int | None) -> None:
+def _check(
+    evidence: str | Sequence[str], alpha: float, max_bytes: int | None, device: str | torch.device | None
+) -> None:
     for name in [evidence] if isinstance(evidence, str) else evidence:
         if name not in EVIDENCE:
             raise ArgumentError(f"Expected `evidence` to be among {', '.join(EVIDENCE)}, got {name!r}.")
+    if device is not None:
+        import torch
+
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0][:100]
+            raise ArgumentError(
+                f"Expected `device` to be one of this machine's, got {str(device)!r}: {reason}"
+            ) from error
     if not 0 < alpha < 1:
         raise ArgumentError(f"Expected `alpha` between 0 and 1, got {alpha}.")
     if max_bytes is not None and max_bytes <= 0:
         raise ArgumentError(f"Expected `max_bytes` above 0, got {max_bytes}.")
 
 
+def _base_of(adapter: Checkpoint, opener: Opener) -> Checkpoint:
+    """The base an adapter declares. What a repo's file names must not open a path on this machine."""
+    base = adapter.adapter_base or ""
+    if adapter.ref.kind == "hub" and not is_repo_id(base):
+        raise CheckpointError(
+            f"`{adapter.ref.name}` is a LoRA adapter of {base[:80]!r}, which is no repo id. Name its base as the child."
+        )
+    try:
+        return opener.open(base)
+    except LineageError as error:
+        raise CheckpointError(f"`{adapter.ref.name}` is a LoRA adapter; its base cannot be opened: {error}") from error
+
+
 def _wanted(candidates: Iterable[Model] | None, declared: Sequence[str], child: Checkpoint) -> list[Model]:
-    if isinstance(candidates, (str, Path)):
-        raise ArgumentError(f"Expected a list of candidates, got the single reference {str(candidates)!r}.")
+    if isinstance(candidates, (str, Path)) or hasattr(candidates, "state_dict"):
+        raise ArgumentError(f"Expected a list of candidates, got a single {type(candidates).__name__}.")
     wanted: list[Model] = list(dict.fromkeys(declared)) if candidates is None else list(candidates)
     if not wanted:
         raise NoCandidatesError(
@@ -133,10 +167,10 @@ def _distinct(opened: Sequence[Checkpoint], child: Checkpoint) -> tuple[list[Che
         if identity(checkpoint) == identity(child):
             notes.append(f"{checkpoint.requested} is the child itself and was dropped from the candidates.")
         elif identity(checkpoint) in kept:
-            notes.append(f"{checkpoint.requested} was named more than once and counts once.")
+            notes.append(f"{checkpoint.ref.name} was named more than once and counts once.")
         else:
             kept[identity(checkpoint)] = checkpoint
-    return list(kept.values()), notes
+    return list(kept.values()), sorted(notes)
 
 
 def _line_up(
@@ -155,6 +189,12 @@ def _line_up(
     return comparable, rest
 
 
+def _left_out(alignment: Alignment, heads: frozenset[str]) -> tuple[str, ...]:
+    """Tensors of the child's trunk that the candidate has no partner for, for the candidate's `reasons`."""
+    names = [name for name in alignment.unmatched if name not in heads]
+    return (f"left out: {_some([f'{name} ({alignment.unmatched[name]})' for name in names], 3)}",) if names else ()
+
+
 def _plan(
     child: Checkpoint, architecture: Architecture, comparable: Sequence[tuple[Checkpoint, Alignment]],
     sample: str | float | int | None, max_bytes: int | None, seed: int,
@@ -168,7 +208,9 @@ def _plan(
     plan = make_plan(
         {name: child[name] for name in names}, nbytes, architecture.orders, budget=budget, keep=keep, seed=seed
     )
-    needed = models * round(plan.share * sum(nbytes.values()))
+    if not plan.slices:
+        raise ArgumentError(f"Expected a larger sample: {budget} bytes of {sum(nbytes.values()):,} hold no slice.")
+    needed = round(plan.share * (sum(nbytes.values()) + sum(_nbytes(*pair) for pair in comparable)))
     if max_bytes is not None and needed > max_bytes:
         raise ArgumentError(
             f"This would read about {needed:,} bytes of {models} models, more than max_bytes={max_bytes:,}. "
@@ -177,13 +219,21 @@ def _plan(
     return plan
 
 
+def _nbytes(model: Checkpoint, alignment: Alignment) -> int:
+    return sum(model[partner].nbytes for partner in alignment.pairs.values())
+
+
 def _judge(
     child: Checkpoint, architecture: Architecture, comparable: Sequence[tuple[Checkpoint, Alignment]],
-    comparison: WeightsComparison, counts: dict[str, int], alpha: float,
+    comparison: WeightsComparison, counts: dict[str, int], alpha: float, plan: Plan,
 ) -> tuple[list[Candidate], float | None]:  # fmt: skip
     kept = [comparable[i] for i in comparison.found]
-    same = [len(a.pairs) == len(architecture.weights) == len(describe(model).weights) for model, a in kept]
-    blanks = [_blank(model, "compared") for model, _ in kept]
+    # what is equal in a sample only is not said to be identical
+    same = [
+        not plan.sampled and len(a.pairs) == len(architecture.weights) == len(describe(model).weights)
+        for model, a in kept
+    ]
+    blanks = [_blank(model, "compared", *_left_out(alignment, architecture.heads)) for model, alignment in kept]
     return verdict.judge(blanks, list(comparison.found.values()), architecture.heads, counts, same, alpha)
 
 
@@ -206,14 +256,26 @@ def _remarks(plan: Plan, architecture: Architecture, comparison: WeightsComparis
     notes = []
     if plan.sampled:
         notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; distances are estimates.")
-    if comparison.lost:
-        notes.append(f"Left out, NaN, Inf or only zeros in the child: {_some(comparison.lost)}.")
+    if plan.sampled and any(len(item.equal) == len(item.compared) for item in comparison.found.values()):
+        notes.append("All that was read of a candidate is equal; --sample all tells a copy from a partial change.")
+    if any(item.test and item.test.at_floor for item in comparison.found.values()):
+        notes.append(
+            "No random permutation came near a candidate's: its p-value is as small as so many draws can show."
+        )
+    zeros = [name for name in comparison.lost if comparison.lost[name] == "zeros"]
+    broken = [name for name in comparison.lost if comparison.lost[name] != "zeros"]
+    if zeros:
+        notes.append(f"Left out, all zeros in the child: {_some(zeros)}.")
+    if broken:
+        notes.append(f"Left out, NaN or Inf in the child: {_some(broken)}.")
     bad = sorted({name for item in comparison.found.values() for name in item.bad} - set(comparison.lost))
     if bad:
-        notes.append(f"Left out, NaN, Inf or only zeros in a candidate: {_some(bad)}.")
+        notes.append(f"Left out, NaN, Inf or all zeros in a candidate: {_some(bad)}.")
     if comparison.found and all(item.test is None for item in comparison.found.values()):
-        why = "the sample holds too few whole units" if plan.sampled and architecture.orders else "none are known"
-        notes.append(f"The permutation test needs hidden units of this architecture, but {why}: no p-value.")
+        why = "none of this architecture are known"
+        if architecture.orders:
+            why = "the sample is too small for that, read more" if plan.sampled else "its layers have fewer"
+        notes.append(f"No p-value: the permutation test needs layers of at least {MIN_UNITS} hidden units; {why}.")
     return notes
 
 

@@ -99,6 +99,15 @@ def is_repo_id(text: str) -> bool:
     return bool(_REPO_ID.fullmatch(text)) and "--" not in text and ".." not in text and text[-1] not in ".-"
 
 
+def printable(text: str) -> str:
+    """One line of printable characters: no control code that a stranger wrote can reach a terminal.
+
+    >>> printable("a\\tb\\x1b[31m")
+    'a b?[31m'
+    """
+    return "".join(ch if ch.isprintable() else "?" for ch in re.sub(r"\s+", " ", text).strip())
+
+
 def _normalise_path(text: str) -> str:
     path = os.path.normpath(text)
     return path if path[0] in "./~" else f"./{path}"

@@ -30,23 +30,29 @@ def judge(
     """Fill in the numbers of the compared candidates; returns them and the probability of "none".
 
     `same_names[i]`: the candidate's tensors are exactly the child's, heads included. Without any p-value (the
-    test applied to no candidate) probabilities are shared among the candidates and "none" is None.
+    test applied to no candidate) there are no probabilities either: None.
     """
     tested = [i for i, item in enumerate(found) if item.test]
     adjusted: dict[int, float] = dict(zip(tested, holm([_log10_p(found[i]) for i in tested]), strict=True))
     unrelated = [evidence_bound(adjusted[i]) if i in adjusted else 1.0 for i in range(len(found))]
     none = min((unrelated[i] for i in tested), default=None)
     weights = [1.0 if none is None else 1.0 - bound for bound in unrelated]
-    shares = _shares([item.distance for item in found], weights)
+    copies = [
+        same and item.equal.issuperset((*item.compared, *item.bad))
+        for same, item in zip(same_names, found, strict=True)
+    ]
+    shares = _shares([item.distance for item in found], weights, copies)
     best = max(range(len(found)), key=lambda i: (shares[i], -(found[i].distance or 0.0)), default=0)
     judged = []
     for i, (candidate, item) in enumerate(zip(candidates, found, strict=True)):
         related = i in adjusted and adjusted[i] <= math.log10(alpha)
-        relation, facts = _relation(item, heads, sizes, same_names[i], related, i == best)
+        relation, facts = _relation(item, heads, sizes, copies[i], related, i == best)
+        if relation == "none" and (item.test is None or item.test.at_floor):
+            relation = None  # not tested, or the draws cannot show as small a p as this many candidates ask for
         judged.append(
             replace(
                 candidate,
-                probability=shares[i] * (1.0 - (none or 0.0)),
+                probability=None if none is None else shares[i] * (1.0 - none),
                 p_value=10.0 ** adjusted[i] if i in adjusted else None,
                 p_raw=item.test.p if item.test else None,
                 p_method=item.test.method if item.test else None,
@@ -67,18 +73,19 @@ def conclude(candidates: Sequence[Candidate], none: float | None, alpha: float) 
     if best is None or (none is None and best.relation != "identical"):
         return "undecided", None
     related = best.p_value is not None and best.p_value <= alpha
-    sure = related and (best.probability or 0) >= 0.5 and best.relation in PARENT_RELATIONS
+    tied = len(compared) > 1 and math.isclose(compared[1].probability or 0, best.probability or 0, rel_tol=1e-9)
+    sure = related and not tied and (best.probability or 0) >= 0.5 and best.relation in PARENT_RELATIONS
     if best.relation == "identical":  # equality needs no test, naming a parent does
         return "identical", best.ref if sure else None
     if sure:
         return "parent", best.ref
-    if all(c.p_value is None or c.p_value > alpha for c in compared) and best.relation == "none":
+    if all(c.relation == "none" for c in compared):
         return "none", None
     return ("common_origin" if best.relation == "common_origin" else "undecided"), None
 
 
 def weigh_claims(
-    claims: Sequence[Claim], candidates: Sequence[Candidate], parent: str | None, alpha: float,
+    claims: Sequence[Claim], candidates: Sequence[Candidate], parent: str | None,
     same: Callable[[str, Candidate], bool], circular: bool = False,
 ) -> tuple[list[Claim], list[str]]:  # fmt: skip
     """Each claim's status, and the parent if no claim names it.
@@ -95,7 +102,7 @@ def weigh_claims(
             pass
         elif hits[0].ref == parent:
             status = "confirmed"
-        elif hits[0].p_value > alpha:
+        elif hits[0].relation == "none":
             status = "contradicted"
         elif parent:
             status = "relative"
@@ -131,11 +138,12 @@ def _log10_p(item: WeightsEvidence) -> float:
     return item.test.log10_p if item.test else 0.0
 
 
-def _shares(distances: Sequence[float | None], weights: Sequence[float]) -> list[float]:
-    """Shares of the candidates, summing to 1 (or all 0 where every weight is 0)."""
+def _shares(distances: Sequence[float | None], weights: Sequence[float], identical: Sequence[bool]) -> list[float]:
+    """Shares of the candidates, summing to 1 (or all 0 where every weight is 0); a full copy takes it all."""
     zeros = [weight if distance == 0.0 else 0.0 for distance, weight in zip(distances, weights, strict=True)]
+    copies = [weight if same else 0.0 for same, weight in zip(identical, zeros, strict=True)]
     if any(zeros):
-        raw = zeros
+        raw = copies if any(copies) else zeros
     else:
         logs = [
             -2 * SHARPNESS * math.log(d) if d and w > 0 else -math.inf for d, w in zip(distances, weights, strict=True)
@@ -147,8 +155,8 @@ def _shares(distances: Sequence[float | None], weights: Sequence[float]) -> list
 
 
 def _relation(
-    item: WeightsEvidence, heads: frozenset[str], sizes: dict[str, int], same_names: bool, related: bool, best: bool
-) -> tuple[Relation, dict]:
+    item: WeightsEvidence, heads: frozenset[str], sizes: dict[str, int], copy: bool, related: bool, best: bool
+) -> tuple[Relation | None, dict]:
     """What the weights show, with the measured facts that support it."""
     trunk = [name for name in item.compared if name not in heads]
     equal = set(item.equal)
@@ -158,7 +166,7 @@ def _relation(
         "equal_tensors": len(equal.intersection(trunk)), "compared_tensors": len(trunk),
     }  # fmt: skip
     if trunk and equal.issuperset(trunk):
-        return ("identical" if same_names and equal.issuperset(item.compared) else "head_changed"), facts
+        return ("identical" if copy else "head_changed"), facts
     if not related:
         return "none", facts
     if not best:

@@ -86,7 +86,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
 BIG: dict[str, dict[str, dict[str, Any]]] = {
     "fc": {"widths": [2560, 256, 128]},
     "resnet": {"channels": [32, 64, 128, 480]},
-    "vit": {"embed_dim": 192, "depth": 6},
+    "vit": {"embed_dim": 96, "mlp_ratio": 36},
     "llama": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3},
 }
 UNRELATED = {

@@ -33,7 +33,7 @@ def test_an_answer(capsys, folders: Folders) -> None:
 
 def test_none_is_an_answer(capsys, folders: Folders) -> None:
     code, out, _ = run(capsys, "trace", folders["child"], "-c", folders["stranger"])
-    assert code == 0 and "None of the 1 compared candidate" in out
+    assert code == 0 and "no sign of a common origin" in out
 
 
 def test_json_is_one_document_on_stdout(capsys, folders: Folders, tmp_path: Path) -> None:
@@ -54,11 +54,11 @@ def test_the_hub(capsys, lab: MiniHub) -> None:
     ("arguments", "code", "words"),
     [
         (["trace", "./nowhere", "-c", "./x"], 3, "Expected a model folder"),
-        (["trace", "no such id!", "-c", "a/b"], 1, "Expected a repo id"),
+        (["trace", "no such id!", "-c", "a/b"], 2, "Expected a repo id"),
         (["trace", "{child}"], 1, "none were given"),
         (["trace", "{child}", "-c", "./nowhere"], 1, "No candidate could be read"),
-        (["trace", "{child}", "-c", "{parent}", "--sample", "lots"], 1, "Expected `sample`"),
-        (["trace", "{child}", "-c", "{parent}", "--evidence", "tarot"], 1, "Expected `evidence`"),
+        (["trace", "{child}", "-c", "{parent}", "--sample", "lots"], 2, "Expected `sample`"),
+        (["trace", "{child}", "-c", "{parent}", "--evidence", "tarot"], 2, "Expected `evidence`"),
     ],
 )
 def test_one_line_for_what_goes_wrong(capsys, folders: Folders, arguments: list[str], code: int, words: str) -> None:

@@ -42,7 +42,7 @@ HOME = {
     "PIL": {"experiments/glyphs.py"},
     "safetensors": {"experiments/families.py"},
     "pytest": {"testing/__init__.py"},
-    "yaml": {"testing/repos.py"},
+    "yaml": {"hub/client.py", "testing/repos.py"},
     "scipy": {"weights/independence.py"},
 }
 ANYWHERE = {"torch", "numpy"}

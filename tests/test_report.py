@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_lineage.records import Candidate, Claim, Lineage, ModelRef
+from hf_lineage.records import Candidate, Claim, Lineage, ModelRef, printable
 from hf_lineage.report.plots import plot_family, plot_lineage
-from hf_lineage.report.text import clean, code, markdown, p_text, sentence, shorten, table
+from hf_lineage.report.text import code, markdown, p_text, sentence, shorten, table
 
 BLOCKS = {
     "weights": {
@@ -51,12 +51,12 @@ def lineage(verdict="parent", candidates=(BEST, OTHER, GONE), **other) -> Lineag
     ("verdict", "candidates", "words"),
     [
         ("parent", (BEST, OTHER), "Fine-tuned from lab/a"),
-        ("identical", (BEST, OTHER), "Its weights are those of lab/a"),
-        ("none", (OTHER,), "None of the 1 compared candidate"),
+        ("identical", (BEST, OTHER), "Identical to lab/a"),
+        ("none", (OTHER,), "Not lab/b, the only candidate"),
         ("common_origin", (BEST,), "which one came first does not show"),
-        ("undecided", (BEST, OTHER), "does not single out"),
-        ("undecided", (Candidate("lab/a", "lab/a", distance=0.1),), "chance cannot be ruled out"),
-        ("undecided", (GONE,), "No candidate could be compared"),
+        ("undecided", (BEST, OTHER), "singles out none of"),
+        ("undecided", (Candidate("lab/a", "lab/a", distance=0.1),), "does not apply"),
+        ("undecided", (GONE,), "no candidate could be compared"),
     ],
 )
 def test_sentences(verdict, candidates, words: str) -> None:
@@ -110,7 +110,7 @@ def test_p_values_for_people(log10_p: float | None, text: str) -> None:
 
 
 def test_small_helpers() -> None:
-    assert clean("a\tb\x00") == "a b?" and shorten("x" * 50, 20).count("x") == 19
+    assert printable("a\tb\x00") == "a b?" and shorten("x" * 50, 20).count("x") == 19
 
 
 @pytest.mark.parametrize("candidates", [(BEST, OTHER, GONE), (GONE,), tuple([BEST] * 30)], ids=["some", "none", "many"])

@@ -187,7 +187,7 @@ class TestNotes:
     def test_a_sample_too_small_for_the_test(self, folders: Folders) -> None:
         lineage = answer(folders, sample=1000)
         assert lineage.verdict == "undecided" and lineage.candidates[0].p_value is None
-        assert "no p-value" in " ".join(lineage.notes)
+        assert "No p-value" in " ".join(lineage.notes)
 
     def test_an_architecture_without_known_units(self, tmp_path: Path) -> None:
         parent = {f"thing{i}": torch.randn(40, 30) for i in range(3)}
@@ -195,7 +195,7 @@ class TestNotes:
         save_file({k: v + 0.01 * torch.randn_like(v) for k, v in parent.items()}, tmp_path / "b.safetensors")
         lineage = hl.trace(tmp_path / "b.safetensors", [tmp_path / "a.safetensors"])
         assert lineage.verdict == "undecided" and lineage.candidates[0].distance == pytest.approx(0.01, rel=0.1)
-        assert "none are known" in " ".join(lineage.notes)
+        assert "none of this architecture are known" in " ".join(lineage.notes)
 
 
 class TestErrors:

@@ -115,10 +115,13 @@ def test_the_bound_rises_with_p(a: float, b: float) -> None:
     ],
 )
 def test_claims(claimed: str, parent: str | None, status: str, undeclared: list[str]) -> None:
-    numbers: list[dict[str, Any]] = [{"p_value": 1e-9}, {"p_value": 1e-5}, {"p_value": 0.4}]
+    numbers: list[dict[str, Any]] = [
+        {"p_value": 1e-9, "relation": "finetune"}, {"p_value": 1e-5, "relation": "common_origin"},
+        {"p_value": 0.4, "relation": "none"},
+    ]  # fmt: skip
     candidates = [Candidate(f"lab/{i}", f"lab/{i}", **number) for i, number in enumerate(numbers)]
     checked, left = verdict.weigh_claims(
-        [Claim("card", claimed)], candidates, parent, ALPHA, lambda ref, candidate: ref == candidate.ref
+        [Claim("card", claimed)], candidates, parent, lambda ref, candidate: ref == candidate.ref
     )
     assert (checked[0].status, left) == (status, undeclared)
 

@@ -266,8 +266,15 @@ def _workers(networks: int) -> Iterator[Callable[..., Iterable[Member]]]:
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(cores, networks), mp_context=context) as pool:
+    pool = ProcessPoolExecutor(min(cores, networks), mp_context=context)
+    try:
         yield pool.map
+    except BaseException:
+        for process in list(pool._processes.values()):  # nobody waits for networks that are not wanted any more
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _make(job: tuple[Member, Member | None, _Arguments]) -> Member:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import BrokenFileError, CheckpointError, NoWeightsError, PickleRefusedError
+from ..errors import ArgumentError, BrokenFileError, CheckpointError, NoWeightsError, PickleRefusedError
 from ..records import Entry, ModelRef, Slice
 from .header import BITS, MAX_INDEX, header_length, parse_header, parse_index
 from .local import LocalRepo
@@ -57,6 +57,7 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
         self.card: dict = {}
         self.adapter_base: str | None = None
         self.skipped: tuple[str, ...] = ()
+        self.origin = 0  # tells two modules of one class apart
         self._entries = entries
 
     def __getitem__(self, name: str) -> Entry:
@@ -172,8 +173,12 @@ def open_checkpoint(
     `HubUnavailableError`.
     """
     if not isinstance(model, (str, Path, ModelRef)):
+        if not callable(getattr(model, "state_dict", None)):
+            raise ArgumentError(f"Expected a repo id, a path or a torch module, got {type(model).__name__}.")
         ref = ModelRef("module", f"module:{type(model).__name__}")
-        return MemoryCheckpoint(ref, str(ref), model.state_dict())
+        module = MemoryCheckpoint(ref, str(ref), model.state_dict())
+        module.origin = id(model)
+        return module
     ref = ModelRef.parse(model)
     repo: LocalRepo | HubRepo
     if ref.kind == "hub":
@@ -188,7 +193,7 @@ def open_checkpoint(
 
 
 def _open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
-    if set(ADAPTER) <= repo.files:
+    if set(ADAPTER) <= repo.files and not repo.only:
         checkpoint = _open_files(repo, [ADAPTER[0]])
         checkpoint.adapter_base = _adapter_base(repo)
         return checkpoint
@@ -198,6 +203,8 @@ def _open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
             return _open_files(repo, [name])
         if f"{name}.index.json" in repo.files:
             return _open_shards(repo, f"{name}.index.json")
+    if repo.only and repo.only.endswith(".safetensors.index.json"):
+        return _open_shards(repo, repo.only)
     if repo.only and repo.only.endswith(".safetensors"):
         return _open_files(repo, [repo.only])
     if len(safetensors) == 1:
@@ -216,7 +223,7 @@ def _open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
                 "If you trust it, allow them: --allow-pickle, or allow_pickle=True."
             )
         return _open_pickles(repo, named)
-    found = ", ".join(sorted(repo.files)[:4]) or "no file at all"
+    found = ", ".join(sorted(name for name in repo.files if name[0] != ".")[:4]) or "no file at all"
     raise NoWeightsError(
         f"Expected a `model.safetensors` in `{repo.ref.name}`, found {found}. "
         "Convert the weights with safetensors, or name another repo."
@@ -275,10 +282,13 @@ def _open_pickles(repo: LocalRepo | HubRepo, names: Sequence[str]) -> MemoryChec
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a pickle may fail in any way; what matters is that none of it ran
             raise BrokenFileError(
-                f"`{path}` does not load with torch.load(weights_only=True): {str(error).splitlines()[0][:120]}."
+                f"`{path}` does not load with torch.load(weights_only=True) ({type(error).__name__}): it is broken, "
+                "or holds more than tensors."
             ) from error
-        state = state.get("state_dict", state) if isinstance(state, dict) else {}
-        tensors |= {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        items = state.items() if isinstance(state, dict) else ()
+        tensors |= {str(k): v for k, v in items if isinstance(v, torch.Tensor)}
         loaded += path.stat().st_size
     if not tensors:
         raise NoWeightsError(f"Expected a state dict in `{repo.ref.name}/{names[0]}`, found no tensor in it.")

@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import yaml
 from huggingface_hub import ModelInfo, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -49,15 +51,17 @@ WASTE = 0.05  # … if they are at most this share of the bytes that are wanted
 WORKERS = 8  # ranges in flight
 TRIES = 4  # of one range whose body breaks off
 TIMEOUT = 30.0
+PASSING = (httpx.TimeoutException, httpx.ReadError, httpx.RemoteProtocolError)  # no network at all is told at once
 
 
 def _without_signatures(record: logging.LogRecord) -> bool:
     record.msg = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?…", record.getMessage())
     record.args = ()
-    return True
+    return "Rate limited" in record.msg or record.levelno > logging.WARNING
 
 
-# huggingface_hub logs every retry with its url, and a signed location opens the file to whoever reads the log
+# huggingface_hub warns of every retry, with the url: a signed location opens the file to whoever reads the log. Only
+# that we were told to wait is news; a retry that fails in the end is one line of ours.
 logging.getLogger("huggingface_hub.utils._http").addFilter(_without_signatures)
 
 Extent = tuple[int, int]
@@ -70,6 +74,7 @@ class Hub:
         self.token = token
         self.endpoint = constants.ENDPOINT
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="hf-lineage-range")
+        self._canonical: dict[str, str] = {}
 
     def repo(self, ref: ModelRef) -> HubRepo:
         """The repo at a commit: canonical id, file names, card. One request."""
@@ -80,10 +85,12 @@ class Hub:
 
     def canonical(self, name: str) -> str:
         """The id a repo has now, renames followed; `name` itself where the Hub does not tell."""
-        try:
-            return self._info(ModelRef("hub", name), ["sha"]).id
-        except LineageError:
-            return name
+        if name not in self._canonical:
+            try:
+                self._canonical[name] = self._info(ModelRef("hub", name), ["sha"]).id
+            except LineageError:
+                self._canonical[name] = name
+        return self._canonical[name]
 
     def _info(self, ref: ModelRef, expand: list[str]) -> ModelInfo:
         # `HfApi.model_info` neither retries nor honours rate limits; `http_backoff` does both
@@ -91,7 +98,9 @@ class Hub:
         url = f"{self.endpoint}/api/models/{ref.name}{revision}"
         headers = build_hf_headers(token=self.token, library_name="hf_lineage")
         with explained(f"`{ref}`"):
-            response = http_backoff("GET", url, params={"expand": expand}, headers=headers, timeout=TIMEOUT)
+            response = http_backoff(
+                "GET", url, params={"expand": expand}, headers=headers, timeout=TIMEOUT, retry_on_exceptions=PASSING
+            )
             hf_raise_for_status(response)
             return ModelInfo(**response.json())
 
@@ -133,6 +142,7 @@ class RemoteFile:
         self.repo, self.name = repo, name
         self.where = f"{repo.ref.name}/{name}"
         self.bytes_read = 0
+        self._lock = Lock()  # batches are read ahead: two reads of one file may run at once
         self._url = hf_hub_url(repo.ref.name, name, revision=repo.ref.revision, endpoint=repo.hub.endpoint)
         self.size: int = self._meta.size or 0
 
@@ -148,7 +158,8 @@ class RemoteFile:
         """The bytes of each `(start, stop)`, in the order asked."""
         groups = coalesce(extents)
         parts = list(self.repo.hub.pool.map(self._fetch, [(group[0], group[1]) for group in groups]))
-        self.bytes_read += sum(map(len, parts))
+        with self._lock:
+            self.bytes_read += sum(map(len, parts))
         result = [bytearray(stop - start) for start, stop in extents]
         for (start, stop, members), part in zip(groups, parts, strict=True):
             for index in members:
@@ -159,8 +170,8 @@ class RemoteFile:
 
     def _fetch(self, extent: Extent) -> bytearray:
         """One range. A 403 of an expired location is resolved again once; a body that breaks off is retried."""
-        refreshed = False
-        for attempt in range(TRIES):
+        refreshed, broken = False, 0
+        while True:
             try:
                 return self._get(*extent)
             except _ExpiredLocation:
@@ -169,13 +180,13 @@ class RemoteFile:
                 refreshed = True
                 self.__dict__.pop("_meta", None)
             except httpx.TransportError as error:
-                if attempt == TRIES - 1:
+                broken += 1
+                if broken == TRIES:
                     raise HubUnavailableError(
                         f"Expected bytes {extent[0]:,} to {extent[1]:,} of `{self.where}`, "
                         f"but the connection broke {TRIES} times. Try again later."
                     ) from error
-                time.sleep(0.25 * 2**attempt)
-        raise AssertionError("unreachable")
+                time.sleep(0.125 * 2**broken)
 
     def _get(self, start: int, stop: int) -> bytearray:
         meta = self._meta
@@ -267,7 +278,7 @@ def card_data(raw: bytes) -> dict:
     """Metadata of a model card; empty where there is none or it cannot be read."""
     try:
         return RepoCard(raw.decode("utf-8-sig", errors="replace"), ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
 
 
@@ -303,5 +314,6 @@ def explained(what: str) -> Iterator[None]:
         raise HubUnavailableError(f"{what}: the Hub answered HTTP {status}. Try again later.") from error
     except httpx.HTTPError as error:
         raise HubUnavailableError(
-            f"{what}: the Hub at {constants.ENDPOINT} did not answer ({type(error).__name__}). Try again later."
+            f"{what}: the Hub at {constants.ENDPOINT} did not answer ({type(error).__name__}). "
+            "Is there a network? Else try again later."
         ) from error

@@ -13,6 +13,7 @@ from ..errors import BrokenFileError
 from ..records import Entry
 
 MAX_HEADER = 25_000_000  # the Hub's own limit (huggingface_hub SAFETENSORS_MAX_HEADER_LENGTH)
+MAX_DIMENSIONS = 32  # of one tensor; the product of many large ones would take hours
 MAX_INDEX = 64_000_000  # bytes of a `*.index.json`; the largest published ones are near 10 MB
 
 BITS = {
@@ -27,6 +28,8 @@ def header_length(prefix: bytes, size: int, where: str) -> int:
     """N, from the first 8 bytes of a file of `size` bytes. Raises `BrokenFileError`."""
     if len(prefix) < 8 or size < 8:
         _broken(where, f"expected a safetensors file, got {size} bytes")
+    if prefix[:8] == b"version ":
+        _broken(where, "it is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
     length = int.from_bytes(prefix[:8], "little")
     if length > size - 8:
         _broken(where, f"its header claims {length:,} bytes, but the file has only {size:,}")
@@ -81,6 +84,10 @@ def _tensor(name: str, value: Any, where: str) -> tuple[str, list[int], int, int
     except (TypeError, KeyError, ValueError):
         _broken(where, f"tensor {name[:80]!r} needs `dtype`, `shape` and `data_offsets`")
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+    if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
+        _broken(where, f"tensor {name[:80]!r} has {len(shape):,} dimensions")
+    if any("\ud800" <= ch <= "\udfff" for ch in name):
+        _broken(where, f"tensor {name[:80]!a} has a name that is no text")
     if not isinstance(dtype, str) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
         _broken(where, f"tensor {name[:80]!r} has a shape or offset that is no natural number")
     if begin > end:

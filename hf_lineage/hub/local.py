@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 from ..errors import AccessDeniedError, BrokenFileError, CheckpointError, ModelNotFoundError
 from ..records import ModelRef
@@ -15,31 +15,35 @@ Extent = tuple[int, int]
 
 
 class LocalFile:
-    """Bytes of a memory-mapped file; only what is read is copied."""
+    """Bytes of a file on this machine; only what is asked for is read.
+
+    Plain reads at an offset, not a memory map: a map of a file that shrinks meanwhile kills the process.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.name = path.name
+        self.name, self._path = path.name, path
         self.bytes_read = 0
+        self._lock = Lock()  # batches are read ahead: two reads of one file may run at once
         try:
-            with path.open("rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
+            self.size = path.stat().st_size
         except OSError as error:
             raise CheckpointError(f"Expected to read `{path}`, got: {error.strerror}.") from error
 
     def read(self, extents: Sequence[Extent]) -> list[bytearray]:
-        """The bytes of each `(start, stop)`."""
-        return [self._copy(start, stop) for start, stop in extents]
-
-    def _copy(self, start: int, stop: int) -> bytearray:
-        if stop > self.size:
-            raise BrokenFileError(f"`{self.name}` has {self.size:,} bytes, expected at least {stop:,}. Get it again.")
-        buffer = bytearray(stop - start)
-        if self._map is not None and buffer:
-            with memoryview(self._map) as view:
-                buffer[:] = view[start:stop]
-        self.bytes_read += len(buffer)
-        return buffer
+        """The bytes of each `(start, stop)`. Raises `BrokenFileError` where the file ends before."""
+        result = []
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                for start, stop in extents:
+                    buffer = bytearray(stop - start)
+                    if os.preadv(file.fileno(), [buffer], start) != len(buffer):
+                        raise BrokenFileError(f"`{self._path}` ends before byte {stop:,}: it changed. Run again.")
+                    result.append(buffer)
+        except OSError as error:
+            raise CheckpointError(f"Expected to read `{self._path}`, got: {error.strerror}.") from error
+        with self._lock:
+            self.bytes_read += sum(map(len, result))
+        return result
 
 
 class LocalRepo:
@@ -49,8 +53,15 @@ class LocalRepo:
         self.ref = ref
         self.requested = ref.name
         self.only: str | None = None
-        path = Path(ref.name).expanduser()
         try:
+            path = Path(ref.name).expanduser()
+        except RuntimeError as error:  # ~nobody
+            raise ModelNotFoundError(f"Expected a model at `{ref.name}`, got: {error}") from error
+        try:
+            if path.is_file() and path.name.endswith(".index.json"):  # its shards lie beside it
+                self.folder, self.only = path.parent, path.name
+                self.files = frozenset(os.listdir(self.folder))
+                return
             if path.is_file():
                 self.folder, self.only = path.parent, path.name
             elif path.is_dir():
@@ -71,8 +82,11 @@ class LocalRepo:
         """Metadata of README.md; empty where there is none or it cannot be read."""
         if "README.md" not in self.files:
             return {}
-        with (self.folder / "README.md").open("rb") as file:
-            return card_data(file.read(MAX_TEXT))
+        try:
+            with (self.folder / "README.md").open("rb") as file:
+                return card_data(file.read(MAX_TEXT))
+        except OSError:
+            return {}
 
     def read_small(self, name: str, limit: int) -> bytes:
         """A whole small file. Raises `BrokenFileError` if it is longer than `limit`."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import LineageError
+from ..errors import HubUnavailableError, LineageError, ModelNotFoundError
 from ..records import Candidate, ModelRef
 from .checkpoint import Checkpoint, open_checkpoint
 
@@ -30,7 +30,13 @@ class Opener:
 
     def open(self, model: Model) -> Checkpoint:
         """Open one model; see `open_checkpoint` for what it raises."""
-        checkpoint = open_checkpoint(model, hub=self._client(model), allow_pickle=self._allow_pickle)
+        try:
+            checkpoint = open_checkpoint(model, hub=self._client(model), allow_pickle=self._allow_pickle)
+        except (ModelNotFoundError, HubUnavailableError) as error:
+            name = str(model)
+            if isinstance(model, (str, ModelRef)) and ModelRef.parse(model).kind == "hub" and Path(name).exists():
+                raise type(error)(f"{error} There is a local `./{name}`: write it so if that is meant.") from error
+            raise
         self._opened.append(checkpoint)
         return checkpoint
 
@@ -40,16 +46,22 @@ class Opener:
         for ref in refs:  # before threads could race to make the client
             self._client(ref)
 
-        def attempt(model: Model) -> Checkpoint | Candidate:
+        def attempt(job: tuple[int, Model]) -> Checkpoint | Candidate:
+            position, model = job
             try:
-                return self.open(model)
+                checkpoint = self.open(model)
             except LineageError as error:
-                return Candidate(str(model), str(model), status="unreadable", reasons=(str(error),))
+                name = model.name if isinstance(model, ModelRef) else str(model)
+                return Candidate(name, str(model), status="unreadable", reasons=(str(error),))
+            if checkpoint.ref.kind == "module":  # two modules of one class have the same ref
+                checkpoint.requested = f"candidates[{position}]"
+            return checkpoint
 
         with ThreadPoolExecutor(8, thread_name_prefix="hf-lineage-open") as pool:
-            results = list(pool.map(attempt, refs))
+            results = list(pool.map(attempt, enumerate(refs)))
         opened = [result for result in results if isinstance(result, Checkpoint)]
-        return opened, [result for result in results if isinstance(result, Candidate)]
+        refused = {result.requested: result for result in results if isinstance(result, Candidate)}
+        return opened, list(refused.values())
 
     @property
     def bytes_read(self) -> int:
@@ -59,7 +71,8 @@ class Opener:
     def same_model(self, claim: str, candidate: Candidate) -> bool:
         """Whether a claimed id means this candidate: the same id, its canonical id, or the folder of a mirror.
 
-        A local folder stands for `org/name` if its path ends so, which is how mirrors and clones are laid out.
+        A local folder stands for `org/name` if its path ends so, which is how mirrors and clones are laid out;
+        the answer's notes say where that was assumed.
         """
         if claim in (candidate.ref, candidate.requested.partition("@")[0]):
             return True
@@ -81,4 +94,4 @@ def identity(checkpoint: Checkpoint) -> tuple:
     ref = checkpoint.ref
     if ref.kind == "local":
         return ("local", os.path.realpath(os.path.expanduser(ref.name)))
-    return (ref.kind, ref.name, ref.revision, id(checkpoint) if ref.kind == "module" else 0)
+    return (ref.kind, ref.name, ref.revision, checkpoint.origin)

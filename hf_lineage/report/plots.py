@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..records import Candidate, Lineage
-from .text import clean, p_text, shorten
+from ..records import Candidate, Lineage, printable
+from .text import candidate_name, p_text, shorten
 
 PARENT, OTHER, LINE = "#1b6ca8", "#b8c4ce", "#c0392b"
 MOST = 20  # candidates drawn
@@ -21,7 +21,11 @@ MOST = 20  # candidates drawn
 def plot_lineage(lineage: Lineage, path: str | Path | None = None) -> Figure:
     """Left: −log10 p per candidate against the level α. Right: relative change per block, child against candidate."""
     compared = [c for c in lineage.candidates if c.status == "compared"][:MOST]
-    figure = _figure(11, 1.9 + 0.42 * max(3, len(compared)))
+    figure = _figure(11, 2.1 + 0.42 * max(3, len(compared)))
+    if not compared:
+        why = [f"{_short(c.ref)}: {c.status.replace('_', ' ')}" for c in lineage.candidates[:MOST]]
+        figure.text(0.02, 0.5, "\n".join(["no candidate could be compared", *why]), va="center")
+        return _save(figure, path)
     evidence, blocks = figure.subplots(1, 2, width_ratios=(1, 1.35))
     _evidence_bars(evidence, compared, lineage)
     _block_map(blocks, compared)
@@ -50,14 +54,17 @@ def plot_family(lineages: Sequence[Lineage], path: str | Path | None = None) -> 
 
 def _evidence_bars(axes: Axes, compared: Sequence[Candidate], lineage: Lineage) -> None:
     heights = [0.0 if c.log10_p is None else -c.log10_p for c in compared]
-    colours = [PARENT if c.ref == lineage.parent else OTHER for c in compared]
+    colours = [PARENT if i == 0 and lineage.parent is not None else OTHER for i in range(len(compared))]
     axes.barh(range(len(compared)), heights, color=colours)
     axes.axvline(-math.log10(lineage.alpha), color=LINE, linewidth=1, linestyle="--", label=f"α = {lineage.alpha:g}")
-    axes.set_yticks(range(len(compared)), [_short(c.ref) for c in compared])
+    axes.set_yticks(range(len(compared)), [_short(candidate_name(c)) for c in compared])
     axes.invert_yaxis()
     axes.set_xscale("symlog", linthresh=10)
-    axes.set_xlim(0, max([20.0, *(1.3 * height for height in heights)]))
-    axes.set_xlabel("evidence of a common origin: −log10 p")
+    axes.set_xlim(0, max([30.0, *(4 * height for height in heights)]))
+    axes.set_xlabel("−log10 p (logarithmic above 10)")
+    axes.set_title("evidence of a common origin", fontsize=10)
+    for place, c in enumerate(compared):
+        axes.annotate(f" p {p_text(c)}", (heights[place], place), va="center", fontsize=8)
     axes.legend(loc="lower right", frameon=False)
 
 
@@ -71,11 +78,14 @@ def _block_map(axes: Axes, compared: Sequence[Candidate]) -> None:
         return
     image = axes.imshow(values, cmap="viridis_r", vmin=0, vmax=1.5, aspect="auto")
     step = max(1, len(names) // 16)
-    axes.set_xticks(range(0, len(names), step), [shorten(clean(n), 18) for n in names[::step]], rotation=45, ha="right")
+    axes.set_xticks(
+        range(0, len(names), step), [shorten(printable(n), 18) for n in names[::step]], rotation=45, ha="right"
+    )
     axes.set_yticks(range(len(compared)), [])
     axes.set_xlabel("block of the child")
+    axes.set_title("change of its weights, relative to the candidate's norm", fontsize=10)
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
-    bar.set_label("change / norm of the candidate")
+    bar.set_label("0: equal; 1.4: as far as strangers; capped at 1.5")
 
 
 def _frame_claims(axes: Axes, row: int, lineage: Lineage, refs: Sequence[str]) -> None:
@@ -94,7 +104,7 @@ def _probability(lineage: Lineage, ref: str) -> float:
 
 
 def _short(ref: str) -> str:
-    return shorten(clean(ref).rstrip("/").rpartition("/")[2], 24)
+    return shorten(printable(ref).rstrip("/").rpartition("/")[2], 24)
 
 
 def _title(lineage: Lineage) -> str:

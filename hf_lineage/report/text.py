@@ -4,96 +4,102 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from ..records import Candidate, Lineage
+from ..records import Candidate, Lineage, printable
 
 WIDTH = 80
 _CLAIMS = {
     "confirmed": "confirmed by the weights",
-    "contradicted": "contradicted, unrelated by the weights",
+    "contradicted": "contradicted, no sign of a common origin",
     "relative": "a relative, but not the parent found",
-    "not_testable": "not testable, not among the compared candidates",
+    "not_testable": "not testable, it was not compared or not decided",
 }
 
 
 def sentence(lineage: Lineage, show: Callable[[str], str] | None = None) -> str:
     """The verdict in plain words, with how often such evidence arises by chance; `show` writes a foreign name."""
     compared = [c for c in lineage.candidates if c.status == "compared"]
-    count = f"{len(compared)} compared candidate{'s' if len(compared) != 1 else ''}"
-    best = compared[0] if compared else None
-    if best is None:
-        return "No candidate could be compared with it: another architecture, or unreadable."
-    chance = f"p {p_text(best)} over {count}"
-    name = (show or _short)(best.ref)
+    if not compared:
+        return "Undecided: no candidate could be compared with it."
+    best = compared[0]
+    name = (show or _short)(candidate_name(best))
+    others = f"among {len(compared)} candidates" if len(compared) > 1 else "for the one candidate"
     if lineage.verdict == "identical":
-        return f"Its weights are those of {name}, tensor by tensor ({chance})."
+        return f"Identical to {name}: every weight is equal (p {p_text(best)} {others})."
     if lineage.verdict == "parent":
-        how = {"head_changed": "same trunk, another head", "partial": "some parts are untouched"}.get(
-            best.relation or "", f"nearest of {count}"
-        )
+        how = {"head_changed": "Same trunk, another or no head. ", "partial": "Parts are untouched. "}
         return (
-            f"Fine-tuned from {name}: they share an origin ({chance}; a shared random initialisation would count too) "
-            f"and it is the likeliest parent ({how}, probability {best.probability:.3f})."
+            f"Fine-tuned from {name}, probability {best.probability:.3f}: they share an origin "
+            f"(p {p_text(best)} {others}). {how.get(best.relation or '', '')}"
+            "A sibling, a child of its own or a twin from the same random start would look alike."
         )
     if lineage.verdict == "none":
-        return f"None of the {count} is its parent: no sign of a common origin (smallest p {p_text(best)})."
+        who = f"None of the {len(compared)} candidates" if len(compared) > 1 else f"Not {name}, the only candidate"
+        return f"{who}: no sign of a common origin (smallest p {_smallest(compared)})."
     if lineage.verdict == "common_origin":
-        return f"It shares an origin with {name} ({chance}), but which one came first does not show."
+        return f"It shares an origin with {name} (p {p_text(best)} {others}); which one came first does not show."
     if best.p_value is None:
-        return f"Undecided: the permutation test does not apply, so chance cannot be ruled out. Nearest: {name}."
-    return f"Undecided: the evidence does not single out one of {count}. Likeliest: {name}."
+        return f"Undecided: the test for a common origin does not apply. Nearest in distance: {name}."
+    return f"Undecided: the evidence singles out none of {len(compared)} candidates. First of them: {name}."
+
+
+def candidate_name(candidate: Candidate) -> str:
+    """What tells a candidate from the others: its id, its id and the revision asked for, or the module's place."""
+    if candidate.ref.startswith("module:"):
+        return f"{candidate.ref} ({candidate.requested})"
+    return candidate.requested if "@" in candidate.requested else candidate.ref
 
 
 def table(lineage: Lineage) -> str:
     """The whole answer in at most 80 columns."""
     revision = f" @ {lineage.child.revision[:10]}" if lineage.child.revision else ""
     lines = [
-        f"child    {shorten(clean(lineage.child.name), WIDTH - 9 - len(revision))}{revision}",
+        f"child    {shorten(printable(lineage.child.name), WIDTH - 9 - len(revision))}{revision}",
         *_wrap("verdict  ", sentence(lineage)),
         "",
     ]
-    wide = max([24, *(len(clean(c.ref)) for c in lineage.candidates)])
+    wide = max([24, *(len(printable(candidate_name(c))) for c in lineage.candidates)])
     wide = min(wide, WIDTH - 43)
-    lines.append(f"  {'candidate':<{wide}} {'prob.':>6} {'p-value':>8} {'distance':>9}  relation")
-    for candidate in lineage.candidates:
-        mark = ">" if candidate.ref == lineage.parent else " "
-        name = shorten(clean(candidate.ref), wide)
-        if candidate.status == "compared":
-            lines.append(
-                f"{mark} {name:<{wide}} {candidate.probability or 0:>6.3f} {p_text(candidate):>8} "
-                f"{_number(candidate.distance):>9}  {candidate.relation or ''}"
-            )
-        else:
-            lines.append(f"{mark} {name:<{wide}} {candidate.status.replace('_', ' ')}:")
-            lines += _wrap("      ", clean(" ".join(candidate.reasons)))
+    if any(c.status == "compared" for c in lineage.candidates):
+        lines.append(f"  {'candidate':<{wide}} {'prob.':>6} {'p-value':>8} {'distance':>9}  relation")
+    for place, c in enumerate(lineage.candidates):
+        mark = ">" if place == 0 and lineage.parent is not None else " "
+        name = shorten(printable(candidate_name(c)), wide)
+        if c.status == "compared":
+            probability = "-" if c.probability is None else f"{c.probability:.3f}"
+            numbers = f"{probability:>6} {p_text(c):>8} {_number(c.distance):>9}"
+            lines.append(f"{mark} {name:<{wide}} {numbers}  {c.relation or '-'}")
     if lineage.none_probability is not None:
         lines.append(f"  {'(none of these)':<{wide}} {lineage.none_probability:>6.3f}")
+    for c in lineage.candidates:
+        if c.status != "compared":
+            why = f"{c.status.replace('_', ' ')}: {' '.join(c.reasons)}"
+            lines += [f"  {shorten(printable(candidate_name(c)), WIDTH - 2)}", *_wrap("      ", printable(why))]
     lines.append("")
     for source, ref, text in _claims(lineage):
         lines += _wrap("claim    ", f"{source} {_short(ref)}: {text}")
     for note in lineage.notes:
-        lines += _wrap("note     ", clean(note))
+        lines += _wrap("note     ", printable(note))
     lines.append(f"read     {size_text(lineage.bytes_read)} in {lineage.seconds:.1f} s, seed {lineage.seed}")
     return "\n".join(lines)
 
 
 def markdown(lineage: Lineage) -> str:
-    """Heading, sentence, table and claims as Markdown; every foreign name is escaped."""
+    """Heading, sentence, table, claims and notes as Markdown; every foreign name is escaped."""
     rows = ["| candidate | probability | p-value | distance | relation |", "|---|---:|---:|---:|---|"]
     for c in lineage.candidates:
-        if c.status == "compared":
-            cells = [f"{c.probability or 0:.3f}", p_text(c), _number(c.distance), c.relation or ""]
-        else:
+        probability = "" if c.probability is None else f"{c.probability:.3f}"
+        cells = [probability, p_text(c), _number(c.distance), c.relation or ""]
+        if c.status != "compared":
             cells = ["", "", "", c.status.replace("_", " ")]
-        rows.append(f"| {code(c.ref)} | {' | '.join(cells)} |")
+        rows.append(f"| {code(candidate_name(c))} | {' | '.join(cells)} |")
     if lineage.none_probability is not None:
         rows.append(f"| none of these | {lineage.none_probability:.3f} | | | |")
-    claims = [f"- {source} {code(ref)}: {text}" for source, ref, text in _claims(lineage)]
-    return (
-        "\n".join([f"## Lineage of {code(lineage.child.name)}", "", sentence(lineage, code), "", *rows, "", *claims])
-        + "\n"
-    )
+    remarks = [f"- {source} {code(ref)}: {text}" for source, ref, text in _claims(lineage)]
+    remarks += [f"- {code(note)}" for note in lineage.notes]
+    head = [f"## Lineage of {code(lineage.child.name)}", "", sentence(lineage, code), ""]
+    return "\n".join([*head, *rows, "", *remarks]) + "\n"
 
 
 def p_text(candidate: Candidate) -> str:
@@ -124,11 +130,6 @@ def size_text(count: int) -> str:
     return f"{value:.1f} TB"
 
 
-def clean(text: str) -> str:
-    """One line of printable characters: no control codes can reach a terminal."""
-    return "".join(ch if ch.isprintable() else "?" for ch in re.sub(r"\s+", " ", text))
-
-
 def shorten(text: str, width: int) -> str:
     """The text, its middle cut out if it is longer than `width`; both ends of a path tell something.
 
@@ -140,7 +141,7 @@ def shorten(text: str, width: int) -> str:
 
 def code(text: str) -> str:
     """A foreign name as inline code that cannot leave its cell or become markup."""
-    return f"`{re.sub(r'[`|<>]', '?', clean(text))}`"
+    return f"`{re.sub(r'[`|<>]', '?', printable(text))}`"
 
 
 def _claims(lineage: Lineage) -> Iterator[tuple[str, str, str]]:
@@ -148,11 +149,16 @@ def _claims(lineage: Lineage) -> Iterator[tuple[str, str, str]]:
     for claim in lineage.claims:
         yield f"the {claim.source} names", claim.ref, _CLAIMS[claim.status]
     for ref in lineage.undeclared:
-        yield "nothing names", ref, "an undeclared parent"
+        if lineage.claims or lineage.child.kind == "hub":  # a folder without a card is not hiding anything
+            yield "nobody names", ref, "an undeclared parent"
+
+
+def _smallest(compared: Sequence[Candidate]) -> str:
+    return p_text(min(compared, key=lambda c: 0.0 if c.log10_p is None else c.log10_p))
 
 
 def _short(ref: str) -> str:
-    return shorten(clean(ref), 56)
+    return shorten(printable(ref), 56)
 
 
 def _number(value: float | None) -> str:

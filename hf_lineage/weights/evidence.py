@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..architecture import Architecture
-from .independence import IndependenceTest, combine, layer_test
+from .independence import IndependenceTest, combine, draw, layer_test, products
 from .moments import Moments
 from .reading import Readings
 
@@ -43,7 +45,7 @@ class WeightsEvidence:
             "test": None if test is None else {
                 "z": test.z, "log10_p": test.log10_p, "method": test.method, "p_monte_carlo": test.p_monte_carlo,
                 "draws": test.draws, "skewness": test.skewness, "kurtosis": test.kurtosis,
-                "layers": [{"order": layer.order, "units": layer.units, "z": layer.z} for layer in test.layers],
+                "layers": [{"order": order, "units": units, "z": z} for order, units, z in test.layers],
             },
             "blocks": self.blocks,
             "tensors": self.tensors,
@@ -57,7 +59,7 @@ class WeightsComparison:
 
     found: dict[int, WeightsEvidence]
     refused: dict[int, str]
-    lost: tuple[str, ...]  # tensors of the child without a finite, nonzero value
+    lost: dict[str, str]  # tensors of the child that cannot be used: "zeros" or "broken" (NaN or Inf)
 
 
 def compare(
@@ -67,14 +69,14 @@ def compare(
 
     `counts[name]`: elements of the child's tensor. Heads take part in nothing but the question of equality.
     """
-    lost = tuple(name for name in readings.moments if not readings.child_usable(name))
+    lost = {name: readings.child_defect(name) for name in readings.moments if not readings.child_usable(name)}
     refused: dict[int, str] = {}
     for i in range(candidates):
         share = _bad_share(readings, architecture, counts, i)
         if i in readings.failed:
             refused[i] = str(readings.failed[i])
         elif share >= TOO_BAD:
-            refused[i] = f"{100 * share:.0f} % of its weights are NaN, Inf or only zeros"
+            refused[i] = f"tensors with NaN, Inf or only zeros make up {100 * share:.0f} % of its weights"
     kept = [i for i in range(candidates) if i not in refused]
     common = [
         name for name in architecture.trunk
@@ -88,15 +90,21 @@ def independence(
     readings: Readings, architecture: Architecture, candidate: int, usable: Sequence[str], seed: int
 ) -> IndependenceTest | None:
     """The permutation test over every hidden-unit order whose units were read; None where it does not apply."""
-    layers = []
+    groups: dict[str, tuple[str, ...]] = {}
     for order, names in architecture.orders.items():
         names = tuple(name for name in names if name in readings.units and name in usable)
         names = tuple(name for name in names if readings.units.rows[name] == readings.units.rows[names[0]])
         if names:
-            ours = [readings.units.matrix(0, name) for name in names]
-            theirs = [readings.units.matrix(candidate + 1, name) for name in names]
-            layers.append(layer_test(order, ours, theirs, seed))
-    return combine(layers, seed)
+            groups[order] = names
+
+    def matrix(order: str) -> np.ndarray:  # made again when needed: h² numbers a layer are too many to keep
+        return products(*([readings.units.matrix(m, name) for name in groups[order]] for m in (0, candidate + 1)))
+
+    def redraw(order: str, count: int) -> np.ndarray:
+        c = matrix(order)
+        return draw(c, np.zeros(len(c)), order, seed + 1, count)[0]
+
+    return combine((layer_test(order, matrix(order), seed) for order in groups), redraw)
 
 
 def _weigh(
@@ -107,13 +115,13 @@ def _weigh(
     usable = tuple(name for name in own if readings.usable(name, candidate))
     trunk = [name for name in usable if name not in architecture.heads]
     distance, stderr, norm = _distance(readings, common or trunk, counts, candidate)
-    gram = {name: readings.moments[name].gram[(readings.row(name, candidate),) * 2] for name in usable}
+    gram = {name: readings.moments[name].gram[(readings.row(name, candidate),) * 2] for name in own}
     return WeightsEvidence(
         distance,
         stderr,
         distance / norm if distance is not None and norm else 0.0,
         independence(readings, architecture, candidate, usable, seed),
-        frozenset(name for name in usable if gram[name] == 0.0),
+        frozenset(name for name in own if gram[name] == 0.0),
         usable,
         tuple(name for name in own if name not in usable),
         _blocks(readings, architecture, trunk, counts, candidate),

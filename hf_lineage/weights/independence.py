@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,13 +24,18 @@ import torch
 from scipy.special import gammaln, log_ndtr
 
 DRAWS = 999
-MORE_DRAWS = 99_999  # where the normal tail is refused and none of the first draws reached the observed value
+MORE_DRAWS = 99_999  # where the normal tail is refused and none of the first draws reached the observed value …
+MORE_WORK = 200_000_000  # … or as many as take this many look-ups
 SKEWNESS, KURTOSIS = 0.2, 0.5  # up to here the draws support a normal tail
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTest:
-    """One hidden-unit order: C's statistic, its mean and variance under independence, and draws of it."""
+    """One hidden-unit order: C's statistic, its mean and variance under independence, and draws of it.
+
+    `plain` are the draws without the entries on C's diagonal, centred: what a related pair plants there (it makes
+    the draws count their fixed points) must not decide whether the null distribution looks normal.
+    """
 
     order: str
     units: int
@@ -38,7 +43,7 @@ class LayerTest:
     mean: float
     variance: float
     draws: np.ndarray
-    products: np.ndarray  # C, (units, units)
+    plain: np.ndarray
 
     @property
     def z(self) -> float:
@@ -52,6 +57,7 @@ class IndependenceTest:
 
     `log10_p` is the normal tail where skewness and kurtosis of the draws support it, else that of
     p = (1 + #{t* ≥ t})/(draws + 1); never below −Σ log10(h!), the smallest p so many units can give.
+    `layers` holds (order, units, z) of each.
     """
 
     z: float
@@ -61,12 +67,17 @@ class IndependenceTest:
     draws: int
     skewness: float
     kurtosis: float
-    layers: tuple[LayerTest, ...]
+    layers: tuple[tuple[str, int, float], ...]
 
     @property
     def p(self) -> float:
         """The p-value, in (0, 1]; 0.0 where it is too small for a float."""
         return 10.0**self.log10_p
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether no draw reached the observed value: the true p may be smaller than draws can tell."""
+        return self.method == "monte_carlo" and self.p_monte_carlo * (self.draws + 1) < 1.5
 
 
 def prepare(units: torch.Tensor) -> torch.Tensor:
@@ -76,46 +87,49 @@ def prepare(units: torch.Tensor) -> torch.Tensor:
     return centred / torch.where(length > 0, length, 1.0)
 
 
-def layer_test(
-    order: str, child: Sequence[torch.Tensor], candidate: Sequence[torch.Tensor], seed: int, draws: int = DRAWS
-) -> LayerTest:
-    """Test one hidden-unit order; matrices of one order (gate and up) are joined along their width.
+def products(child: Sequence[torch.Tensor], candidate: Sequence[torch.Tensor]) -> np.ndarray:
+    """C for one hidden-unit order, (h, h); matrices of one order (gate and up) are joined along their width.
 
-    child, candidate: matrices (units, width) with the same units in the same rows. O(h²d + draws·h).
+    child, candidate: matrices (units, width) with the same units in the same rows. O(h²d).
     """
-    c = sum((prepare(a) @ prepare(b).T for a, b in zip(child, candidate, strict=True)), torch.zeros(1))
-    return from_products(order, c.double().cpu().numpy(), seed, draws)
+    c = prepare(child[0]) @ prepare(candidate[0]).T
+    for a, b in zip(child[1:], candidate[1:], strict=True):
+        c += prepare(a) @ prepare(b).T
+    return c.double().cpu().numpy()
 
 
-def from_products(order: str, c: np.ndarray, seed: int, draws: int = DRAWS) -> LayerTest:
-    """Test the trace of a (h, h) matrix of products against random matchings of its rows and columns."""
+def layer_test(order: str, c: np.ndarray, seed: int, draws: int = DRAWS) -> LayerTest:
+    """Test the trace of a matrix of products (h, h) against random matchings of its rows and columns."""
     h = len(c)
     doubly = c - c.mean(0) - c.mean(1, keepdims=True) + c.mean()
+    values, fixed = draw(c, np.diag(doubly), order, seed, draws)
+    mean = float(c.sum() / h)
     return LayerTest(
-        order, h, float(np.trace(c)), float(c.sum() / h), float((doubly**2).sum() / (h - 1)),
-        draw(c, order, seed, draws), c,
-    )  # fmt: skip
+        order, h, float(np.trace(c)), mean, float((doubly**2).sum() / (h - 1)), values, values - mean - fixed
+    )
 
 
-def draw(c: np.ndarray, order: str, seed: int, draws: int) -> np.ndarray:
-    """`draws` values of Σᵢ C[i, π(i)] for uniformly random permutations π, seeded by order. (draws,)"""
+def draw(c: np.ndarray, diagonal: np.ndarray, order: str, seed: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """`draws` values of Σᵢ C[i, π(i)] for uniformly random permutations π, seeded by order, and of the sum of
+    `diagonal` over the fixed points of the same π. Two arrays (draws,)."""
     rng = np.random.default_rng(_digest(seed, order))
     rows = np.arange(len(c))
-    result = np.empty(draws)
+    values, fixed = np.empty(draws), np.empty(draws)
     step = max(1, 2_000_000 // len(c))
     for start in range(0, draws, step):
         count = min(step, draws - start)
         matching = rng.permuted(np.broadcast_to(rows, (count, len(c))), axis=1)
-        result[start : start + count] = c[rows, matching].sum(1)
-    return result
+        values[start : start + count] = c[rows, matching].sum(1)
+        fixed[start : start + count] = (matching == rows) @ diagonal
+    return values, fixed
 
 
-def combine(layers: Iterable[LayerTest], seed: int) -> IndependenceTest | None:
+def combine(layers: Iterable[LayerTest], redraw: Callable[[str, int], np.ndarray]) -> IndependenceTest | None:
     """Add the layers up. None where no layer can say anything (no layer, or no variance in any).
 
     Layers permute independently, so statistics, means, variances and draws add. Where the normal tail is
-    refused and no draw reached the observed value, the draws are repeated in greater number; the second p-value
-    then replaces the first, which keeps the test valid (it is looked at only in the first's extreme cell).
+    refused and no draw reached the observed value, `redraw(order, count)` gives more draws of a layer; the second
+    p-value then replaces the first, which keeps the test valid (it is looked at only in the first's extreme cell).
     """
     kept = tuple(layer for layer in layers if layer.variance > 0)
     if not kept:
@@ -123,17 +137,19 @@ def combine(layers: Iterable[LayerTest], seed: int) -> IndependenceTest | None:
     t, mean = sum(layer.statistic for layer in kept), sum(layer.mean for layer in kept)
     z = (t - mean) / math.sqrt(sum(layer.variance for layer in kept))
     null = np.sum([layer.draws for layer in kept], axis=0)
-    skewness, kurtosis = _shape(null)
+    skewness, kurtosis = _shape(np.sum([layer.plain for layer in kept], axis=0))
     normal = abs(skewness) <= SKEWNESS and abs(kurtosis) <= KURTOSIS
     p, count = _tail(null, t), len(null)
-    if not normal and p <= 1 / (count + 1) and count < MORE_DRAWS:
-        null = np.sum([draw(layer.products, layer.order, seed + 1, MORE_DRAWS) for layer in kept], axis=0)
+    if not normal and p <= 1 / (count + 1):
+        more = max(10 * count, min(MORE_DRAWS, MORE_WORK // sum(layer.units for layer in kept)))
+        null = np.sum([redraw(layer.order, more) for layer in kept], axis=0)
         p, count = _tail(null, t), len(null)
     log10_p = float(log_ndtr(-z)) / math.log(10) if normal else math.log10(p)
     floor = -sum(float(gammaln(layer.units + 1)) for layer in kept) / math.log(10)
     return IndependenceTest(
-        z, max(log10_p, floor), "normal" if normal else "monte_carlo", p, count, skewness, kurtosis, kept
-    )
+        z, max(log10_p, floor), "normal" if normal else "monte_carlo", p, count, skewness, kurtosis,
+        tuple((layer.order, layer.units, layer.z) for layer in kept),
+    )  # fmt: skip
 
 
 def holm(log10_p: Sequence[float]) -> list[float]:

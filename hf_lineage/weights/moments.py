@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import torch
@@ -114,8 +113,3 @@ def measure(rows: Sequence[torch.Tensor], device: torch.device | str = "cpu") ->
     broken = ~np.isfinite(np.diag(found.gram))  # one NaN or Inf makes all sums of its row NaN, and only those
     found.gram[broken, :] = found.gram[:, broken] = found.s1[broken] = found.s4[broken] = np.nan
     return found
-
-
-def add_up(parts: Sequence[Moments]) -> Moments:
-    """The sum of blocks, in their order."""
-    return reduce(Moments.__add__, parts)

@@ -42,6 +42,10 @@ class Readings:
         norm = self.moments[name].gram[0, 0]
         return bool(np.isfinite(norm) and norm > 0)
 
+    def child_defect(self, name: str) -> str:
+        """Why it is not: `zeros` or `broken`."""
+        return "zeros" if self.moments[name].gram[0, 0] == 0 else "broken"
+
     def usable(self, name: str, candidate: int) -> bool:
         """The same of the candidate's tensor, and of the child's."""
         norm = self.moments[name].squared_norms()[self.row(name, candidate)]
@@ -68,6 +72,8 @@ def read_together(
     total = sum(_bytes(child, piece) for piece in plan.slices)
 
     def fetch(model: int, batch: Sequence[Slice]) -> Values:
+        if model - 1 in failed:  # not asked again and again
+            return failed[model - 1]
         partner = partners[model]
         ours = [piece for piece in batch if partner is None or piece.name in partner]
         theirs = ours if partner is None else [Slice(partner[p.name], p.start, p.stop) for p in ours]
@@ -113,7 +119,7 @@ def _ahead(
 
 
 def _batches(child: Checkpoint, plan: Plan, models: int) -> Iterator[list[Slice]]:
-    limit = min(BATCH, BATCHES // models)
+    limit = min(BATCH, BATCHES // models) // 2  # a candidate may be stored in wider numbers than the child
     batch: list[Slice] = []
     size = 0
     for piece in plan.slices:

@@ -55,9 +55,11 @@ def make_plan(
     admitted = _admitted(entries, nbytes, units, budget)
     slices: list[Slice] = []
     rows: dict[str, tuple[int, ...]] = {}
-    share = _share(entries, nbytes, admitted, budget)
+    # a tensor without a slice could change unseen: norm gains and biases are read too where that costs little
+    least = MIN_SLICE if sum(MIN_SLICE * nbytes[n] // e.count for n, e in entries.items()) <= budget // 8 else 0
+    share = _share(entries, nbytes, admitted, budget, least)
     for name, entry in entries.items():
-        length, row = _length(entry, share, name in admitted)
+        length, row = _length(entry, share, name in admitted, least)
         if not length:
             continue
         # tensors of one order start at the same row: their units are tested together
@@ -88,7 +90,7 @@ def sample_budget(sample: str | float | int | None, total: int, remote: bool) ->
         value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         value = math.nan
-    fraction = isinstance(sample, float) or (isinstance(sample, str) and ("%" in sample or "." in sample))
+    fraction = isinstance(sample, float) or (isinstance(sample, str) and not text.isdigit())
     if not value > 0 or math.isinf(value) or (fraction and value > 1) or isinstance(sample, bool):
         raise ArgumentError(
             f"Expected `sample` to be 'all', 'auto', a fraction such as 0.005 or '0.5%', or bytes, got {sample!r}."
@@ -153,20 +155,22 @@ def _admitted(
     return admitted
 
 
-def _length(entry: Shaped, share: float, unit: bool) -> tuple[int, int]:
+def _length(entry: Shaped, share: float, unit: bool, least: int) -> tuple[int, int]:
     """Elements to read of a tensor at a share of everything, and the row they must be a multiple of."""
     if unit:
         row = _row(entry.shape)
         return row * min(entry.shape[0], max(MIN_UNITS, round(share * entry.shape[0]))), row
-    length = min(entry.count, round(share * entry.count))
-    return (length if length >= MIN_SLICE else 0), 1
+    length = min(entry.count, max(round(share * entry.count), least))
+    return (length if length >= min(entry.count, MIN_SLICE) else 0), 1
 
 
-def _share(entries: Mapping[str, Shaped], nbytes: Mapping[str, int], admitted: Mapping[str, str], budget: int) -> float:
+def _share(
+    entries: Mapping[str, Shaped], nbytes: Mapping[str, int], admitted: Mapping[str, str], budget: int, least: int
+) -> float:
     """The share of every tensor at which the lengths add up to the budget (bisection: the sum is monotone)."""
 
     def cost(share: float) -> float:
-        lengths = ((name, _length(entry, share, name in admitted)[0]) for name, entry in entries.items())
+        lengths = ((name, _length(entry, share, name in admitted, least)[0]) for name, entry in entries.items())
         return sum(nbytes[name] / entries[name].count * length for name, length in lengths)
 
     low, high = 0.0, 1.0
