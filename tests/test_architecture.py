@@ -111,6 +111,24 @@ def test_blocks_are_the_childs_own_paths() -> None:
     assert blocks["model.embed_tokens.weight"] == "stem" and blocks["lm_head.weight"] == "head"
 
 
+@pytest.mark.parametrize("names", [("encoder", "decoder"), ("q", "k", "v", "o"), ("a.weight_1",)])
+def test_matrices_that_fit_are_not_yet_a_chain(names: tuple[str, ...]) -> None:
+    """An autoencoder's reconstruction has pixels for rows, and q, k, v, o are no layers of each other."""
+    shapes = {"encoder": (64, 784), "decoder": (784, 64)}
+    model = {f"{n}.weight": Entry(f"{n}.weight", "F32", shapes.get(n, (64, 64)), 0) for n in names}
+    assert describe(model).orders == {}
+
+
+def test_fused_and_grouped_matrices_have_fewer_symmetries() -> None:
+    with torch.device("meta"):
+        resnext = entries(timm.create_model("resnext50_32x4d"))
+    assert describe(resnext).orders == {}
+    fused = {"mlp.dense_h_to_4h.weight": (200, 32), "mlp.dense_4h_to_h.weight": (32, 100)}
+    assert describe({n: Entry(n, "F32", shape, 0) for n, shape in fused.items()}).orders == {}
+    norm = {"stages.0.layers.0.layer.0.convolution.weight": (64, 64, 3, 3), "stages.0.layers.0.layer.1.weight": (64,)}
+    assert describe({n: Entry(n, "F32", shape, 0) for n, shape in norm.items()}).orders == {}
+
+
 def test_gpt2_rows_are_units_only_where_they_are() -> None:
     """Conv1D stores (in, out): rows of c_fc are the residual stream, rows of c_proj the hidden units."""
     found = describe(build(CASES["gpt2"][0]))

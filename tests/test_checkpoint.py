@@ -209,6 +209,34 @@ def test_a_slice_outside_is_a_bug(tmp_path: Path) -> None:
         open_checkpoint(single(tmp_path)).read([Slice("scalar", 0, 2)])
 
 
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    """A mapped file would kill the process here."""
+    save_file({"a": torch.ones(1_000_000)}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(BrokenFileError, match="changed"):
+        checkpoint.read([Slice("a", 900_000, 900_010)])
+
+
+def test_an_index_as_a_reference(tmp_path: Path) -> None:
+    assert len(open_checkpoint(sharded(tmp_path) / "model.safetensors.index.json")) == len(TENSORS)
+
+
+def test_nobodys_home() -> None:
+    with pytest.raises(ModelNotFoundError, match="home directory"):
+        open_checkpoint("~no-such-user/model")
+
+
+@pytest.mark.parametrize("content", [{"state_dict": torch.ones(2)}, {"state_dict": None}, [1], torch.ones(3), {}])
+def test_pickles_without_a_state_dict(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    try:
+        assert set(open_checkpoint(tmp_path, allow_pickle=True)) == {"state_dict"}
+    except NoWeightsError as error:
+        assert "no tensor" in str(error)
+
+
 def test_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def deny(*_: object) -> list[str]:
         raise PermissionError(13, "Permission denied")

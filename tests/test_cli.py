@@ -82,6 +82,28 @@ def test_wrong_usage(capsys, arguments: list[str]) -> None:
     assert (code, out) == (2, "") and "Usage:" in err
 
 
+@pytest.mark.parametrize("picture", ["x.xyz", "noext", "missing/x.png"])
+def test_a_picture_that_cannot_be_saved_is_refused_before_reading(
+    capsys, folders: Folders, tmp_path: Path, picture: str
+) -> None:
+    code, out, err = run(capsys, "trace", folders["child"], "-c", folders["parent"], "--plot", tmp_path / picture)
+    assert (code, out) == (2, "") and err.startswith("error: Expected a ")
+
+
+def test_a_demo_that_has_no_place(capsys) -> None:
+    code, _, err = run(capsys, "demo", "--out", "/proc/nowhere")
+    assert code == 2 and "Expected a folder to write to" in err
+
+
+def test_a_folder_named_like_a_repo_is_hinted_at(
+    capsys, lab: MiniHub, folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders["child"].parents[1])
+    lab.repos.clear()
+    code, _, err = run(capsys, "trace", "lab/child", "-c", "./lab/parent")
+    assert code == 3 and "There is a local `./lab/child`" in err
+
+
 def test_interrupted(capsys, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

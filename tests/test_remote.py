@@ -264,8 +264,31 @@ class TestFaults:
         with pytest.raises(HubUnavailableError, match="did not answer"):
             hl.trace("lab/child", TRIO)
 
+    def test_the_rest_of_a_failed_candidate_is_not_asked_for(self, hub: MiniHub, nets) -> None:
+        wide = {f"layers.{i}.mlp.up_proj.weight": torch.randn(2000, 600) for i in range(8)}
+        hub.add("lab/a", {"model.safetensors": save(wide)})
+        hub.add("lab/b", {"model.safetensors": save(wide)})
+        hub.add("lab/c", {"model.safetensors": save(wide)})
+        hub.fault("wrong_range", file="lab/b/*", times=None, after=1)
+        lineage = hl.trace("lab/a", ["lab/b", "lab/c"], sample="all")
+        assert [c.status for c in lineage.candidates] == ["compared", "unreadable"]
+        assert hub.bytes_served["lab/b/model.safetensors"] < 0.6 * hub.bytes_served["lab/c/model.safetensors"]
+
+    def test_claims_are_looked_up_once(self, lab: MiniHub, nets) -> None:
+        card = "---\nbase_model: [lab/x, lab/y]\n---\n"
+        lab.add("lab/claims", {"model.safetensors": save(nets["child"]), "README.md": card})
+        hl.trace("lab/claims", TRIO)
+        assert sum("lab/x" in request.path for request in lab.log) == 1
+
 
 class TestHostileRepos:
+    def test_an_adapter_cannot_open_a_path_of_this_machine(self, lab: MiniHub) -> None:
+        lora = save({"base_model.model.fc1.lora_A.weight": torch.randn(2, 48)})
+        config = json.dumps({"base_model_name_or_path": "/etc"})
+        lab.add("lab/adapter", {"adapter_model.safetensors": lora, "adapter_config.json": config})
+        with pytest.raises(CheckpointError, match="no repo id"):
+            hl.trace("lab/adapter", TRIO)
+
     def test_an_index_that_points_outside(self, lab: MiniHub) -> None:
         index = json.dumps({"weight_map": {"a": "../../etc/passwd.safetensors"}})
         lab.add("lab/evil", {"model.safetensors.index.json": index, "x.safetensors": b"x"})

@@ -11,7 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 import hf_lineage as hl
-from hf_lineage.errors import ArgumentError, BrokenFileError, NoCandidatesError, NothingToCompareError
+from hf_lineage.errors import (
+    ArgumentError,
+    BrokenFileError,
+    ModelNotFoundError,
+    NoCandidatesError,
+    NothingToCompareError,
+)
 from hf_lineage.records import Candidate, Lineage
 
 NAMES = ["parent", "stranger", "stranger-2"]
@@ -100,6 +106,54 @@ class TestVerdict:
         lineage = hl.trace(module("child"), [module("parent"), module("stranger")])
         assert lineage.child.name == "module:Module" and lineage.verdict == "parent"
 
+    def test_two_modules_of_one_class_are_told_apart(self, nets) -> None:
+        def module(name: str) -> torch.nn.Sequential:
+            linears = [torch.nn.Linear(*nets[name][f"fc{i}.weight"].shape[::-1]) for i in (1, 2, 3)]
+            for i, linear in enumerate(linears, start=1):
+                linear.load_state_dict({"weight": nets[name][f"fc{i}.weight"], "bias": nets[name][f"fc{i}.bias"]})
+            return torch.nn.Sequential(*linears)
+
+        stranger, parent = module("stranger"), module("parent")
+        lineage = hl.trace(module("child"), [stranger, parent, parent])
+        assert lineage.candidates[0].requested == "candidates[1]" and len(lineage.candidates) == 2
+        assert "counts once" in lineage.notes[0] and str(lineage).count("\n>") == 1
+
+    def test_a_hundred_strangers_do_not_hide_the_parent(self, folders: Folders, make_net, tmp_path: Path) -> None:
+        strangers = []
+        for seed in range(100, 205):
+            save_file(make_net(seed), tmp_path / f"{seed}.safetensors")
+            strangers.append(tmp_path / f"{seed}.safetensors")
+        lineage = hl.trace(folders["child"], [folders["parent"], *strangers])
+        assert lineage.parent == str(folders["parent"])
+
+    def test_a_copy_beats_its_other_heads(self, folders: Folders, nets, tmp_path: Path) -> None:
+        shutil.copytree(folders["child"], tmp_path / "z-copy")
+        (tmp_path / "a-probe").mkdir()
+        save_file({**nets["child"], "fc3.weight": torch.randn(10, 64)}, tmp_path / "a-probe" / "model.safetensors")
+        lineage = hl.trace(tmp_path / "z-copy", [tmp_path / "a-probe", folders["child"]])
+        assert (lineage.verdict, lineage.parent) == ("identical", str(folders["child"]))
+
+    def test_two_copies_of_one_parent_are_a_tie(self, folders: Folders, tmp_path: Path) -> None:
+        shutil.copytree(folders["parent"], tmp_path / "again")
+        lineage = hl.trace(folders["child"], [folders["parent"], tmp_path / "again"])
+        assert (lineage.verdict, lineage.parent) == ("undecided", None)
+
+    def test_equal_in_a_sample_is_not_identical(self, tmp_path: Path) -> None:
+        parent = {f"layers.{i}.mlp.{n}_proj.weight": torch.randn(400, 300) for i in range(2) for n in ("up", "gate")}
+        parent |= {f"layers.{i}.mlp.down_proj.weight": torch.randn(300, 400) for i in range(2)}
+        parent |= {f"layers.{i}.norm.weight": torch.ones(300) for i in range(2)}
+        tuned = {k: v + 0.5 if "norm" in k else v for k, v in parent.items()}
+        for name, tensors in (("parent", parent), ("tuned", tuned), ("copy", parent)):
+            save_file(tensors, tmp_path / f"{name}.safetensors")
+        found = hl.trace(tmp_path / "tuned.safetensors", [tmp_path / "parent.safetensors"], sample="10%")
+        assert found.candidates[0].relation == "partial", "norm gains are sampled too"
+        copy = hl.trace(tmp_path / "copy.safetensors", [tmp_path / "parent.safetensors"], sample="10%")
+        assert copy.verdict == "parent" and "tells a copy" in " ".join(copy.notes)
+
+    def test_equal_but_for_zeros_is_not_identical(self, folders: Folders, nets, tmp_path: Path) -> None:
+        save_file({**nets["parent"], "fc1.bias": torch.zeros(96)}, tmp_path / "zero.safetensors")
+        assert hl.trace(tmp_path / "zero.safetensors", [folders["parent"]]).verdict == "parent"
+
     def test_progress_counts_bytes(self, folders: Folders) -> None:
         seen: list[tuple[int, int]] = []
         answer(folders, progress=lambda done, total, what: seen.append((done, total)))
@@ -166,6 +220,21 @@ class TestNotes:
         lineage = answer(folders)
         assert lineage.parent == str(folders["parent"]) and "fc1.weight" in " ".join(lineage.notes)
 
+    def test_a_card_of_any_kind(self, folders: Folders) -> None:
+        for card in (
+            "base_model: [",
+            "? [a]\n: b",
+            "base_model: !!python/object:os.system x",
+            "a: \x01",
+            "&a [*a]",
+            "base_model: &b [*b]",
+        ):
+            (folders["child"] / "README.md").write_text(f"---\n{card}\n---\n")
+            assert answer(folders).claims == ()
+        (folders["child"] / "README.md").unlink()
+        (folders["child"] / "README.md").mkdir()
+        assert answer(folders).parent == str(folders["parent"])
+
     def test_one_nan_is_enough(self, folders: Folders, nets) -> None:
         weight = nets["child"]["fc1.bias"].clone()
         weight[3] = torch.nan
@@ -226,12 +295,47 @@ class TestErrors:
     @pytest.mark.parametrize(
         "options",
         [{"alpha": 0}, {"alpha": 1.5}, {"evidence": "tea leaves"}, {"evidence": ("weights", "x")}, {"sample": "lots"},
-         {"max_bytes": 0}, {"max_bytes": 1000}],
+         {"max_bytes": 0}, {"max_bytes": 1000}, {"device": "quantum"}],
     )  # fmt: skip
     def test_options(self, folders: Folders, options: dict) -> None:
         with pytest.raises(ArgumentError) as caught:
             answer(folders, **options)
         assert "\n" not in str(caught.value)
+
+    def test_only_the_head_is_usable(self, folders: Folders, nets) -> None:
+        broken = {k: v if "fc3" in k else v * torch.nan for k, v in nets["child"].items()}
+        save_file(broken, folders["child"] / "model.safetensors")
+        with pytest.raises(NothingToCompareError, match="Every tensor"):
+            answer(folders)
+
+    def test_an_empty_sample_is_not_called_nan(self, folders: Folders) -> None:
+        with pytest.raises(ArgumentError, match="larger sample"):
+            answer(folders, sample=1)
+
+    def test_the_limit_counts_every_models_own_bytes(self, folders: Folders, nets) -> None:
+        save_file(
+            {k: v.to(torch.float8_e4m3fn) for k, v in nets["child"].items()}, folders["child"] / "model.safetensors"
+        )
+        size = sum(t.numel() for t in nets["child"].values())
+        with pytest.raises(ArgumentError, match="more than max_bytes"):
+            answer(folders, names=["parent"], max_bytes=4 * size)
+        assert answer(folders, names=["parent"], max_bytes=6 * size).parent == str(folders["parent"])
+
+    @pytest.mark.parametrize("child", [3, None, {"a": torch.ones(3)}])
+    def test_no_model_at_all(self, folders: Folders, child) -> None:
+        with pytest.raises(ArgumentError, match="torch module"):
+            hl.trace(child, [folders["parent"]])
+
+    def test_a_module_instead_of_a_list(self, folders: Folders) -> None:
+        with pytest.raises(ArgumentError, match="Expected a list"):
+            hl.trace(folders["child"], torch.nn.Linear(2, 2))
+
+    def test_an_adapter_of_a_path(self, tmp_path: Path) -> None:
+        save_file({"x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
+        (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "./nowhere"}')
+        with pytest.raises(hl.LineageError, match="its base cannot be opened") as caught:
+            hl.trace(tmp_path, [tmp_path / "x"])
+        assert not isinstance(caught.value, ModelNotFoundError), "the child is there"
 
     def test_one_reference_instead_of_a_list(self, folders: Folders) -> None:
         with pytest.raises(ArgumentError, match="Expected a list"):
