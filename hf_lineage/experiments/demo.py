@@ -80,7 +80,7 @@ def _outro(family: Family, lineages: Sequence[Lineage], liar: Member, out: Path)
         "",
         f"picture  {out / 'lineage.png'}",
         f"JSON     {out / 'lineage.json'}",
-        f"again    hf-lineage trace {_path(liar.path)} " + " ".join(f"-c {_path(r.path)}" for r in family.roots[:2]),
+        f"again    hf-lineage trace {_path(liar.path)} " + " ".join(f"-c {_path(r.path)}" for r in family.roots[:-1]),
     ]  # fmt: skip
 
 

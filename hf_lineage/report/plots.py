@@ -85,7 +85,7 @@ def _block_map(axes: Axes, compared: Sequence[Candidate]) -> None:
     axes.set_xlabel("block of the child")
     axes.set_title("change of its weights, relative to the candidate's norm", fontsize=10)
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
-    bar.set_label("0: equal; 1.4: as far as strangers; capped at 1.5")
+    bar.set_label("0 equal, 1.4 strangers")
 
 
 def _frame_claims(axes: Axes, row: int, lineage: Lineage, refs: Sequence[str]) -> None:

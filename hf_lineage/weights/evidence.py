@@ -100,9 +100,8 @@ def independence(
     def matrix(order: str) -> np.ndarray:  # made again when needed: h² numbers a layer are too many to keep
         return products(*([readings.units.matrix(m, name) for name in groups[order]] for m in (0, candidate + 1)))
 
-    def redraw(order: str, count: int) -> np.ndarray:
-        c = matrix(order)
-        return draw(c, np.zeros(len(c)), order, seed + 1, count)[0]
+    def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return draw(matrix(order), order, seed + 1, count)
 
     return combine((layer_test(order, matrix(order), seed) for order in groups), redraw)
 
