@@ -178,7 +178,7 @@ class Candidate:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Lineage:
     """The answer of `trace`. `candidates` are ordered best first; every surface only renders this record."""
 
@@ -237,6 +237,10 @@ class Lineage:
         from .report.plots import plot_lineage
 
         return plot_lineage(self, path)
+
+    def __repr__(self) -> str:
+        count = len(self.candidates)
+        return f"Lineage({self.child.name!r}, {self.verdict!r}, parent={self.parent!r}, {count} candidates)"
 
     def __str__(self) -> str:
         from .report.text import table

@@ -61,6 +61,7 @@ def test_parse_and_str_undo_each_other(text: str) -> None:
 def test_json_has_no_nan_and_nine_digits() -> None:
     candidate = Candidate("a", "a", facts={"x": math.nan, "y": [math.inf, 1 / 3]}, probability=2 / 3)
     lineage = Lineage(ModelRef("hub", "c"), "c", "none", None, 1.0, (candidate,))
+    assert repr(lineage) == "Lineage('c', 'none', parent=None, 1 candidates)"
     document = json.loads(lineage.to_json())
     assert document["schema"] == "hf_lineage/1" and document["child"] == {
         "ref": "c",
