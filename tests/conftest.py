@@ -86,7 +86,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
 BIG: dict[str, dict[str, dict[str, Any]]] = {
     "fc": {"widths": [2560, 256, 128]},
     "resnet": {"channels": [32, 64, 128, 480]},
-    "vit": {"embed_dim": 96, "mlp_ratio": 36},
+    "vit": {"mlp_ratio": 84},
     "llama": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3},
 }
 UNRELATED = {
@@ -106,7 +106,8 @@ class Nursery:
 
     def big(self, architecture: str) -> Family:
         folder = self.folder / "big" / architecture
-        return train_family(folder, architecture, roots=3, children=1, seed=2, sizes=BIG[architecture])
+        children = 2 if architecture == "vit" else 1  # at this size a ViT may miss its task and be dropped
+        return train_family(folder, architecture, roots=3, children=children, seed=2, sizes=BIG[architecture])
 
     def unrelated(self, kind: str, scale: str) -> Family:
         decay = 0.03 if kind == "fc-decayed" else 0.0
