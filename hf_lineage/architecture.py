@@ -136,9 +136,11 @@ def describe(entries: Mapping[str, Shaped]) -> Architecture:
     )
 
 
-def align(child: Mapping[str, Shaped], candidate: Mapping[str, Shaped]) -> Alignment:
-    """Line up two checkpoints by normalised name and equal shape."""
-    ours, plain, theirs = describe(child), normalise(child), normalise(candidate)
+def align(
+    child: Mapping[str, Shaped], candidate: Mapping[str, Shaped], architecture: Architecture | None = None
+) -> Alignment:
+    """Line up two checkpoints by normalised name and equal shape; `architecture` is the child's, if known already."""
+    ours, plain, theirs = architecture or describe(child), normalise(child), normalise(candidate)
     short_of = {name: short for short, name in plain.items()}
     pairs: dict[str, str] = {}
     unmatched: dict[str, str] = {}

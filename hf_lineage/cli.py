@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 # most specific first; only the child's own trouble leaves `trace` as an exception, a candidate's is listed
 EXIT = ((ModelNotFoundError, 3), (ArgumentError, 2), (ReferenceSyntaxError, 2), (LineageError, 1))
-
-
 PICTURES = (".png", ".svg", ".pdf", ".webp", ".jpg", ".jpeg")
 
 

@@ -70,11 +70,11 @@ def trace(
     if not opened and not unreadable:
         raise NoCandidatesError(f"Expected candidates other than the child. {' '.join(notes)} Name another one.")
 
-    comparable, rest = _line_up(source, opened)
+    architecture = describe(source)
+    comparable, rest = _line_up(source, architecture, opened)
     judged: list[Candidate] = []
     none: float | None = None
     if comparable:
-        architecture = describe(source)
         plan = _plan(source, architecture, comparable, sample, max_bytes, seed)
         readings = read_together(
             source, [model for model, _ in comparable], [alignment for _, alignment in comparable], plan,
@@ -174,11 +174,11 @@ def _distinct(opened: Sequence[Checkpoint], child: Checkpoint) -> tuple[list[Che
 
 
 def _line_up(
-    child: Checkpoint, opened: Sequence[Checkpoint]
+    child: Checkpoint, architecture: Architecture, opened: Sequence[Checkpoint]
 ) -> tuple[list[tuple[Checkpoint, Alignment]], list[Candidate]]:
     comparable, rest = [], []
     for checkpoint in sorted(opened, key=lambda checkpoint: (checkpoint.ref, checkpoint.requested)):
-        alignment = align(child, checkpoint)
+        alignment = align(child, checkpoint, architecture)
         if checkpoint.adapter_base:
             why = f"a LoRA adapter holds no weights of its own; name its base, {checkpoint.adapter_base}"
             rest.append(_blank(checkpoint, "not_comparable", why))

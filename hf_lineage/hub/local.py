@@ -58,10 +58,6 @@ class LocalRepo:
         except RuntimeError as error:  # ~nobody
             raise ModelNotFoundError(f"Expected a model at `{ref.name}`, got: {error}") from error
         try:
-            if path.is_file() and path.name.endswith(".index.json"):  # its shards lie beside it
-                self.folder, self.only = path.parent, path.name
-                self.files = frozenset(os.listdir(self.folder))
-                return
             if path.is_file():
                 self.folder, self.only = path.parent, path.name
             elif path.is_dir():
@@ -71,7 +67,8 @@ class LocalRepo:
                     f"Expected a model folder or a weights file at `{ref.name}`, found nothing there. "
                     f"To name a model on the Hub, write it without a leading `./`, `/` or `~`."
                 )
-            self.files = frozenset([self.only] if self.only else os.listdir(self.folder))
+            alone = self.only and not self.only.endswith(".index.json")  # the shards of an index lie beside it
+            self.files = frozenset([path.name] if alone else os.listdir(self.folder))
         except PermissionError as error:
             raise AccessDeniedError(f"Expected to read `{path}`, got: {error.strerror}.") from error
         except OSError as error:
@@ -99,7 +96,7 @@ class LocalRepo:
             raise CheckpointError(f"Expected to read `{path}`, got: {error.strerror}.") from error
 
     def open(self, name: str) -> LocalFile:
-        """One file, mapped and not yet read."""
+        """One file, not yet read."""
         return LocalFile(self.folder / name)
 
     def path(self, name: str) -> Path:
