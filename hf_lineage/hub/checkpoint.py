@@ -10,11 +10,13 @@ import abc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ArgumentError, BrokenFileError, CheckpointError, NoWeightsError, PickleRefusedError
 from ..records import Entry, ModelRef, Slice
+from .client import MAX_TEXT, json_data, yaml_data
 from .header import BITS, MAX_INDEX, header_length, parse_header, parse_index
 from .local import LocalRepo
 
@@ -31,6 +33,8 @@ SAFETENSORS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "open
 PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "pytorch_model.pt")
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+RECIPES = ("mergekit_config.yml", "mergekit_config.yaml")
+MAX_RECIPE = 1 << 18  # bytes of a mergekit recipe that are looked at; a longer one is passed over
 
 
 class Source(Protocol):
@@ -58,7 +62,19 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
         self.adapter_base: str | None = None
         self.skipped: tuple[str, ...] = ()
         self.origin = 0  # tells two modules of one class apart
+        self.repo: LocalRepo | HubRepo | None = None  # its small files; None for a module
         self._entries = entries
+
+    @cached_property
+    def config(self) -> dict:
+        """`config.json`; empty where there is none or it cannot be read. Fetched when first asked for."""
+        return json_data(self.repo.read_optional("config.json", MAX_TEXT)) if self.repo else {}
+
+    @cached_property
+    def recipe(self) -> dict:
+        """What mergekit made the model from; empty where it did not. Fetched when first asked for."""
+        names = [name for name in RECIPES if self.repo and name in self.repo.files]
+        return yaml_data(self.repo.read_optional(names[0], MAX_RECIPE)) if self.repo and names else {}
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
@@ -188,7 +204,7 @@ def open_checkpoint(
     else:
         repo = LocalRepo(ref)
     checkpoint = _open_repo(repo, allow_pickle)
-    checkpoint.card = repo.card
+    checkpoint.card, checkpoint.repo = repo.card, repo
     return checkpoint
 
 

@@ -6,6 +6,7 @@ location. The token travels only to the endpoint's own origin; a redirect or a C
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -31,7 +32,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.repocard import RepoCard
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, http_stream_backoff, httpx
 
 from ..errors import (
@@ -45,6 +46,8 @@ from ..errors import (
 from ..records import ModelRef
 
 MAX_TEXT = 1_000_000  # bytes of a card or config that are looked at
+MAX_NODES = 100_000  # values of a YAML document, aliases written out; a card that lists thousands of scores has fewer
+MAX_NUMBER = 100  # characters of a YAML value that is no text; reading a longer one takes quadratic time
 MAX_REQUEST = 2 << 20  # bytes asked for in one range: a batch of 8 MB then travels on several connections
 MAX_GAP = 1 << 16  # unread bytes that may be fetched along, to save a request …
 WASTE = 0.05  # … if they are at most this share of the bytes that are wanted
@@ -120,6 +123,13 @@ class HubRepo:
         if file.size > limit:
             raise BrokenFileError(f"`{name}` of `{self.ref.name}` is longer than the {limit:,} bytes allowed.")
         return bytes(file.read([(0, file.size)])[0]) if file.size else b""
+
+    def read_optional(self, name: str, limit: int) -> bytes:
+        """A whole small file; nothing where it is missing or longer than `limit`. What the Hub refuses is raised."""
+        if name not in self.files:
+            return b""
+        file = self.open(name)
+        return bytes(file.read([(0, file.size)])[0]) if 0 < file.size <= limit else b""
 
     def open(self, name: str) -> RemoteFile:
         """One file: its size is known, nothing is read yet."""
@@ -276,10 +286,47 @@ def same_origin(url: str, endpoint: str) -> bool:
 
 def card_data(raw: bytes) -> dict:
     """Metadata of a model card; empty where there is none or it cannot be read."""
+    block = REGEX_YAML_BLOCK.search(raw.decode("utf-8-sig", errors="replace"))
+    return yaml_data(block[2].encode()) if block else {}
+
+
+def json_data(raw: bytes) -> dict:
+    """A JSON object that a stranger wrote; empty where it is none or cannot be read."""
     try:
-        return RepoCard(raw.decode("utf-8-sig", errors="replace"), ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, TypeError, RecursionError, yaml.YAMLError):
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
         return {}
+    return data if isinstance(data, dict) else {}
+
+
+def yaml_data(raw: bytes) -> dict:
+    """A YAML mapping that a stranger wrote; empty where it is none or cannot be read."""
+    try:
+        data = yaml.load(raw.decode("utf-8-sig"), _BoundedLoader)
+    except Exception:  # PyYAML trips over values it does not expect in any way: `!!bool x` is a KeyError
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Plain values only, and no more than `MAX_NODES`: a few lines of aliases can stand for gigabytes."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._count = 0
+        self._weight: dict[int, int] = {}  # of a node with all below it, aliases written out
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        before, is_alias = self._count, self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        # an alias of a node that is not finished yet holds itself
+        self._count += self._weight.get(id(node), MAX_NODES) if is_alias else 1
+        if self._count > MAX_NODES:
+            raise yaml.YAMLError("too many values")
+        if isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":str") and len(node.value) > MAX_NUMBER:
+            raise yaml.YAMLError("a number that is too long")
+        self._weight[id(node)] = self._count - before
+        return node
 
 
 @contextmanager

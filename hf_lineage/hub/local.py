@@ -95,6 +95,17 @@ class LocalRepo:
         except OSError as error:
             raise CheckpointError(f"Expected to read `{path}`, got: {error.strerror}.") from error
 
+    def read_optional(self, name: str, limit: int) -> bytes:
+        """A whole small file; nothing where it is missing, longer than `limit` or cannot be read."""
+        if name not in self.files:
+            return b""
+        try:
+            file = self.open(name)
+            # what has no size is not opened either: a pipe would wait for ever
+            return bytes(file.read([(0, file.size)])[0]) if 0 < file.size <= limit else b""
+        except CheckpointError:
+            return b""
+
     def open(self, name: str) -> LocalFile:
         """One file, not yet read."""
         return LocalFile(self.folder / name)

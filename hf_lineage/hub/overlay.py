@@ -1,0 +1,37 @@
+"""A checkpoint some of whose tensors are replaced by others in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..records import Slice
+from .checkpoint import Checkpoint, MemoryCheckpoint
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Overlay(Checkpoint):
+    """`checkpoint` with `tensors` in place of its own of the same names; what is read of those costs nothing."""
+
+    def __init__(self, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._upper = MemoryCheckpoint(checkpoint.ref, checkpoint.requested, tensors)
+        super().__init__(checkpoint.ref, checkpoint.requested, {**checkpoint, **self._upper})
+        self.card, self.adapter_base = checkpoint.card, checkpoint.adapter_base
+        self.skipped, self.origin = checkpoint.skipped, checkpoint.origin
+        self._lower = checkpoint
+
+    @property
+    def bytes_read(self) -> int:
+        return self._lower.bytes_read
+
+    @property
+    def remote(self) -> bool:
+        return self._lower.remote
+
+    def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
+        above = {i for i, piece in enumerate(slices) if piece.name in self._upper}
+        upper = iter(self._upper.read([slices[i] for i in sorted(above)]))
+        lower = iter(self._lower.read([piece for i, piece in enumerate(slices) if i not in above]))
+        return [next(upper) if i in above else next(lower) for i in range(len(slices))]
