@@ -1,0 +1,67 @@
+"""A disguised child is seen through: its candidate is put in order, and nothing else changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import hf_lineage as hl
+from hf_lineage.experiments.disguises import permute, rescale
+from hf_lineage.hub.checkpoint import MemoryCheckpoint
+from hf_lineage.hub.overlay import Overlay
+from hf_lineage.records import ModelRef, Slice
+
+REF = ModelRef("module", "module:Net")
+
+
+@pytest.fixture
+def hidden(tmp_path: Path, make_net) -> tuple[Path, list[Path]]:
+    """A child whose units are permuted and rescaled; its parent, another relative and two strangers."""
+    parent = {name.replace("fc3", "head"): value for name, value in make_net(1).items()}
+    child = {name: value + 0.2 * value.std() * torch.randn_like(value) for name, value in parent.items()}
+    aunt = {name: value + 0.6 * value.std() * torch.randn_like(value) for name, value in parent.items()}
+    strangers = [{name.replace("fc3", "head"): value for name, value in make_net(seed).items()} for seed in (7, 8)]
+    disguised = rescale(permute(child, "fc", 3), "fc", 4)
+    for name, tensors in (
+        ("child", disguised),
+        ("a-parent", parent),
+        ("b-aunt", aunt),
+        *zip("cd", strangers, strict=True),
+    ):
+        save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / f"{name}.safetensors")
+    return tmp_path / "child.safetensors", [
+        tmp_path / f"{name}.safetensors" for name in ("c", "d", "b-aunt", "a-parent")
+    ]
+
+
+def test_the_origin_behind_a_disguise(hidden: tuple[Path, list[Path]]) -> None:
+    child, candidates = hidden
+    lineage = hl.trace(child, candidates)
+    best, second, *rest = lineage.candidates
+    assert lineage.verdict == "common_origin" and lineage.parent is None
+    assert Path(best.ref).stem == "a-parent" and Path(second.ref).stem == "b-aunt", "ranked by what is in order again"
+    assert best.facts["disguise"]["score"] > 0.9 and best.relation == "common_origin"
+    assert all(c.relation == "none" and "disguise" not in c.facts for c in rest)
+    assert "under a disguise" in lineage.explain() and "hidden units" in str(lineage)
+
+
+def test_nothing_is_looked_for_where_a_relative_is_plain(hidden: tuple[Path, list[Path]], make_net) -> None:
+    _, candidates = hidden
+    lineage = hl.trace(candidates[2], [candidates[3], *candidates[:2]])
+    assert all("disguise" not in c.facts for c in lineage.candidates)
+
+
+def test_strangers_have_no_disguise(hidden: tuple[Path, list[Path]]) -> None:
+    assert hl.trace(hidden[1][0], [hidden[1][1]]).verdict == "none"
+
+
+def test_an_overlay_reads_both_layers() -> None:
+    lower = MemoryCheckpoint(REF, "net", {"a": torch.arange(4.0), "b": torch.arange(6.0)})
+    both = Overlay(lower, {"b": torch.ones(2, 3)})
+    assert set(both) == {"a", "b"} and both["b"].shape == (2, 3) and both.ref == REF and not both.remote
+    found = both.read([Slice("b", 1, 3), Slice("a", 0, 2), Slice("b", 0, 1)])
+    assert [part.tolist() for part in found] == [[1, 1], [0, 1], [1]]
+    assert both.bytes_read == lower.bytes_read == 8, "only what lies below costs"
