@@ -1,0 +1,193 @@
+"""Make `hf_lineage/calibration.json`: python -m hf_lineage.experiments.calibration FOLDER (40 minutes on 2 cores).
+
+Trains families in FOLDER (kept there), traces pairs whose order is known to fit the direction, asks hard questions to
+fit the probability. The seeds, recipes and widths are this script's own: what is measured in the tests uses others.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.stats import t as student
+
+from .. import calibration
+from ..pipeline import trace
+from .families import Family, Member, train_family, train_twins
+from .questions import NONE_KEPT, answers
+
+SEED = 101
+FAMILIES: dict[str, dict[str, Any]] = {
+    "fc": {"roots": 8, "children": 4, "sizes": {"widths": [768, 192, 96]}},
+    "vit": {"roots": 3, "children": 4, "sizes": {"embed_dim": 48, "depth": 3}},
+    "llama": {"roots": 3, "children": 4, "sizes": {"hidden_size": 48, "intermediate_size": 144}},
+    "resnet": {"roots": 3, "children": 4, "sizes": {"channels": [12, 24, 48, 96]}},
+}
+TWINS = {"fc": 12, "vit": 5, "llama": 5, "resnet": 5}
+QUESTIONS = 1100  # of each architecture
+TAILS = 4.0  # degrees of freedom of the positions' errors
+TWINS_SAID, REVERSED_SAID = 0.02, 0.005  # most of them that may be called a parent
+MARGIN = 0.6  # of the way from there to certainty: other recipes drift more than the few fitted on
+
+
+def make(folder: Path) -> dict[str, Any]:
+    """All numbers, with what they were made from."""
+    families = {name: train(folder, name) for name in FAMILIES}
+    found = {"direction": fit_direction([pair for group in families.values() for pair in pairs(group)])}
+    write({**found, "probability": calibration.numbers()["probability"]})
+    calibration.numbers.cache_clear()
+    asked = [
+        example(question, lineage)
+        for group in families.values()
+        for question, lineage in answers(group, QUESTIONS, SEED, balanced=False)
+    ]
+    found["probability"] = fit_probability(asked)
+    return {"made": f"{__name__}, seed {SEED}, {time.strftime('%Y-%m-%d')}", **found}
+
+
+def train(folder: Path, name: str) -> list[Family]:
+    """The family of one architecture and its twins."""
+    sizes = FAMILIES[name]["sizes"]
+    grown = [
+        train_family(folder / name, name, generations=3, seed=SEED, other_recipes=True, **FAMILIES[name])
+    ]  # fmt: skip
+    for shorten in (1.0, 0.4) if name in TWINS else ():
+        path = folder / f"twins-{name}-{shorten}"
+        grown.append(
+            train_twins(path, name, TWINS[name], seed=SEED + 1, sizes=sizes, shorten=shorten, other_recipes=True)
+        )
+    return grown
+
+
+Pair = tuple[str, float, float, float]  # what the candidate is, t, reach, reach seen from the child
+
+
+def pairs(families: Sequence[Family]) -> list[Pair]:
+    """Ancestors and twins of every member, traced alone: the position of the origin."""
+    found = []
+    for family in families:
+        for kind, candidate, child in _related(family):
+            lineage = trace(child.path, [candidate.path])
+            seen = lineage.candidates[0].evidence["weights"]
+            t, reach = seen["origin"]["t"], seen["origin"]["reach"]
+            back = max(reach**2 + 1 - 2 * t, 0.0) ** 0.5  # |child|²/|Δ|²
+            found.append((kind, t, reach, back))
+    return found
+
+
+def _related(family: Family) -> list[tuple[str, Member, Member]]:
+    found = []
+    for child in family.children:
+        parent = family.member(child.parent or "")
+        found.append(("parent", parent, child))
+        if parent.parent:
+            found.append(("ancestor", family.member(parent.parent), child))
+    starts: dict[Any, list[Member]] = {}
+    for member in family.members:
+        if "start" in member.recipe:
+            starts.setdefault(member.recipe["start"], []).append(member)
+    found += [("twin", both[0], both[1]) for both in starts.values() if len(both) == 2]
+    return found
+
+
+def fit_direction(found: Sequence[Pair]) -> dict[str, float]:
+    """Maximum likelihood of the scales, then the least share at which an order may be said, and a margin."""
+    older = np.array([pair[1:] for pair in found if pair[0] != "twin"])
+    twins = np.array([pair[1:] for pair in found if pair[0] == "twin"])
+
+    def scales(logs: np.ndarray, place: float, data: np.ndarray) -> float:
+        spread, drift = np.exp(logs)
+        return -float(student.logpdf(data[:, 0], TAILS, place, spread + drift * data[:, 1]).mean())
+
+    ends = np.exp(minimize(scales, np.log([0.05, 0.03]), (0.0, older), method="Nelder-Mead").x)
+    middle = np.exp(minimize(scales, np.log([0.02, 0.005]), (0.5, twins), method="Nelder-Mead").x)
+    numbers = {
+        "spread": ends[0], "drift": ends[1], "twin_spread": middle[0], "twin_drift": middle[1],
+        "relative_spread": 0.1, "relative_drift": 0.1, "tails": TAILS,
+    }  # fmt: skip
+    return {name: float(f"{value:.4g}") for name, value in _safest(numbers, older, twins).items()}
+
+
+def _safest(numbers: dict[str, float], older: np.ndarray, twins: np.ndarray) -> dict[str, float]:
+    """With the least share at which an order may be said, and its margin."""
+    calibration.numbers.cache_clear()
+    calibration.numbers().update(direction=numbers)
+
+    def said(data: np.ndarray, back: bool) -> np.ndarray:
+        places = [(1 - t, behind) if back else (t, reach) for t, reach, behind in data]
+        return np.array([calibration.direction(place).parent for place in places])
+
+    forward, other, apart = said(older, False), said(older, True), np.r_[said(twins, False), said(twins, True)]
+    safe = [
+        sure
+        for sure in np.arange(0.5, 1.0, 0.01)
+        if (apart >= sure).mean() <= TWINS_SAID and (other >= sure).mean() <= REVERSED_SAID
+    ]
+    sure = min([*safe, 0.99]) + MARGIN * (1 - min([*safe, 0.99]))
+    print(f"sure {sure:.2f}: said of parents {np.mean(forward >= sure):.3f}, of children {np.mean(other >= sure):.3f}, "
+          f"of twins {np.mean(apart >= sure):.3f}; {len(older)} pairs, {len(twins)} twins")  # fmt: skip
+    return {**numbers, "sure": sure}
+
+
+def example(question: Any, lineage: Any) -> tuple[np.ndarray, int]:
+    """The features of a question's candidates, (candidates, features), and the parent's place, −1 for none."""
+    compared = [c for c in lineage.candidates if c.status == "compared"]
+    rows = np.array([calibration.Features(**c.evidence["features"]).vector() for c in compared])
+    parent = str(question.parent.path) if question.parent else None
+    return rows, next((i for i, c in enumerate(compared) if c.ref == parent), -1)
+
+
+def fit_probability(asked: Sequence[tuple[np.ndarray, int]], hidden: int = 12, decay: float = 2e-3) -> dict[str, Any]:
+    """Maximum likelihood with a little weight decay, by L-BFGS over all questions at once."""
+    most, width = max(len(rows) for rows, _ in asked), asked[0][0].shape[1]
+    rows = torch.zeros(len(asked), most, width, dtype=torch.float64)
+    absent = torch.ones(len(asked), most, dtype=torch.bool)
+    for i, (each, _) in enumerate(asked):
+        rows[i, : len(each)], absent[i, : len(each)] = torch.from_numpy(each), False
+    truth = torch.tensor([place + 1 for _, place in asked])
+    # all questions are asked, and those without a parent count for less, as `balanced` would have it
+    share = torch.where(truth > 0, 1.0, NONE_KEPT).double()
+    generator = torch.Generator().manual_seed(SEED)
+    shapes = {"hidden": (hidden, width), "bias": (hidden,), "out": (hidden,), "offset": ()}
+    weights = {
+        name: (0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+        for name, shape in shapes.items()
+    }
+    optimizer = torch.optim.LBFGS(list(weights.values()), max_iter=600, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        scores = (rows @ weights["hidden"].T + weights["bias"]).tanh() @ weights["out"] + weights["offset"]
+        scores = torch.cat([torch.zeros(len(asked), 1), scores.masked_fill(absent, -torch.inf)], 1)
+        each = torch.nn.functional.cross_entropy(scores, truth, reduction="none")
+        return (share * each).sum() / share.sum()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss() + decay * sum((w * w).sum() for w in weights.values())
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    found = {name: _short(value.detach().tolist()) for name, value in weights.items()}
+    return {**found, "questions": len(asked), "log_loss": round(float(loss().detach()), 4)}
+
+
+def _short(value: Any) -> Any:
+    return [_short(item) for item in value] if isinstance(value, list) else float(f"{value:.4g}")
+
+
+def write(found: dict[str, Any]) -> None:
+    """The data file beside the package's modules."""
+    path = Path(calibration.__file__).with_name("calibration.json")
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(make(Path(sys.argv[1])))

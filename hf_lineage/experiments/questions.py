@@ -1,0 +1,141 @@
+"""Hard questions with a known answer: which of these is the child's parent, if any, from very few bytes?
+
+Made from families: the parent may be missing, its other children, their children and twins may stand in for it, noise
+may be added to the child, and most questions may read only 0.5 to 16 KB. Fitting and judging use the same generator on
+families that share no seed, recipe or width.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file
+
+from ..errors import LineageError
+from .families import Family, Member
+
+if TYPE_CHECKING:
+    from ..records import Lineage
+
+KINDS = ("sibling", "ancestor", "descendant", "cousin", "stranger", "twin")
+WEIGHTS = (3.0, 1.0, 0.7, 2.0, 3.0, 3.0)
+LEAST, MOST = 512, 16384  # bytes read of a model
+NONE_KEPT = 0.25  # of the questions whose answer is "none": without this they would be two in three
+NOISY, WHOLE, OFFERED = 0.25, 0.3, 0.65  # shares of questions with noise, read in full, with the parent offered
+PLAIN = 0.3  # and of those in which nobody but the parent is related
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question: `parent` is None where no candidate is the parent."""
+
+    child: Member
+    candidates: tuple[Member, ...]
+    parent: Member | None
+    noise: float
+    sample: int | None
+    seed: int
+
+    def ask(self) -> Lineage:
+        """Trace it. Noise is white, `noise` times each matrix's own standard deviation."""
+        from ..pipeline import trace
+
+        child = Altered(load_file(self.child.path / "model.safetensors"), self.noise, self.seed)
+        return trace(
+            child if self.noise else self.child.path,  # type: ignore[arg-type]  # anything with a state dict will do
+            [member.path for member in self.candidates], sample=self.sample or "all", seed=self.seed,
+        )  # fmt: skip
+
+
+class Altered:
+    """A state dict with noise on its matrices, to be traced like a module."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], noise: float, seed: int) -> None:
+        self._tensors, self._noise, self._seed = tensors, noise, seed
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The tensors, the same ones each time."""
+        generator = torch.Generator().manual_seed(self._seed)
+        return {
+            name: value + self._noise * value.std() * torch.randn(value.shape, generator=generator)
+            if value.ndim > 1
+            else value
+            for name, value in self._tensors.items()
+        }
+
+
+def questions(families: Sequence[Family], count: int, seed: int, balanced: bool = True) -> Iterator[Question]:
+    """`count` questions about the members of families that share one architecture and its sizes.
+
+    `balanced` passes over some of those that no candidate is the answer of, so that two in three have one.
+    """
+    rng, passing = random.Random(seed), random.Random(seed)
+    members = [member for family in families for member in family.members]
+    by_path = {member.path: member for member in members}
+    kin = {member.path: _kinships(member, members) for member in by_path.values()}
+    for _ in range(count):
+        child = rng.choice(members)
+        groups = kin[child.path]
+        parent = groups["parent"][0] if groups["parent"] and rng.random() < OFFERED else None
+        chosen = [parent] if parent else []
+        plain = rng.random() < PLAIN
+        for _ in range(rng.randint(0 if parent else 1, 7)):
+            kinds = [kind for kind in KINDS if groups[kind] and not (plain and kind != "stranger")]
+            kind = rng.choices(kinds, [WEIGHTS[KINDS.index(kind)] for kind in kinds])[0]
+            chosen.append(rng.choice(groups[kind]))
+        chosen = list(dict.fromkeys(chosen))
+        rng.shuffle(chosen)
+        noise = rng.uniform(0.2, 1.5) if rng.random() < NOISY else 0.0
+        sample = round(math.exp(rng.uniform(math.log(LEAST), math.log(MOST)))) if rng.random() > WHOLE else None
+        if balanced and parent is None and passing.random() > NONE_KEPT:
+            continue
+        yield Question(child, tuple(chosen), parent, noise, sample, rng.getrandbits(31))
+
+
+def answers(
+    families: Sequence[Family], count: int, seed: int, balanced: bool = True
+) -> Iterator[tuple[Question, Lineage]]:
+    """The questions with what `trace` says; one whose few bytes hold no slice of any tensor is passed over."""
+    for question in questions(families, count, seed, balanced):
+        try:
+            yield question, question.ask()
+        except LineageError:
+            continue
+
+
+def _kinships(child: Member, members: Sequence[Member]) -> dict[str, list[Member]]:
+    """What every other member is to the child."""
+    lines = {member.path: _line(member, members) for member in members}
+    own = lines[child.path]
+    groups: dict[str, list[Member]] = {kind: [] for kind in ("parent", *KINDS)}
+    for member in members:
+        if member.path != child.path:
+            groups[_kinship(own, lines[member.path], child, member)].append(member)
+    return groups
+
+
+def _line(member: Member, members: Sequence[Member]) -> list[str]:
+    """Paths from the member up to its root."""
+    found = {(other.path.parents[1], other.name): other for other in members}
+    line = [str(member.path)]
+    while member.parent is not None:
+        member = found[member.path.parents[1], member.parent]
+        line.append(str(member.path))
+    return line
+
+
+def _kinship(own: list[str], line: list[str], child: Member, member: Member) -> str:
+    if child.recipe.get("start") is not None and child.recipe.get("start") == member.recipe.get("start"):
+        return "twin"
+    if own[-1] != line[-1]:
+        return "stranger"
+    if line[0] in own:
+        return "parent" if own[1] == line[0] else "ancestor"
+    if own[0] in line:
+        return "descendant"
+    return "sibling" if own[1] == line[1] else "cousin"
