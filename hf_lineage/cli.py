@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def cli() -> None:
     "candidates",
     multiple=True,
     metavar="REF",
-    help="A possible parent; repeat it. Without any: what the child's card declares.",
+    help="A possible parent; repeat it. Without any: what the child's own files declare.",
 )
 @click.option(
     "--evidence",
@@ -61,9 +62,10 @@ def cli() -> None:
 @click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …")
 @click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, schema hf_lineage/1.")
+@click.option("--explain", is_flag=True, help="Add the verdict in plain sentences, and what it rests on.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture.")
-def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], as_json: bool, plot: Path | None,
-          **options: Any) -> None:  # fmt: skip
+def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], as_json: bool, explain: bool,
+          plot: Path | None, **options: Any) -> None:  # fmt: skip
     """Find the parent of CHILD among candidates.
 
     CHILD and REF are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~.
@@ -73,7 +75,7 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], as
     Examples:
       hf-lineage trace user/child -c timm/resnet18.a1_in1k -c timm/resnet18.tv_in1k
       hf-lineage trace ./my-model -c org/base@v1.0 --json > lineage.json
-      hf-lineage trace user/child                     check what its card claims
+      hf-lineage trace user/child --explain           check what its files claim, in words
       hf-lineage trace user/child -c org/base --sample 0.1% --plot lineage.png
 
     \b
@@ -87,6 +89,8 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], as
     with _bar() as progress:
         lineage = run(child, list(candidates) or None, evidence=evidence, progress=progress, **options)
     click.echo(lineage.to_json() if as_json else str(lineage))
+    if explain and not as_json:
+        click.echo("\n" + textwrap.fill(lineage.explain(), 80, break_on_hyphens=False))
     if plot:
         lineage.plot(plot)
         click.echo(f"picture: {plot}", err=True)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import verdict
 from .architecture import Alignment, Architecture, align, describe
+from .conventions import cuts
 from .errors import ArgumentError, CheckpointError, LineageError, NoCandidatesError, NothingToCompareError
 from .hub.candidates import claims_of
 from .hub.checkpoint import Checkpoint
 from .hub.opener import Opener, identity
-from .records import Candidate, Lineage, ModelRef, Progress, Status, is_repo_id
+from .hub.view import View
+from .records import Candidate, Claim, Lineage, ModelRef, Progress, Status, is_repo_id
 from .weights.evidence import WeightsComparison, compare
-from .weights.reading import read_together
+from .weights.reading import Readings, read_together
+from .weights.relation import change, summarise
 from .weights.sample import MIN_UNITS, Plan, make_plan, sample_budget
+from .weights.uncover import Disguise, applies, realign, uncover
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +46,7 @@ def trace(
 
     child, candidates: Hub repo ids (`"org/name"`, `"org/name@revision"`), paths (a `Path`, or text that starts
         with `.`, `/` or `~`), or modules in memory (`requested` then says which: `candidates[1]`).
-        `candidates=None` takes what the child's own card and adapter config declare.
+        `candidates=None` takes what the child's own card, configs and merge recipe declare.
     evidence: `"weights"`: the permutation test over hidden units for "is it related at all", the distance of the
         aligned weights for "which one" (`weights/independence.py`, `weights/moments.py`). No data is needed and no
         code of the models is run.
@@ -70,32 +76,35 @@ def trace(
     if not opened and not unreadable:
         raise NoCandidatesError(f"Expected candidates other than the child. {' '.join(notes)} Name another one.")
 
-    architecture = describe(source)
-    comparable, rest = _line_up(source, architecture, opened)
+    seen = View(source, cuts(source))
+    architecture = describe(seen)
+    comparable, rest = _line_up(seen, architecture, [View(model, cuts(model)) for model in opened])
+    seen = seen.first_rows(_shared_rows(comparable))
     judged: list[Candidate] = []
     none: float | None = None
     if comparable:
-        plan = _plan(source, architecture, comparable, sample, max_bytes, seed)
-        readings = read_together(
-            source, [model for model, _ in comparable], [alignment for _, alignment in comparable], plan,
-            device=device or "cpu", progress=progress,
-        )  # fmt: skip
-        counts = {name: source[name].count for name in architecture.weights}
-        comparison = compare(readings, architecture, counts, len(comparable), seed=seed)
-        if set(readings.moments) & set(architecture.trunk) <= set(comparison.lost):
+        plan = _plan(seen, architecture, comparable, sample, max_bytes, seed)
+        study = _Study(seen, architecture, plan, device or "cpu", progress, alpha, seed)
+        readings, comparison = study.read(comparable)
+        read = set(readings.moments) & set(architecture.trunk)
+        if not read and plan.sampled:
+            raise ArgumentError("Expected a larger sample: nothing but the head would be read of so few bytes.")
+        if read <= set(comparison.lost):
             raise NothingToCompareError(
                 f"Every tensor of `{ours.ref.name}` that was read holds NaN, Inf or only zeros. Export it again."
             )
-        judged, none = _judge(source, architecture, comparable, comparison, counts, alpha, plan)
+        claimed = {i for i, (model, _) in enumerate(comparable) if _is_claimed(model, claims, opener)}
+        comparable, readings, comparison, disguises = study.uncover(comparable, readings, comparison, claimed)
+        judged, none = _judge(study, comparable, readings, comparison, disguises)
         rest += _refuse(comparable, comparison, readings.failed)
         notes += _remarks(plan, architecture, comparison)
 
     ranked = sorted([*judged, *rest, *unreadable], key=verdict.order)
     if all(candidate.status == "unreadable" for candidate in ranked):
         raise NothingToCompareError(f"No candidate could be read. {ranked[0].ref}: {ranked[0].reasons[0]}")
-    said, parent = verdict.conclude(ranked, none, alpha)
+    said, parent = verdict.conclude(ranked, alpha)
     if source is not ours:
-        said, ranked, notes = _as_adapter(said, ranked, ours, source, notes)
+        said, ranked, notes = _as_adapter(said, parent, ranked, ours, source, notes)
     checked, undeclared = verdict.weigh_claims(claims, ranked, parent, opener.same_model, circular=source is not ours)
     for claim in checked:
         by_folder = [
@@ -154,7 +163,7 @@ def _wanted(candidates: Iterable[Model] | None, declared: Sequence[str], child: 
     if not wanted:
         raise NoCandidatesError(
             f"Expected candidate parents of `{child.ref.name}`, none were given"
-            f"{' and its card declares none' if candidates is None else ''}. Name some: -c org/name, or candidates=[…]."
+            f"{' and it declares none' if candidates is None else ''}. Name some: -c org/name, or candidates=[…]."
         )
     return wanted
 
@@ -223,18 +232,104 @@ def _nbytes(model: Checkpoint, alignment: Alignment) -> int:
     return sum(model[partner].nbytes for partner in alignment.pairs.values())
 
 
+Lined = tuple[Checkpoint, Alignment]  # a comparable candidate
+
+
+@dataclass(frozen=True, slots=True)
+class _Study:
+    """What stays the same while the candidates of one question are read."""
+
+    child: View
+    architecture: Architecture
+    plan: Plan
+    device: str | torch.device
+    progress: Progress | None
+    alpha: float
+    seed: int
+
+    def read(self, comparable: Sequence[tuple[Checkpoint, Alignment]]) -> tuple[Readings, WeightsComparison]:
+        models, alignments = [model for model, _ in comparable], [alignment for _, alignment in comparable]
+        readings = read_together(
+            self.child, models, alignments, self.plan, device=self.device, progress=self.progress
+        )  # fmt: skip
+        return readings, compare(readings, self.architecture, self.child, len(comparable), seed=self.seed)
+
+    def uncover(
+        self, comparable: list[Lined], readings: Readings, comparison: WeightsComparison, claimed: AbstractSet[int]
+    ) -> tuple[list[Lined], Readings, WeightsComparison, dict[int, Disguise]]:
+        """Look behind a disguise if the first test calls no candidate related, and of claimed ones in any case: nobody
+        is contradicted unseen. What is found is put in the child's order, and everything is read again. A sample holds
+        too few units for that."""
+        tests = 2 if not self.plan.sampled and applies(readings, self.architecture, self.child) else 1
+        level = self.alpha / max(1, len(comparison.found)) / tests
+        first = {i: item.test for i, item in comparison.found.items()}
+        strange = {i for i, test in first.items() if test and test.p > level and not self.plan.sampled}
+        if any(test and test.p <= level for test in first.values()):
+            strange &= claimed
+        found = {
+            i: uncover(readings, self.architecture, self.child, i, self.seed) for i in comparison.found if i in strange
+        }
+        matched = {i: disguise.match for i, disguise in found.items() if disguise.matched and disguise.match}
+        if matched:
+            comparable = [
+                realign(model, alignment, self.architecture, matched[i]) if i in matched else (model, alignment)
+                for i, (model, alignment) in enumerate(comparable)
+            ]
+            readings, comparison = self.read(comparable)
+        for i, item in comparison.found.items():
+            blind = found[i].blind if i in found else None
+            # units that were put in order by looking at them can be tested no more: what was found before stays
+            comparison.found[i] = replace(item, test=first.get(i), blind=blind, tests=tests)
+        return comparable, readings, comparison, {i: found[i] for i in matched}
+
+
+def _is_claimed(model: Checkpoint, claims: Sequence[Claim], opener: Opener) -> bool:
+    return any(opener.same_model(claim.ref, _blank(model, "compared")) for claim in claims)
+
+
 def _judge(
-    child: Checkpoint, architecture: Architecture, comparable: Sequence[tuple[Checkpoint, Alignment]],
-    comparison: WeightsComparison, counts: dict[str, int], alpha: float, plan: Plan,
+    study: _Study, comparable: Sequence[Lined], readings: Readings, comparison: WeightsComparison,
+    disguises: Mapping[int, Disguise],
 ) -> tuple[list[Candidate], float | None]:  # fmt: skip
-    kept = [comparable[i] for i in comparison.found]
-    # what is equal in a sample only is not said to be identical
-    same = [
-        not plan.sampled and len(a.pairs) == len(architecture.weights) == len(describe(model).weights)
-        for model, a in kept
-    ]
-    blanks = [_blank(model, "compared", *_left_out(alignment, architecture.heads)) for model, alignment in kept]
-    return verdict.judge(blanks, list(comparison.found.values()), architecture.heads, counts, same, alpha)
+    architecture, child = study.architecture, study.child
+    counts = {name: child[name].count for name in architecture.weights}
+    shortened = _shared_rows(comparable).keys()
+    read = frozenset(architecture.trunk) & (readings.members.keys() if study.plan.sampled else counts.keys())
+    pairs, blanks = [], []
+    for i in comparison.found:
+        model, alignment = comparable[i]
+        whole = len(alignment.pairs) == len(architecture.weights) == len(describe(model).weights) and not shortened
+        pairs.append(
+            verdict.Pair(
+                whole and not study.plan.sampled,  # what is equal in a sample only is not said to be identical
+                None if shortened else read,
+                alignment.grown,
+                functools.cache(functools.partial(_what, readings, i, counts, back=False)),
+                functools.cache(functools.partial(_what, readings, i, counts, back=True)),
+                disguises[i].to_dict() if i in disguises else None,
+            )
+        )
+        blanks.append(_blank(model, "compared", *_left_out(alignment, architecture.heads)))
+    return verdict.judge(blanks, comparison, pairs, architecture.heads, counts, study.alpha)
+
+
+def _what(readings: Readings, candidate: int, counts: Mapping[str, int], back: bool) -> tuple[str, dict[str, Any]]:
+    """What was done to the candidate to get the child; with `back`, to the child to get the candidate."""
+    changes = {}
+    for name, members in readings.members.items():
+        if candidate in members and name in readings.units and readings.usable(name, candidate):
+            made, start = (readings.units.matrix(model, name) for model in (0, candidate + 1))
+            changes[name] = change(start, made) if back else change(made, start)
+    return summarise(changes, counts)
+
+
+def _shared_rows(comparable: Sequence[tuple[Checkpoint, Alignment]]) -> dict[str, int]:
+    """Rows of each token table that every candidate has."""
+    rows: dict[str, int] = {}
+    for _, alignment in comparable:
+        for name, both in alignment.grown.items():
+            rows[name] = min(*both, rows.get(name, both[0]))
+    return rows
 
 
 def _refuse(
@@ -258,7 +353,7 @@ def _remarks(plan: Plan, architecture: Architecture, comparison: WeightsComparis
         notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; distances are estimates.")
     if plan.sampled and any(len(item.equal) == len(item.compared) for item in comparison.found.values()):
         notes.append("All that was read of a candidate is equal; --sample all tells a copy from a partial change.")
-    if any(item.test and item.test.at_floor for item in comparison.found.values()):
+    if any(item.at_floor for item in comparison.found.values()):
         notes.append(
             "No random permutation came near a candidate's: its p-value is as small as so many draws can show."
         )
@@ -271,7 +366,7 @@ def _remarks(plan: Plan, architecture: Architecture, comparison: WeightsComparis
     bad = sorted({name for item in comparison.found.values() for name in item.bad} - set(comparison.lost))
     if bad:
         notes.append(f"Left out, NaN, Inf or all zeros in a candidate: {_some(bad)}.")
-    if comparison.found and all(item.test is None for item in comparison.found.values()):
+    if comparison.found and all(item.log10_p is None for item in comparison.found.values()):
         why = "none of this architecture are known"
         if architecture.orders:
             why = "the sample is too small for that, read more" if plan.sampled else "its layers have fewer"
@@ -292,7 +387,12 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 
 def _as_adapter(
-    said: verdict.Verdict, ranked: list[Candidate], child: Checkpoint, base: Checkpoint, notes: list[str]
+    said: verdict.Verdict,
+    parent: str | None,
+    ranked: list[Candidate],
+    child: Checkpoint,
+    base: Checkpoint,
+    notes: list[str],
 ) -> tuple[verdict.Verdict, list[Candidate], list[str]]:
     """An adapter's answer was found for its declared base: say so, and call that base's relation `adapter`."""
     note = (
@@ -300,4 +400,6 @@ def _as_adapter(
         f"{base.ref.name}, was traced in its place."
     )
     ranked = [replace(c, relation="adapter") if c.relation == "identical" else c for c in ranked]
-    return ("parent" if said == "identical" else said), ranked, [note, *notes]
+    if said == "identical":
+        said = "parent" if parent else "undecided"
+    return said, ranked, [note, *notes]

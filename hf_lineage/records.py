@@ -226,6 +226,12 @@ class Lineage:
         """`to_dict` as one JSON document."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
+    def explain(self) -> str:
+        """The verdict in plain sentences: what it rests on, and what it does not say."""
+        from .report.words import explanation
+
+        return explanation(self)
+
     def to_markdown(self) -> str:
         """The verdict, the ranked table and the claims as Markdown."""
         from .report.text import markdown

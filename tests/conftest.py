@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from hf_lineage.experiments.families import Family, train_family, train_unrelated
+from hf_lineage.experiments.families import Family, train_family, train_twins, train_unrelated
 
 pytest_plugins = ["hf_lineage.testing"]
 
@@ -24,7 +24,7 @@ WIDTHS = (48, 96, 64, 10)
 Tensors = dict[str, torch.Tensor]
 
 
-def net(seed: int, base: Tensors | None = None, change: float = 0.1, widths: tuple[int, ...] = WIDTHS) -> Tensors:
+def net(seed: int, base: Tensors | None = None, change: float = 0.3, widths: tuple[int, ...] = WIDTHS) -> Tensors:
     """A multilayer perceptron's state dict: random, or `base` with a random change of that relative size."""
     generator = torch.Generator().manual_seed(seed)
     result: Tensors = {}
@@ -95,6 +95,28 @@ UNRELATED = {
 }
 
 
+# Four generations and twins, for verdicts: no seed, recipe or width of experiments/calibration.py
+LINES: dict[str, dict[str, dict[str, Any]]] = {
+    "reduced": {"fc": {"roots": 4, "children": 2}},
+    "large": {
+        "fc": {"roots": 10, "children": 5}, "resnet": {"roots": 3, "children": 4}, "vit": {"roots": 3, "children": 4},
+        "llama": {"roots": 3, "children": 4},
+    },
+}  # fmt: skip
+TWINS = {"reduced": {"fc": 8}, "large": {"fc": 25, "resnet": 8, "vit": 8, "llama": 8}}
+SHORTENED = (1.0, 0.4, 0.15)  # twins that trained as long, and less and less
+
+
+# Children that are then disguised, and strangers of the same data, recipe and size: 78 of them make 3,003 pairs
+HIDDEN: dict[str, dict[str, tuple[dict[str, Any], dict[str, int], int]]] = {
+    "reduced": {"fc": ({"widths": [256, 128]}, {"roots": 3, "children": 3}, 12)},
+    "large": {
+        "fc": ({"widths": [256, 128]}, {"roots": 8, "children": 3}, 80), "resnet": ({}, {"roots": 8, "children": 3}, 84),
+        "vit": ({"depth": 2}, {"roots": 8, "children": 3}, 84), "llama": ({}, {"roots": 8, "children": 3}, 90),
+    },
+}  # fmt: skip
+
+
 class Nursery:
     """Families by name, trained when first asked for and kept for the session."""
 
@@ -103,6 +125,28 @@ class Nursery:
 
     def family(self, architecture: str, scale: str) -> Family:
         return train_family(self.folder / scale / architecture, architecture, seed=1, **FAMILIES[scale][architecture])
+
+    def lines(self, architecture: str, scale: str) -> Family:
+        folder = self.folder / scale / f"lines-{architecture}"
+        return train_family(folder, architecture, generations=4, seed=7, **LINES[scale][architecture])
+
+    def twins(self, architecture: str, scale: str) -> list[Family]:
+        shortened = SHORTENED if scale == "large" else SHORTENED[:2]
+        return [
+            train_twins(
+                self.folder / scale / f"twins-{architecture}-{shorten}", architecture, TWINS[scale][architecture], seed=8,
+                shorten=shorten,
+            )
+            for shorten in shortened
+        ]  # fmt: skip
+
+    def hidden(self, architecture: str, scale: str) -> tuple[Family, Family]:
+        sizes, counts, strangers = HIDDEN[scale][architecture]
+        folder = self.folder / scale / f"hidden-{architecture}"
+        return (
+            train_family(f"{folder}-family", architecture, seed=11, sizes=sizes, **counts),
+            train_unrelated(f"{folder}-unrelated", architecture, strangers, seed=11, sizes=sizes),
+        )
 
     def big(self, architecture: str) -> Family:
         folder = self.folder / "big" / architecture

@@ -31,6 +31,12 @@ def test_an_answer(capsys, folders: Folders) -> None:
     assert code == 0 and "Fine-tuned from" in out and all(len(line) <= 80 for line in out.splitlines())
 
 
+def test_an_explanation_follows_the_table(capsys, folders: Folders) -> None:
+    code, out, _ = run(capsys, "trace", folders["child"], "-c", folders["parent"], "--explain")
+    assert code == 0 and "read " in out and "trained separately" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
 def test_none_is_an_answer(capsys, folders: Folders) -> None:
     code, out, _ = run(capsys, "trace", folders["child"], "-c", folders["stranger"])
     assert code == 0 and "no sign of a common origin" in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -65,3 +66,13 @@ def test_exit_codes_and_verdicts_are_documented() -> None:
 def test_links_and_pictures_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_table_is_what_was_measured() -> None:
+    """tests/benchmarks/trust_table.py prints it from the recorded results."""
+    spec = importlib.util.spec_from_file_location("trust_table", ROOT / "tests" / "benchmarks" / "trust_table.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shown = README.partition("<!-- trust table -->\n")[2].partition("<!-- /trust table -->")[0]
+    assert module.table() in shown and module.summary() in shown.replace("\n", " ")

@@ -19,13 +19,15 @@ FILES = sorted(ROOT.rglob("*.py"))
 MAY_IMPORT = {
     "errors": "",
     "records": "errors report",  # report only inside methods: an answer knows how to show itself
-    "architecture": "",
+    "conventions": "",
+    "architecture": "conventions",
+    "calibration": "",
     "hub": "errors records",
     "weights": "errors records architecture hub",
-    "verdict": "records weights",
+    "verdict": "calibration records weights",
     "report": "records",
-    "pipeline": "errors records architecture hub weights verdict",
-    "experiments": "errors records pipeline report",
+    "pipeline": "errors records architecture conventions hub weights verdict",
+    "experiments": "errors records calibration pipeline report",
     "cli": "errors records pipeline experiments",
     "testing": "",
     "__init__": "errors records pipeline",
@@ -37,13 +39,13 @@ HOME = {
     "matplotlib": {"report/plots.py", "experiments/glyphs.py"},
     "click": {"cli.py"},
     "tqdm": {"cli.py"},
-    "timm": {"experiments/families.py"},
-    "transformers": {"experiments/families.py"},
+    "timm": {"experiments/networks.py"},
+    "transformers": {"experiments/networks.py"},
     "PIL": {"experiments/glyphs.py"},
-    "safetensors": {"experiments/families.py"},
+    "safetensors": {"experiments/families.py", "experiments/questions.py", "experiments/changes.py"},
     "pytest": {"testing/__init__.py"},
     "yaml": {"hub/client.py", "testing/repos.py"},
-    "scipy": {"weights/independence.py"},
+    "scipy": {"weights/independence.py", "weights/disguise.py", "experiments/calibration.py"},
 }
 ANYWHERE = {"torch", "numpy"}
 

@@ -87,7 +87,7 @@ def test_any_cut_gives_the_same_sums() -> None:
         parts = [measure(list(x[:, a:b])) for a, b in itertools.pairwise(edges)]
         total = reduce(Moments.__add__, parts)
         assert total.count == 1000
-        for field in ("gram", "s1", "s4"):
+        for field in ("gram", "s1", "squares"):
             np.testing.assert_allclose(getattr(total, field), getattr(whole, field), rtol=1e-12, atol=1e-12)
 
 
@@ -122,6 +122,21 @@ def test_the_standard_error_is_that_of_repeated_samples() -> None:
         predicted.append(moments.distance2_stderr(2000)[1])
     assert np.mean(predicted) == pytest.approx(np.std(means), rel=0.2)
     assert measure(list(x)).distance2_stderr(2000)[1] == 0.0
+
+
+def test_the_gap_of_two_is_known_better_than_either() -> None:
+    """Two candidates that differ from the child at the same places: again against the spread of 200 samples."""
+    x = rows(3, 2000)
+    x[2] = x[1] + 0.1 * x[2]
+    generator = torch.Generator().manual_seed(3)
+    gaps, predicted, single = [], [], []
+    for _ in range(200):
+        moments = measure(list(x[:, torch.randperm(2000, generator=generator)[:500]]))
+        gaps.append((moments.gram[1, 1] - moments.gram[2, 2]) / 500)
+        predicted.append(moments.gap_stderr(2000)[1, 2])
+        single.append(moments.distance2_stderr(2000)[1])
+    assert np.mean(predicted) == pytest.approx(np.std(gaps), rel=0.2)
+    assert np.mean(predicted) < 0.5 * np.mean(single)
 
 
 def test_moments_need_the_same_models() -> None:

@@ -104,7 +104,7 @@ class TestReading:
             "lab/wide-child", {"model.safetensors": save({k: v + 0.05 * torch.randn_like(v) for k, v in wide.items()})}
         )
         lineage = hl.trace("lab/wide-child", ["lab/wide"], seed=1)
-        assert lineage.parent == "lab/wide" and "A sample was read" in lineage.notes[0]
+        assert lineage.candidates[0].p_value < 1e-3 and "A sample was read" in lineage.notes[0]  # type: ignore[operator]
         served = sum(lab.bytes_served.values())
         assert served == lineage.bytes_read == pytest.approx(2 * (4 << 20), rel=0.2)
 

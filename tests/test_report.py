@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hf_lineage.records import Candidate, Claim, Lineage, ModelRef, printable
 from hf_lineage.report.plots import plot_family, plot_lineage
-from hf_lineage.report.text import code, markdown, p_text, sentence, shorten, table
+from hf_lineage.report.text import markdown, table
+from hf_lineage.report.words import code, explanation, p_text, sentence, shorten
 
 BLOCKS = {
     "weights": {
@@ -53,7 +55,7 @@ def lineage(verdict="parent", candidates=(BEST, OTHER, GONE), **other) -> Lineag
         ("parent", (BEST, OTHER), "Fine-tuned from lab/a"),
         ("identical", (BEST, OTHER), "Identical to lab/a"),
         ("none", (OTHER,), "Not lab/b, the only candidate"),
-        ("common_origin", (BEST,), "which one came first does not show"),
+        ("common_origin", (replace(BEST, relation="common_origin"),), "Which of the two came first does not show"),
         ("undecided", (BEST, OTHER), "singles out none of"),
         ("undecided", (Candidate("lab/a", "lab/a", distance=0.1),), "does not apply"),
         ("undecided", (GONE,), "no candidate could be compared"),
@@ -118,3 +120,42 @@ def test_pictures(tmp_path: Path, candidates) -> None:
     plot_lineage(lineage("undecided", candidates), tmp_path / "one.png")
     plot_family([lineage("undecided", candidates, claims=(Claim("card", "lab/b"),))] * 3, tmp_path / "many.png")
     assert all((tmp_path / name).stat().st_size > 4000 for name in ("one.png", "many.png"))
+
+
+def test_an_explanation_says_what_it_rests_on() -> None:
+    facts = {"moved": 0.2, "first": "candidate", "change": "other", "equal_share": 0.0}
+    told = explanation(lineage(candidates=(replace(BEST, facts=facts), OTHER), claims=(Claim("card", "lab/a"),)))
+    for words in (
+        "Fine-tuned from lab/a",
+        "trained separately",
+        "3.00 times as far",
+        "20 %",
+        "came first",
+        "card names",
+    ):
+        assert words in told
+
+
+@pytest.mark.parametrize(
+    ("relation", "facts", "words"),
+    [
+        ("quantized", {"bits": 4, "scheme": "row", "change": "quantized"}, "rounded to 4 bits (row)"),
+        ("quantized", {"cast": "BF16", "change": "cast"}, "cast to BF16"),
+        ("pruned", {"zeros": 0.5, "change": "pruned"}, "50 % of its weights"),
+        ("adapter", {"rank": 16, "change": "adapter"}, "rank 16"),
+        ("resized", {"vocabulary": {"child": 144, "candidate": 128}, "change": "other"}, "from 128 to 144"),
+        ("partial", {"equal_share": 0.5, "change": "other"}, "50 % of the weights are untouched"),
+        ("finetune", {"change": "noise", "noise": 1.0}, "white noise of 1 standard"),
+    ],
+)
+def test_a_relation_is_told_with_its_fact(relation, facts, words: str) -> None:
+    facts = {"moved": 0.2, "first": "candidate", **facts}
+    assert words in sentence(lineage(candidates=(replace(BEST, relation=relation, facts=facts),)))
+
+
+@pytest.mark.parametrize(
+    ("first", "words"), [("child", "made from the child"), ("neither", "parted from"), (None, "does not show")]
+)
+def test_a_common_origin_says_who_came_first(first, words: str) -> None:
+    best = replace(BEST, relation="common_origin", facts={"moved": 0.2, "first": first})
+    assert words in sentence(lineage("common_origin", (best,)))

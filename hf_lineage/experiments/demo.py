@@ -9,7 +9,7 @@ from pathlib import Path
 from ..pipeline import trace
 from ..records import SCHEMA, Lineage, Progress
 from ..report.plots import plot_family
-from ..report.text import p_text, shorten
+from ..report.words import p_text, shorten
 from .families import Family, Member, train_family
 
 ROOTS, CHILDREN = 4, 2
@@ -56,7 +56,9 @@ def _rows(family: Family, lineages: Sequence[Lineage]) -> list[str]:
     rows = []
     for child, lineage in zip(family.children, lineages, strict=True):
         claim = lineage.claims[0]
-        said = "/".join(Path(lineage.parent).parts[-2:]) if lineage.parent else f"({lineage.verdict})"
+        said = f"({lineage.verdict})"
+        if lineage.verdict in ("parent", "common_origin"):  # "~": related; the weights leave open who came first
+            said = ("" if lineage.parent else "~") + "/".join(Path(lineage.candidates[0].ref).parts[-2:])
         rows.append(
             f"{shorten(child.name, 21):<21} {claim.ref:<17} {said:<17} {p_text(lineage.candidates[0]):>8}  "
             f"{claim.status.replace('_', ' ')}"
@@ -69,12 +71,14 @@ def _outro(family: Family, lineages: Sequence[Lineage], liar: Member, out: Path)
     caught = lineages[number].claims[0]
     right = sum(
         lineage.verdict == "none" if child.parent == family.roots[-1].name
-        else Path(lineage.parent or "") == family.member(child.parent or "").path
+        else lineage.verdict in ("parent", "common_origin")
+        and Path(lineage.candidates[0].ref) == family.member(child.parent or "").path
         for child, lineage in zip(family.children, lineages, strict=True)
     )  # fmt: skip
     return [
         "",
-        f"{right} of {len(lineages)} verdicts agree with how the networks were made.",
+        f"{right} of {len(lineages)} verdicts agree with how the networks were made (~: a common origin; the",
+        "child moved so little that the weights leave open who came first).",
         f"The card of {liar.name} lies: it names {caught.ref},",
         f"the weights say {liar.parent}." if caught.status == "contradicted" else "which the weights bear out!",
         "",

@@ -2,9 +2,10 @@
 
     train_family      roots from scratch, their children fine-tuned on another task, and so on down
     train_unrelated   networks with the same data and recipe that share no ancestor
+    train_twins       pairs from one random start, trained separately: related, and neither is the other's parent
 
-Each network draws its own seed from the family's seed and its own name. One that does not learn its task is
-dropped and counted, never kept. Each trains on one core, as many at once as there are cores.
+Each network draws its own seed from the family's seed and its own name, of twins each pair its start. One that does
+not learn its task is dropped and counted, never kept. Each trains on one core, as many at once as there are cores.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch.nn import functional as F
 
 from ..errors import ArgumentError
 from .glyphs import Task, image_task, text_task, topic_task
+from .networks import VOCAB, build
 
 if TYPE_CHECKING:
     from ..records import Progress
@@ -46,8 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
     "bert": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
-_HEADS = {"fc": "head.", "resnet": "fc.", "vit": "head.", "llama": "lm_head.", "bert": "classifier."}
-_VOCAB = {"llama": 128, "bert": 2048}  # bytes of ASCII, and hashed words
+HEADS = {"fc": "head.", "resnet": "fc.", "vit": "head.", "llama": "lm_head.", "bert": "classifier."}
 
 _IMAGE_ROOTS = ("upper", "lower", "cyrillic", "greek")
 _IMAGE_CHILDREN = ("digits", "signs", "capitals", "letters", "slavic")
@@ -111,6 +112,14 @@ _CHILD_RECIPES = {  # a small rate alone would leave the new head near its initi
 }  # fmt: skip
 
 
+def _other(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that differs in everything but the idea: what is fitted must not be judged on its own recipes."""
+    swapped = {"adam": "adamw", "adamw": "adam", "sgd": "sgd"}[recipe["optimizer"]]
+    factors = {"lr": 0.6, "head_lr": 0.8, "steps": 1.3, "batch": 0.75}
+    changed = {name: type(recipe[name])(recipe[name] * factor) for name, factor in factors.items()}
+    return {**recipe, **changed, "optimizer": swapped}
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One network of a family: where it is, what it came from, and how well it learned."""
@@ -158,19 +167,20 @@ def train_family(
     sizes: dict[str, Any] | None = None,
     weight_decay: float = 0.0,
     same_recipe: bool = False,
+    other_recipes: bool = False,
     progress: Progress | None = None,
     claim: bool = True,
 ) -> Family:
     """Train `roots` networks from scratch, `children` of each, one of each child, and so on.
 
     A child starts from its parent's weights with a new head, on another task. With `same_recipe` the roots
-    differ only in their seed. With `claim` a child's card declares its `base_model`. Called again with the
-    same arguments, the folder is read instead of written.
+    differ only in their seed. With `other_recipes` no recipe of the usual tables is used. With `claim` a child's
+    card declares its `base_model`. Called again with the same arguments, the folder is read instead of written.
     """
     arguments = {
         "kind": "family", "architecture": architecture, "roots": roots, "children": children,
         "generations": generations, "seed": seed, "sizes": _sizes(architecture, sizes),
-        "weight_decay": weight_decay, "same_recipe": same_recipe, "claim": claim,
+        "weight_decay": weight_decay, "same_recipe": same_recipe, "other_recipes": other_recipes, "claim": claim,
     }  # fmt: skip
     plans = []
     for root in range(roots):
@@ -208,6 +218,40 @@ def train_unrelated(
     return _grow(Path(folder), plans, arguments, progress)
 
 
+def train_twins(
+    folder: str | Path,
+    architecture: str,
+    pairs: int,
+    *,
+    seed: int = 0,
+    sizes: dict[str, Any] | None = None,
+    shorten: float = 1.0,
+    other_recipes: bool = False,
+    progress: Progress | None = None,
+) -> Family:
+    """Train `pairs` of networks that start from the same random weights and part from the first step on.
+
+    The two of a pair are called `…-a` and `…-b`. Odd pairs learn the same task from other batches, even ones another
+    task; `shorten` multiplies the recipes' learning rates, and with them how far twins move apart.
+    """
+    arguments = {
+        "kind": "twins", "architecture": architecture, "pairs": pairs, "seed": seed,
+        "sizes": _sizes(architecture, sizes), "shorten": shorten, "weight_decay": 0.0,
+        "other_recipes": other_recipes, "claim": False,
+    }  # fmt: skip
+    plans = []
+    for index in range(pairs):
+        for turn, letter in enumerate("ab"):
+            plan = _plan(folder, arguments, f"twins/{architecture}-{index}-{letter}", None, index)
+            if index % 2 == 0 and turn:
+                plan.recipe["task"] = _plan(folder, arguments, plan.name, None, index + 1).recipe["task"]
+            plan.recipe["start"] = random.Random(f"{seed}/{architecture}-{index}").getrandbits(31)
+            plan.recipe["lr"] *= shorten
+            plan.recipe["head_lr"] = plan.recipe["lr"] / shorten
+            plans.append(plan)
+    return _grow(Path(folder), plans, arguments, progress)
+
+
 def _sizes(architecture: str, sizes: dict[str, Any] | None) -> dict[str, Any]:
     """The default sizes with the caller's over them; tuples become lists, as in JSON."""
     if architecture not in SIZES:
@@ -224,6 +268,7 @@ def _plan(folder: str | Path, arguments: _Arguments, name: str, parent: Member |
     tasks = (_CHILD_TASKS if parent else _ROOT_TASKS)[architecture]
     recipes = (_CHILD_RECIPES if parent else _ROOT_RECIPES)[architecture]
     recipe = {"task": tasks[turn % len(tasks)], **recipes[turn % len(recipes)]}
+    recipe = _other(recipe) if arguments.get("other_recipes") else recipe
     recipe["weight_decay"] = weight_decay or recipe["weight_decay"]
     recipe["data_seed"] = arguments["seed"]
     recipe["seed"] = random.Random(f"{arguments['seed']}/{name}").getrandbits(31)
@@ -317,15 +362,17 @@ def _learned(quality: dict[str, float]) -> bool:
 
 def _train(plan: Member, parent: Member | None, sizes: dict[str, Any]) -> tuple[nn.Module, dict[str, float]]:
     """One network, from its own seed or from its parent's weights, and what it reaches on the test set."""
-    recipe, task = plan.recipe, _task(plan)
+    recipe, task = plan.recipe, task_of(plan)
     recipe["classes"] = task.classes
-    head = _HEADS[plan.architecture]
+    head = HEADS[plan.architecture]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe["seed"])
+        torch.manual_seed(recipe.get("start", recipe["seed"]))
         model = build(plan.architecture, task.classes, sizes)
+        if "start" in recipe:  # a twin: what follows is its own
+            torch.manual_seed(recipe["seed"])
         if parent is not None:
             _inherit(model, parent, head)
-        _optimise(model, task, recipe, head)
+        optimise(model, task, recipe, head)
     return model.eval(), _quality(model, task)
 
 
@@ -338,7 +385,7 @@ def _inherit(model: nn.Module, parent: Member, head: str) -> None:
         raise RuntimeError(f"Expected only `{head}` to be new, missing {missing}, unexpected {unexpected}.")
 
 
-def _optimise(model: nn.Module, task: Task, recipe: dict[str, Any], head: str) -> None:
+def optimise(model: nn.Module, task: Task, recipe: dict[str, Any], head: str) -> None:
     """Linear warm-up over 15 % of the steps, then linearly to zero; batches in the order of the seed."""
     named = list(model.named_parameters())
     groups = [
@@ -385,57 +432,19 @@ def _quality(model: nn.Module, task: Task) -> dict[str, float]:
     return {"loss": round(_loss(model, task.test_x, task.test_y).item(), 4), "unigram": round(unigram, 4)}
 
 
-def _task(plan: Member) -> Task:
+def sizes_of(member: Member) -> dict[str, Any]:
+    """The sizes a kept member was built with."""
+    record = json.loads((member.path.parents[1] / "family.json").read_text(encoding="utf-8"))
+    return record["arguments"]["sizes"]
+
+
+def task_of(plan: Member) -> Task:
     """The data of a recipe; members of a family that share a task share its images or text."""
     name, seed = plan.recipe["task"], plan.recipe["data_seed"]
-    if plan.architecture in _VOCAB:
+    if plan.architecture in VOCAB:
         text = text_task if plan.architecture == "llama" else topic_task
-        return text(name, seed, _VOCAB[plan.architecture])
+        return text(name, seed, VOCAB[plan.architecture])
     return image_task(name, seed)
-
-
-class FullyConnected(nn.Module):
-    """`fc1`, `fc2`, … with ReLU after each, then `head`; an image is read as one row of pixels."""
-
-    def __init__(self, inputs: int, widths: Sequence[int], classes: int) -> None:
-        super().__init__()
-        for index, (before, after) in enumerate(zip([inputs, *widths], widths, strict=False), start=1):
-            self.add_module(f"fc{index}", nn.Linear(before, after))
-        self.head = nn.Linear([inputs, *widths][-1], classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = images.flatten(1)
-        for name, layer in self.named_children():
-            hidden = layer(hidden) if name == "head" else layer(hidden).relu()
-        return hidden
-
-
-def build(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Module:
-    """A freshly initialised network of the real class; `classes` is the vocabulary for causal text."""
-    if architecture == "fc":
-        return FullyConnected(28 * 28, sizes["widths"], classes)
-    if architecture in _VOCAB:
-        return _build_text(architecture, classes, sizes)
-    if architecture == "vit":
-        from timm.models.vision_transformer import VisionTransformer
-
-        return VisionTransformer(img_size=28, in_chans=1, num_classes=classes, **sizes)
-    from timm.models.resnet import BasicBlock, ResNet
-
-    return ResNet(BasicBlock, in_chans=1, num_classes=classes, **sizes)  # type: ignore[arg-type]
-
-
-def _build_text(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Module:
-    import transformers
-
-    common: dict[str, Any] = {"vocab_size": _VOCAB[architecture], "max_position_embeddings": 128, **sizes}
-    config: Any
-    if architecture == "llama":
-        config = transformers.LlamaConfig(**common, tie_word_embeddings=False, use_cache=False)
-        return transformers.LlamaForCausalLM(config)
-    dropout: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config = transformers.BertConfig(**common, **dropout, num_labels=classes)  # type: ignore[call-arg]
-    return transformers.BertForSequenceClassification(config)
 
 
 def _write(model: nn.Module, member: Member, arguments: _Arguments) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from ..architecture import Architecture
+from ..architecture import Architecture, Shaped
+from .direction import Position, asymmetry, lean, origin
 from .independence import IndependenceTest, combine, draw, layer_test, products
+from .information import information
 from .moments import Moments
 from .reading import Readings
 
+MOST = 1e6  # stands for "infinitely far behind" in what must stay a number
 TOO_BAD = 0.5  # share of a candidate's trunk in NaN, Inf or zeros from which it is not judged
 
 
@@ -23,6 +27,11 @@ class WeightsEvidence:
 
     `moved` = sqrt(Σd²/Σ|candidate|²), the change relative to the candidate's own norm; `equal`: tensors without
     any difference in what was read; `bad`: tensors left out for NaN, Inf or nothing but zeros.
+
+    Over the matrices of the trunk: `correlation`, the mean of their correlations with the child, weighted by `entries`,
+    the number of entries read; `margin` = log(distance of the nearest other candidate / own), 0 without another one,
+    and `margin_z` the gap of their squares in standard errors of the sample; `origin` and, of the nearest candidate,
+    `lean`: see `direction.py`; `information` (nats), see there, None of a sample.
     """
 
     distance: float | None
@@ -34,41 +43,95 @@ class WeightsEvidence:
     bad: tuple[str, ...]
     blocks: dict[str, dict[str, float]]
     tensors: dict[str, dict[str, float]]
+    correlation: float = 0.0
+    entries: int = 0
+    changed_entries: int = 0
+    margin: float = 0.0
+    margin_z: float = 0.0
+    origin: Position | None = None
+    lean: float | None = None
+    information: float | None = None
+    blind: IndependenceTest | None = None  # the test that no order of hidden units can hide from, `disguise.mantel`
+    tests: int = 1  # how many tests apply to this architecture, whether or not the second was needed
+
+    @property
+    def log10_p(self) -> float | None:
+        """Of the smallest of the tests that apply, Šidák: p = 1 − (1 − min p)^tests. None where none applies."""
+        best = self._smallest()
+        if best is None or self.tests == 1:
+            return None if best is None else best.log10_p
+        if best.log10_p < -8:
+            return best.log10_p + math.log10(self.tests)
+        return math.log10(-math.expm1(self.tests * math.log1p(-min(best.p, 1 - 1e-15))))
+
+    @property
+    def p_method(self) -> Literal["normal", "monte_carlo"] | None:
+        """How the smallest p-value was found."""
+        best = self._smallest()
+        return best.method if best else None
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether the true p may be smaller than random draws can tell."""
+        best = self._smallest()
+        return best is not None and best.at_floor
+
+    def _smallest(self) -> IndependenceTest | None:
+        return min((t for t in (self.test, self.blind) if t), key=lambda t: t.log10_p, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The facts as the JSON contract shows them under `evidence.weights`."""
-        test = self.test
         return {
             "distance": self.distance,
             "distance_stderr": self.distance_stderr,
             "moved": self.moved,
-            "test": None if test is None else {
-                "z": test.z, "log10_p": test.log10_p, "method": test.method, "p_monte_carlo": test.p_monte_carlo,
-                "draws": test.draws, "skewness": test.skewness, "kurtosis": test.kurtosis,
-                "layers": [{"order": order, "units": units, "z": z} for order, units, z in test.layers],
-            },
+            "correlation": self.correlation,
+            "entries": self.entries,
+            "changed_entries": self.changed_entries,
+            "margin": self.margin,
+            "margin_z": self.margin_z,
+            "origin": None if self.origin is None else {"t": self.origin.t, "reach": self.origin.reach},
+            "lean": self.lean,
+            "information": self.information,
+            "test": _shown(self.test),
+            "blind": _shown(self.blind),
+            "tests": self.tests,
             "blocks": self.blocks,
             "tensors": self.tensors,
             "left_out": list(self.bad),
         }  # fmt: skip
 
 
+def _shown(test: IndependenceTest | None) -> dict[str, Any] | None:
+    return None if test is None else {
+        "z": test.z, "log10_p": test.log10_p, "method": test.method, "p_monte_carlo": test.p_monte_carlo,
+        "draws": test.draws, "skewness": test.skewness, "kurtosis": test.kurtosis,
+        "layers": [{"order": order, "units": units, "z": z} for order, units, z in test.layers],
+    }  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class WeightsComparison:
-    """All candidates: `found[i]` for those that were judged, `refused[i]` why another one was not."""
+    """All candidates: `found[i]` for those that were judged, `refused[i]` why another one was not.
+
+    `gram`: over the matrices of the trunk that all of them have, in full size: row 0 the child, then the differences of
+    the candidates in `found` from it, as in `Moments`.
+    """
 
     found: dict[int, WeightsEvidence]
     refused: dict[int, str]
     lost: dict[str, str]  # tensors of the child that cannot be used: "zeros" or "broken" (NaN or Inf)
+    gram: np.ndarray
 
 
 def compare(
-    readings: Readings, architecture: Architecture, counts: Mapping[str, int], candidates: int, *, seed: int
+    readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidates: int, *, seed: int
 ) -> WeightsComparison:
     """Judge the readings of every candidate; distances are taken over the tensors all of them have.
 
-    `counts[name]`: elements of the child's tensor. Heads take part in nothing but the question of equality.
+    Heads take part in nothing but the question of equality.
     """
+    counts = {name: child[name].count for name in architecture.weights}
     lost = {name: readings.child_defect(name) for name in readings.moments if not readings.child_usable(name)}
     refused: dict[int, str] = {}
     for i in range(candidates):
@@ -83,7 +146,18 @@ def compare(
         if name in readings.moments and all(i in readings.members[name] and readings.usable(name, i) for i in kept)
     ]  # fmt: skip
     found = {i: _weigh(readings, architecture, counts, i, common, seed) for i in kept}
-    return WeightsComparison(found, refused, lost)
+    matrices = [name for name in common if len(child[name].shape) > 1]
+    gram, gap, error = _pool(readings, matrices, counts, kept)
+    whole = all(readings.moments[name].count == counts[name] for name in matrices)
+    nearest = min(kept, key=lambda i: found[i].distance or 0.0, default=None)
+    for row, i in enumerate(kept, start=1):
+        found[i] = replace(
+            found[i], lean=_lean(readings, matrices, i) if i == nearest else None,
+            information=_information(readings, matrices, i) if whole else None,
+            **_origin(readings, matrices, counts, i),
+            **_margin(gap[row, 1:], error[row, 1:], row - 1, gram[row, row]), **_kinship(readings, matrices, i),
+        )  # fmt: skip
+    return WeightsComparison(found, refused, lost, gram)
 
 
 def independence(
@@ -126,6 +200,70 @@ def _weigh(
         _blocks(readings, architecture, trunk, counts, candidate),
         {name: _tensor(readings.moments[name], readings.row(name, candidate)) for name in sorted(usable)},
     )
+
+
+def _pool(
+    readings: Readings, names: Sequence[str], counts: Mapping[str, int], kept: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Over the matrices, each at its full size: the Gram matrix, the gaps of squared distances, and their errors."""
+    gram, variance = np.zeros((len(kept) + 1,) * 2), np.zeros((len(kept) + 1,) * 2)
+    for name in names:
+        moments = readings.moments[name]
+        rows = [0, *(readings.row(name, i) for i in kept)]
+        gram += moments.gram[np.ix_(rows, rows)] * (counts[name] / moments.count)
+        variance += (moments.gap_stderr(counts[name])[np.ix_(rows, rows)] * counts[name]) ** 2
+    square = np.diag(gram)
+    return gram, square[None, :] - square[:, None], np.sqrt(variance)
+
+
+def _origin(readings: Readings, names: Sequence[str], counts: Mapping[str, int], candidate: int) -> dict[str, Any]:
+    """The origin's position on the way from candidate to child, over the matrices that changed: frozen ones tell
+    nothing about the step."""
+    gram, entries = np.zeros((2, 2)), 0
+    for name in names:
+        moments, rows = readings.moments[name], [0, readings.row(name, candidate)]
+        if moments.gram[rows[1], rows[1]] > 0:
+            gram += moments.gram[np.ix_(rows, rows)] * (counts[name] / moments.count)
+            entries += moments.count
+    return {"origin": origin(gram, 1), "changed_entries": entries}
+
+
+def _margin(gap: np.ndarray, error: np.ndarray, own: int, square: float) -> dict[str, Any]:
+    """How far behind the nearest other candidate is (negative: ahead)."""
+    others = np.delete(np.arange(len(gap)), own)
+    if not len(others):
+        return {"margin": 0.0, "margin_z": 0.0}
+    nearest = others[np.argmin(gap[others])]
+    other = square + gap[nearest]
+    margin = 0.5 * math.log(other / square) if other > 0 and square > 0 else MOST * np.sign(other - square)
+    z = gap[nearest] / error[nearest] if error[nearest] > 0 else MOST * np.sign(gap[nearest])
+    return {"margin": float(np.clip(margin, -MOST, MOST)), "margin_z": float(np.clip(z, -MOST, MOST))}
+
+
+def _kinship(readings: Readings, names: Sequence[str], candidate: int) -> dict[str, Any]:
+    known = [(m.count, float(m.correlation()[readings.row(n, candidate)])) for n in names if (m := readings.moments[n])]
+    known = [(count, r) for count, r in known if math.isfinite(r)]
+    entries = sum(count for count, _ in known)
+    return {"entries": entries, "correlation": sum(count * r for count, r in known) / entries if entries else 0.0}
+
+
+def _lean(readings: Readings, names: Sequence[str], candidate: int) -> float | None:
+    """The asymmetry of the matrices whose rows were kept, weighted by size; None where none of them changed."""
+    total, sums = 0, np.zeros(2)
+    for name in names:
+        if name in readings.units:
+            child, other = (readings.units.matrix(model, name) for model in (0, candidate + 1))
+            if not torch.equal(child, other):
+                total += child.numel()
+                sums += child.numel() * np.array(asymmetry(child, other))
+    return lean(float(sums[0] / total), float(sums[1] / total), total) if total else None
+
+
+def _information(readings: Readings, names: Sequence[str], candidate: int) -> float | None:
+    """Over the matrices whose rows were kept."""
+    kept = [name for name in names if name in readings.units]
+    units = readings.units
+    return sum(information(units.matrix(0, n), units.matrix(candidate + 1, n)) for n in kept) if kept else None
 
 
 def _bad_share(readings: Readings, architecture: Architecture, counts: Mapping[str, int], candidate: int) -> float:

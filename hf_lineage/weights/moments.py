@@ -22,17 +22,19 @@ STEP = 1 << 14
 class Moments:
     """Sums over `count` entries of one tensor for M aligned checkpoints, float64.
 
-    gram: (M, M), Σ over entries of rowᵢ·rowⱼ.  s1: (M,), Σ rowᵢ.  s4: (M,), Σ rowᵢ⁴.
+    gram: (M, M), Σ over entries of rowᵢ·rowⱼ.  s1: (M,), Σ rowᵢ.  squares: (M, M), Σ rowᵢ²·rowⱼ².
     Additive: the moments of two disjoint sets of entries are the `+` of theirs, in any grouping.
     """
 
     count: int
     gram: np.ndarray
     s1: np.ndarray
-    s4: np.ndarray
+    squares: np.ndarray
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.count + other.count, self.gram + other.gram, self.s1 + other.s1, self.s4 + other.s4)
+        return Moments(
+            self.count + other.count, self.gram + other.gram, self.s1 + other.s1, self.squares + other.squares
+        )
 
     def distance2(self) -> np.ndarray:
         """Squared Euclidean distances d²ᵢⱼ = Σ(xᵢ − xⱼ)², (M, M), never negative.
@@ -55,12 +57,12 @@ class Moments:
         With y = x − x₀, var(x₀)·var(x) − cov² = var(x₀)·var(y) − cov(x₀, y)² (a determinant does not change
         under a shear), so nearly equal rows lose no digits.
         """
-        cov = self.gram / self.count - np.outer(self.s1, self.s1) / self.count**2
-        var = np.diag(cov)
-        total = var[0] + 2 * cov[0] + var
+        cov = self.gram[0] / self.count - self.s1[0] * self.s1 / self.count**2
+        var = np.diag(self.gram) / self.count - (self.s1 / self.count) ** 2
+        total = var[0] + 2 * cov + var
         total[0] = var[0]
         with np.errstate(invalid="ignore", divide="ignore"):
-            rest = (var[0] * var - cov[0] ** 2) / (var[0] * total)
+            rest = (var[0] * var - cov**2) / (var[0] * total)
         rest[0] = 0.0
         return np.where((var[0] > 0) & (total > 0), np.clip(rest, 0.0, 1.0), np.nan)
 
@@ -75,11 +77,22 @@ class Moments:
 
         sqrt((mean y⁴ − (mean y²)²)/n · (1 − n/N)), entries of the tensor taken as exchangeable.
         """
-        mean = np.diag(self.gram) / self.count
-        spread = np.maximum(self.s4 / self.count - mean**2, 0.0)
-        error = np.sqrt(spread / self.count * max(0.0, 1.0 - self.count / total))
+        error = self._stderr(np.diag(self.squares), np.diag(self.gram), total)
         error[0] = 0.0
         return error
+
+    def gap_stderr(self, total: int) -> np.ndarray:
+        """Standard error of the mean of (xᵢ − x₀)² − (xⱼ − x₀)² under the same sampling, (M, M).
+
+        The two are read at the same places, so the difference is known better than either.
+        """
+        fourth, second = np.diag(self.squares), np.diag(self.gram)
+        squares = fourth[:, None] + fourth[None, :] - 2 * self.squares
+        return self._stderr(squares, second[:, None] - second[None, :], total)
+
+    def _stderr(self, squares: np.ndarray, sums: np.ndarray, total: int) -> np.ndarray:
+        spread = np.maximum(squares / self.count - (sums / self.count) ** 2, 0.0)
+        return np.sqrt(spread / self.count * max(0.0, 1.0 - self.count / total))
 
     def _pivot_twice(self) -> np.ndarray:
         twice = np.zeros(len(self.gram))
@@ -99,7 +112,7 @@ def measure(rows: Sequence[torch.Tensor], device: torch.device | str = "cpu") ->
     step = min(count, max(256, STEP // len(rows))) if place.type == "cpu" else count
     work = torch.empty(len(rows), step, dtype=torch.float64, device=place)
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=place)
-    s1, s4 = torch.zeros_like(gram[0]), torch.zeros_like(gram[0])
+    s1, squares = torch.zeros_like(gram[0]), torch.zeros_like(gram)
     for start in range(0, count, step):
         part = work[:, : min(step, count - start)]
         for i, row in enumerate(rows):
@@ -108,8 +121,10 @@ def measure(rows: Sequence[torch.Tensor], device: torch.device | str = "cpu") ->
         gram += part @ part.T
         s1 += part.sum(1)
         part.mul_(part)
-        s4 += torch.linalg.vecdot(part, part)
-    found = Moments(count, gram.cpu().numpy(), s1.cpu().numpy(), s4.cpu().numpy())
+        squares += part @ part.T
+    found = Moments(count, gram.cpu().numpy(), s1.cpu().numpy(), squares.cpu().numpy())
     broken = ~np.isfinite(np.diag(found.gram))  # one NaN or Inf makes all sums of its row NaN, and only those
-    found.gram[broken, :] = found.gram[:, broken] = found.s1[broken] = found.s4[broken] = np.nan
+    for sums in (found.gram, found.squares):
+        sums[broken, :] = sums[:, broken] = np.nan
+    found.s1[broken] = np.nan
     return found

@@ -43,15 +43,18 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """Choose what to read of the tensors in `entries`; `budget` bytes of the child, None for everything.
 
-    `keep` bounds the bytes (as float32) of units held in memory for one model. In a sample, one contiguous slice
-    per tensor starts at a seeded place; unit matrices give whole rows, at least `MIN_UNITS` of them or none.
+    `keep` bounds the bytes (as float32) of units held in memory for one model; what the units leave of it goes to rows
+    of other matrices, which show what was done to them (`relation.py`, `direction.py`). In a sample, one contiguous
+    slice per tensor starts at a seeded place; unit matrices give whole rows, at least `MIN_UNITS` of them or none.
     """
     units = {name: order for order, names in orders.items() for name in names if name in entries}
     units = {name: order for name, order in units.items() if _fits(entries[name].shape)}
     total = sum(nbytes.values())
     if budget is None or budget >= total:
         everything = tuple(piece for name in entries for piece in grid(name, entries[name].shape))
-        return Plan(everything, _kept_rows(entries, units, keep, seed), 1.0)
+        chosen = _kept_rows(entries, units, 3 * keep // 4, seed)
+        spent = sum(4 * len(kept) * _row(entries[name].shape) for name, kept in chosen.items())
+        return Plan(everything, chosen | _other_rows(entries, chosen, keep - spent, seed), 1.0)
     admitted = _admitted(entries, nbytes, units, budget)
     slices: list[Slice] = []
     rows: dict[str, tuple[int, ...]] = {}
@@ -138,6 +141,19 @@ def _kept_rows(
     for name, order in units.items():
         if order in chosen:
             rows[name] = chosen[order]
+    return rows
+
+
+def _other_rows(
+    entries: Mapping[str, Shaped], taken: Mapping[str, tuple[int, ...]], left: int, seed: int
+) -> dict[str, tuple[int, ...]]:
+    """Rows of matrices that hold no known hidden units: whole ones if they fit, in a seeded order."""
+    rows: dict[str, tuple[int, ...]] = {}
+    for name in sorted(entries.keys() - taken.keys(), key=lambda name: _seeded(seed, name).random()):
+        height, row = entries[name].shape[:1], _row(entries[name].shape)
+        if height and 1 < row <= MAX_ROW and (count := min(*height, MAX_UNITS, left // (4 * row))) > 1:
+            rows[name] = tuple(sorted(_seeded(seed, name).sample(range(*height), count)))
+            left -= 4 * row * count
     return rows
 
 

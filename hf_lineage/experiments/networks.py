@@ -1,0 +1,54 @@
+"""The real classes at small sizes, freshly initialised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+VOCAB = {"llama": 128, "bert": 2048}  # bytes of ASCII, and hashed words
+
+
+class FullyConnected(nn.Module):
+    """`fc1`, `fc2`, … with ReLU after each, then `head`; an image is read as one row of pixels."""
+
+    def __init__(self, inputs: int, widths: Sequence[int], classes: int) -> None:
+        super().__init__()
+        for index, (before, after) in enumerate(zip([inputs, *widths], widths, strict=False), start=1):
+            self.add_module(f"fc{index}", nn.Linear(before, after))
+        self.head = nn.Linear([inputs, *widths][-1], classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = images.flatten(1)
+        for name, layer in self.named_children():
+            hidden = layer(hidden) if name == "head" else layer(hidden).relu()
+        return hidden
+
+
+def build(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Module:
+    """A freshly initialised network of the real class; `classes` is the vocabulary for causal text."""
+    if architecture == "fc":
+        return FullyConnected(28 * 28, sizes["widths"], classes)
+    if architecture in VOCAB:
+        return _build_text(architecture, classes, sizes)
+    if architecture == "vit":
+        from timm.models.vision_transformer import VisionTransformer
+
+        return VisionTransformer(img_size=28, in_chans=1, num_classes=classes, **sizes)
+    from timm.models.resnet import BasicBlock, ResNet
+
+    return ResNet(BasicBlock, in_chans=1, num_classes=classes, **sizes)  # type: ignore[arg-type]
+
+
+def _build_text(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Module:
+    import transformers
+
+    common: dict[str, Any] = {"vocab_size": VOCAB[architecture], "max_position_embeddings": 128, **sizes}
+    config: Any
+    if architecture == "llama":
+        config = transformers.LlamaConfig(**common, tie_word_embeddings=False, use_cache=False)
+        return transformers.LlamaForCausalLM(config)
+    dropout: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.BertConfig(**common, **dropout, num_labels=classes)  # type: ignore[call-arg]
+    return transformers.BertForSequenceClassification(config)
