@@ -1,4 +1,4 @@
-"""Make `hf_lineage/calibration.json`: python -m hf_lineage.experiments.calibration FOLDER (40 minutes on 2 cores).
+"""Make `hf_lineage/calibration.json`: python -m hf_lineage.experiments.calibration FOLDER (about an hour on 2 cores).
 
 Trains families in FOLDER (kept there), traces pairs whose order is known to fit the direction, asks hard questions to
 fit the probability. The seeds, recipes and widths are this script's own: what is measured in the tests uses others.
@@ -24,14 +24,26 @@ from .families import Family, Member, train_family, train_twins
 from .questions import NONE_KEPT, answers
 
 SEED = 101
-FAMILIES: dict[str, dict[str, Any]] = {
-    "fc": {"roots": 8, "children": 4, "sizes": {"widths": [768, 192, 96]}},
-    "vit": {"roots": 3, "children": 4, "sizes": {"embed_dim": 48, "depth": 3}},
-    "llama": {"roots": 3, "children": 4, "sizes": {"hidden_size": 48, "intermediate_size": 144}},
-    "resnet": {"roots": 3, "children": 4, "sizes": {"channels": [12, 24, 48, 96]}},
+FAMILIES: dict[str, list[dict[str, Any]]] = {
+    "fc": [
+        {"roots": 8, "children": 4, "sizes": {"widths": [768, 192, 96]}},
+        {"roots": 4, "children": 4, "sizes": {"widths": [512, 384]}},
+    ],
+    "vit": [
+        {"roots": 3, "children": 4, "sizes": {"embed_dim": 48, "depth": 3}},
+        {"roots": 3, "children": 4, "sizes": {"embed_dim": 72, "depth": 2}},
+    ],
+    "llama": [
+        {"roots": 3, "children": 4, "sizes": {"hidden_size": 48, "intermediate_size": 144}},
+        {"roots": 3, "children": 4, "sizes": {"hidden_size": 80, "intermediate_size": 160}},
+    ],
+    "resnet": [
+        {"roots": 3, "children": 4, "sizes": {"channels": [12, 24, 48, 96]}},
+        {"roots": 3, "children": 4, "sizes": {"channels": [24, 32, 48, 64]}},
+    ],
 }
 TWINS = {"fc": 12, "vit": 5, "llama": 5, "resnet": 5}
-QUESTIONS = 1100  # of each architecture
+QUESTIONS = 1100  # of each family and its twins
 TAILS = 4.0  # degrees of freedom of the positions' errors
 TWINS_SAID, REVERSED_SAID = 0.02, 0.005  # most of them that may be called a parent
 MARGIN = 0.6  # of the way from there to certainty: other recipes drift more than the few fitted on
@@ -39,29 +51,30 @@ MARGIN = 0.6  # of the way from there to certainty: other recipes drift more tha
 
 def make(folder: Path) -> dict[str, Any]:
     """All numbers, with what they were made from."""
-    families = {name: train(folder, name) for name in FAMILIES}
-    found = {"direction": fit_direction([pair for group in families.values() for pair in pairs(group)])}
+    families = [train(folder, name, turn) for name, sizes in FAMILIES.items() for turn in range(len(sizes))]
+    found = {"direction": fit_direction([pair for group in families for pair in pairs(group)])}
     write({**found, "probability": calibration.numbers()["probability"]})
     calibration.numbers.cache_clear()
     asked = [
         example(question, lineage)
-        for group in families.values()
-        for question, lineage in answers(group, QUESTIONS, SEED, balanced=False)
+        for turn, group in enumerate(families)
+        for question, lineage in answers(group, QUESTIONS, SEED + turn, balanced=False)
     ]
     found["probability"] = fit_probability(asked)
     return {"made": f"{__name__}, seed {SEED}, {time.strftime('%Y-%m-%d')}", **found}
 
 
-def train(folder: Path, name: str) -> list[Family]:
-    """The family of one architecture and its twins."""
-    sizes = FAMILIES[name]["sizes"]
-    grown = [
-        train_family(folder / name, name, generations=3, seed=SEED, other_recipes=True, **FAMILIES[name])
-    ]  # fmt: skip
-    for shorten in (1.0, 0.4) if name in TWINS else ():
-        path = folder / f"twins-{name}-{shorten}"
+def train(folder: Path, name: str, turn: int) -> list[Family]:
+    """One family of an architecture and its twins."""
+    arguments = FAMILIES[name][turn]
+    folder, seed = folder / f"{name}-{turn}", SEED + 10 * turn
+    grown = [train_family(folder, name, generations=3, seed=seed, other_recipes=True, **arguments)]
+    for shorten in (1.0, 0.4):
+        path = folder.with_name(f"{folder.name}-twins-{shorten}")
         grown.append(
-            train_twins(path, name, TWINS[name], seed=SEED + 1, sizes=sizes, shorten=shorten, other_recipes=True)
+            train_twins(
+                path, name, TWINS[name], seed=seed + 1, sizes=arguments["sizes"], shorten=shorten, other_recipes=True
+            )
         )
     return grown
 
@@ -144,7 +157,7 @@ def example(question: Any, lineage: Any) -> tuple[np.ndarray, int]:
     return rows, next((i for i, c in enumerate(compared) if c.ref == parent), -1)
 
 
-def fit_probability(asked: Sequence[tuple[np.ndarray, int]], hidden: int = 12, decay: float = 2e-3) -> dict[str, Any]:
+def fit_probability(asked: Sequence[tuple[np.ndarray, int]], hidden: int = 12, decay: float = 4e-3) -> dict[str, Any]:
     """Maximum likelihood with a little weight decay, by L-BFGS over all questions at once."""
     most, width = max(len(rows) for rows, _ in asked), asked[0][0].shape[1]
     rows = torch.zeros(len(asked), most, width, dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 FLOOR = 1e-14  # of 1 − r²: what is equal tells no more than that
+UNITS = 256  # at once: memory stays small beside what was read
 
 
 def information(child: torch.Tensor, candidate: torch.Tensor) -> float:
@@ -14,10 +15,13 @@ def information(child: torch.Tensor, candidate: torch.Tensor) -> float:
     that moved little, a distance only the few that moved far. Matrices (units, d); 1 − r² comes from differences, so
     nearly equal units lose no digits.
     """
-    x, y = child.double(), candidate.double()
-    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    d = y - x
-    xx, yy, xd, dd = (x * x).sum(1), (y * y).sum(1), (x * d).sum(1), (d * d).sum(1)
-    alive = (xx > 0) & (yy > 0)
-    rest = ((xx * dd - xd * xd)[alive] / (xx * yy)[alive]).clamp(FLOOR, 1.0)
-    return float(-0.5 * x.shape[1] * rest.log().sum())
+    total = 0.0
+    for x, y in zip(child.split(UNITS), candidate.split(UNITS), strict=True):
+        x, y = x.double(), y.double()
+        x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+        d = y - x
+        xx, yy, xd, dd = (x * x).sum(1), (y * y).sum(1), (x * d).sum(1), (d * d).sum(1)
+        alive = (xx > 0) & (yy > 0)
+        rest = ((xx * dd - xd * xd)[alive] / (xx * yy)[alive]).clamp(FLOOR, 1.0)
+        total -= 0.5 * x.shape[1] * float(rest.log().sum())
+    return total

@@ -219,7 +219,7 @@ def pruned(child: Tensor, parent: Tensor) -> Pruned | None:
 
 
 def low_rank(child: Tensor, parent: Tensor) -> int | None:
-    """Numerical rank r of child − parent, at most half of its live rows and columns; None without a clear one.
+    """Numerical rank r of child − parent, at most 3/4 of its live rows or columns; None without a clear one.
 
     child, parent: (rows, width). Rounding the child leaves independent errors of variance v = ulp²/12, whose
     largest singular value is near max_i √Σ_j v_ij + max_j √Σ_i v_ij: r values lie above, by a clear gap.
@@ -237,7 +237,7 @@ def low_rank(child: Tensor, parent: Tensor) -> int | None:
     edge = 1.1 * float(variance.sum(0).max().sqrt() + variance.sum(1).max().sqrt())  # 10 % for finite sizes
     spectrum = torch.linalg.svdvals(delta)
     rank = int((spectrum > edge).sum())
-    if not 0 < 2 * rank <= len(spectrum):
+    if not 0 < rank <= 0.75 * len(spectrum):
         return None
     decay = float((spectrum[: rank - 1] / spectrum[1:rank]).max()) if rank > 1 else LONE / 2
     return rank if float(spectrum[rank - 1]) >= edge * max(GAP, 2 * decay) else None
