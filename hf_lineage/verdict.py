@@ -91,7 +91,7 @@ def judge(
                 evidence={
                     **candidate.evidence,
                     "weights": item.to_dict(),
-                    "features": asdict(features[i]),
+                    "calibration": asdict(features[i]),
                     "direction": asdict(orders[i]),
                 },
             )

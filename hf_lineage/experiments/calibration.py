@@ -152,7 +152,7 @@ def _safest(numbers: dict[str, float], older: np.ndarray, twins: np.ndarray) -> 
 def example(question: Any, lineage: Any) -> tuple[np.ndarray, int]:
     """The features of a question's candidates, (candidates, features), and the parent's place, −1 for none."""
     compared = [c for c in lineage.candidates if c.status == "compared"]
-    rows = np.array([calibration.Features(**c.evidence["features"]).vector() for c in compared])
+    rows = np.array([calibration.Features(**c.evidence["calibration"]).vector() for c in compared])
     parent = str(question.parent.path) if question.parent else None
     return rows, next((i for i, c in enumerate(compared) if c.ref == parent), -1)
 
