@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import ArgumentError, LineageError, ModelNotFoundError, ReferenceSyntaxError
+from .errors import ArgumentError, LineageError, ModelNotFoundError, ProcessLostError, ReferenceSyntaxError
+from .parallel import world
 from .records import printable
 
 if TYPE_CHECKING:
@@ -48,8 +50,17 @@ def cli() -> None:
     default=("weights",),
     show_default=True,
     metavar="NAME",
-    help="What to judge by. This version knows: weights.",
+    help="What to judge by: weights, features; repeat it for both.",
 )
+@click.option(
+    "--probes",
+    metavar="WHAT",
+    help="Inputs for the features: a number of synthetic ones, a folder of pictures, or dataset:org/name. "
+    "Default: 128 synthetic ones.",
+)
+@click.option("--tap", "taps", multiple=True, metavar="PATH", help="A module of the child; 'blocks' for all of them.")
+@click.option("--metric", default="l2", show_default=True, help="Of features: l1, l2, lp, linf, lse, cka, dc.")
+@click.option("--step", default="auto", show_default=True, help="α of the linearisation, in (0, 1].")
 @click.option(
     "--sample",
     metavar="HOW",
@@ -64,8 +75,15 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, schema hf_lineage/1.")
 @click.option("--explain", is_flag=True, help="Add the verdict in plain sentences, and what it rests on.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture.")
-def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], as_json: bool, explain: bool,
-          plot: Path | None, **options: Any) -> None:  # fmt: skip
+@click.option(
+    "--profile",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Save a picture of the features' similarity against depth, before and after linearisation.",
+)
+def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], probes: str | None,
+          taps: tuple[str, ...], step: str, as_json: bool, explain: bool, plot: Path | None, profile: Path | None,
+          **options: Any) -> None:  # fmt: skip
     """Find the parent of CHILD among candidates.
 
     CHILD and REF are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~.
@@ -77,23 +95,43 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], as
       hf-lineage trace ./my-model -c org/base@v1.0 --json > lineage.json
       hf-lineage trace user/child --explain           check what its files claim, in words
       hf-lineage trace user/child -c org/base --sample 0.1% --plot lineage.png
+      hf-lineage trace user/child -c org/a -c org/b --evidence features --probes ./pictures --metric cka
+      hf-lineage trace user/child -c org/a -c org/b --profile depth.png
 
     \b
     Exit codes: 0 an answer ("none" is one), 1 an error, 2 wrong usage,
     3 the child does not exist or is not accessible, 130 interrupted.
+
+    \b
+    In several processes, each of which reads a share of the weights; one prints:
+      torchrun --nproc_per_node 4 --no-python hf-lineage trace user/child -c org/base --sample all
     """
-    if plot:
-        _check_picture(plot)
+    for picture in filter(None, (plot, profile)):
+        _check_picture(picture)
+    if profile:
+        evidence = tuple(dict.fromkeys([*evidence, "features"]))
+    options |= {
+        "evidence": evidence, "probes": int(probes) if probes and probes.isdecimal() else probes, "step": _step(step),
+        "taps": "blocks" if "blocks" in taps or (profile and not taps) else taps or None,
+    }  # fmt: skip
+    here = world()
+    if here.size > 1:
+        _expect_the_end()
     from .pipeline import trace as run
 
     with _bar() as progress:
-        lineage = run(child, list(candidates) or None, evidence=evidence, progress=progress, **options)
+        lineage = run(child, list(candidates) or None, progress=progress, **options)
+    if not here.main:
+        return
     click.echo(lineage.to_json() if as_json else str(lineage))
     if explain and not as_json:
         click.echo("\n" + textwrap.fill(lineage.explain(), 80, break_on_hyphens=False))
     if plot:
         lineage.plot(plot)
         click.echo(f"picture: {plot}", err=True)
+    if profile:
+        lineage.profile(profile)
+        click.echo(f"picture: {profile}", err=True)
 
 
 @cli.command()
@@ -115,6 +153,8 @@ def demo(out: Path, seed: int) -> None:
       hf-lineage demo
       hf-lineage demo --out /tmp/demo --seed 1
     """
+    if world().size > 1:
+        raise ArgumentError(f"Expected one process, got {world().size}. Run the demo without a launcher.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -127,12 +167,29 @@ def demo(out: Path, seed: int) -> None:
     click.echo(text)
 
 
+def _step(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _check_picture(path: Path) -> None:
     """Before anything is read: an answer must not be lost to a picture that cannot be saved."""
     if path.suffix.lower() not in PICTURES:
         raise ArgumentError(f"Expected a picture file ending in {', '.join(PICTURES)}, got `{path}`.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ArgumentError(f"Expected a folder that can be written to, got `{path.parent}` for the picture.")
+
+
+def _expect_the_end() -> None:
+    """A launcher ends all processes when one has died: say so. torch's own lines about it are not for the user."""
+
+    def stop(*_: object) -> None:
+        raise ProcessLostError("The launcher ended this process; its own report says which one died. Start again.")
+
+    signal.signal(signal.SIGTERM, stop)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
 class _bar:
@@ -159,21 +216,28 @@ class _bar:
             self._bar = None
 
 
+def _say(text: str) -> None:
+    """One line on stderr, from the first of several processes."""
+    try:
+        main = world().main
+    except ArgumentError:  # what is wrong with the launcher's variables must be said, too
+        main = True
+    if main:
+        click.echo(text, err=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: one line for what can go wrong, a traceback for a bug."""
     try:
         cli(arguments, standalone_mode=False)
     except LineageError as error:
-        click.echo(f"error: {printable(str(error))}", err=True)
+        _say(f"error: {printable(str(error))}")
         sys.exit(next(code for kind, code in EXIT if isinstance(error, kind)))
-    except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _say("interrupted")
         sys.exit(130)

@@ -11,7 +11,8 @@
     │   ├── NoWeightsError        no safetensors file where one is expected
     │   ├── PickleRefusedError    only pickled weights, and `allow_pickle` was not given
     │   └── BrokenFileError       a header, index or byte range that contradicts itself
-    └── NothingToCompareError     weights were read, but none of them can be judged
+    ├── NothingToCompareError     weights were read, but none of them can be judged
+    └── ProcessLostError          one of several processes died, hangs or failed
 
 Every message says what was expected, what came instead, and what to do next.
 "No parent" is not here: it is an answer (`Lineage.verdict == "none"`).
@@ -66,3 +67,7 @@ class BrokenFileError(CheckpointError):
 
 class NothingToCompareError(LineageError):
     """Weights were read, but none of them can be judged."""
+
+
+class ProcessLostError(LineageError):
+    """Of the processes that a launcher started, one died, did not answer in time or failed."""

@@ -19,8 +19,10 @@ from .hub.candidates import claims_of
 from .hub.checkpoint import Checkpoint
 from .hub.opener import Opener, identity
 from .hub.view import View
+from .parallel import together, world
 from .records import Candidate, Claim, Lineage, ModelRef, Progress, Status, is_repo_id
-from .weights.evidence import WeightsComparison, compare
+from .weights.evidence import WeightsComparison
+from .weights.evidence import compare as compare_weights
 from .weights.reading import Readings, read_together
 from .weights.relation import change, summarise
 from .weights.sample import MIN_UNITS, Plan, make_plan, sample_budget
@@ -29,16 +31,21 @@ from .weights.uncover import Disguise, applies, realign, uncover
 if TYPE_CHECKING:
     import torch
 
+    from .features.evidence import Settings, Source
+
     Model = str | Path | ModelRef | torch.nn.Module
 
-EVIDENCE = ("weights",)
+EVIDENCE = ("weights", "features")
 UNITS_PER_MODEL, UNITS_IN_ALL = 64 << 20, 1 << 30  # bytes of hidden units kept in memory
+Lined = tuple[Checkpoint, Alignment]  # a candidate and how it lines up with the child
 PACKAGES = ("hf_lineage", "huggingface_hub", "numpy", "torch")
 
 
+@together
 def trace(
     child: Model, candidates: Iterable[Model] | None = None, *, evidence: str | Sequence[str] = "weights",
-    alpha: float = 1e-3, token: str | bool | None = None, device: str | torch.device | None = None,
+    alpha: float = 1e-3, probes: Source = None, taps: str | Sequence[str] | None = None, metric: str = "l2",
+    step: float | str = "auto", token: str | bool | None = None, device: str | torch.device | None = None,
     sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
     progress: Progress | None = None, seed: int = 0,
 ) -> Lineage:  # fmt: skip
@@ -48,16 +55,25 @@ def trace(
         with `.`, `/` or `~`), or modules in memory (`requested` then says which: `candidates[1]`).
         `candidates=None` takes what the child's own card, configs and merge recipe declare.
     evidence: `"weights"`: the permutation test over hidden units for "is it related at all", the distance of the
-        aligned weights for "which one" (`weights/independence.py`, `weights/moments.py`). No data is needed and no
-        code of the models is run.
+        aligned weights for "which one" (`weights/independence.py`, `weights/moments.py`). No data is needed.
+        `"features"`: how alike the features of some inputs are, before and after the step towards the child (Neural
+        Lineage §3). A ranking of a closed set, without p-value and without "none of these". Several names: the
+        verdict rests on the weights, and each candidate shows both. No code of the models is ever run.
     alpha: family-wise error of the p-values, in (0, 1): the chance that any unrelated candidate is called related.
+    probes: inputs for the features: None (a seeded synthetic set of 128), a number of those, a folder of pictures, the
+        id of a data set on the Hub, or a tensor. taps: module paths of the child, `"blocks"`, or None for its first
+        block. metric: of `features.similarity.METRICS`. step: α in (0, 1], or `"auto"`: the largest at which the
+        linearisation's error is below a tenth, for each candidate.
     sample: None reads everything of local models and 0.5 % (at least 4 MB) of remote ones; `"all"`, `"auto"`,
         a fraction (`0.005`, `"0.5%"`) or a number of bytes.
     max_bytes: refuse, before any weight is read, to read more than this over all models together.
     allow_pickle: read `.bin`/`.pt` too, by `torch.load(weights_only=True)`.
     token: for the Hub; None uses the machine's login, False none. It goes to the Hub's own origin only.
-    device: where to compute, the processor by default. progress: called as `progress(done, total, what)`, in bytes.
-    seed: of the sample and of the permutations.
+    device: where to compute, the processor by default; `"cuda"` is every GPU of this machine.
+    progress: called as `progress(done, total, what)`, in bytes. seed: of the sample and of the permutations.
+
+    Under `torchrun` or `accelerate launch` every process must make the same call; they share the reading, all return
+    the same `Lineage`, and only the first calls `progress` (`parallel.py`).
 
     Returns a `Lineage`; "none of these" is an answer. Raises `LineageError`s, each saying what to do next:
     `ModelNotFoundError`, `AccessDeniedError`, `CheckpointError`, `HubUnavailableError` for the child,
@@ -65,7 +81,9 @@ def trace(
     be opened is listed as `unreadable`; it does not stop the others.
     """
     started = time.monotonic()
-    _check(evidence, alpha, max_bytes, device)
+    names = [evidence] if isinstance(evidence, str) else list(evidence)
+    _check(names, alpha, max_bytes, device)
+    settings = _settings(names, probes, taps, metric, step, token, device, seed)
     opener = Opener(token, allow_pickle)
     ours = opener.open(child)
     claims = claims_of(ours)
@@ -76,13 +94,15 @@ def trace(
     if not opened and not unreadable:
         raise NoCandidatesError(f"Expected candidates other than the child. {' '.join(notes)} Name another one.")
 
-    seen = View(source, cuts(source))
-    architecture = describe(seen)
-    comparable, rest = _line_up(seen, architecture, [View(model, cuts(model)) for model in opened])
-    seen = seen.first_rows(_shared_rows(comparable))
+    whole = View(source, cuts(source))
+    architecture = describe(whole)
+    views = [View(model, cuts(model)) for model in opened]
+    comparable, rest = _line_up(whole, architecture, views)
+    seen = whole.first_rows(_shared_rows(comparable))
     judged: list[Candidate] = []
     none: float | None = None
-    if comparable:
+    elsewhere = 0
+    if comparable and "weights" in names:
         plan = _plan(seen, architecture, comparable, sample, max_bytes, seed)
         study = _Study(seen, architecture, plan, device or "cpu", progress, alpha, seed)
         readings, comparison = study.read(comparable)
@@ -95,10 +115,22 @@ def trace(
             )
         claimed = {i for i, (model, _) in enumerate(comparable) if _is_claimed(model, claims, opener)}
         comparable, readings, comparison, disguises = study.uncover(comparable, readings, comparison, claimed)
+        elsewhere = readings.elsewhere
         judged, none = _judge(study, comparable, readings, comparison, disguises)
         rest += _refuse(comparable, comparison, readings.failed)
         notes += _remarks(plan, architecture, comparison)
 
+    if settings and opened:
+        from .features.evidence import attach, compare, remarks, run_child
+
+        modules: list[Any] = [model for model in (child, *wanted) if hasattr(model, "state_dict")]
+        settings = replace(settings, modules=tuple(modules))
+        lined = [(model, align(whole, view, architecture)) for model, view in zip(opened, views, strict=True)]
+        before = opener.bytes_read
+        seen_by = compare(run_child(source, whole, settings), lined, settings, progress)
+        elsewhere += sum(world().gather(opener.bytes_read - before)) - (opener.bytes_read - before)
+        judged, rest = attach(*seen_by, [_blank(model, "compared") for model in opened], judged, rest, names)
+        notes += remarks([*judged, *rest], settings)
     ranked = sorted([*judged, *rest, *unreadable], key=verdict.order)
     if all(candidate.status == "unreadable" for candidate in ranked):
         raise NothingToCompareError(f"No candidate could be read. {ranked[0].ref}: {ranked[0].reasons[0]}")
@@ -115,16 +147,16 @@ def trace(
     return Lineage(
         child=ours.ref, requested=ours.requested, verdict=said, parent=parent, none_probability=none,
         candidates=tuple(ranked), claims=tuple(checked), undeclared=tuple(undeclared),
-        notes=(*notes, *_skipped([source, *opened])), bytes_read=opener.bytes_read,
-        seconds=round(time.monotonic() - started, 3), seed=seed, alpha=alpha,
+        notes=(*notes, *_skipped([source, *opened])), bytes_read=opener.bytes_read + elsewhere,
+        seconds=world().gather(round(time.monotonic() - started, 3))[0], seed=seed, alpha=alpha,
         versions={name: version(name) for name in PACKAGES},
     )  # fmt: skip
 
 
-def _check(
-    evidence: str | Sequence[str], alpha: float, max_bytes: int | None, device: str | torch.device | None
-) -> None:
-    for name in [evidence] if isinstance(evidence, str) else evidence:
+def _check(evidence: Sequence[str], alpha: float, max_bytes: int | None, device: str | torch.device | None) -> None:
+    if not evidence:
+        raise ArgumentError(f"Expected `evidence` to name some of {', '.join(EVIDENCE)}, got none.")
+    for name in evidence:
         if name not in EVIDENCE:
             raise ArgumentError(f"Expected `evidence` to be among {', '.join(EVIDENCE)}, got {name!r}.")
     if device is not None:
@@ -141,6 +173,20 @@ def _check(
         raise ArgumentError(f"Expected `alpha` between 0 and 1, got {alpha}.")
     if max_bytes is not None and max_bytes <= 0:
         raise ArgumentError(f"Expected `max_bytes` above 0, got {max_bytes}.")
+
+
+def _settings(
+    names: Sequence[str], probes: Source, taps: str | Sequence[str] | None, metric: str, step: float | str,
+    token: str | bool | None, device: str | torch.device | None, seed: int,
+) -> Settings | None:  # fmt: skip
+    """How features are to be compared, None where they are not asked for."""
+    if "features" not in names:
+        if probes is not None or taps is not None or metric != "l2" or step != "auto":
+            raise ArgumentError('Expected evidence="features" with `probes`, `taps`, `metric` or `step`.')
+        return None
+    from .features.evidence import Settings
+
+    return Settings(probes, taps, metric, step, token, device or "cpu", seed)
 
 
 def _base_of(adapter: Checkpoint, opener: Opener) -> Checkpoint:
@@ -232,9 +278,6 @@ def _nbytes(model: Checkpoint, alignment: Alignment) -> int:
     return sum(model[partner].nbytes for partner in alignment.pairs.values())
 
 
-Lined = tuple[Checkpoint, Alignment]  # a comparable candidate
-
-
 @dataclass(frozen=True, slots=True)
 class _Study:
     """What stays the same while the candidates of one question are read."""
@@ -252,7 +295,7 @@ class _Study:
         readings = read_together(
             self.child, models, alignments, self.plan, device=self.device, progress=self.progress
         )  # fmt: skip
-        return readings, compare(readings, self.architecture, self.child, len(comparable), seed=self.seed)
+        return readings, compare_weights(readings, self.architecture, self.child, len(comparable), seed=self.seed)
 
     def uncover(
         self, comparable: list[Lined], readings: Readings, comparison: WeightsComparison, claimed: AbstractSet[int]
@@ -275,7 +318,9 @@ class _Study:
                 realign(model, alignment, self.architecture, matched[i]) if i in matched else (model, alignment)
                 for i, (model, alignment) in enumerate(comparable)
             ]
+            elsewhere = readings.elsewhere
             readings, comparison = self.read(comparable)
+            readings = replace(readings, elsewhere=readings.elsewhere + elsewhere)
         for i, item in comparison.found.items():
             blind = found[i].blind if i in found else None
             # units that were put in order by looking at them can be tested no more: what was found before stays

@@ -244,6 +244,12 @@ class Lineage:
 
         return plot_lineage(self, path)
 
+    def profile(self, path: str | Path | None = None) -> Figure:
+        """Draw how alike the features are against depth, before and after linearisation: `evidence="features"`."""
+        from .report.plots import plot_profile
+
+        return plot_profile(self, path)
+
     def __repr__(self) -> str:
         count = len(self.candidates)
         return f"Lineage({self.child.name!r}, {self.verdict!r}, parent={self.parent!r}, {count} candidates)"

@@ -22,13 +22,15 @@ MAY_IMPORT = {
     "conventions": "",
     "architecture": "conventions",
     "calibration": "",
+    "parallel": "errors",
     "hub": "errors records",
-    "weights": "errors records architecture hub",
+    "weights": "errors records architecture hub parallel",
+    "features": "errors records conventions architecture hub parallel",
     "verdict": "calibration records weights",
     "report": "records",
-    "pipeline": "errors records architecture conventions hub weights verdict",
+    "pipeline": "errors records architecture conventions hub parallel weights features verdict",
     "experiments": "errors records calibration pipeline report",
-    "cli": "errors records pipeline experiments",
+    "cli": "errors records parallel pipeline experiments",
     "testing": "",
     "__init__": "errors records pipeline",
     "__main__": "cli",
@@ -39,9 +41,11 @@ HOME = {
     "matplotlib": {"report/plots.py", "experiments/glyphs.py"},
     "click": {"cli.py"},
     "tqdm": {"cli.py"},
-    "timm": {"experiments/networks.py"},
-    "transformers": {"experiments/networks.py"},
-    "PIL": {"experiments/glyphs.py"},
+    "accelerate": {"parallel.py", "features/streaming.py"},
+    "timm": {"experiments/networks.py", "features/networks.py"},
+    "transformers": {"experiments/networks.py", "features/networks.py"},
+    "PIL": {"experiments/glyphs.py", "features/probes.py"},
+    "datasets": {"features/probes.py"},
     "safetensors": {"experiments/families.py", "experiments/questions.py", "experiments/changes.py"},
     "pytest": {"testing/__init__.py"},
     "yaml": {"hub/client.py", "testing/repos.py"},
@@ -128,7 +132,7 @@ def imported_by(code: str) -> set[str]:
 
 
 HELP = "from hf_lineage.cli import main\ntry: main(['trace', '--help'])\nexcept SystemExit: pass"
-HEAVY = {"torch", "numpy", "huggingface_hub", "transformers", "timm", "matplotlib", "scipy"}
+HEAVY = {"torch", "numpy", "huggingface_hub", "transformers", "timm", "matplotlib", "scipy", "accelerate"}
 
 
 def test_help_imports_nothing_heavy() -> None:

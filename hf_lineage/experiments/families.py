@@ -48,6 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
     "bert": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
+_TIMM = {"resnet": "resnet18", "vit": "vit_tiny_patch16_224"}  # the names under which timm registers these classes
 HEADS = {"fc": "head.", "resnet": "fc.", "vit": "head.", "llama": "lm_head.", "bert": "classifier."}
 
 _IMAGE_ROOTS = ("upper", "lower", "cyrillic", "greek")
@@ -458,13 +459,26 @@ def _write(model: nn.Module, member: Member, arguments: _Arguments) -> None:
         config.architectures = [type(model).__name__]
         config.save_pretrained(member.path)
     else:
-        config = {
-            "architecture": member.architecture,
-            "num_classes": member.recipe["classes"],
-            "model_args": arguments["sizes"],
-        }
+        config = _image_config(member, arguments["sizes"])
         (member.path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (member.path / "README.md").write_text(_card(member, arguments["claim"]), encoding="utf-8")
+
+
+def _image_config(member: Member, sizes: dict[str, Any]) -> dict[str, Any]:
+    """What `timm.create_model` makes the same network from; of `fc`, which timm does not know, only the sizes."""
+    classes = member.recipe["classes"]
+    if member.architecture not in _TIMM:
+        return {"architecture": member.architecture, "num_classes": classes, "model_args": sizes}
+    fixed = {"img_size": 28} if member.architecture == "vit" else {}
+    return {
+        "architecture": _TIMM[member.architecture],
+        "num_classes": classes,
+        "model_args": {**sizes, **fixed, "in_chans": 1},
+        "pretrained_cfg": {
+            "input_size": [1, 28, 28], "fixed_input_size": bool(fixed), "mean": [0.0], "std": [1.0],
+            "num_classes": classes,
+        },
+    }  # fmt: skip
 
 
 def _card(member: Member, claim: bool) -> str:

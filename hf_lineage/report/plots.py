@@ -15,7 +15,8 @@ from ..records import Candidate, Lineage, printable
 from .text import candidate_name, p_text, shorten
 
 PARENT, OTHER, LINE = "#1b6ca8", "#b8c4ce", "#c0392b"
-MOST = 20  # candidates drawn
+COLOURS = ("#8a6d3b", "#6b8e23", "#9467bd", "#c07f2f", "#7f7f7f", "#d17aa0", "#2ca0a0")
+MOST, MOST_LINES = 20, 8  # candidates drawn
 
 
 def plot_lineage(lineage: Lineage, path: str | Path | None = None) -> Figure:
@@ -26,9 +27,48 @@ def plot_lineage(lineage: Lineage, path: str | Path | None = None) -> Figure:
         why = [f"{_short(c.ref)}: {c.status.replace('_', ' ')}" for c in lineage.candidates[:MOST]]
         figure.text(0.02, 0.5, "\n".join(["no candidate could be compared", *why]), va="center")
         return _save(figure, path)
+    if all("weights" not in c.evidence for c in compared):
+        _match_bars(figure.subplots(), compared)
+        figure.suptitle(_title(lineage), fontsize=10, x=0.01, ha="left")
+        return _save(figure, path)
     evidence, blocks = figure.subplots(1, 2, width_ratios=(1, 1.35))
     _evidence_bars(evidence, compared, lineage)
     _block_map(blocks, compared)
+    figure.suptitle(_title(lineage), fontsize=10, x=0.01, ha="left")
+    return _save(figure, path)
+
+
+def plot_profile(lineage: Lineage, path: str | Path | None = None) -> Figure:
+    """Similarity of features against depth, before (dashed) and after linearisation (solid): a line per candidate.
+
+    Needs evidence `features`, at several taps. Norms are drawn as distances on a logarithmic axis, cka, dc as they are.
+    """
+    seen = [c for c in lineage.candidates if "features" in c.evidence][:MOST_LINES]
+    figure = _figure(10, 5)
+    axes = figure.subplots()
+    if not seen:
+        figure.text(0.02, 0.5, "no candidate's features could be compared")
+        return _save(figure, path)
+    name = seen[0].evidence["features"]["metric"]
+    rises = name in ("cka", "dc")
+    names = [tap["tap"] for tap in seen[0].evidence["features"]["taps"]]
+    for place, candidate in enumerate(seen):
+        colour = PARENT if place == 0 else COLOURS[place % len(COLOURS)]
+        for form, style in (("plain", "--"), ("exact", "-")):
+            scores = [tap["scores"][name][form] for tap in candidate.evidence["features"]["taps"]]
+            values = [float("nan") if s is None else s if rises else -s for s in scores]
+            label = _short(candidate_name(candidate)) if form == "exact" else None
+            axes.plot(range(len(values)), values, style, color=colour, label=label, marker="o", markersize=3)
+    if not rises:
+        axes.set_yscale("log")
+    step = max(1, len(names) // 24)
+    axes.set_xticks(
+        range(0, len(names), step), [shorten(printable(n), 24) for n in names[::step]], rotation=45, ha="right"
+    )
+    axes.set_ylabel(f"{name} similarity (higher is more alike)" if rises else f"{name} distance (lower is more alike)")
+    axes.set_title("Features against depth: dashed before, solid after the step towards the child", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
     figure.suptitle(_title(lineage), fontsize=10, x=0.01, ha="left")
     return _save(figure, path)
 
@@ -66,6 +106,15 @@ def _evidence_bars(axes: Axes, compared: Sequence[Candidate], lineage: Lineage) 
     for place, c in enumerate(compared):
         axes.annotate(f" p {p_text(c)}", (heights[place], place), va="center", fontsize=8)
     axes.legend(loc="lower right", frameon=False)
+
+
+def _match_bars(axes: Axes, compared: Sequence[Candidate]) -> None:
+    shares = [c.probability or 0.0 for c in compared]
+    axes.barh(range(len(compared)), shares, color=[PARENT, *[OTHER] * (len(compared) - 1)])
+    axes.set_yticks(range(len(compared)), [_short(candidate_name(c)) for c in compared])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("match among these candidates, by features alone")
 
 
 def _block_map(axes: Axes, compared: Sequence[Candidate]) -> None:

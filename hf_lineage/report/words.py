@@ -43,6 +43,11 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
         if best.relation in PARENT_RELATIONS:
             return f"{told} That this is the parent itself has a probability of only {best.probability:.3f}."
         return f"{told} {order(best)}"
+    if "weights" not in best.evidence:
+        return (
+            f"Undecided: by features alone it is most like {name} (match {best.probability:.3f} among "
+            f"{len(compared)}); that tells the nearest candidate, not whether the two are related."
+        )
     if best.p_value is None:
         return f"Undecided: the test for a common origin does not apply. Nearest in distance: {name}."
     return f"Undecided: the evidence singles out none of {len(compared)} candidates. First of them: {name}."
@@ -67,6 +72,7 @@ def explanation(lineage: Lineage) -> str:
             kin = {"sibling": "a sibling of the child", "descendant": "made from the child"}.get(str(other.relation))
             kin = kin or ("an ancestor" if other.facts.get("ancestor") else "related too")
             said.append(f"{short(candidate_name(other))} is {kin}.")
+    said += _by_features(compared)
     if lineage.none_probability is not None and lineage.verdict != "identical":
         said.append(f"The probability that none of them is the parent: {lineage.none_probability:.3f}.")
     said += [f"The {claim.source} names {short(claim.ref)}: {CLAIMS[claim.status]}." for claim in lineage.claims]
@@ -168,6 +174,18 @@ def _ranking(best: Candidate, others: list[Candidate]) -> list[str]:
     if not far or not best.distance:
         return []
     return [f"The next candidate is {min(far) / best.distance:.2f} times as far away."]
+
+
+def _by_features(compared: list[Candidate]) -> list[str]:
+    """Which candidate's features are nearest, where both kinds of evidence were asked for."""
+    seen = [c for c in compared if "features" in c.evidence and "weights" in c.evidence]
+    if not seen:
+        return []
+    first = max(seen, key=lambda c: c.evidence["features"]["match"])
+    agrees = "too" if first is compared[0] else "instead"
+    about = first.evidence["features"]
+    where = f"{about['metric']} at {printable(about['taps'][0]['tap'])}, {about['probes']} probes"
+    return [f"By its features ({where}) it is most like {short(candidate_name(first))} {agrees}."]
 
 
 def _facts(best: Candidate) -> list[str]:

@@ -1,0 +1,382 @@
+"""How alike the features of each candidate and of the child are, before and after the step towards the child.
+
+Linearised candidate: F̄ = F + α T, T = J_p Δ (Neural Lineage, CVPR 2024, §3; METHODS §1). The child is run once, each
+candidate once with its derivative; every metric and every α is arithmetic on three matrices (N, K) after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..architecture import Alignment
+from ..errors import ArgumentError, CheckpointError, LineageError
+from ..hub.checkpoint import Checkpoint
+from ..parallel import world
+from ..records import Candidate, Progress, printable
+from .aligned import Moved, Own, Partners
+from .forward import NoForwardDerivative
+from .linearize import CURVED, GRID, Linearised, check_finite, choose_step, curvature, exact, features, taylor
+from .networks import Images, Network, Tokens, build, run_inputs, taps, upstream, weights
+from .probes import probes
+from .similarity import METRICS, gradient, metric, similarity
+from .similarity import exact as after
+from .similarity import taylor as estimated
+from .streaming import stream
+
+Source = str | Path | int | Tensor | None
+
+PROBES = 128  # (N, K) matrices are kept three times, and K is large at shallow taps
+IN_MEMORY = 4 << 30  # bytes of the float32 weights of candidate and child; above it, and of remote ones: streamed
+PAPER_STEP = 0.01  # where no forward derivative tells how far the linearisation holds
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How features are compared; the fields are arguments of `trace`."""
+
+    probes: Source = None
+    taps: str | Sequence[str] | None = None
+    metric: str = "l2"
+    step: float | str = "auto"
+    token: str | bool | None = None
+    device: str | torch.device = "cpu"
+    seed: int = 0
+    modules: tuple[nn.Module, ...] = ()  # those in memory; the first is the network of checkpoints no library knows
+
+    def __post_init__(self) -> None:
+        metric(self.metric)
+        if self.step != "auto" and not (isinstance(self.step, (int, float)) and 0 < self.step <= 1):
+            raise ArgumentError(f'Expected `step` in (0, 1] or "auto", got {self.step!r}.')
+        if isinstance(self.probes, int) and self.probes < 1:
+            raise ArgumentError(f"Expected at least 1 probe, got {self.probes}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """The child's side of every comparison: its features (N, K) at its taps. `seen`: its tensors with their cuts."""
+
+    seen: Checkpoint
+    network: Network
+    probes: Tensor
+    taps: tuple[str, ...]
+    features: Mapping[str, Tensor]
+
+
+def run_child(checkpoint: Checkpoint, seen: Checkpoint, settings: Settings) -> Child:
+    """Build the child's network, make the probes for it and run it up to its last tap."""
+    network = build(checkpoint, _like(checkpoint, settings))
+    chosen = taps(network, settings.taps)
+    made, count = (None, settings.probes) if isinstance(settings.probes, int) else (settings.probes, PROBES)
+    given = probes(made, network.inputs, count, settings.seed, settings.token)
+    least = metric(settings.metric).least
+    if len(given) < least:
+        raise ArgumentError(f"Expected at least {least} probes for the metric {settings.metric}, got {len(given)}.")
+    inputs = run_inputs(network, given)
+    with _running(checkpoint, given):
+        if _large(checkpoint):
+            found = stream(network.module, Own(network, checkpoint), None, inputs, chosen, device=settings.device)
+            features_of = {tap: item.F for tap, item in found.items()}
+        else:
+            own = weights(network, checkpoint, _needed(network, chosen), settings.device)
+            features_of = features(network.module, own, inputs, chosen)
+    check_finite(features_of, "the child")
+    return Child(seen, network, given, chosen, features_of)
+
+
+def compare(
+    child: Child, candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings,
+    progress: Progress | None = None,
+) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:  # fmt: skip
+    """(found, refused): the facts of candidate i as JSON shows them, or why there are none.
+
+    Several processes take a share of the candidates each; all of them get all facts.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    refused: dict[int, str] = {}
+    mine = world().share([sum(entry.count for entry in checkpoint.values()) for checkpoint, _ in candidates])
+    for done, i in enumerate(mine):
+        checkpoint, alignment = candidates[i]
+        if progress:
+            progress(done, len(mine), f"features of {checkpoint.ref.name}")
+        try:
+            found[i] = candidate_facts(child, checkpoint, alignment, settings)
+        except LineageError as error:
+            refused[i] = str(error)
+    if progress and mine:
+        progress(len(mine), len(mine), "features")
+    for theirs, why in world().gather((found, refused)):
+        found, refused = {**found, **theirs}, {**refused, **why}
+    found = {i: found[i] for i in sorted(found)}
+    for facts, match in zip(found.values(), matching([*found.values()]), strict=True):
+        facts["match"] = match
+    return found, refused
+
+
+def matching(facts: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The paper's matching probability, mean over taps of softmax_i s(F̄ᵢ, G), of one child's candidates.
+
+    A closed set: there is no answer "none of these", and a candidate alone gets 1.
+    """
+    if not facts:
+        return []
+    shares = []
+    for tap in range(min(len(each["taps"]) for each in facts)):
+        scores = [each["taps"][tap]["scores"][each["metric"]] for each in facts]
+        last = [item["exact"] if item["exact"] is not None else item["taylor"] for item in scores]
+        shares.append(torch.tensor(last, dtype=torch.float64).softmax(0))
+    return torch.stack(shares).mean(0).tolist()
+
+
+def attach(
+    found: Mapping[int, dict[str, Any]], refused: Mapping[int, str], blanks: Sequence[Candidate],
+    judged: Sequence[Candidate], rest: Sequence[Candidate], names: Sequence[str],
+) -> tuple[list[Candidate], list[Candidate]]:  # fmt: skip
+    """Each candidate with what its features show; where no weights were asked for, the match is its probability.
+
+    `blanks[i]`: candidate i before anything is known of it; `judged`, `rest`: what the weights made of them.
+    """
+    if "weights" not in names:
+        judged = [
+            replace(blanks[i], probability=facts["match"], evidence={"features": facts}) for i, facts in found.items()
+        ]
+        return list(judged), [replace(blanks[i], status="not_comparable", reasons=(why,)) for i, why in refused.items()]
+    places = {(blank.ref, blank.revision, blank.requested): i for i, blank in enumerate(blanks)}
+
+    def with_features(candidate: Candidate) -> Candidate:
+        i = places.get((candidate.ref, candidate.revision, candidate.requested), -1)
+        if i in found:
+            return replace(candidate, evidence={**candidate.evidence, "features": found[i]})
+        why = (f"features: {refused[i]}",) if i in refused else ()
+        return replace(candidate, reasons=(*candidate.reasons, *why))
+
+    return [with_features(c) for c in judged], [with_features(c) for c in rest]
+
+
+def remarks(candidates: Sequence[Candidate], settings: Settings) -> list[str]:
+    """How features were compared, in words."""
+    seen = [c for c in candidates if "features" in c.evidence]
+    if not seen:
+        return []
+    facts = seen[0].evidence["features"]
+    steps = sorted({tap["step"] for c in seen for tap in c.evidence["features"]["taps"]})
+    where = " and ".join([tap["tap"] for tap in facts["taps"]][:: max(1, len(facts["taps"]) - 1)])
+    made = "synthetic " if settings.probes is None or isinstance(settings.probes, int) else ""
+    notes = [
+        f"Features: {facts['metric']} at {where}, {facts['probes']} {made}probes, step "
+        f"{' to '.join(f'{step:g}' for step in (steps[:1] + steps[1:][-1:]))}. A match has no p-value, and of a set "
+        "without a relative it names one all the same."
+    ]
+    notes += sorted({f"Taylor form: {why}" for c in seen if (why := c.evidence["features"]["why_taylor"])})
+    if all(c.status == "not_comparable" for c in seen):
+        best = max(seen, key=lambda c: c.evidence["features"]["match"])
+        notes.append(
+            f"By features alone {best.ref} is nearest, with a match of {best.evidence['features']['match']:.3f}."
+        )
+    return notes
+
+
+def candidate_facts(child: Child, checkpoint: Checkpoint, alignment: Alignment, settings: Settings) -> dict[str, Any]:
+    """Run one candidate with its derivative towards the child, and compare at every tap."""
+    if checkpoint.adapter_base:
+        raise ArgumentError(f"a LoRA adapter holds no weights of its own; name its base, {checkpoint.adapter_base}")
+    network = build(checkpoint, _like(checkpoint, settings))
+    _check_inputs(network.inputs, child.network.inputs)
+    chosen = _its_taps(network, child, settings.taps)
+    partners = Partners(network, checkpoint, child.seen, alignment)
+    inputs = run_inputs(network, child.probes)
+    streamed = _large(checkpoint) or _large(child.seen)
+    side: _InMemory | _Streamed
+    if streamed:
+        side = _Streamed(network, checkpoint, partners, inputs, settings)
+    else:
+        side = _InMemory(network, checkpoint, partners, inputs, settings, _needed(network, chosen))
+    form = "streamed" if streamed else "exact"
+    with _running(checkpoint, child.probes):
+        try:
+            linear = side.linearised(chosen)
+        except NoForwardDerivative as error:
+            if streamed:
+                raise
+            linear, form = side.plain(chosen), f"taylor: {error}"
+    check_finite(linear, "the candidate")
+    found = [
+        _at(side, tap, own, linear[tap], child.features[own], settings, form)
+        for tap, own in zip(chosen, child.taps, strict=True)
+    ]
+    return {
+        "metric": settings.metric, "form": form.partition(":")[0], "why_taylor": form.partition(": ")[2] or None,
+        "probes": len(child.probes), "lined_up": partners.share, "taps": found,
+    }  # fmt: skip
+
+
+def _at(
+    side: _InMemory | _Streamed, tap: str, own: str, linear: Linearised, G: Tensor, settings: Settings, form: str
+) -> dict[str, Any]:
+    """The scores of every metric at one tap, the step, and how far from straight the way there is."""
+    F, T = linear.F, linear.T
+    G = G.to(F.device)
+    fits = [m for m in METRICS.values() if len(F) >= m.least and (F.shape[1] == G.shape[1] or not m.same_width)]
+    if settings.metric not in {m.name for m in fits}:
+        raise ArgumentError(
+            f"Expected as many features at {tap!r} as the child's {G.shape[1]} at {own!r}, got {F.shape[1]}; "
+            "the metrics cka and dc compare them nevertheless."
+        )
+    about = {"tap": own, "candidate_tap": tap, "features": F.shape[1]}
+    if form.startswith("taylor"):
+        step = PAPER_STEP if settings.step == "auto" else float(settings.step)
+        plain = similarity(settings.metric, F, G)
+        slope = side.slope(tap, gradient(settings.metric, F, G))
+        scores = {settings.metric: {"plain": plain, "taylor": plain + step * slope, "exact": None}}
+        return {**about, "step": step, "curvature": None, "scores": scores}
+    step, bend = side.step(tap, linear)
+    scores = {
+        m.name: {
+            "plain": similarity(m.name, F, G),
+            "taylor": estimated(m.name, F, G, T, step) if m.differentiable else None,
+            "exact": after(m.name, F, G, T, step),
+        }
+        for m in fits
+    }
+    return {**about, "step": step, "curvature": bend, "scores": scores}
+
+
+class _InMemory:
+    """Candidate and Δ fit in memory together; `needed`: what the taps depend on."""
+
+    def __init__(
+        self, network: Network, checkpoint: Checkpoint, partners: Partners, inputs: Any, settings: Settings,
+        needed: Sequence[str],
+    ) -> None:  # fmt: skip
+        own = weights(network, checkpoint, needed, settings.device)
+        parameters = dict(network.module.named_parameters(remove_duplicate=False))
+        moving = [name for name in needed if name in partners and name in parameters]
+        delta = {name: partners[name].to(settings.device) - own[name] for name in moving}
+        self._all: tuple[Any, Any, Any, Any] = network.module, own, delta, inputs
+        self._wanted = settings.step
+
+    def linearised(self, chosen: Sequence[str]) -> dict[str, Linearised]:
+        return exact(*self._all, chosen)
+
+    def plain(self, chosen: Sequence[str]) -> dict[str, Linearised]:
+        module, own, _, inputs = self._all
+        return {tap: Linearised(F, torch.zeros_like(F)) for tap, F in features(module, own, inputs, chosen).items()}
+
+    def slope(self, tap: str, pi: Tensor) -> float:
+        return taylor(*self._all, tap, pi)
+
+    def step(self, tap: str, linear: Linearised) -> tuple[float, float]:
+        if self._wanted == "auto":
+            found = choose_step(*self._all, tap, linear)
+            return found.value, found.curvature
+        step = float(self._wanted)
+        return step, curvature(*self._all, [tap], {tap: linear}, step)[tap]
+
+
+class _Streamed:
+    """Block after block: neither model is ever whole in memory; every step tried reads both again up to the tap."""
+
+    def __init__(
+        self, network: Network, checkpoint: Checkpoint, partners: Partners, inputs: Any, settings: Settings
+    ) -> None:
+        self._module, self._own, self._partners = network.module, Own(network, checkpoint), partners
+        self._inputs, self._settings = inputs, settings
+
+    def linearised(self, chosen: Sequence[str]) -> dict[str, Linearised]:
+        return self._run(self._own, self._partners, chosen)
+
+    def plain(self, chosen: Sequence[str]) -> dict[str, Linearised]:
+        return self._run(self._own, None, chosen)
+
+    def slope(self, tap: str, pi: Tensor) -> float:
+        raise ArgumentError("Expected a model that fits in memory: the Taylor form is one backward pass through it.")
+
+    def step(self, tap: str, linear: Linearised) -> tuple[float, float]:
+        step, bend = 1.0, 0.0
+        for step in GRID if self._settings.step == "auto" else [float(self._settings.step)]:
+            there = self._run(Moved(self._own, self._partners, step), None, [tap])[tap].F
+            length = step * float(linear.T.double().norm())
+            bend = float((there - linear.at(step)).double().norm()) / length if length else 0.0
+            if bend < CURVED:
+                break
+        return step, bend
+
+    def _run(
+        self, start: Mapping[str, Tensor], end: Mapping[str, Tensor] | None, chosen: Sequence[str]
+    ) -> dict[str, Linearised]:
+        return stream(self._module, start, end, self._inputs, chosen, device=self._settings.device)
+
+
+def _like(checkpoint: Checkpoint, settings: Settings) -> nn.Module | None:
+    """The module itself for one in memory, else the first of them."""
+    own = next((module for module in settings.modules if id(module) == checkpoint.origin), None)
+    return own or (settings.modules[0] if settings.modules else None)
+
+
+def _its_taps(network: Network, child: Child, asked: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The candidate's taps for the child's: the same path, or the block at the same place where names differ."""
+    if asked is None:
+        return taps(network)
+    theirs, ours = network.blocks, child.network.blocks
+    known = {path for path, _ in network.module.named_modules()}
+    if asked == "blocks" and len(theirs) != len(ours):
+        raise ArgumentError(f"Expected as many blocks as the child's {len(ours)}, got {len(theirs)}.")
+    places = {path: place for place, path in enumerate(ours)}
+    return taps(
+        network,
+        [
+            theirs[places[tap]] if tap not in known and places.get(tap, len(theirs)) < len(theirs) else tap
+            for tap in child.taps
+        ],
+    )
+
+
+@contextmanager
+def _running(checkpoint: Checkpoint, probes: Tensor) -> Iterator[None]:
+    """What a network says to probes it does not take, or to a config that does not fit together, in one line."""
+    try:
+        yield
+    except LineageError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise CheckpointError(
+            f"Expected the network of `{checkpoint.ref.name}` to run on probes of {probes.dtype}, shape "
+            f"{tuple(probes.shape)}, got {type(error).__name__}: {printable(said)}"
+        ) from error
+
+
+def _check_inputs(theirs: Images | Tokens | None, ours: Images | Tokens | None) -> None:
+    def told(inputs: Images | Tokens | None) -> str:
+        if isinstance(inputs, Images):
+            return f"images of {inputs.channels} x {inputs.height} x {inputs.width}"
+        return f"tokens of {inputs.vocabulary:,}" if inputs else "whatever a module takes"
+
+    fits = type(theirs) is type(ours)
+    if isinstance(theirs, Images) and isinstance(ours, Images):
+        fits = (theirs.channels, theirs.height, theirs.width) == (ours.channels, ours.height, ours.width)
+    if isinstance(theirs, Tokens) and isinstance(ours, Tokens):
+        fits = theirs.vocabulary >= ours.vocabulary
+    if not fits:
+        raise ArgumentError(f"Expected inputs like the child's, {told(ours)}, got {told(theirs)}.")
+
+
+def _needed(network: Network, chosen: Sequence[str]) -> list[str]:
+    """Tensors that the taps depend on; tied ones stand under the name met first.
+
+    Parts of a plain module may run in another order than they were registered in: all of its tensors.
+    """
+    known = dict(network.module.named_parameters()) | dict(network.module.named_buffers())
+    if network.source == "module":
+        return [*known]
+    return [name for name in dict.fromkeys(n for tap in chosen for n in upstream(network.module, tap)) if name in known]
+
+
+def _large(checkpoint: Checkpoint) -> bool:
+    return checkpoint.remote or 8 * sum(entry.count for entry in checkpoint.values()) > IN_MEMORY

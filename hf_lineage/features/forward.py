@@ -1,0 +1,279 @@
+"""Running a network on probes up to its last tap, whoever holds the weights: memory or a stream.
+
+Nothing is computed behind the last tap: the forward pass ends there, so heads need no weights.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..errors import ArgumentError, CheckpointError, LineageError
+
+Inputs = Tensor | Mapping[str, Any]  # the one argument of `forward`, or its keyword arguments; probes on the first axis
+Weights = Mapping[str, Tensor]
+Arguments = tuple[tuple, dict[str, Any]]  # positional, keyword
+Parts = Callable[[Tensor], tuple[Tensor, ...]]
+
+ALONE = threading.RLock()  # torch's switches and its level of dual numbers are the process's: one network at a time
+
+
+class NoForwardDerivative(LineageError):
+    """An operator on the way to a tap has no forward derivative; Taylor's form needs none."""
+
+
+def collect(
+    module: nn.Module,
+    call: Callable[..., object],
+    inputs: Inputs,
+    taps: Sequence[str],
+    parts: Parts,
+    *,
+    batch: int,
+    device: torch.device,
+) -> dict[str, tuple[Tensor, ...]]:
+    """What `parts` makes of each tap's output, as (N, K) matrices; `call(args, kwargs)` runs the module on a batch."""
+    found: dict[str, tuple[Tensor, ...]] = {}
+    count = probes(inputs)
+
+    def keep(rows: slice, tap: str, output: Tensor) -> None:
+        pieces = [flat(piece, rows.stop - rows.start) for piece in parts(output)]
+        if tap not in found:
+            found[tap] = tuple(piece.new_empty((count, piece.shape[1]), dtype=_wide(piece)) for piece in pieces)
+        for whole, piece in zip(found[tap], pieces, strict=True):
+            whole[rows] = piece  # a copy: what follows may write into the output in place
+
+    for rows, arguments in batches(module, inputs, batch, device):
+        watch(module, taps, partial(keep, rows), partial(call, *arguments))
+    return {tap: found[tap] for tap in taps}
+
+
+def watch(
+    module: nn.Module, taps: Sequence[str], take: Callable[[str, Tensor], object], call: Callable[[], object]
+) -> None:
+    """`take(tap, output)` for each tap during `call()`, which ends at the last of them."""
+    waiting = set(taps)
+
+    def hook(tap: str, _module: nn.Module, _arguments: object, output: object) -> None:
+        if tap in waiting:
+            waiting.remove(tap)
+            take(tap, _tensor(tap, output))
+            if not waiting:
+                raise _Reached
+
+    parts = {tap: _tapped(module, tap) for tap in taps}
+    handles = [part.register_forward_hook(partial(hook, tap)) for tap, part in parts.items()]
+    try:
+        call()
+    except _Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    if waiting:
+        raise ArgumentError(f"Expected taps that the forward pass reaches, got {min(waiting)!r}.")
+
+
+def batches(module: nn.Module, inputs: Inputs, batch: int, device: torch.device) -> Iterator[tuple[slice, Arguments]]:
+    """(rows, (args, kwargs)) for `batch` probes at a time, on the device; what has no probe axis goes with each."""
+    count = probes(inputs)
+    if batch < 1:
+        raise ArgumentError(f"Expected a batch of at least 1 probe, got {batch}.")
+    caches = "use_cache" in inspect.signature(module.forward).parameters  # would keep keys and values of every layer
+    extra = {"use_cache": False} if caches else {}
+    for start in range(0, count, batch):
+        rows = slice(start, min(start + batch, count))
+        if isinstance(inputs, Mapping):
+            cut = {name: value[rows].to(device) if _has_probes(value) else value for name, value in inputs.items()}
+            yield rows, ((), extra | cut)
+        else:
+            yield rows, ((inputs[rows].to(device),), extra)
+
+
+def probes(inputs: Inputs) -> int:
+    """N, the same for every tensor of the inputs."""
+    values = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    counts = {len(value) for value in values if _has_probes(value)}
+    if len(counts) != 1 or counts == {0}:
+        raise ArgumentError(f"Expected inputs with one number of probes, at least 1, got {sorted(counts)}.")
+    return counts.pop()
+
+
+def flat(output: Tensor, count: int) -> Tensor:
+    """(n, …) → (n, K)."""
+    if output.ndim == 0 or len(output) != count:
+        raise ArgumentError(f"Expected a tap with {count} probes on its first axis, got shape {tuple(output.shape)}.")
+    return output.reshape(count, -1)
+
+
+@contextmanager
+def settled(module: nn.Module) -> Iterator[None]:
+    """Eval mode, and attention written out: fused kernels and fast paths have no forward derivative."""
+    with ALONE:
+        modes = [(part, part.training) for part in module.modules()]
+        fast = torch.backends.mha.get_fastpath_enabled()
+        try:
+            module.eval()
+            torch.backends.mha.set_fastpath_enabled(False)
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for part, mode in modes:
+                part.training = mode
+                if isinstance(part, nn.RNNBase):
+                    part._init_flat_weights()  # a list of its own, which still holds what it ran with
+
+
+@contextmanager
+def forward_mode(module: nn.Module) -> Iterator[None]:
+    """Dual numbers without a graph; torch's complaint about an operator becomes NoForwardDerivative, with the place."""
+    try:
+        with ALONE, torch.no_grad(), forward_ad.dual_level():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch scripts its formulas at the first dual number
+                forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
+            yield
+    except RuntimeError as error:
+        operator = re.search(r"forward AD with (\w+)", str(error))
+        if not operator and "jvp function" not in str(error):
+            raise
+        name = operator[1] if operator else "a custom autograd.Function"
+        raise NoForwardDerivative(
+            f"Expected operators with a forward derivative, got {name} in {_running(module, error)!r}: "
+            "use Taylor's form (one backward pass), or a tap before it."
+        ) from error
+
+
+def with_tangent(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Primal and tangent of a tensor; zeros where it has no tangent."""
+    primal, tangent = forward_ad.unpack_dual(output)
+    return primal, torch.zeros_like(primal) if tangent is None else tangent
+
+
+def places(module: nn.Module, kind: str) -> dict[str, list[str]]:
+    """Each place that holds one of the "parameters" or "buffers" → every name of its tensor, its own first.
+
+    A place is one attribute of one module: a tied tensor has several; a module under two paths has each of its once.
+    """
+    names: dict[int, list[str]] = {}
+    for name, tensor in getattr(module, f"named_{kind}")(remove_duplicate=False):
+        names.setdefault(id(tensor), []).append(name)
+    own = {
+        f"{path}.{name}".lstrip("."): names[id(tensor)]
+        for path, part in module.named_modules()
+        for name, tensor in getattr(part, f"named_{kind}")(recurse=False, remove_duplicate=False)
+    }
+    return {name: [name, *(other for other in every if other != name)] for name, every in own.items()}
+
+
+def lookup(mapping: Weights, names: Sequence[str]) -> Tensor | None:
+    """The tensor under the first of the names that is there; asked for once, since `in` may read it too."""
+    for name in names:
+        try:
+            return mapping[name].detach()
+        except KeyError:
+            continue
+    return None
+
+
+def absent(name: str) -> CheckpointError:
+    """What to raise for a parameter that no weights were given for."""
+    return CheckpointError(f"Expected weights for {name!r}, which is used before the last tap, got none.")
+
+
+def misshapen(name: str, own: Tensor, value: Tensor) -> CheckpointError:
+    """What to raise for weights of another shape than the network's."""
+    return CheckpointError(
+        f"Expected shape {tuple(own.shape)} for {name!r}, which is used before the last tap, got {tuple(value.shape)}."
+    )
+
+
+def widened(value: Tensor) -> Tensor:
+    """Half precision as float32; what is wider, or whole numbers, as it is."""
+    return value.to(_wide(value)) if value.is_floating_point() else value
+
+
+@contextmanager
+def slots(module: nn.Module, get: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Whoever asks a part of the module for a parameter or buffer gets `get(place, own)`; lists show its own.
+
+    Raise in `get` what is not there: with weights on meta a linear layer computes garbage and says nothing.
+    """
+    kinds = ("_parameters", "_buffers")
+    own = [(part, path, kind, part.__dict__[kind]) for path, part in module.named_modules() for kind in kinds]
+    try:
+        for part, path, kind, tensors in own:
+            part.__dict__[kind] = _Slots(tensors, path, get)
+        yield
+    finally:
+        for part, _, kind, tensors in own:
+            part.__dict__[kind] = tensors
+
+
+class _Slots(dict):
+    def __init__(self, own: Mapping[str, Tensor | None], path: str, get: Callable[[str, Tensor], Tensor]) -> None:
+        super().__init__(own)
+        self.path, self.get_place = path, get
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        own = super().__getitem__(name)
+        return own if own is None else self.get_place(f"{self.path}.{name}".lstrip("."), own)
+
+
+class _Reached(BaseException):
+    """The last tap is seen. Not an Exception, so that no model's own `except` swallows it."""
+
+
+def _tapped(module: nn.Module, tap: str) -> nn.Module:
+    try:
+        return module.get_submodule(tap)
+    except AttributeError:
+        near = [path for path, _ in module.named_modules() if path and path.count(".") <= tap.count(".")][:8]
+        raise ArgumentError(f"Expected a module's path as tap, such as {', '.join(near)}; got {tap!r}.") from None
+
+
+def _tensor(tap: str, output: Any) -> Tensor:
+    """The first floating tensor of what a module returned."""
+    if isinstance(output, Mapping):
+        parts = list(output.values())
+    elif isinstance(output, (tuple, list)):
+        parts = list(output)
+    elif is_dataclass(output):
+        parts = [getattr(output, field.name) for field in fields(output)]
+    else:
+        parts = [output]
+    for part in parts:
+        if isinstance(part, Tensor) and part.is_floating_point():
+            return part
+    raise ArgumentError(f"Expected a tap that returns a floating tensor, got {type(output).__name__} at {tap!r}.")
+
+
+def _has_probes(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
+
+
+def _running(module: nn.Module, error: BaseException) -> str:
+    """The path of the innermost module whose method was running when the error was raised."""
+    paths = {id(part): path for path, part in module.named_modules()}
+    path, trace = "", error.__traceback__
+    while trace:
+        path = paths.get(id(trace.tb_frame.f_locals.get("self")), path)
+        trace = trace.tb_next
+    return path

@@ -1,0 +1,226 @@
+"""How alike two models' features of the same probes are: the metrics of METHODS §1, and their derivative.
+
+Neural Lineage (CVPR 2024), §3, compares the features F (N, K) of a candidate with those of the child, G, by s(F, G);
+N probes on the rows, K features. Moving the candidate by a step α along the tangent T = J Δ, towards the child, has
+two forms that agree to first order in α:
+
+    Taylor   s(F, G) + α·⟨Π, T⟩,  Π = ∂s/∂F        `taylor`: needs a differentiable metric
+    exact    s(F + α·T, G)                          `exact`: any metric
+
+A metric's function is plain torch operations with forward and backward derivatives. The largest temporary is of the
+size of F or G, or (N, N) for dc and for cka of more features than probes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+P = 4  # of lp
+TEMPERATURE = 0.01  # of lse
+EQUAL = 1e-13  # a squared distance this small beside the rows' squared lengths is rounding: the rows are equal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How alike two feature matrices (N, K) are; larger is more alike.
+
+    identity: s(F, G) ≤ s(G, G).   symmetry: s(F, G) = s(G, F).   order: probes may come in any, the same for both.
+    finite: the value and, if differentiable, its derivative, also where rows or whole matrices are equal.
+    """
+
+    name: str
+    formula: str  # one line, for reports; D = F − G
+    function: Callable[[Tensor, Tensor], Tensor]  # float64 (N, K), (N, K) → scalar
+    differentiable: bool  # l∞ is not: only the exact linearisation serves it
+    least: int = 1  # probes needed: any two pairs of points are alike to cka and dc
+    same_width: bool = True  # cka and dc compare (N, K1) with (N, K2)
+
+
+def _l1(F: Tensor, G: Tensor) -> Tensor:
+    return -(F - G).abs().mean()
+
+
+def _l2(F: Tensor, G: Tensor) -> Tensor:
+    return -(F - G).square().mean()
+
+
+def _lp(F: Tensor, G: Tensor) -> Tensor:
+    return -(F - G).abs().pow(P).mean()
+
+
+def _linf(F: Tensor, G: Tensor) -> Tensor:
+    return -(F - G).abs().amax(1).mean()
+
+
+def _lse(F: Tensor, G: Tensor) -> Tensor:
+    return -torch.logsumexp(TEMPERATURE * (F - G).abs(), 1).mean() / (TEMPERATURE * F.shape[1])
+
+
+def _cka(F: Tensor, G: Tensor) -> Tensor:
+    """‖FᵀG‖²/(‖FᵀF‖·‖GᵀG‖) of centred F and G: the same as ⟨FFᵀ, GGᵀ⟩/…, and smaller if N > K.
+
+    Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, eq. 4.
+    """
+    F, G = _spread(F), _spread(G)
+    if max(F.shape[1], G.shape[1]) < F.shape[0]:
+        return _quotient((F.T @ G).square().sum(), (F.T @ F).square().sum(), (G.T @ G).square().sum())
+    return _cosine(F @ F.T, G @ G.T)
+
+
+def _dc(F: Tensor, G: Tensor) -> Tensor:
+    """Squared distance correlation. Székely, Rizzo, Bakirov, "Measuring and testing dependence …", 2007, def. 3."""
+    return _cosine(_centred(_distances(_spread(F))), _centred(_distances(_spread(G))))
+
+
+def _spread(X: Tensor) -> Tensor:
+    """Rows around their mean, the largest entry ±1. Neither changes cka or dc, and no power of it over- or underflows.
+
+    The first row goes first, so that equal rows are exactly 0. No derivative flows through the scale: it would be 0.
+    """
+    X = X - X[:1]
+    X = X - X.mean(0)
+    scale = X.detach().abs().amax()
+    return X / torch.where(scale > 0, scale, 1.0)
+
+
+def _distances(X: Tensor) -> Tensor:
+    """Euclidean distances between rows (N, N), written out: cdist has no forward derivative, X[:, None] − X is N·N·K.
+
+    At 0 the square root has no slope; 0 is taken for it, the middle of those it could have.
+    """
+    products = X @ X.T
+    lengths = products.diagonal()
+    lengths = lengths[:, None] + lengths
+    squares = lengths - 2 * products
+    apart = squares > EQUAL * lengths
+    return torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)  # the inner one keeps inf·0 out of backward
+
+
+def _centred(A: Tensor) -> Tensor:
+    """H A H with H = I − 11ᵀ/N, of a symmetric A."""
+    means = A.mean(0)
+    return A - means - means[:, None] + means.mean()
+
+
+def _cosine(A: Tensor, B: Tensor) -> Tensor:
+    return _quotient((A * B).sum(), A.square().sum(), B.square().sum())
+
+
+def _quotient(both: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """both/√(one·other); 0, with derivative 0, where the rows of a matrix are all equal: it says nothing to compare."""
+    square = one * other
+    said = square > 0
+    return torch.where(said, both / torch.where(said, square, 1.0).sqrt(), 0.0)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("l1", "−(1/NK) Σ |D|", _l1, True),
+        Metric("l2", "−(1/NK) Σ D²", _l2, True),
+        Metric("lp", f"−(1/NK) Σ |D|^{P}", _lp, True),
+        Metric("linf", "−(1/N) Σ_i max_k |D_ik|", _linf, False),
+        Metric("lse", f"−(1/NKt) Σ_i log Σ_k exp(t·|D_ik|), t = {TEMPERATURE}", _lse, True),
+        Metric("cka", "HSIC(FFᵀ, GGᵀ)/√(HSIC(FFᵀ, FFᵀ)·HSIC(GGᵀ, GGᵀ))", _cka, True, 2, False),
+        Metric("dc", "dCov²(F, G)/√(dCov²(F, F)·dCov²(G, G))", _dc, True, 2, False),
+    )
+}
+
+
+def metric(name: str) -> Metric:
+    """The metric of that name; `ArgumentError` for a name that METRICS does not have."""
+    if name not in METRICS:
+        near = difflib.get_close_matches(str(name).lower(), METRICS, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ArgumentError(f"Expected a metric out of {', '.join(METRICS)}, got {name!r}.{hint}")
+    return METRICS[name]
+
+
+def similarity(name: str, F: Tensor, G: Tensor) -> float:
+    """s(F, G), computed in float64: ≤ 0 for the distances (l1, l2, lp, linf, lse), in [0, 1] for cka and dc.
+
+    cka and dc are 0 where the rows of F, or of G, are all equal. Raises `ArgumentError` for features that are not two
+    matrices of one shape (cka, dc: of as many rows), hold NaN or Inf, or are of too few probes.
+
+    >>> F = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> similarity("l2", F, F + 2), round(similarity("cka", F, F + 2), 9)
+    (-4.0, 1.0)
+    """
+    chosen = metric(name)
+    return float(chosen.function(*_pair(chosen, F, G)))
+
+
+def gradient(name: str, F: Tensor, G: Tensor) -> Tensor:
+    """Π = ∂s/∂F (N, K), float64, by autograd; works under `no_grad` and `inference_mode` too.
+
+    Raises `ArgumentError` as `similarity` does, and for a metric that is not differentiable.
+    """
+    chosen = metric(name)
+    if not chosen.differentiable:
+        usable = ", ".join(m.name for m in METRICS.values() if m.differentiable)
+        raise ArgumentError(
+            f"Expected a differentiable metric ({usable}), got {name!r}. Use the exact linearisation with it."
+        )
+    with torch.inference_mode(False), torch.enable_grad():
+        ours, theirs = _pair(chosen, F, G)
+        (slope,) = torch.autograd.grad(chosen.function(ours.requires_grad_(), theirs), ours)
+    return slope
+
+
+def taylor(name: str, F: Tensor, G: Tensor, T: Tensor, step: float) -> float:
+    """s(F, G) + step·⟨Π, T⟩, linear in the step; T (N, K) the tangent. Raises `ArgumentError` as `gradient` does."""
+    tangent = _tangent(F, T, step)
+    return similarity(name, F, G) + step * float((gradient(name, F, G) * tangent).sum())
+
+
+def exact(name: str, F: Tensor, G: Tensor, T: Tensor, step: float) -> float:
+    """s(F + step·T, G), with F, T (N, K). Raises `ArgumentError` as `similarity` does."""
+    tangent = _tangent(F, T, step)
+    return similarity(name, _matrix("F", F) + step * tangent, G)
+
+
+def _tangent(F: Tensor, T: Tensor, step: float) -> Tensor:
+    if F.shape != T.shape:
+        raise ArgumentError(f"Expected T of the shape of F, {tuple(F.shape)}, got {tuple(T.shape)}.")
+    if not math.isfinite(step):
+        raise ArgumentError(f"Expected a finite `step`, got {step}.")
+    return _matrix("T", T)
+
+
+def _pair(chosen: Metric, F: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
+    F, G = _matrix("F", F), _matrix("G", G)
+    if F.shape[0] != G.shape[0]:
+        raise ArgumentError(f"Expected F and G of the same probes, got {F.shape[0]} and {G.shape[0]} rows.")
+    if chosen.same_width and F.shape != G.shape:
+        others = " and ".join(m.name for m in METRICS.values() if not m.same_width)
+        raise ArgumentError(
+            f"Expected F and G of one shape for {chosen.name}, got {tuple(F.shape)} and {tuple(G.shape)}. "
+            f"Features of different widths: {others}."
+        )
+    if F.shape[0] < chosen.least:
+        raise ArgumentError(f"Expected at least {chosen.least} probes for {chosen.name}, got {F.shape[0]}.")
+    return F, G
+
+
+def _matrix(name: str, X: Tensor) -> Tensor:
+    """As finite float64 (N, K), both at least 1, and no part of a graph."""
+    if X.ndim != 2 or not X.numel():
+        raise ArgumentError(f"Expected {name} of shape (probes, features), got {tuple(X.shape)}. Flatten each probe's.")
+    if X.is_complex():
+        raise ArgumentError(f"Expected real features, got {X.dtype} for {name}.")
+    X = X.detach().to(torch.float64, copy=X.is_inference())  # an inference tensor itself cannot take part in backward
+    odd = X.numel() - int(X.isfinite().sum())
+    if odd:
+        raise ArgumentError(
+            f"Expected finite features, got NaN or Inf in {odd:,} of {X.numel():,} entries of {name}. "
+            f"Run that model in float32."
+        )
+    return X

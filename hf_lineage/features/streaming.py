@@ -1,0 +1,153 @@
+"""The linearisation of a model larger than memory: weights come when a module asks for them and go when it has run.
+
+Forward mode composes module after module, so only the running module's weights and Δ are there. METHODS §6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ..errors import ArgumentError
+from .forward import (
+    Inputs,
+    Weights,
+    absent,
+    collect,
+    forward_mode,
+    lookup,
+    misshapen,
+    places,
+    probes,
+    settled,
+    slots,
+    widened,
+    with_tangent,
+)
+from .linearize import Linearised
+
+Device = str | int | torch.device
+Devices = Device | Mapping[str, Device]
+
+
+def stream(
+    module: nn.Module,
+    parent: Weights,
+    child: Weights | None,
+    inputs: Inputs,
+    taps: Sequence[str],
+    *,
+    device: Devices = "cpu",
+    batch: int | None = None,
+) -> dict[str, Linearised]:
+    """F and T = J_p Δ, Δ = child − parent, both (N, K), at every tap: `linearize.exact` with one module in memory.
+
+    `parent` and `child` may be lazy: a tensor is asked for when its module runs; nothing behind the last tap is. Δ = 0
+    where the child has no tensor of that name and shape, and everywhere with `child=None`. All probes go through
+    together, so that each tensor is read once; with a `batch`, or where a module runs again, it is read again.
+    `device` may map module paths to devices, as accelerate's maps do: a path left out goes with the nearest above it,
+    the module itself with the first; features lie where their tap ran. Buffers that the parent lacks are the module's.
+    CheckpointError: a needed parameter is missing, or has another shape. NoForwardDerivative: as in `exact`.
+    """
+    with settled(module), forward_mode(module), _hooked(module, shelf := _Shelf(module, parent, child), device):
+        size = probes(inputs) if batch is None else batch
+        found = collect(module, shelf.call, inputs, taps, with_tangent, batch=size, device=_device("", device))
+    return {tap: Linearised(*pair) for tap, pair in found.items()}
+
+
+class _Shelf:
+    """The weights that are in memory: those that the running modules have asked for."""
+
+    def __init__(self, module: nn.Module, parent: Weights, child: Weights | None) -> None:
+        self.module, self.parent, self.child = module, parent, child
+        self.parameters = places(module, "parameters")
+        self.buffers = places(module, "buffers")
+        self.held: dict[str, Tensor] = {}
+        self.running: list[tuple[torch.device, list[str]]] = []  # with what each has asked for
+
+    def call(self, args: tuple, kwargs: dict[str, Any]) -> object:
+        self.held.clear()
+        self.running.clear()
+        return self.module(*args, **kwargs)
+
+    def enter(self, device: torch.device) -> None:
+        self.running.append((device, []))
+
+    def leave(self) -> None:
+        for name in self.running.pop()[1]:
+            del self.held[name]
+
+    def get(self, name: str, own: Tensor) -> Tensor:
+        """The tensor for the place `name`, for as long as the innermost running module runs."""
+        if not self.running:
+            return own
+        if name not in self.held:
+            device, asked = self.running[-1]
+            self.held[name] = self._read(name, own, device)
+            asked.append(name)
+        return self.held[name]
+
+    def _read(self, name: str, own: Tensor, device: torch.device) -> Tensor:
+        """Parent's value, with child − parent as its tangent where there is one."""
+        names = self.parameters.get(name) or self.buffers[name]
+        value = lookup(self.parent, names)
+        if value is None:
+            if name in self.parameters or own.is_meta:
+                raise absent(name)
+            return own.to(device)
+        if value.shape != own.shape:
+            raise misshapen(name, own, value)
+        value = widened(value.to(device))
+        other = lookup(self.child, names) if self.child is not None and name in self.parameters else None
+        if other is None or other.shape != value.shape or not value.is_floating_point():
+            return value
+        return forward_ad.make_dual(value, other.to(value) - value)
+
+
+class _Hook(ModelHook):
+    """On every module, since some use the weights of modules within them without calling those."""
+
+    def __init__(self, shelf: _Shelf, device: torch.device) -> None:
+        self.shelf, self.device = shelf, device
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
+        self.shelf.enter(self.device)
+        return send_to_device(args, self.device), send_to_device(kwargs, self.device)
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        self.shelf.leave()
+        return output
+
+
+@contextmanager
+def _hooked(module: nn.Module, shelf: _Shelf, device: Devices) -> Iterator[None]:
+    """Hooks on every part of the module, which is afterwards as it was."""
+    taken = [path for path, part in module.named_modules() if hasattr(part, "_hf_hook")]
+    if taken:
+        raise ArgumentError(f"Expected a module without accelerate's hooks, got one on {taken[0]!r}: remove it first.")
+    shadowed = {id(part) for part in module.modules() if "forward" in part.__dict__}
+    try:
+        for path, part in module.named_modules():
+            add_hook_to_module(part, _Hook(shelf, _device(path, device)))
+        with slots(module, shelf.get):
+            yield
+    finally:
+        for part in module.modules():
+            remove_hook_from_module(part)
+            if id(part) not in shadowed:  # accelerate leaves the bound method behind
+                part.__dict__.pop("forward", None)
+
+
+def _device(path: str, device: Devices) -> torch.device:
+    if not isinstance(device, Mapping):
+        return torch.device(device)
+    while path and path not in device:
+        path = path.rpartition(".")[0]
+    return torch.device(device[path] if path in device else next(iter(device.values())))
