@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
+from torch import nn
 
 from hf_lineage.cli import cli
 
@@ -20,9 +24,13 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 def test_python_blocks_run(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    layers = [("fc1", nn.Linear(48, 96)), ("relu", nn.ReLU()), ("fc2", nn.Linear(96, 64)), ("fc3", nn.Linear(64, 10))]
+    module = nn.Sequential(OrderedDict(layers))
+    module.load_state_dict(load_file(folders["child"] / "model.safetensors"))
+    given = {name: folders[name] for name in ("child", "parent", "stranger")}
     for block in PYTHON:
         if "pytest_plugins" not in block:
-            exec(block, {name: folders[name] for name in ("child", "parent", "stranger")})
+            exec("import hf_lineage as hl\n" + block, given | {"module": module, "images": torch.rand(16, 48)})
     assert (tmp_path / "lineage.png").stat().st_size > 5000
     assert '"schema": "hf_lineage/1"' in (tmp_path / "lineage.json").read_text()
 

@@ -61,7 +61,7 @@ def make(folder: Path) -> dict[str, Any]:
         for question, lineage in answers(group, QUESTIONS, SEED + turn, balanced=False)
     ]
     found["probability"] = fit_probability(asked)
-    return {"made": f"{__name__}, seed {SEED}, {time.strftime('%Y-%m-%d')}", **found}
+    return {"made": f"hf_lineage.experiments.calibration, seed {SEED}, {time.strftime('%Y-%m-%d')}", **found}
 
 
 def train(folder: Path, name: str, turn: int) -> list[Family]:

@@ -50,16 +50,18 @@ def plot_profile(lineage: Lineage, path: str | Path | None = None) -> Figure:
         figure.text(0.02, 0.5, "no candidate's features could be compared")
         return _save(figure, path)
     name = seen[0].evidence["features"]["metric"]
-    rises = name in ("cka", "dc")
+    rises, above = name in ("cka", "dc"), False
     names = [tap["tap"] for tap in seen[0].evidence["features"]["taps"]]
     for place, candidate in enumerate(seen):
         colour = PARENT if place == 0 else COLOURS[place % len(COLOURS)]
         for form, style in (("plain", "--"), ("exact", "-")):
-            scores = [tap["scores"][name][form] for tap in candidate.evidence["features"]["taps"]]
-            values = [float("nan") if s is None else s if rises else -s for s in scores]
+            found = [tap["scores"][name] for tap in candidate.evidence["features"]["taps"]]
+            scores = [s["taylor"] if s[form] is None else s[form] for s in found]
+            values = [s if rises else -s for s in scores]
+            above = above or any(value > 0 for value in values)
             label = _short(candidate_name(candidate)) if form == "exact" else None
             axes.plot(range(len(values)), values, style, color=colour, label=label, marker="o", markersize=3)
-    if not rises:
+    if not rises and above:
         axes.set_yscale("log")
     step = max(1, len(names) // 24)
     axes.set_xticks(

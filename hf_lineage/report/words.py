@@ -43,7 +43,7 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
         if best.relation in PARENT_RELATIONS:
             return f"{told} That this is the parent itself has a probability of only {best.probability:.3f}."
         return f"{told} {order(best)}"
-    if "weights" not in best.evidence:
+    if "features" in best.evidence and "weights" not in best.evidence:
         return (
             f"Undecided: by features alone it is most like {name} (match {best.probability:.3f} among "
             f"{len(compared)}); that tells the nearest candidate, not whether the two are related."
