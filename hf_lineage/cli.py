@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -111,7 +112,7 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
     if profile:
         evidence = tuple(dict.fromkeys([*evidence, "features"]))
     options |= {
-        "evidence": evidence, "probes": int(probes) if probes and probes.isdecimal() else probes, "step": _step(step),
+        "evidence": evidence, "probes": _probes(probes), "step": _step(step),
         "taps": "blocks" if "blocks" in taps or (profile and not taps) else taps or None,
     }  # fmt: skip
     here = world()
@@ -165,6 +166,10 @@ def demo(out: Path, seed: int) -> None:
     with _bar() as progress:
         text = run(out, seed=seed, progress=progress)
     click.echo(text)
+
+
+def _probes(text: str | None) -> str | int | None:
+    return int(text) if text and re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 
 def _step(text: str) -> float | str:

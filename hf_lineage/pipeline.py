@@ -102,8 +102,19 @@ def trace(
     judged: list[Candidate] = []
     none: float | None = None
     elsewhere = 0
+    beside = 0
+    if settings and opened:
+        from .features.evidence import attach, compare, remarks, run_child
+
+        modules: list[Any] = [model for model in (child, *wanted) if hasattr(model, "state_dict")]
+        settings = replace(settings, modules=tuple(modules))
+        lined = [(model, align(whole, view, architecture)) for model, view in zip(opened, views, strict=True)]
+        beside = _features_bytes(source, lined, settings, max_bytes)
+        before = opener.bytes_read
+        ran = run_child(source, whole, settings)  # before the weights: a child that cannot run ends the question
+        by_child = opener.bytes_read - before
     if comparable and "weights" in names:
-        plan = _plan(seen, architecture, comparable, sample, max_bytes, seed)
+        plan = _plan(seen, architecture, comparable, sample, max_bytes, seed, beside)
         study = _Study(seen, architecture, plan, device or "cpu", progress, alpha, seed)
         readings, comparison = study.read(comparable)
         read = set(readings.moments) & set(architecture.trunk)
@@ -121,13 +132,8 @@ def trace(
         notes += _remarks(plan, architecture, comparison)
 
     if settings and opened:
-        from .features.evidence import attach, compare, remarks, run_child
-
-        modules: list[Any] = [model for model in (child, *wanted) if hasattr(model, "state_dict")]
-        settings = replace(settings, modules=tuple(modules))
-        lined = [(model, align(whole, view, architecture)) for model, view in zip(opened, views, strict=True)]
-        before = opener.bytes_read
-        seen_by = compare(run_child(source, whole, settings), lined, settings, progress)
+        before = opener.bytes_read - by_child
+        seen_by = compare(ran, lined, settings, progress)
         elsewhere += sum(world().gather(opener.bytes_read - before)) - (opener.bytes_read - before)
         judged, rest = attach(*seen_by, [_blank(model, "compared") for model in opened], judged, rest, names)
         notes += remarks([*judged, *rest], settings)
@@ -187,6 +193,21 @@ def _settings(
     from .features.evidence import Settings
 
     return Settings(probes, taps, metric, step, token, device or "cpu", seed)
+
+
+def _features_bytes(child: Checkpoint, lined: Sequence[Lined], settings: Settings, max_bytes: int | None) -> int:
+    """The most that features read, refused if above `max_bytes`; 0 where nobody asks."""
+    if max_bytes is None:
+        return 0
+    from .features.evidence import expected_bytes
+
+    needed = expected_bytes(child, [model for model, _ in lined], settings)
+    if needed > max_bytes:
+        raise ArgumentError(
+            f"Features would read up to {needed:,} bytes of {1 + len(lined)} models, more than max_bytes={max_bytes:,}."
+            " Choose an earlier tap; and give a `step`, since of remote models each step tried is read again."
+        )
+    return needed
 
 
 def _base_of(adapter: Checkpoint, opener: Opener) -> Checkpoint:
@@ -252,7 +273,7 @@ def _left_out(alignment: Alignment, heads: frozenset[str]) -> tuple[str, ...]:
 
 def _plan(
     child: Checkpoint, architecture: Architecture, comparable: Sequence[tuple[Checkpoint, Alignment]],
-    sample: str | float | int | None, max_bytes: int | None, seed: int,
+    sample: str | float | int | None, max_bytes: int | None, seed: int, beside: int = 0,
 ) -> Plan:  # fmt: skip
     names = [name for name in architecture.weights if any(name in alignment.pairs for _, alignment in comparable)]
     nbytes = {name: child[name].nbytes for name in names}
@@ -266,9 +287,9 @@ def _plan(
     if not plan.slices:
         raise ArgumentError(f"Expected a larger sample: {budget} bytes of {sum(nbytes.values()):,} hold no slice.")
     needed = round(plan.share * (sum(nbytes.values()) + sum(_nbytes(*pair) for pair in comparable)))
-    if max_bytes is not None and needed > max_bytes:
+    if max_bytes is not None and needed + beside > max_bytes:
         raise ArgumentError(
-            f"This would read about {needed:,} bytes of {models} models, more than max_bytes={max_bytes:,}. "
+            f"This would read about {needed + beside:,} bytes of {models} models, more than max_bytes={max_bytes:,}. "
             f"Sample less, for example sample={max(1, max_bytes // models)}."
         )
     return plan

@@ -7,7 +7,7 @@ candidate once with its derivative; every metric and every α is arithmetic on t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,20 @@ def run_child(checkpoint: Checkpoint, seen: Checkpoint, settings: Settings) -> C
             features_of = features(network.module, own, inputs, chosen)
     check_finite(features_of, "the child")
     return Child(seen, network, given, chosen, features_of)
+
+
+def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint], settings: Settings) -> int:
+    """The most bytes that `run_child` and `compare` read, before any is; candidates that cannot be run cost nothing."""
+    network = build(child, _like(child, settings))
+    chosen = taps(network, settings.taps)
+    own = total = _bytes(network, child, chosen)
+    for checkpoint in candidates:
+        with suppress(LineageError):
+            theirs = build(checkpoint, _like(checkpoint, settings))
+            tries = len(GRID) if settings.step == "auto" else 1
+            passes = 1 + tries if _large(checkpoint) or _large(child) else 1
+            total += passes * (own + _bytes(theirs, checkpoint, _its_taps(theirs, network, chosen, settings.taps)))
+    return total
 
 
 def compare(
@@ -173,6 +187,12 @@ def remarks(candidates: Sequence[Candidate], settings: Settings) -> list[str]:
         f"{' to '.join(f'{step:g}' for step in (steps[:1] + steps[1:][-1:]))}. A match has no p-value, and of a set "
         "without a relative it names one all the same."
     ]
+    bent = [c.ref for c in seen if any((tap["curvature"] or 0.0) >= CURVED for tap in c.evidence["features"]["taps"])]
+    if bent:
+        notes.append(
+            f"The linearisation of {len(bent)} of {len(seen)} candidates is off by a tenth or more at that step: "
+            "their scores after it say little."
+        )
     notes += sorted({f"Taylor form: {why}" for c in seen if (why := c.evidence["features"]["why_taylor"])})
     if all(c.status == "not_comparable" for c in seen):
         best = max(seen, key=lambda c: c.evidence["features"]["match"])
@@ -188,7 +208,7 @@ def candidate_facts(child: Child, checkpoint: Checkpoint, alignment: Alignment, 
         raise ArgumentError(f"a LoRA adapter holds no weights of its own; name its base, {checkpoint.adapter_base}")
     network = build(checkpoint, _like(checkpoint, settings))
     _check_inputs(network.inputs, child.network.inputs)
-    chosen = _its_taps(network, child, settings.taps)
+    chosen = _its_taps(network, child.network, child.taps, settings.taps)
     partners = Partners(network, checkpoint, child.seen, alignment)
     inputs = run_inputs(network, child.probes)
     streamed = _large(checkpoint) or _large(child.seen)
@@ -280,16 +300,19 @@ class _InMemory:
 
 
 class _Streamed:
-    """Block after block: neither model is ever whole in memory; every step tried reads both again up to the tap."""
+    """Block after block: no model is ever whole in memory; each step tried reads both again up to the last tap."""
 
     def __init__(
         self, network: Network, checkpoint: Checkpoint, partners: Partners, inputs: Any, settings: Settings
     ) -> None:
         self._module, self._own, self._partners = network.module, Own(network, checkpoint), partners
         self._inputs, self._settings = inputs, settings
+        self._linear: dict[str, Linearised] = {}
+        self._bends: dict[float, dict[str, float]] = {}  # step → curvature at each tap
 
     def linearised(self, chosen: Sequence[str]) -> dict[str, Linearised]:
-        return self._run(self._own, self._partners, chosen)
+        self._linear = self._run(self._own, self._partners, chosen)
+        return self._linear
 
     def plain(self, chosen: Sequence[str]) -> dict[str, Linearised]:
         return self._run(self._own, None, chosen)
@@ -300,12 +323,22 @@ class _Streamed:
     def step(self, tap: str, linear: Linearised) -> tuple[float, float]:
         step, bend = 1.0, 0.0
         for step in GRID if self._settings.step == "auto" else [float(self._settings.step)]:
-            there = self._run(Moved(self._own, self._partners, step), None, [tap])[tap].F
-            length = step * float(linear.T.double().norm())
-            bend = float((there - linear.at(step)).double().norm()) / length if length else 0.0
+            if step not in self._bends:
+                self._bends[step] = self._curvature(step)
+            bend = self._bends[step][tap]
             if bend < CURVED:
                 break
         return step, bend
+
+    def _curvature(self, step: float) -> dict[str, float]:
+        """As `linearize.curvature`, at all taps by one pass."""
+        result = {}
+        for tap, moved in self._run(Moved(self._own, self._partners, step), None, [*self._linear]).items():
+            linear = self._linear[tap]
+            length = step * float(linear.T.double().norm())
+            error = float((moved.F - linear.at(step)).double().norm())
+            result[tap] = error / length if length else (float("inf") if error else 0.0)
+        return result
 
     def _run(
         self, start: Mapping[str, Tensor], end: Mapping[str, Tensor] | None, chosen: Sequence[str]
@@ -319,11 +352,13 @@ def _like(checkpoint: Checkpoint, settings: Settings) -> nn.Module | None:
     return own or (settings.modules[0] if settings.modules else None)
 
 
-def _its_taps(network: Network, child: Child, asked: str | Sequence[str] | None) -> tuple[str, ...]:
+def _its_taps(
+    network: Network, child: Network, own: Sequence[str], asked: str | Sequence[str] | None
+) -> tuple[str, ...]:
     """The candidate's taps for the child's: the same path, or the block at the same place where names differ."""
     if asked is None:
         return taps(network)
-    theirs, ours = network.blocks, child.network.blocks
+    theirs, ours = network.blocks, child.blocks
     known = {path for path, _ in network.module.named_modules()}
     if asked == "blocks" and len(theirs) != len(ours):
         raise ArgumentError(f"Expected as many blocks as the child's {len(ours)}, got {len(theirs)}.")
@@ -332,7 +367,7 @@ def _its_taps(network: Network, child: Child, asked: str | Sequence[str] | None)
         network,
         [
             theirs[places[tap]] if tap not in known and places.get(tap, len(theirs)) < len(theirs) else tap
-            for tap in child.taps
+            for tap in own
         ],
     )
 
@@ -376,6 +411,10 @@ def _needed(network: Network, chosen: Sequence[str]) -> list[str]:
     if network.source == "module":
         return [*known]
     return [name for name in dict.fromkeys(n for tap in chosen for n in upstream(network.module, tap)) if name in known]
+
+
+def _bytes(network: Network, checkpoint: Checkpoint, chosen: Sequence[str]) -> int:
+    return sum(checkpoint[network.names[n]].nbytes for n in _needed(network, chosen) if n in network.names)
 
 
 def _large(checkpoint: Checkpoint) -> bool:
