@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_lineage.errors import ArgumentError
-from hf_lineage.features.similarity import METRICS, exact, gradient, metric, similarity, taylor
+from hf_lineage.features.similarity import METRICS, exact, gradient, metric, scores, similarity, taylor
 
 DIFFERENTIABLE = [name for name, m in METRICS.items() if m.differentiable]
 SHAPED = [name for name, m in METRICS.items() if not m.same_width]  # blind to rotation, scale and place
@@ -262,7 +262,7 @@ class TestLaws:
             with Largest() as seen:
                 F = draw(rows, width).requires_grad_()
                 METRICS[name].function(F, draw(rows, width, seed=1)).backward()
-            assert seen.numel <= max(rows * width, rows * rows if name == "dc" else 0)
+            assert seen.numel <= max(rows * width, 0 if METRICS[name].same_width else rows * rows)
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     def test_features_must_be_finite(self, name: str, bad: float) -> None:
@@ -387,3 +387,15 @@ def test_unknown_metrics_are_refused_with_a_hint(name: str, hint: str) -> None:
 
 def test_the_registry_is_keyed_by_name() -> None:
     assert all(metric(name) is m and m.name == name and m.formula for name, m in METRICS.items())
+
+
+def test_all_scores_at_once_are_the_same() -> None:
+    F, G, T = (draw(7, 12, seed=seed) for seed in (1, 2, 3))
+    found = scores(F, G, T, [0.0, 0.1, 1.0])
+    assert found.keys() == METRICS.keys()
+    for name, values in found.items():
+        assert values == pytest.approx([exact(name, F, G, T, step) for step in (0.0, 0.1, 1.0)], rel=1e-12)
+    assert scores(F, draw(7, 5), T, [0.0]).keys() == {"cka", "dc"}
+    assert "cka" not in scores(F[:1], G[:1], T[:1], [0.0])
+    with pytest.raises(ArgumentError, match="same probes"):
+        scores(F, G[:5], T, [0.0])

@@ -25,9 +25,8 @@ from .forward import NoForwardDerivative
 from .linearize import CURVED, GRID, Linearised, check_finite, choose_step, curvature, exact, features, taylor
 from .networks import Images, Network, Tokens, build, run_inputs, taps, upstream, weights
 from .probes import probes
-from .similarity import METRICS, gradient, metric, similarity
-from .similarity import exact as after
-from .similarity import taylor as estimated
+from .similarity import METRICS, gradient, metric, scores, similarity
+from .similarity import taylor as taylor_score
 from .streaming import stream
 
 Source = str | Path | int | Tensor | None
@@ -242,8 +241,7 @@ def _at(
     """The scores of every metric at one tap, the step, and how far from straight the way there is."""
     F, T = linear.F, linear.T
     G = G.to(F.device)
-    fits = [m for m in METRICS.values() if len(F) >= m.least and (F.shape[1] == G.shape[1] or not m.same_width)]
-    if settings.metric not in {m.name for m in fits}:
+    if F.shape[1] != G.shape[1] and metric(settings.metric).same_width:
         raise ArgumentError(
             f"Expected as many features at {tap!r} as the child's {G.shape[1]} at {own!r}, got {F.shape[1]}; "
             "the metrics cka and dc compare them nevertheless."
@@ -253,18 +251,19 @@ def _at(
         step = PAPER_STEP if settings.step == "auto" else float(settings.step)
         plain = similarity(settings.metric, F, G)
         slope = side.slope(tap, gradient(settings.metric, F, G))
-        scores = {settings.metric: {"plain": plain, "taylor": plain + step * slope, "exact": None}}
-        return {**about, "step": step, "curvature": None, "scores": scores}
+        table: dict[str, Any] = {settings.metric: {"plain": plain, "taylor": plain + step * slope, "exact": None}}
+        return {**about, "step": step, "curvature": None, "scores": table}
     step, bend = side.step(tap, linear)
-    scores = {
-        m.name: {
-            "plain": similarity(m.name, F, G),
-            "taylor": estimated(m.name, F, G, T, step) if m.differentiable else None,
-            "exact": after(m.name, F, G, T, step),
+    both = scores(F, G, T, [0.0, step])
+    table = {
+        name: {
+            "plain": plain,
+            "taylor": taylor_score(name, F, G, T, step) if METRICS[name].differentiable else None,
+            "exact": after,
         }
-        for m in fits
+        for name, (plain, after) in both.items()
     }
-    return {**about, "step": step, "curvature": bend, "scores": scores}
+    return {**about, "step": step, "curvature": bend, "scores": table}
 
 
 class _InMemory:

@@ -7,15 +7,15 @@ two forms that agree to first order in α:
     Taylor   s(F, G) + α·⟨Π, T⟩,  Π = ∂s/∂F        `taylor`: needs a differentiable metric
     exact    s(F + α·T, G)                          `exact`: any metric
 
-A metric's function is plain torch operations with forward and backward derivatives. The largest temporary is of the
-size of F or G, or (N, N) for dc and for cka of more features than probes.
+A metric is plain torch operations with forward and backward derivatives, of |F − G| or of the two kernels. The largest
+temporary is of the size of F or G, or (N, N) for cka and dc.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,46 +38,63 @@ class Metric:
 
     name: str
     formula: str  # one line, for reports; D = F − G
-    function: Callable[[Tensor, Tensor], Tensor]  # float64 (N, K), (N, K) → scalar
-    differentiable: bool  # l∞ is not: only the exact linearisation serves it
-    least: int = 1  # probes needed: any two pairs of points are alike to cka and dc
-    same_width: bool = True  # cka and dc compare (N, K1) with (N, K2)
+    of_distance: Callable[[Tensor], Tensor] | None  # float64 |D| (N, K) → scalar
+    of_kernels: Callable[[Tensor, Tensor], Tensor] | None = None  # float64 (N, N), (N, N) → scalar, see `_kernel`
+    differentiable: bool = True  # l∞ is not: only the exact linearisation serves it
+
+    @property
+    def least(self) -> int:
+        """Probes needed: any two pairs of points are alike to cka and dc."""
+        return 2 if self.of_kernels else 1
+
+    @property
+    def same_width(self) -> bool:
+        """Whether F and G must be of one width; cka and dc compare (N, K1) with (N, K2)."""
+        return self.of_kernels is None
+
+    def function(self, F: Tensor, G: Tensor) -> Tensor:
+        """s(F, G) of float64 matrices, a scalar that may be differentiated."""
+        if self.of_kernels:
+            return self.of_kernels(_kernel(F), _kernel(G))
+        assert self.of_distance
+        return self.of_distance((F - G).abs())
 
 
-def _l1(F: Tensor, G: Tensor) -> Tensor:
-    return -(F - G).abs().mean()
+def _l1(D: Tensor) -> Tensor:
+    return -D.mean()
 
 
-def _l2(F: Tensor, G: Tensor) -> Tensor:
-    return -(F - G).square().mean()
+def _l2(D: Tensor) -> Tensor:
+    return -D.square().mean()
 
 
-def _lp(F: Tensor, G: Tensor) -> Tensor:
-    return -(F - G).abs().pow(P).mean()
+def _lp(D: Tensor) -> Tensor:
+    return -D.pow(P).mean()
 
 
-def _linf(F: Tensor, G: Tensor) -> Tensor:
-    return -(F - G).abs().amax(1).mean()
+def _linf(D: Tensor) -> Tensor:
+    return -D.amax(1).mean()
 
 
-def _lse(F: Tensor, G: Tensor) -> Tensor:
-    return -torch.logsumexp(TEMPERATURE * (F - G).abs(), 1).mean() / (TEMPERATURE * F.shape[1])
+def _lse(D: Tensor) -> Tensor:
+    return -torch.logsumexp(TEMPERATURE * D, 1).mean() / (TEMPERATURE * D.shape[1])
 
 
-def _cka(F: Tensor, G: Tensor) -> Tensor:
-    """‖FᵀG‖²/(‖FᵀF‖·‖GᵀG‖) of centred F and G: the same as ⟨FFᵀ, GGᵀ⟩/…, and smaller if N > K.
-
-    Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, eq. 4.
-    """
-    F, G = _spread(F), _spread(G)
-    if max(F.shape[1], G.shape[1]) < F.shape[0]:
-        return _quotient((F.T @ G).square().sum(), (F.T @ F).square().sum(), (G.T @ G).square().sum())
-    return _cosine(F @ F.T, G @ G.T)
+def _cka(P: Tensor, Q: Tensor) -> Tensor:
+    """⟨P, Q⟩/(‖P‖·‖Q‖) of centred linear kernels: Kornblith et al., "Similarity of Neural Network Representations
+    Revisited", ICML 2019, eq. 4."""
+    return _cosine(P, Q)
 
 
-def _dc(F: Tensor, G: Tensor) -> Tensor:
+def _dc(P: Tensor, Q: Tensor) -> Tensor:
     """Squared distance correlation. Székely, Rizzo, Bakirov, "Measuring and testing dependence …", 2007, def. 3."""
-    return _cosine(_centred(_distances(_spread(F))), _centred(_distances(_spread(G))))
+    return _cosine(_centred(_distances(P)), _centred(_distances(Q)))
+
+
+def _kernel(X: Tensor) -> Tensor:
+    """X Xᵀ (N, N) of centred and scaled rows: what cka and dc are functions of."""
+    X = _spread(X)
+    return X @ X.T
 
 
 def _spread(X: Tensor) -> Tensor:
@@ -91,12 +108,11 @@ def _spread(X: Tensor) -> Tensor:
     return X / torch.where(scale > 0, scale, 1.0)
 
 
-def _distances(X: Tensor) -> Tensor:
-    """Euclidean distances between rows (N, N), written out: cdist has no forward derivative, X[:, None] − X is N·N·K.
+def _distances(products: Tensor) -> Tensor:
+    """Euclidean distances between rows (N, N) from their products: cdist has no forward derivative.
 
     At 0 the square root has no slope; 0 is taken for it, the middle of those it could have.
     """
-    products = X @ X.T
     lengths = products.diagonal()
     lengths = lengths[:, None] + lengths
     squares = lengths - 2 * products
@@ -124,13 +140,13 @@ def _quotient(both: Tensor, one: Tensor, other: Tensor) -> Tensor:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("l1", "−(1/NK) Σ |D|", _l1, True),
-        Metric("l2", "−(1/NK) Σ D²", _l2, True),
-        Metric("lp", f"−(1/NK) Σ |D|^{P}", _lp, True),
-        Metric("linf", "−(1/N) Σ_i max_k |D_ik|", _linf, False),
-        Metric("lse", f"−(1/NKt) Σ_i log Σ_k exp(t·|D_ik|), t = {TEMPERATURE}", _lse, True),
-        Metric("cka", "HSIC(FFᵀ, GGᵀ)/√(HSIC(FFᵀ, FFᵀ)·HSIC(GGᵀ, GGᵀ))", _cka, True, 2, False),
-        Metric("dc", "dCov²(F, G)/√(dCov²(F, F)·dCov²(G, G))", _dc, True, 2, False),
+        Metric("l1", "−(1/NK) Σ |D|", _l1),
+        Metric("l2", "−(1/NK) Σ D²", _l2),
+        Metric("lp", f"−(1/NK) Σ |D|^{P}", _lp),
+        Metric("linf", "−(1/N) Σ_i max_k |D_ik|", _linf, differentiable=False),
+        Metric("lse", f"−(1/NKt) Σ_i log Σ_k exp(t·|D_ik|), t = {TEMPERATURE}", _lse),
+        Metric("cka", "HSIC(FFᵀ, GGᵀ)/√(HSIC(FFᵀ, FFᵀ)·HSIC(GGᵀ, GGᵀ))", None, _cka),
+        Metric("dc", "dCov²(F, G)/√(dCov²(F, F)·dCov²(G, G))", None, _dc),
     )
 }
 
@@ -187,6 +203,29 @@ def exact(name: str, F: Tensor, G: Tensor, T: Tensor, step: float) -> float:
     return similarity(name, _matrix("F", F) + step * tangent, G)
 
 
+def scores(F: Tensor, G: Tensor, T: Tensor, steps: Sequence[float]) -> dict[str, list[float]]:
+    """s(F + αT, G) at every step α of every metric that F and G are wide and many enough for.
+
+    Equal to `exact` at each, with what they share made once: the checks, F + αT, |D|, and the kernels.
+    """
+    F, G, T = _matrix("F", F), _matrix("G", G), _tangent(F, T, max(map(abs, steps)))
+    fits = [m for m in METRICS.values() if len(F) >= m.least and (F.shape == G.shape or not m.same_width)]
+    if len(F) != len(G):
+        raise ArgumentError(f"Expected F and G of the same probes, got {len(F)} and {len(G)} rows.")
+    result: dict[str, list[float]] = {m.name: [] for m in fits}
+    target = _kernel(G) if len(F) > 1 else None
+    for step in steps:
+        there = torch.add(F, T, alpha=step) if step else F
+        apart = (there - G).abs_() if F.shape == G.shape else None
+        kernel = None if target is None else _kernel(there)
+        for m in fits:
+            if m.of_distance and apart is not None:
+                result[m.name].append(float(m.of_distance(apart)))
+            elif m.of_kernels and kernel is not None and target is not None:
+                result[m.name].append(float(m.of_kernels(kernel, target)))
+    return result
+
+
 def _tangent(F: Tensor, T: Tensor, step: float) -> Tensor:
     if F.shape != T.shape:
         raise ArgumentError(f"Expected T of the shape of F, {tuple(F.shape)}, got {tuple(T.shape)}.")
@@ -217,7 +256,8 @@ def _matrix(name: str, X: Tensor) -> Tensor:
     if X.is_complex():
         raise ArgumentError(f"Expected real features, got {X.dtype} for {name}.")
     X = X.detach().to(torch.float64, copy=X.is_inference())  # an inference tensor itself cannot take part in backward
-    odd = X.numel() - int(X.isfinite().sum())
+    # NaN and Inf always reach the sum, which costs far less than to look at each
+    odd = 0 if bool(X.sum().isfinite()) else X.numel() - int(X.isfinite().sum())
     if odd:
         raise ArgumentError(
             f"Expected finite features, got NaN or Inf in {odd:,} of {X.numel():,} entries of {name}. "
