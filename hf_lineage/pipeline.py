@@ -63,7 +63,7 @@ def trace(
     probes: inputs for the features: None (a seeded synthetic set of 128), a number of those, a folder of pictures, the
         id of a data set on the Hub, or a tensor. taps: module paths of the child, `"blocks"`, or None for its first
         block. metric: of `features.similarity.METRICS`. step: α in (0, 1], or `"auto"`: the largest at which the
-        linearisation's error is below a tenth, for each candidate.
+        linearisation's error is below a tenth for any candidate, the same for all.
     sample: None reads everything of local models and 0.5 % (at least 4 MB) of remote ones; `"all"`, `"auto"`,
         a fraction (`0.005`, `"0.5%"`) or a number of bytes.
     max_bytes: refuse, before any weight is read, to read more than this over all models together.

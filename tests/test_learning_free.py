@@ -118,9 +118,10 @@ def mean_of(table: dict[str, dict[str, list[float]]], form: str) -> float:
 class TestReduced:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_parents_are_found_by_features(self, nursery: Nursery, architecture: str) -> None:
-        found = measure(nursery.family(architecture, "reduced"), most=5, steps=["auto", 0.01])
+        found = measure(nursery.family(architecture, "reduced"), most=8, steps=["auto", 0.01])
         own = found["own data, step auto"]
-        assert own["top1"]["l2"]["exact"][0] >= 0.6 and mean_of(own["top1"], "exact") > 0.5
+        best = max(forms["exact"][0] for forms in own["top1"].values())
+        assert best >= 0.75 and mean_of(own["top1"], "exact") > 1.5 / found["roots"], own["top1"]
         small = found["own data, step 0.01"]["gains"]
         for name, item in METRICS.items():  # Fig. 3(a): at a small step the two forms gain the same
             assert not item.differentiable or small[name]["taylor_against_exact"] > 0.99, (name, small[name])

@@ -22,11 +22,10 @@ from ..parallel import world
 from ..records import Candidate, Progress, printable
 from .aligned import Moved, Own, Partners
 from .forward import NoForwardDerivative
-from .linearize import CURVED, GRID, Linearised, check_finite, choose_step, curvature, exact, features, taylor
+from .linearize import CURVED, GRID, Linearised, Step, check_finite, curvature, exact, features, taylor, try_steps
 from .networks import Images, Network, Tokens, build, run_inputs, taps, upstream, weights
 from .probes import probes
 from .similarity import METRICS, gradient, metric, scores, similarity
-from .similarity import taylor as taylor_score
 from .streaming import stream
 
 Source = str | Path | int | Tensor | None
@@ -127,6 +126,7 @@ def compare(
     for theirs, why in world().gather((found, refused)):
         found, refused = {**found, **theirs}, {**refused, **why}
     found = {i: found[i] for i in sorted(found)}
+    _settle([*found.values()], settings)
     for facts, match in zip(found.values(), matching([*found.values()]), strict=True):
         facts["match"] = match
     return found, refused
@@ -186,12 +186,9 @@ def remarks(candidates: Sequence[Candidate], settings: Settings) -> list[str]:
         f"{' to '.join(f'{step:g}' for step in (steps[:1] + steps[1:][-1:]))}. A match has no p-value, and of a set "
         "without a relative it names one all the same."
     ]
-    bent = [c.ref for c in seen if any((tap["curvature"] or 0.0) >= CURVED for tap in c.evidence["features"]["taps"])]
-    if bent:
-        notes.append(
-            f"The linearisation of {len(bent)} of {len(seen)} candidates is off by a tenth or more at that step: "
-            "their scores after it say little."
-        )
+    bends = [tap["curvature"] for c in seen for tap in c.evidence["features"]["taps"] if tap["curvature"] is not None]
+    if bends and min(bends) >= CURVED:
+        notes.append("No candidate's linearisation holds at that step (error of a tenth or more): scores say little.")
     notes += sorted({f"Taylor form: {why}" for c in seen if (why := c.evidence["features"]["why_taylor"])})
     if all(c.status == "not_comparable" for c in seen):
         best = max(seen, key=lambda c: c.evidence["features"]["match"])
@@ -248,22 +245,47 @@ def _at(
         )
     about = {"tap": own, "candidate_tap": tap, "features": F.shape[1]}
     if form.startswith("taylor"):
-        step = PAPER_STEP if settings.step == "auto" else float(settings.step)
         plain = similarity(settings.metric, F, G)
         slope = side.slope(tap, gradient(settings.metric, F, G))
-        table: dict[str, Any] = {settings.metric: {"plain": plain, "taylor": plain + step * slope, "exact": None}}
-        return {**about, "step": step, "curvature": None, "scores": table}
-    step, bend = side.step(tap, linear)
-    both = scores(F, G, T, [0.0, step])
-    table = {
+        return {**about, "tried": [], "scores": {settings.metric: {"plain": plain, "slope": slope, "exact": []}}}
+    tried = side.steps(tap, linear)
+    every = scores(F, G, T, [0.0, *(step.value for step in tried)])
+    found = {
         name: {
             "plain": plain,
-            "taylor": taylor_score(name, F, G, T, step) if METRICS[name].differentiable else None,
+            "slope": float((gradient(name, F, G) * T).sum()) if METRICS[name].differentiable else None,
             "exact": after,
         }
-        for name, (plain, after) in both.items()
+        for name, (plain, *after) in every.items()
     }
-    return {**about, "step": step, "curvature": bend, "scores": table}
+    return {**about, "tried": tried, "scores": found}
+
+
+def _settle(facts: Sequence[dict[str, Any]], settings: Settings) -> None:
+    """One step for all candidates at each tap, and the scores there.
+
+    Scores at different steps cannot be compared: at α = 1 a stranger may be at the child, too. The step is the largest
+    that any candidate's own linearisation allows, which a parent's does farthest; all of them were tried there.
+    """
+    for tap in range(min((len(each["taps"]) for each in facts), default=0)):
+        rows = [each["taps"][tap] for each in facts]
+        own = [row["tried"][-1].value for row in rows if row["tried"]]
+        given = PAPER_STEP if settings.step == "auto" else float(settings.step)
+        common = max(own, default=given)
+        for row in rows:
+            tried = row.pop("tried")
+            place = next((i for i, step in enumerate(tried) if step.value == common), None)
+            row["step"] = common
+            row["own_step"] = tried[-1].value if tried else None
+            row["curvature"] = None if place is None else tried[place].curvature
+            row["scores"] = {
+                name: {
+                    "plain": score["plain"],
+                    "taylor": None if score["slope"] is None else score["plain"] + common * score["slope"],
+                    "exact": None if place is None else score["exact"][place],
+                }
+                for name, score in row["scores"].items()
+            }
 
 
 class _InMemory:
@@ -290,12 +312,11 @@ class _InMemory:
     def slope(self, tap: str, pi: Tensor) -> float:
         return taylor(*self._all, tap, pi)
 
-    def step(self, tap: str, linear: Linearised) -> tuple[float, float]:
+    def steps(self, tap: str, linear: Linearised) -> Sequence[Step]:
         if self._wanted == "auto":
-            found = choose_step(*self._all, tap, linear)
-            return found.value, found.curvature
+            return try_steps(*self._all, tap, linear)
         step = float(self._wanted)
-        return step, curvature(*self._all, [tap], {tap: linear}, step)[tap]
+        return [Step(step, curvature(*self._all, [tap], {tap: linear}, step)[tap])]
 
 
 class _Streamed:
@@ -319,15 +340,15 @@ class _Streamed:
     def slope(self, tap: str, pi: Tensor) -> float:
         raise ArgumentError("Expected a model that fits in memory: the Taylor form is one backward pass through it.")
 
-    def step(self, tap: str, linear: Linearised) -> tuple[float, float]:
-        step, bend = 1.0, 0.0
+    def steps(self, tap: str, linear: Linearised) -> Sequence[Step]:
+        tried: list[Step] = []
         for step in GRID if self._settings.step == "auto" else [float(self._settings.step)]:
             if step not in self._bends:
                 self._bends[step] = self._curvature(step)
-            bend = self._bends[step][tap]
-            if bend < CURVED:
+            tried.append(Step(step, self._bends[step][tap]))
+            if tried[-1].small:
                 break
-        return step, bend
+        return tried
 
     def _curvature(self, step: float) -> dict[str, float]:
         """As `linearize.curvature`, at all taps by one pass."""

@@ -52,11 +52,14 @@ class Linearised:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step α, the curvature there, and whether that is small enough."""
+    """A step α and the curvature there, `small` below `CURVED`."""
 
     value: float
     curvature: float
-    small: bool
+
+    @property
+    def small(self) -> bool:
+        return self.curvature < CURVED
 
 
 def features(
@@ -143,7 +146,7 @@ def curvature(
     return result
 
 
-def choose_step(
+def try_steps(
     module: nn.Module,
     weights: Weights,
     delta: Weights,
@@ -152,16 +155,19 @@ def choose_step(
     linearised: Linearised,
     *,
     batch: int = 32,
-) -> Step:
-    """The largest α of `GRID` whose curvature at the tap is below `CURVED`; if none is, the smallest, not `small`.
+) -> tuple[Step, ...]:
+    """The steps of `GRID` down to the largest whose curvature at the tap is below `CURVED`, that one last.
 
-    One forward pass for each α that is tried. A curvature that is not finite is not small.
+    If there is none, all of them, the last one not `small`. One forward pass per step; a curvature that is not finite
+    is not small.
     """
+    tried = []
     for step in GRID:
         bend = curvature(module, weights, delta, inputs, [tap], {tap: linearised}, step, batch=batch)[tap]
-        if bend < CURVED:
-            return Step(step, bend, True)
-    return Step(GRID[-1], bend, False)
+        tried.append(Step(step, bend))
+        if tried[-1].small:
+            break
+    return tuple(tried)
 
 
 def check_finite(found: Mapping[str, Tensor | Linearised], which: str) -> None:
