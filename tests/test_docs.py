@@ -76,11 +76,13 @@ def test_links_and_pictures_exist() -> None:
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
-def test_the_table_is_what_was_measured() -> None:
-    """tests/benchmarks/trust_table.py prints it from the recorded results."""
-    spec = importlib.util.spec_from_file_location("trust_table", ROOT / "tests" / "benchmarks" / "trust_table.py")
+@pytest.mark.parametrize("name", ["trust", "features"])
+def test_the_table_is_what_was_measured(name: str) -> None:
+    """tests/benchmarks/…_table.py prints it from the recorded results."""
+    path = ROOT / "tests" / "benchmarks" / f"{name}_table.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_table", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    shown = README.partition("<!-- trust table -->\n")[2].partition("<!-- /trust table -->")[0]
+    shown = README.partition(f"<!-- {name} table -->\n")[2].partition(f"<!-- /{name} table -->")[0]
     assert module.table() in shown and module.summary() in shown.replace("\n", " ")
