@@ -41,7 +41,7 @@ def summary() -> str:
             f"{label}, {each['children']} children, {found[name]['roots']} roots: at α = 0.1 the step brings "
             f"{100 * gains['cka'][0]:.0f} % of the real pairs nearer by cka and {100 * gains['cka'][1]:.0f} % of the "
             f"false ones, by l2 {100 * gains['l2'][0]:.0f} and {100 * gains['l2'][1]:.0f} %; at α = 0.01 Taylor's gains "
-            f"correlate with the exact ones by {agree:.3f} or more."
+            f"correlate with the exact ones by at least {agree:.4f}."
         )
     return " ".join(said)
 
