@@ -69,7 +69,7 @@ def _l2(D: Tensor) -> Tensor:
 
 
 def _lp(D: Tensor) -> Tensor:
-    return -D.pow(P).mean()
+    return -D.square().square().mean()  # P = 4; pow takes five times as long
 
 
 def _linf(D: Tensor) -> Tensor:
