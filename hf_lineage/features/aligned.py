@@ -10,7 +10,6 @@ from torch import Tensor
 from ..architecture import Alignment
 from ..conventions import cuts
 from ..hub.checkpoint import Checkpoint
-from ..records import Slice
 from .networks import Network, weights
 
 
@@ -61,7 +60,7 @@ class Partners(Mapping[str, Tensor]):
         return sum(counts.get(name, 0) for name in self) / max(1, sum(counts.values()))
 
     def __getitem__(self, name: str) -> Tensor:
-        pieces = self._child.read([Slice(part, 0, self._child[part].count) for part in self._parts[name]])
+        pieces = self._child.whole(self._parts[name])
         shape = self._candidate[self._network.names[name]].shape
         return torch.cat([piece.float().flatten() for piece in pieces]).reshape(shape)
 

@@ -22,7 +22,19 @@ from ..parallel import world
 from ..records import Candidate, Progress, printable
 from .aligned import Moved, Own, Partners
 from .forward import NoForwardDerivative
-from .linearize import CURVED, GRID, Linearised, Step, check_finite, curvature, exact, features, taylor, try_steps
+from .linearize import (
+    CURVED,
+    GRID,
+    Linearised,
+    Step,
+    bend,
+    check_finite,
+    curvature,
+    exact,
+    features,
+    taylor,
+    try_steps,
+)
 from .networks import Images, Network, Tokens, build, run_inputs, taps, upstream, weights
 from .probes import probes
 from .similarity import METRICS, gradient, metric, scores, similarity
@@ -352,13 +364,8 @@ class _Streamed:
 
     def _curvature(self, step: float) -> dict[str, float]:
         """As `linearize.curvature`, at all taps by one pass."""
-        result = {}
-        for tap, moved in self._run(Moved(self._own, self._partners, step), None, [*self._linear]).items():
-            linear = self._linear[tap]
-            length = step * float(linear.T.double().norm())
-            error = float((moved.F - linear.at(step)).double().norm())
-            result[tap] = error / length if length else (float("inf") if error else 0.0)
-        return result
+        moved = self._run(Moved(self._own, self._partners, step), None, [*self._linear])
+        return {tap: bend(found.F, self._linear[tap], step) for tap, found in moved.items()}
 
     def _run(
         self, start: Mapping[str, Tensor], end: Mapping[str, Tensor] | None, chosen: Sequence[str]

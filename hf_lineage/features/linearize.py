@@ -139,11 +139,13 @@ def curvature(
         loaded.values[name] = loaded.values[name] + step * tangent
     with torch.no_grad():
         moved = loaded.collect(inputs, taps, lambda output: (output,), batch)
-    result = {}
-    for tap, (there,) in moved.items():
-        error, length = _norm(there - linearised[tap].at(step)), abs(step) * _norm(linearised[tap].T)
-        result[tap] = error / length if length else (float("inf") if error else 0.0)
-    return result
+    return {tap: bend(there, linearised[tap], step) for tap, (there,) in moved.items()}
+
+
+def bend(moved: Tensor, linearised: Linearised, step: float) -> float:
+    """‖M − F − αT‖ / ‖αT‖ of the features M (N, K) at θ + αΔ, ≥ 0; 0 where nothing moves."""
+    error, length = _norm(moved - linearised.at(step)), abs(step) * _norm(linearised.T)
+    return error / length if length else (float("inf") if error else 0.0)
 
 
 def try_steps(
@@ -163,8 +165,8 @@ def try_steps(
     """
     tried = []
     for step in GRID:
-        bend = curvature(module, weights, delta, inputs, [tap], {tap: linearised}, step, batch=batch)[tap]
-        tried.append(Step(step, bend))
+        found = curvature(module, weights, delta, inputs, [tap], {tap: linearised}, step, batch=batch)[tap]
+        tried.append(Step(step, found))
         if tried[-1].small:
             break
     return tuple(tried)

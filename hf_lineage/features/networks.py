@@ -27,7 +27,7 @@ from ..conventions import canonical
 from ..errors import ArgumentError, CheckpointError
 from ..hub.checkpoint import Checkpoint
 from ..hub.client import json_data
-from ..records import Slice, printable
+from ..records import printable
 from .configs import building, checked, unknown
 
 LENGTH = 64  # tokens of a probe at most
@@ -130,13 +130,11 @@ def weights(
                 f"Expected {key!r} of shape {tuple(own[name].shape)} in `{checkpoint.ref.name}`, found {found}. "
                 "Build a network of its own for it."
             )
-    flat = checkpoint.read([Slice(key, 0, checkpoint[key].count) for key in stored.values()])
-    read = dict(zip(stored, flat, strict=True))
-    del flat
+    read = dict(zip(stored, checkpoint.whole([*stored.values()]), strict=True))
     result: dict[str, Tensor] = {}
     for name in wanted:
         if name in read:
-            tensor = read.pop(name).reshape(own[name].shape)  # one by one: two copies of a model are one too many
+            tensor = read.pop(name)  # one by one: two copies of a model are one too many
         elif name in network.missing:
             tensor = torch.full(own[name].shape, math.nan)
         else:

@@ -99,6 +99,11 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
     def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
         """The elements of each slice as a 1-D tensor on the CPU, in the order asked."""
 
+    def whole(self, names: Sequence[str]) -> list[torch.Tensor]:
+        """The named tensors, each in its stored dtype and shape, in the order asked."""
+        pieces = self.read([Slice(name, 0, self[name].count) for name in names])
+        return [piece.reshape(self[name].shape) for name, piece in zip(names, pieces, strict=True)]
+
 
 class FileCheckpoint(Checkpoint):
     """Safetensors files, local or remote."""

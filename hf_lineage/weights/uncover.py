@@ -11,7 +11,6 @@ import torch
 from ..architecture import Alignment, Architecture, Shaped
 from ..hub.checkpoint import Checkpoint
 from ..hub.overlay import Overlay
-from ..records import Slice
 from .disguise import RELATED, Match, mantel, match
 from .independence import IndependenceTest
 from .reading import Readings
@@ -74,7 +73,7 @@ def realign(
     tensors: dict[str, torch.Tensor] = {}
     matrices = {name for name, _ in found.axes} & alignment.pairs.keys()
     for name in matrices:
-        tensors[alignment.pairs[name]] = found.realign(name, _tensor(candidate, alignment.pairs[name]))
+        tensors[alignment.pairs[name]] = found.realign(name, candidate.whole([alignment.pairs[name]])[0].float())
     vectors = set()
     for order, names in architecture.vectors.items():
         readers = [name for name in architecture.reads.get(order, ()) if (name, 1) in found.factors]
@@ -82,16 +81,12 @@ def realign(
             index = torch.from_numpy(found.units[order])
             factor = 1 / torch.from_numpy(found.factors[readers[0], 1]).float()
             for name in alignment.pairs.keys() & set(names):
-                tensors[alignment.pairs[name]] = _tensor(candidate, alignment.pairs[name])[index] * factor
+                tensors[alignment.pairs[name]] = candidate.whole([alignment.pairs[name]])[0].float()[index] * factor
                 vectors.add(name)
     ordered = matrices | vectors | {name for name in alignment.pairs if architecture.blocks[name] in ("stem", "head")}
     lost = {name: "may be in another order" for name in alignment.pairs if name not in ordered}
     pairs = {name: partner for name, partner in alignment.pairs.items() if name in ordered}
     return Overlay(candidate, tensors), replace(alignment, pairs=pairs, unmatched=alignment.unmatched | lost)
-
-
-def _tensor(model: Checkpoint, name: str) -> torch.Tensor:
-    return model.read([Slice(name, 0, model[name].count)])[0].float().reshape(model[name].shape)
 
 
 def _whole(readings: Readings, child: Mapping[str, Shaped], name: str) -> bool:
