@@ -552,7 +552,7 @@ class TestStep:
         module, weights, delta, x = setup(Net())
         found = exact(module, weights, delta, x, ["first"])
         assert curvature(module, weights, delta, x, ["first"], found, 1.0)["first"] < 1e-5
-        (step,) = try_steps(module, weights, delta, x, "first", found["first"])
+        (step,) = try_steps(lambda step: curvature(module, weights, delta, x, ["first"], found, step)["first"])
         assert step.value == 1 and step.small
 
     def test_the_larger_the_change_the_smaller_the_step(self) -> None:
@@ -560,8 +560,9 @@ class TestStep:
         steps = []
         for scale in (0.1, 1, 3, 10, 30, 100):
             delta = {name: scale * value for name, value in c.delta.items()}
-            found = exact(c.module, c.weights, delta, c.inputs, ["blocks.1"])["blocks.1"]
-            steps.append(try_steps(c.module, c.weights, delta, c.inputs, "blocks.1", found)[-1])
+            known = (c.module, c.weights, delta, c.inputs, ["blocks.1"])
+            found = exact(*known)
+            steps.append(try_steps(lambda step, k=known, f=found: curvature(*k, f, step)["blocks.1"])[-1])
         values = [step.value for step in steps]
         assert values == sorted(values, reverse=True) and values[0] == 1 > values[-1]
         assert all(step.value in GRID and step.small == (step.curvature < CURVED) for step in steps)
@@ -570,7 +571,7 @@ class TestStep:
         module, weights, delta, x = setup(Net())
         found = exact(module, weights, delta, x, ["act"])["act"]
         wrong = Linearised(found.F, -found.T)
-        tried = try_steps(module, weights, delta, x, "act", wrong)
+        tried = try_steps(lambda step: curvature(module, weights, delta, x, ["act"], {"act": wrong}, step)["act"])
         step = tried[-1]
         assert tuple(each.value for each in tried) == GRID
         assert step.value == GRID[-1] and not step.small and step.curvature == pytest.approx(2, rel=0.01)

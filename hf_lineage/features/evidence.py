@@ -6,6 +6,7 @@ candidate once with its derivative; every metric and every α is arithmetic on t
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -220,7 +221,7 @@ def candidate_facts(child: Child, checkpoint: Checkpoint, alignment: Alignment, 
     partners = Partners(network, checkpoint, child.seen, alignment)
     inputs = run_inputs(network, child.probes)
     streamed = _large(checkpoint) or _large(child.seen)
-    side: _InMemory | _Streamed
+    side: _Side
     if streamed:
         side = _Streamed(network, checkpoint, partners, inputs, settings)
     else:
@@ -245,7 +246,7 @@ def candidate_facts(child: Child, checkpoint: Checkpoint, alignment: Alignment, 
 
 
 def _at(
-    side: _InMemory | _Streamed, tap: str, own: str, linear: Linearised, G: Tensor, settings: Settings, form: str
+    side: _Side, tap: str, own: str, linear: Linearised, G: Tensor, settings: Settings, form: str
 ) -> dict[str, Any]:
     """The scores of every metric at one tap, the step, and how far from straight the way there is."""
     F, T = linear.F, linear.T
@@ -260,7 +261,7 @@ def _at(
         plain = similarity(settings.metric, F, G)
         slope = side.slope(tap, gradient(settings.metric, F, G))
         return {**about, "tried": [], "scores": {settings.metric: {"plain": plain, "slope": slope, "exact": []}}}
-    tried = side.steps(tap, linear)
+    tried = side.steps(tap)
     every = scores(F, G, T, [0.0, *(step.value for step in tried)])
     found = {
         name: {
@@ -300,7 +301,42 @@ def _settle(facts: Sequence[dict[str, Any]], settings: Settings) -> None:
             }
 
 
-class _InMemory:
+class _Side(abc.ABC):
+    """One candidate: its linearised features, and how far they bend at each step tried."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._grid = GRID if settings.step == "auto" else (float(settings.step),)
+        self._linear: dict[str, Linearised] = {}
+        self._bends: dict[float, dict[str, float]] = {}  # step → curvature at each tap, of one pass
+
+    def steps(self, tap: str) -> Sequence[Step]:
+        """The steps tried at a tap, once `linearised`; what one tap asked for is there for the others."""
+
+        def at(step: float) -> float:
+            if step not in self._bends:
+                self._bends[step] = self._curvature(step)
+            return self._bends[step][tap]
+
+        return try_steps(at, self._grid)
+
+    @abc.abstractmethod
+    def linearised(self, chosen: Sequence[str]) -> dict[str, Linearised]:
+        """F and T at every tap."""
+
+    @abc.abstractmethod
+    def plain(self, chosen: Sequence[str]) -> dict[str, Linearised]:
+        """F at every tap, T of zeros."""
+
+    @abc.abstractmethod
+    def slope(self, tap: str, pi: Tensor) -> float:
+        """⟨Π, T⟩ without T."""
+
+    @abc.abstractmethod
+    def _curvature(self, step: float) -> dict[str, float]:
+        """At every tap that was linearised."""
+
+
+class _InMemory(_Side):
     """Candidate and Δ fit in memory together; `needed`: what the taps depend on."""
 
     def __init__(
@@ -312,10 +348,11 @@ class _InMemory:
         moving = [name for name in needed if name in partners and name in parameters]
         delta = {name: partners[name].to(settings.device) - own[name] for name in moving}
         self._all: tuple[Any, Any, Any, Any] = network.module, own, delta, inputs
-        self._wanted = settings.step
+        super().__init__(settings)
 
     def linearised(self, chosen: Sequence[str]) -> dict[str, Linearised]:
-        return exact(*self._all, chosen)
+        self._linear = exact(*self._all, chosen)
+        return self._linear
 
     def plain(self, chosen: Sequence[str]) -> dict[str, Linearised]:
         module, own, _, inputs = self._all
@@ -324,23 +361,19 @@ class _InMemory:
     def slope(self, tap: str, pi: Tensor) -> float:
         return taylor(*self._all, tap, pi)
 
-    def steps(self, tap: str, linear: Linearised) -> Sequence[Step]:
-        if self._wanted == "auto":
-            return try_steps(*self._all, tap, linear)
-        step = float(self._wanted)
-        return [Step(step, curvature(*self._all, [tap], {tap: linear}, step)[tap])]
+    def _curvature(self, step: float) -> dict[str, float]:
+        return curvature(*self._all, [*self._linear], self._linear, step)
 
 
-class _Streamed:
+class _Streamed(_Side):
     """Block after block: no model is ever whole in memory; each step tried reads both again up to the last tap."""
 
     def __init__(
         self, network: Network, checkpoint: Checkpoint, partners: Partners, inputs: Any, settings: Settings
     ) -> None:
         self._module, self._own, self._partners = network.module, Own(network, checkpoint), partners
-        self._inputs, self._settings = inputs, settings
-        self._linear: dict[str, Linearised] = {}
-        self._bends: dict[float, dict[str, float]] = {}  # step → curvature at each tap
+        self._inputs, self._device = inputs, settings.device
+        super().__init__(settings)
 
     def linearised(self, chosen: Sequence[str]) -> dict[str, Linearised]:
         self._linear = self._run(self._own, self._partners, chosen)
@@ -352,16 +385,6 @@ class _Streamed:
     def slope(self, tap: str, pi: Tensor) -> float:
         raise ArgumentError("Expected a model that fits in memory: the Taylor form is one backward pass through it.")
 
-    def steps(self, tap: str, linear: Linearised) -> Sequence[Step]:
-        tried: list[Step] = []
-        for step in GRID if self._settings.step == "auto" else [float(self._settings.step)]:
-            if step not in self._bends:
-                self._bends[step] = self._curvature(step)
-            tried.append(Step(step, self._bends[step][tap]))
-            if tried[-1].small:
-                break
-        return tried
-
     def _curvature(self, step: float) -> dict[str, float]:
         """As `linearize.curvature`, at all taps by one pass."""
         moved = self._run(Moved(self._own, self._partners, step), None, [*self._linear])
@@ -370,7 +393,7 @@ class _Streamed:
     def _run(
         self, start: Mapping[str, Tensor], end: Mapping[str, Tensor] | None, chosen: Sequence[str]
     ) -> dict[str, Linearised]:
-        return stream(self._module, start, end, self._inputs, chosen, device=self._settings.device)
+        return stream(self._module, start, end, self._inputs, chosen, device=self._device)
 
 
 def _like(checkpoint: Checkpoint, settings: Settings) -> nn.Module | None:

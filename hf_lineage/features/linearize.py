@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -148,25 +148,15 @@ def bend(moved: Tensor, linearised: Linearised, step: float) -> float:
     return error / length if length else (float("inf") if error else 0.0)
 
 
-def try_steps(
-    module: nn.Module,
-    weights: Weights,
-    delta: Weights,
-    inputs: Inputs,
-    tap: str,
-    linearised: Linearised,
-    *,
-    batch: int = 32,
-) -> tuple[Step, ...]:
-    """The steps of `GRID` down to the largest whose curvature at the tap is below `CURVED`, that one last.
+def try_steps(bend_at: Callable[[float], float], steps: Sequence[float] = GRID) -> tuple[Step, ...]:
+    """The steps down to the first, of `GRID` the largest, whose curvature is below `CURVED`, that one last.
 
-    If there is none, all of them, the last one not `small`. One forward pass per step; a curvature that is not finite
-    is not small.
+    If there is none, all of them, the last one not `small`. `bend_at(α)`: the curvature there, see `curvature`, asked
+    once for each; one that is not finite is not small.
     """
     tried = []
-    for step in GRID:
-        found = curvature(module, weights, delta, inputs, [tap], {tap: linearised}, step, batch=batch)[tap]
-        tried.append(Step(step, found))
+    for step in steps:
+        tried.append(Step(step, bend_at(step)))
         if tried[-1].small:
             break
     return tuple(tried)
