@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from ..errors import ArgumentError
 from .glyphs import Task, image_task, text_task, topic_task
 from .networks import VOCAB, build
+from .recipes import CHILD_RECIPES, CHILD_TASKS, ROOT_RECIPES, ROOT_TASKS, other
 
 if TYPE_CHECKING:
     from ..records import Progress
@@ -50,75 +51,6 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 _TIMM = {"resnet": "resnet18", "vit": "vit_tiny_patch16_224"}  # the names under which timm registers these classes
 HEADS = {"fc": "head.", "resnet": "fc.", "vit": "head.", "llama": "lm_head.", "bert": "classifier."}
-
-_IMAGE_ROOTS = ("upper", "lower", "cyrillic", "greek")
-_IMAGE_CHILDREN = ("digits", "signs", "capitals", "letters", "slavic")
-_ROOT_TASKS = {
-    "fc": _IMAGE_ROOTS, "resnet": _IMAGE_ROOTS,
-    "vit": ("few-upper", "few-lower", "few-cyrillic", "few-greek"),
-    "llama": ("files+network", "numbers+text", "workers+checks", "network+markup"),
-    "bert": ("network+numbers+workers", "files+numbers+checks", "numbers+text+workers"),
-}  # fmt: skip
-_CHILD_TASKS = {
-    "fc": _IMAGE_CHILDREN, "resnet": _IMAGE_CHILDREN, "vit": _IMAGE_CHILDREN,
-    "llama": ("containers", "dates+code", "text", "code", "markup"),
-    "bert": ("files+numbers", "numbers+text", "network+numbers"),
-}  # fmt: skip
-
-
-def _recipe(optimizer: str, lr: float, steps: int, head_lr: float = 0.0, **other: float) -> dict[str, Any]:
-    """One way to train; `lr` is the peak of the schedule, and `head_lr` that of the new head."""
-    base = {"batch": 64, "weight_decay": 0.0, "clip": 0.0}
-    return {"optimizer": optimizer, "lr": lr, "head_lr": head_lr or lr, "steps": steps, **base, **other}
-
-
-_ROOT_RECIPES = {
-    "fc": (
-        _recipe("adam", 2e-3, 150), _recipe("sgd", 0.1, 150),
-        _recipe("adamw", 1e-3, 200, weight_decay=0.05), _recipe("adam", 1e-3, 180),
-    ),
-    "resnet": (
-        _recipe("adam", 3e-3, 100), _recipe("sgd", 0.1, 100), _recipe("adamw", 3e-3, 120, weight_decay=0.05),
-    ),
-    "vit": (_recipe("adamw", 5e-3, 200, clip=1.0), _recipe("adamw", 3e-3, 200, weight_decay=0.05, clip=1.0)),
-    "llama": (
-        _recipe("adamw", 5e-3, 150, clip=1.0, batch=32), _recipe("adamw", 3e-3, 150, clip=1.0, batch=32),
-    ),
-    "bert": (
-        _recipe("adamw", 3e-3, 200, clip=1.0, batch=32),
-        _recipe("adamw", 2e-3, 200, clip=1.0, batch=32, weight_decay=0.05),
-        _recipe("adamw", 2e-3, 240, clip=1.0, batch=32, weight_decay=0.05),
-    ),
-}  # fmt: skip
-_CHILD_RECIPES = {  # a small rate alone would leave the new head near its initialisation, hence `head_lr`
-    "fc": (_recipe("adam", 1e-2, 80), _recipe("adam", 1e-3, 100), _recipe("adam", 1e-4, 120, head_lr=2e-2)),
-    "resnet": (
-        _recipe("sgd", 1e-2, 60, head_lr=0.03), _recipe("adamw", 1e-3, 60, head_lr=1e-2),
-        _recipe("adamw", 1e-4, 80, head_lr=1e-2),
-    ),
-    "vit": (
-        _recipe("sgd", 1e-2, 140, head_lr=0.1), _recipe("adamw", 1e-3, 100, head_lr=1e-2),
-        _recipe("adamw", 1e-4, 200, head_lr=2e-2),
-    ),
-    "llama": (
-        _recipe("sgd", 1e-2, 100, head_lr=0.3, clip=1.0, batch=32),
-        _recipe("adamw", 1e-3, 100, head_lr=1e-2, clip=1.0, batch=32),
-        _recipe("adamw", 1e-4, 100, head_lr=1e-2, clip=1.0, batch=32),
-    ),
-    "bert": (
-        _recipe("sgd", 1e-2, 100, clip=1.0, batch=32),
-        _recipe("adamw", 1e-3, 100, head_lr=1e-2, clip=1.0, batch=32),
-        _recipe("adamw", 1e-4, 100, head_lr=1e-2, clip=1.0, batch=32),
-    ),
-}  # fmt: skip
-
-
-def _other(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that differs in everything but the idea: what is fitted must not be judged on its own recipes."""
-    swapped = {"adam": "adamw", "adamw": "adam", "sgd": "sgd"}[recipe["optimizer"]]
-    factors = {"lr": 0.6, "head_lr": 0.8, "steps": 1.3, "batch": 0.75}
-    changed = {name: type(recipe[name])(recipe[name] * factor) for name, factor in factors.items()}
-    return {**recipe, **changed, "optimizer": swapped}
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +198,10 @@ def _sizes(architecture: str, sizes: dict[str, Any] | None) -> dict[str, Any]:
 def _plan(folder: str | Path, arguments: _Arguments, name: str, parent: Member | None, turn: int) -> Member:
     """A member that is still to be trained: the tables of tasks and recipes are walked in turn."""
     architecture, weight_decay = arguments["architecture"], arguments["weight_decay"]
-    tasks = (_CHILD_TASKS if parent else _ROOT_TASKS)[architecture]
-    recipes = (_CHILD_RECIPES if parent else _ROOT_RECIPES)[architecture]
+    tasks = (CHILD_TASKS if parent else ROOT_TASKS)[architecture]
+    recipes = (CHILD_RECIPES if parent else ROOT_RECIPES)[architecture]
     recipe = {"task": tasks[turn % len(tasks)], **recipes[turn % len(recipes)]}
-    recipe = _other(recipe) if arguments.get("other_recipes") else recipe
+    recipe = other(recipe) if arguments.get("other_recipes") else recipe
     recipe["weight_decay"] = weight_decay or recipe["weight_decay"]
     recipe["data_seed"] = arguments["seed"]
     recipe["seed"] = random.Random(f"{arguments['seed']}/{name}").getrandbits(31)
@@ -449,7 +381,13 @@ def task_of(plan: Member) -> Task:
 
 
 def _write(model: nn.Module, member: Member, arguments: _Arguments) -> None:
-    """The repo: `model.safetensors`, `config.json` and a card."""
+    """The member's repo with its card."""
+    save(model, member, arguments["sizes"])
+    (member.path / "README.md").write_text(_card(member, arguments["claim"]), encoding="utf-8")
+
+
+def save(model: nn.Module, member: Member, sizes: dict[str, Any]) -> None:
+    """The member's repo without its card: `model.safetensors` and `config.json`."""
     shutil.rmtree(member.path, ignore_errors=True)
     member.path.mkdir(parents=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
@@ -459,9 +397,8 @@ def _write(model: nn.Module, member: Member, arguments: _Arguments) -> None:
         config.architectures = [type(model).__name__]
         config.save_pretrained(member.path)
     else:
-        config = _image_config(member, arguments["sizes"])
+        config = _image_config(member, sizes)
         (member.path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (member.path / "README.md").write_text(_card(member, arguments["claim"]), encoding="utf-8")
 
 
 def _image_config(member: Member, sizes: dict[str, Any]) -> dict[str, Any]:
