@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..architecture import Alignment
 from ..conventions import cuts
 from ..hub.checkpoint import Checkpoint
+from ..records import Slice
 from .networks import Network, weights
 
 
@@ -94,3 +95,35 @@ class Moved(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._start)
+
+
+class Held(Checkpoint):
+    """A checkpoint whose tensors stay in `tensors` once they were read: a block of it serves all candidates."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint.ref, checkpoint.requested, dict(checkpoint))
+        self._checkpoint = checkpoint
+        self.tensors: dict[str, Tensor] = {}
+
+    @property
+    def bytes_read(self) -> int:
+        return self._checkpoint.bytes_read
+
+    @property
+    def remote(self) -> bool:
+        return self._checkpoint.remote
+
+    def read(self, slices: Sequence[Slice]) -> list[Tensor]:
+        return self._checkpoint.read(slices)
+
+    def whole(self, names: Sequence[str]) -> list[Tensor]:
+        new = [name for name in names if name not in self.tensors]
+        self.tensors.update(zip(new, self._checkpoint.whole(new), strict=True))
+        return [self.tensors[name] for name in names]
+
+
+def inside(module: nn.Module, path: str) -> dict[str, str]:
+    """Parameters and buffers of a part by their names in it → the names that `networks.weights` knows them by."""
+    first = {id(tensor): name for kind in (module.named_parameters, module.named_buffers) for name, tensor in kind()}
+    part = module.get_submodule(path)
+    return {name: first[id(t)] for kind in (part.named_parameters, part.named_buffers) for name, t in kind()}

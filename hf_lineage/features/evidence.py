@@ -82,15 +82,11 @@ class Child:
 
 def run_child(checkpoint: Checkpoint, seen: Checkpoint, settings: Settings) -> Child:
     """Build the child's network, make the probes for it and run it up to its last tap."""
-    network = build(checkpoint, _like(checkpoint, settings))
+    network = build(checkpoint, like_of(checkpoint, settings))
     chosen = taps(network, settings.taps)
-    made, count = (None, settings.probes) if isinstance(settings.probes, int) else (settings.probes, PROBES)
-    given = probes(made, network.inputs, count, settings.seed, settings.token)
-    least = metric(settings.metric).least
-    if len(given) < least:
-        raise ArgumentError(f"Expected at least {least} probes for the metric {settings.metric}, got {len(given)}.")
+    given = probes_for(network, settings)
     inputs = run_inputs(network, given)
-    with _running(checkpoint, given):
+    with running(checkpoint, given):
         if _large(checkpoint):
             found = stream(network.module, Own(network, checkpoint), None, inputs, chosen, device=settings.device)
             features_of = {tap: item.F for tap, item in found.items()}
@@ -101,14 +97,24 @@ def run_child(checkpoint: Checkpoint, seen: Checkpoint, settings: Settings) -> C
     return Child(seen, network, given, chosen, features_of)
 
 
+def probes_for(network: Network, settings: Settings) -> Tensor:
+    """The probes that the child's network is run on, as many as the metric needs."""
+    made, count = (None, settings.probes) if isinstance(settings.probes, int) else (settings.probes, PROBES)
+    given = probes(made, network.inputs, count, settings.seed, settings.token)
+    least = metric(settings.metric).least
+    if len(given) < least:
+        raise ArgumentError(f"Expected at least {least} probes for the metric {settings.metric}, got {len(given)}.")
+    return given
+
+
 def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint], settings: Settings) -> int:
     """The most bytes that `run_child` and `compare` read, before any is; candidates that cannot be run cost nothing."""
-    network = build(child, _like(child, settings))
+    network = build(child, like_of(child, settings))
     chosen = taps(network, settings.taps)
     own = total = _bytes(network, child, chosen)
     for checkpoint in candidates:
         with suppress(LineageError):
-            theirs = build(checkpoint, _like(checkpoint, settings))
+            theirs = build(checkpoint, like_of(checkpoint, settings))
             tries = len(GRID) if settings.step == "auto" else 1
             passes = 1 + tries if _large(checkpoint) or _large(child) else 1
             total += passes * (own + _bytes(theirs, checkpoint, _its_taps(theirs, network, chosen, settings.taps)))
@@ -139,7 +145,8 @@ def compare(
     for theirs, why in world().gather((found, refused)):
         found, refused = {**found, **theirs}, {**refused, **why}
     found = {i: found[i] for i in sorted(found)}
-    _settle([*found.values()], settings)
+    for tap in range(min((len(facts["taps"]) for facts in found.values()), default=0)):
+        settle([facts["taps"][tap] for facts in found.values()], settings)
     for facts, match in zip(found.values(), matching([*found.values()]), strict=True):
         facts["match"] = match
     return found, refused
@@ -213,9 +220,7 @@ def remarks(candidates: Sequence[Candidate], settings: Settings) -> list[str]:
 
 def candidate_facts(child: Child, checkpoint: Checkpoint, alignment: Alignment, settings: Settings) -> dict[str, Any]:
     """Run one candidate with its derivative towards the child, and compare at every tap."""
-    if checkpoint.adapter_base:
-        raise ArgumentError(f"a LoRA adapter holds no weights of its own; name its base, {checkpoint.adapter_base}")
-    network = build(checkpoint, _like(checkpoint, settings))
+    network = candidate_network(checkpoint, settings)
     _check_inputs(network.inputs, child.network.inputs)
     chosen = _its_taps(network, child.network, child.taps, settings.taps)
     partners = Partners(network, checkpoint, child.seen, alignment)
@@ -225,28 +230,48 @@ def candidate_facts(child: Child, checkpoint: Checkpoint, alignment: Alignment, 
     if streamed:
         side = _Streamed(network, checkpoint, partners, inputs, settings)
     else:
-        side = _InMemory(network, checkpoint, partners, inputs, settings, _needed(network, chosen))
-    form = "streamed" if streamed else "exact"
-    with _running(checkpoint, child.probes):
-        try:
-            linear = side.linearised(chosen)
-        except NoForwardDerivative as error:
-            if streamed:
-                raise
-            linear, form = side.plain(chosen), f"taylor: {error}"
-    check_finite(linear, "the candidate")
-    found = [
-        _at(side, tap, own, linear[tap], child.features[own], settings, form)
-        for tap, own in zip(chosen, child.taps, strict=True)
-    ]
+        needed = _needed(network, chosen)
+        own = weights(network, checkpoint, needed, settings.device)
+        parameters = dict(network.module.named_parameters(remove_duplicate=False))
+        moving = [name for name in needed if name in partners and name in parameters]
+        delta = {name: partners[name].to(settings.device) - own[name] for name in moving}
+        side = InMemory(network.module, own, delta, inputs, settings)
+    with running(checkpoint, child.probes):
+        found, why = at_taps(side, chosen, child.taps, child.features, settings)
     return {
-        "metric": settings.metric, "form": form.partition(":")[0], "why_taylor": form.partition(": ")[2] or None,
-        "probes": len(child.probes), "lined_up": partners.share, "taps": found,
+        "metric": settings.metric, "form": "taylor" if why else "streamed" if streamed else "exact",
+        "why_taylor": why, "probes": len(child.probes), "lined_up": partners.share, "taps": found,
     }  # fmt: skip
 
 
+def candidate_network(checkpoint: Checkpoint, settings: Settings) -> Network:
+    """The network of a candidate, whose weights are its own."""
+    if checkpoint.adapter_base:
+        raise ArgumentError(f"a LoRA adapter holds no weights of its own; name its base, {checkpoint.adapter_base}")
+    return build(checkpoint, like_of(checkpoint, settings))
+
+
+def at_taps(
+    side: _Side, chosen: Sequence[str], own: Sequence[str], G: Mapping[str, Tensor], settings: Settings
+) -> tuple[list[dict[str, Any]], str | None]:
+    """(rows for `settle`, one for each tap `chosen` of the candidate; why they are in Taylor's form, if so).
+
+    `own`: the child's taps in the same order, by which `G` has its features (N, K).
+    """
+    why = None
+    try:
+        linear = side.linearised(chosen)
+    except NoForwardDerivative as error:
+        if isinstance(side, _Streamed):
+            raise
+        linear, why = side.plain(chosen), str(error)
+    check_finite(linear, "the candidate")
+    pairs = zip(chosen, own, strict=True)
+    return [_at(side, tap, name, linear[tap], G[name], settings, why) for tap, name in pairs], why
+
+
 def _at(
-    side: _Side, tap: str, own: str, linear: Linearised, G: Tensor, settings: Settings, form: str
+    side: _Side, tap: str, own: str, linear: Linearised, G: Tensor, settings: Settings, why_taylor: str | None
 ) -> dict[str, Any]:
     """The scores of every metric at one tap, the step, and how far from straight the way there is."""
     F, T = linear.F, linear.T
@@ -257,7 +282,7 @@ def _at(
             "the metrics cka and dc compare them nevertheless."
         )
     about = {"tap": own, "candidate_tap": tap, "features": F.shape[1]}
-    if form.startswith("taylor"):
+    if why_taylor:
         plain = similarity(settings.metric, F, G)
         slope = side.slope(tap, gradient(settings.metric, F, G))
         return {**about, "tried": [], "scores": {settings.metric: {"plain": plain, "slope": slope, "exact": []}}}
@@ -274,31 +299,29 @@ def _at(
     return {**about, "tried": tried, "scores": found}
 
 
-def _settle(facts: Sequence[dict[str, Any]], settings: Settings) -> None:
-    """One step for all candidates at each tap, and the scores there.
+def settle(rows: Sequence[dict[str, Any]], settings: Settings) -> None:
+    """One step for all candidates at one tap, and the scores there, in place; a row is what `at_taps` makes.
 
     Scores at different steps cannot be compared: at α = 1 a stranger may be at the child, too. The step is the largest
     that any candidate's own linearisation allows, which a parent's does farthest; all of them were tried there.
     """
-    for tap in range(min((len(each["taps"]) for each in facts), default=0)):
-        rows = [each["taps"][tap] for each in facts]
-        own = [row["tried"][-1].value for row in rows if row["tried"]]
-        given = PAPER_STEP if settings.step == "auto" else float(settings.step)
-        common = max(own, default=given)
-        for row in rows:
-            tried = row.pop("tried")
-            place = next((i for i, step in enumerate(tried) if step.value == common), None)
-            row["step"] = common
-            row["own_step"] = tried[-1].value if tried else None
-            row["curvature"] = None if place is None else tried[place].curvature
-            row["scores"] = {
-                name: {
-                    "plain": score["plain"],
-                    "taylor": None if score["slope"] is None else score["plain"] + common * score["slope"],
-                    "exact": None if place is None else score["exact"][place],
-                }
-                for name, score in row["scores"].items()
+    own = [row["tried"][-1].value for row in rows if row["tried"]]
+    given = PAPER_STEP if settings.step == "auto" else float(settings.step)
+    common = max(own, default=given)
+    for row in rows:
+        tried = row.pop("tried")
+        place = next((i for i, step in enumerate(tried) if step.value == common), None)
+        row["step"] = common
+        row["own_step"] = tried[-1].value if tried else None
+        row["curvature"] = None if place is None else tried[place].curvature
+        row["scores"] = {
+            name: {
+                "plain": score["plain"],
+                "taylor": None if score["slope"] is None else score["plain"] + common * score["slope"],
+                "exact": None if place is None else score["exact"][place],
             }
+            for name, score in row["scores"].items()
+        }
 
 
 class _Side(abc.ABC):
@@ -336,33 +359,31 @@ class _Side(abc.ABC):
         """At every tap that was linearised."""
 
 
-class _InMemory(_Side):
-    """Candidate and Δ fit in memory together; `needed`: what the taps depend on."""
+class InMemory(_Side):
+    """Candidate and Δ fit in memory together; `own`, `delta` by the module's names."""
 
     def __init__(
-        self, network: Network, checkpoint: Checkpoint, partners: Partners, inputs: Any, settings: Settings,
-        needed: Sequence[str],
+        self, module: nn.Module, own: Mapping[str, Tensor], delta: Mapping[str, Tensor], inputs: Any,
+        settings: Settings, batch: int = 32,
     ) -> None:  # fmt: skip
-        own = weights(network, checkpoint, needed, settings.device)
-        parameters = dict(network.module.named_parameters(remove_duplicate=False))
-        moving = [name for name in needed if name in partners and name in parameters]
-        delta = {name: partners[name].to(settings.device) - own[name] for name in moving}
-        self._all: tuple[Any, Any, Any, Any] = network.module, own, delta, inputs
+        self._all: tuple[Any, Any, Any, Any] = module, own, delta, inputs
+        self._batch = batch
         super().__init__(settings)
 
     def linearised(self, chosen: Sequence[str]) -> dict[str, Linearised]:
-        self._linear = exact(*self._all, chosen)
+        self._linear = exact(*self._all, chosen, batch=self._batch)
         return self._linear
 
     def plain(self, chosen: Sequence[str]) -> dict[str, Linearised]:
         module, own, _, inputs = self._all
-        return {tap: Linearised(F, torch.zeros_like(F)) for tap, F in features(module, own, inputs, chosen).items()}
+        found = features(module, own, inputs, chosen, batch=self._batch)
+        return {tap: Linearised(F, torch.zeros_like(F)) for tap, F in found.items()}
 
     def slope(self, tap: str, pi: Tensor) -> float:
-        return taylor(*self._all, tap, pi)
+        return taylor(*self._all, tap, pi, batch=self._batch)
 
     def _curvature(self, step: float) -> dict[str, float]:
-        return curvature(*self._all, [*self._linear], self._linear, step)
+        return curvature(*self._all, [*self._linear], self._linear, step, batch=self._batch)
 
 
 class _Streamed(_Side):
@@ -396,7 +417,7 @@ class _Streamed(_Side):
         return stream(self._module, start, end, self._inputs, chosen, device=self._device)
 
 
-def _like(checkpoint: Checkpoint, settings: Settings) -> nn.Module | None:
+def like_of(checkpoint: Checkpoint, settings: Settings) -> nn.Module | None:
     """The module itself for one in memory, else the first of them."""
     own = next((module for module in settings.modules if id(module) == checkpoint.origin), None)
     return own or (settings.modules[0] if settings.modules else None)
@@ -423,7 +444,7 @@ def _its_taps(
 
 
 @contextmanager
-def _running(checkpoint: Checkpoint, probes: Tensor) -> Iterator[None]:
+def running(checkpoint: Checkpoint, probes: Tensor) -> Iterator[None]:
     """What a network says to probes it does not take, or to a config that does not fit together, in one line."""
     try:
         yield

@@ -64,12 +64,20 @@ def watch(
     module: nn.Module, taps: Sequence[str], take: Callable[[str, Tensor], object], call: Callable[[], object]
 ) -> None:
     """`take(tap, output)` for each tap during `call()`, which ends at the last of them."""
+    if missed := run_to(module, taps, take, call):
+        raise ArgumentError(f"Expected taps that the forward pass reaches, got {min(missed)!r}.")
+
+
+def run_to(
+    module: nn.Module, taps: Sequence[str], take: Callable[[str, Tensor], object], call: Callable[[], object]
+) -> set[str]:
+    """As `watch`, with the taps that were not reached instead of an error."""
     waiting = set(taps)
 
     def hook(tap: str, _module: nn.Module, _arguments: object, output: object) -> None:
         if tap in waiting:
             waiting.remove(tap)
-            take(tap, _tensor(tap, output))
+            take(tap, tensor_of(tap, output))
             if not waiting:
                 raise _Reached
 
@@ -82,8 +90,45 @@ def watch(
     finally:
         for handle in handles:
             handle.remove()
-    if waiting:
-        raise ArgumentError(f"Expected taps that the forward pass reaches, got {min(waiting)!r}.")
+    return waiting
+
+
+def visit(
+    module: nn.Module, paths: Sequence[str], take: Callable[[str, Arguments, Tensor], object],
+    call: Callable[[], object],
+) -> None:  # fmt: skip
+    """`take(path, arguments, output)` when a part has run for the first time; `call()` ends at the last of them.
+
+    The arguments are as they were before the part ran, which may have written into them. Parts that do not run are
+    passed over.
+    """
+    called: dict[str, Arguments | None] = {}
+
+    def before(path: str, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if path not in called:
+            called[path] = mapped(torch.clone, (args, kwargs))
+
+    def after(path: str, output: Tensor) -> None:
+        arguments, called[path] = called[path], None
+        assert arguments is not None
+        take(path, arguments, output)
+
+    parts = {path: _tapped(module, path) for path in paths}
+    handles = [part.register_forward_pre_hook(partial(before, path), with_kwargs=True) for path, part in parts.items()]
+    try:
+        run_to(module, paths, after, call)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The function of every tensor in tuples, lists and dictionaries; what else is in them stays."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: mapped(function, item) for key, item in value.items()}
+    return type(value)(mapped(function, item) for item in value) if type(value) in (tuple, list) else value
 
 
 def batches(module: nn.Module, inputs: Inputs, batch: int, device: torch.device) -> Iterator[tuple[slice, Arguments]]:
@@ -245,7 +290,7 @@ def _tapped(module: nn.Module, tap: str) -> nn.Module:
         raise ArgumentError(f"Expected a module's path as tap, such as {', '.join(near)}; got {tap!r}.") from None
 
 
-def _tensor(tap: str, output: Any) -> Tensor:
+def tensor_of(tap: str, output: Any) -> Tensor:
     """The first floating tensor of what a module returned."""
     if isinstance(output, Mapping):
         parts = list(output.values())

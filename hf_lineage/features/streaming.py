@@ -5,7 +5,7 @@ Forward mode composes module after module, so only the running module's weights 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,10 +56,20 @@ def stream(
     the module itself with the first; features lie where their tap ran. Buffers that the parent lacks are the module's.
     CheckpointError: a needed parameter is missing, or has another shape. NoForwardDerivative: as in `exact`.
     """
-    with settled(module), forward_mode(module), _hooked(module, shelf := _Shelf(module, parent, child), device):
+    with settled(module), forward_mode(module), shelved(module, parent, child, device) as call:
         size = probes(inputs) if batch is None else batch
-        found = collect(module, shelf.call, inputs, taps, with_tangent, batch=size, device=_device("", device))
+        found = collect(module, call, inputs, taps, with_tangent, batch=size, device=_device("", device))
     return {tap: Linearised(*pair) for tap, pair in found.items()}
+
+
+@contextmanager
+def shelved(
+    module: nn.Module, parent: Weights, child: Weights | None, device: Devices
+) -> Iterator[Callable[[tuple, dict[str, Any]], object]]:
+    """`call(args, kwargs)`, which runs the module as `stream` does, each part with its weights only while it runs."""
+    shelf = _Shelf(module, parent, child)
+    with _hooked(module, shelf, device):
+        yield shelf.call
 
 
 class _Shelf:

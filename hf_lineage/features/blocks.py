@@ -1,0 +1,69 @@
+"""What grafting says of each block, as the answer of `trace_layers` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import NothingToCompareError
+from ..hub.checkpoint import Checkpoint
+from ..records import BlockOrigin
+from .grafting import Grafts, origins
+
+
+def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint]) -> int:
+    """The most that `graft` reads: the child twice, each candidate once."""
+    return sum(
+        times * entry.nbytes for times, each in ((2, [child]), (1, candidates)) for m in each for entry in m.values()
+    )
+
+
+def by_features(
+    found: Mapping[str, Any], grafts: Grafts, labels: Sequence[str], metric: str
+) -> tuple[dict[str, Any], list[str]]:
+    """(fields of the answer, notes): the facts of the weights' blocks, or blocks of features alone.
+
+    Alone, `parent` is the candidate whose graft is most alike, `probability` the paper's (S2.7: nearly even for small
+    scores, of which only the order counts), `scores` are the metric's, and `kind` is undecided: no test was made.
+    """
+    if not grafts.found:
+        why = " ".join(f"{labels[i]}: {reason}" for i, reason in grafts.refused.items())
+        raise NothingToCompareError(f"No candidate's blocks could be grafted. {why}")
+    match = origins(grafts, metric)
+    notes = [f"features of {labels[i]}: {reason}" for i, reason in grafts.refused.items()]
+    notes.append(
+        f"Features: {metric}, each candidate's block on what the child feeds its own, at equal places; a ranking of a "
+        "closed set, without p-value."
+    )
+    facts = {
+        name: {
+            "features": {labels[i]: each[row] for i, each in grafts.found.items()},
+            "match": {labels[i]: float(match[row, i]) for i in grafts.found if np.isfinite(match[row, i])},
+        }
+        for row, name in enumerate(grafts.names)
+    }
+    if found["blocks"]:
+        blocks = [replace(b, facts={**b.facts, **facts.get(b.block, {})}) for b in found["blocks"]]
+        return {**found, "blocks": tuple(blocks)}, notes
+    refs = tuple(labels[i] for i in grafts.found)
+    scores = {}
+    for i, each in grafts.found.items():
+        scores[labels[i]] = np.full((len(grafts.names),) * 2, np.nan)
+        for row, told in enumerate(each):
+            if told and metric in told["scores"]:
+                score = told["scores"][metric]
+                scores[labels[i]][row, row] = score["taylor"] if score["exact"] is None else score["exact"]
+    blocks = [_alone(index, name, facts[name]) for index, name in enumerate(grafts.names)]
+    places = dict.fromkeys(refs, grafts.names)
+    return {**found, "candidates": refs, "blocks": tuple(blocks), "places": places, "scores": scores}, notes
+
+
+def _alone(index: int, name: str, facts: dict[str, Any]) -> BlockOrigin:
+    match: dict[str, float] = facts["match"]
+    if not match:
+        return BlockOrigin(name, index, "undecided", facts=facts)
+    best = max(match, key=lambda ref: match[ref])
+    return BlockOrigin(name, index, "undecided", parent=best, parent_block=name, probability=match[best], facts=facts)

@@ -1,0 +1,247 @@
+"""Which candidate each block of the child came from, by its features: Neural Lineage (CVPR 2024), Fig. 1c and S2.7.
+
+The child's block i is replaced by block i of a candidate, linearised towards the child's: what both make of the input
+that the child's own block had is compared at the output of the block. The child runs once and each block of a
+candidate once, while the child's block has its input at hand, so no two blocks of one model are in memory. METHODS §3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from posixpath import commonpath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..architecture import Alignment, block_of
+from ..errors import LineageError
+from ..hub.checkpoint import Checkpoint
+from ..records import Progress
+from .aligned import Held, Own, Partners, inside
+from .evidence import (
+    PAPER_STEP,
+    InMemory,
+    Settings,
+    at_taps,
+    candidate_network,
+    like_of,
+    probes_for,
+    running,
+    settle,
+)
+from .forward import Arguments, batches, flat, mapped, settled, tensor_of, visit
+from .linearize import check_finite
+from .networks import Network, build, run_inputs, taps, weights
+from .similarity import metric as known
+from .streaming import shelved
+
+TOKENS = 64  # of a block's output (N, tokens, width), the first ones are compared: S2.7
+BATCH = 32  # probes that go through a candidate's block together
+FACTS = ("step", "own_step", "curvature", "features", "scores")  # of one block of one candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Grafts:
+    """How alike each candidate's blocks are to the child's, on the child's inputs.
+
+    `blocks`: module paths of the child, in the order they ran; `names`: their path prefixes in its checkpoint.
+    `found`: candidate → for each block `FACTS`, with the scores of every metric as {"plain", "taylor", "exact"}; None
+    where it has no such block or one of other shapes. `refused`: candidate → why it could not be run at all.
+    """
+
+    blocks: tuple[str, ...]
+    names: tuple[str, ...]
+    found: dict[int, tuple[dict[str, Any] | None, ...]]
+    refused: dict[int, str]
+
+
+def graft(
+    child: Checkpoint, seen: Checkpoint, candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings,
+    progress: Progress | None = None,
+) -> Grafts:  # fmt: skip
+    """Compare every block of the child with each candidate's, both given what the child's blocks before it made.
+
+    `seen`: the child through its cuts, as the alignments (child's tensor → candidate's) are. `settings.taps` is not
+    looked at. The child is read twice, each candidate's blocks once, their stems and heads never. Several processes
+    share nothing: each does all of it, with the same answer. `progress` counts blocks. An activation, or another
+    block without parameters, is none; where an operator has no forward derivative, the block's scores are those of
+    `settings.metric` in Taylor's form.
+    Raises what `evidence.run_child` does, of the child; a candidate's `LineageError` is in `refused` if none of its
+    blocks could be compared, and leaves the block None otherwise.
+    """
+    network = build(child, like_of(child, settings))
+    given = probes_for(network, settings)
+    paths = [path for path in taps(network, "blocks") if path in _blocks(network)]
+    held = Held(seen)
+    donors: dict[int, _Donor] = {}
+    refused: dict[int, str] = {}
+    for i, (checkpoint, alignment) in enumerate(candidates):
+        try:
+            donors[i] = _Donor(network, checkpoint, held, alignment, settings)
+        except LineageError as error:
+            refused[i] = str(error)
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+
+    def take(path: str, arguments: Arguments, output: Tensor) -> None:
+        if progress:
+            progress(len(rows), len(paths), f"grafting {path}")
+        G = flat(_first(output), len(given))
+        check_finite({path: G}, "the child")
+        chosen = _at_step(settings, network.module.get_submodule(path))
+        compared = {i: donor.row(path, arguments, G, given, chosen) for i, donor in donors.items()}
+        rows[path] = {i: row for i, row in compared.items() if row}
+        settle([*rows[path].values()], chosen)
+        held.tensors.clear()
+
+    device = torch.device(settings.device)
+    with (
+        running(child, given), settled(network.module), torch.no_grad(),
+        shelved(network.module, Own(network, child), None, device) as call,
+    ):  # fmt: skip
+        for _, arguments in batches(network.module, run_inputs(network, given), len(given), device):
+            visit(network.module, paths, take, partial(call, *arguments))
+    if progress:
+        progress(len(rows), len(rows), "grafting")
+    found: dict[int, tuple[dict[str, Any] | None, ...]] = {}
+    for i, donor in donors.items():
+        if donor.why and not any(i in each for each in rows.values()):
+            refused[i] = donor.why
+        else:
+            found[i] = tuple({key: each[i][key] for key in FACTS} if i in each else None for each in rows.values())
+    return Grafts(tuple(rows), tuple(_name(network, path) for path in rows), found, dict(sorted(refused.items())))
+
+
+def origins(grafts: Grafts, metric: str) -> np.ndarray:
+    """(child blocks × candidates) float64 in [0, 1]: softmax_p (s_p − mean s)/P over the P candidates compared (S2.7).
+
+    s is the score after the step, exact where there is one, else Taylor's. NaN where nothing was compared; the rest of
+    a row sums to 1, also where no candidate is the block's origin: the set is closed. `ArgumentError`: no such metric.
+    """
+    known(metric)
+    result = np.full((len(grafts.blocks), len(grafts.found) + len(grafts.refused)), np.nan)
+    for i, facts in grafts.found.items():
+        for block, each in enumerate(facts):
+            score = each["scores"].get(metric) if each else None
+            last = [value for value in (score["exact"], score["taylor"]) if value is not None] if score else []
+            result[block, i] = last[0] if last else np.nan
+    for row in result:
+        compared = np.flatnonzero(np.isfinite(row))
+        if len(compared):
+            scores = row[compared] / len(compared)
+            powers = np.exp(scores - scores.max())  # centring cancels in the quotient, and this way nothing overflows
+            row[compared] = powers / powers.sum()
+    return result
+
+
+class _Donor:
+    """One candidate; its blocks are read when they are grafted. `why`: what the first one that failed said."""
+
+    def __init__(
+        self, child: Network, checkpoint: Checkpoint, held: Held, alignment: Alignment, settings: Settings
+    ) -> None:
+        self._child, self._checkpoint = child, checkpoint
+        self._network = candidate_network(checkpoint, settings)
+        self._partners = Partners(self._network, checkpoint, held, alignment)
+        self._places = _places(child, self._network)
+        self.why: str | None = None
+
+    def row(
+        self, path: str, arguments: Arguments, G: Tensor, given: Tensor, settings: Settings
+    ) -> dict[str, Any] | None:
+        """What `settle` takes of the block in the place of the child's at `path`, None where none fits."""
+        theirs = self._places.get(path)
+        if theirs is None or not self._fits(theirs, path):
+            return None
+        try:
+            with running(self._checkpoint, given):
+                module = _Graft(self._network.module.get_submodule(theirs), arguments, len(G))
+                own, delta = self._weights(theirs, settings.device)
+                side = InMemory(module, own, delta, torch.arange(len(G)), settings, _batch(arguments, len(G)))
+                (row,), _ = at_taps(side, [""], [path], {path: G}, settings)
+        except LineageError as error:
+            self.why = self.why or str(error)
+            return None
+        return row
+
+    def _fits(self, theirs: str, path: str) -> bool:
+        """Whether the parameters of both blocks line up one by one; running statistics must be there."""
+        stored = inside(self._network.module, theirs)
+        part, ours = self._network.module.get_submodule(theirs), self._child.module.get_submodule(path)
+        alike = sum(t.numel() for t in part.parameters()) == sum(t.numel() for t in ours.parameters())
+        there = not any(name in self._network.missing for name in stored.values())
+        return alike and there and all(stored[name] in self._partners for name, _ in part.named_parameters())
+
+    def _weights(self, theirs: str, device: str | torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The block's tensors and Δ, by the names of a `_Graft`."""
+        stored = inside(self._network.module, theirs)
+        read = weights(self._network, self._checkpoint, [*stored.values()], device)
+        own = {f"block.{name}": read[tensor] for name, tensor in stored.items()}
+        moving = [name for name, _ in self._network.module.get_submodule(theirs).named_parameters()]
+        parts = {f"block.{name}": self._partners[stored[name]] for name in moving}
+        return own, {name: value.to(device) - own[name] for name, value in parts.items()}
+
+
+class _Graft(nn.Module):
+    """A block that is called on some of the probes, by their numbers, as the child's was on all `count` of them."""
+
+    def __init__(self, block: nn.Module, arguments: Arguments, count: int) -> None:
+        super().__init__()
+        self.block, self.arguments, self.count = block, arguments, count
+
+    def forward(self, rows: Tensor) -> Tensor:
+        args, kwargs = mapped(lambda v: v[rows] if v.ndim and len(v) == self.count else v, self.arguments)
+        return _first(tensor_of("", self.block(*args, **kwargs)))
+
+
+def _batch(arguments: Arguments, count: int) -> int:
+    """Probes that may go through a block together: all of them where a tensor's first axis could be another one.
+
+    So it is with positions (as many as probes, by chance) and with heads folded into the probes' axis (BLOOM).
+    """
+    shapes: list[tuple[int, ...]] = []
+
+    def look(value: Tensor) -> Tensor:
+        shapes.append(tuple(value.shape))
+        return value
+
+    mapped(look, arguments)
+    plain = all(shape[0] in (1, count) and count not in shape[1:] for shape in shapes if shape)
+    return BATCH if plain else count
+
+
+def _first(output: Tensor) -> Tensor:
+    """(N, tokens, width) → (N, first tokens, width); feature maps and vectors whole."""
+    return output[:, :TOKENS] if output.ndim == 3 else output
+
+
+def _at_step(settings: Settings, block: nn.Module) -> Settings:
+    """With the paper's step for a single layer: its output is linear in its weights, at 1 all candidates are the child.
+
+    At any smaller step they keep their order, by distance.
+    """
+    single = settings.step == "auto" and not [*block.children()]
+    return replace(settings, step=PAPER_STEP) if single else settings
+
+
+def _blocks(network: Network) -> tuple[str, ...]:
+    """Those with parameters: an activation is everybody's."""
+    return tuple(path for path in network.blocks if [*network.module.get_submodule(path).parameters()])
+
+
+def _places(child: Network, candidate: Network) -> dict[str, str]:
+    """The child's block → the candidate's: of the same path or, where none is the same, at the same place."""
+    ours, theirs = _blocks(child), _blocks(candidate)
+    if {*ours} & {*theirs}:
+        return {path: path for path in ours if path in theirs}
+    return dict(zip(ours, theirs, strict=False))
+
+
+def _name(network: Network, path: str) -> str:
+    """The block's path prefix in its checkpoint, which other versions of a library spell in another way."""
+    stored = [network.names[name] for name in inside(network.module, path).values() if name in network.names]
+    shared = commonpath([name.rpartition(".")[0].replace(".", "/") for name in stored])
+    return block_of(stored[0]) or shared.replace("/", ".")

@@ -1,0 +1,225 @@
+"""What is asked: arguments checked, models opened, claims found, what is to be read. Both pipelines begin here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .architecture import Alignment, Architecture, describe
+from .conventions import cuts
+from .errors import ArgumentError, CheckpointError, LineageError, NoCandidatesError
+from .hub.candidates import claims_of
+from .hub.checkpoint import Checkpoint
+from .hub.opener import Opener, identity
+from .hub.view import View
+from .records import Candidate, Claim, ModelRef, Status, is_repo_id
+from .weights.sample import Plan, make_plan, sample_budget
+
+if TYPE_CHECKING:
+    import torch
+
+    from .features.evidence import Settings, Source
+
+    Model = str | Path | ModelRef | torch.nn.Module
+
+EVIDENCE = ("weights", "features")
+UNITS_PER_MODEL, UNITS_IN_ALL = 64 << 20, 1 << 30  # bytes of hidden units kept in memory
+Lined = tuple[Checkpoint, Alignment]  # a candidate and how it lines up with the child
+
+
+@dataclass(frozen=True)
+class Question:
+    """The child as asked for (of an adapter, `source` is the base in its place), and the candidates that opened."""
+
+    opener: Opener
+    child: Checkpoint
+    source: Checkpoint
+    claims: tuple[Claim, ...]
+    wanted: tuple[Model, ...]
+    opened: tuple[Checkpoint, ...]
+    unreadable: tuple[Candidate, ...]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def whole(self) -> View:
+        """The child through its cuts: fused tensors as their parts."""
+        return View(self.source, cuts(self.source))
+
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """The candidates through theirs."""
+        return tuple(View(model, cuts(model)) for model in self.opened)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The child's."""
+        return describe(self.whole)
+
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        """Those of the models that were given as modules in memory."""
+        return tuple(model for model in self.wanted if hasattr(model, "state_dict"))
+
+
+def ask(child: Model, candidates: Iterable[Model] | None, token: str | bool | None, allow_pickle: bool) -> Question:
+    """Open the child and its candidates; None: those that its own files declare."""
+    opener = Opener(token, allow_pickle)
+    ours = opener.open(child)
+    claims = claims_of(ours)
+    source = _base_of(ours, opener) if ours.adapter_base else ours
+    wanted = _wanted(candidates, [claim.ref for claim in claims], ours)
+    opened, unreadable = opener.open_all(wanted)
+    opened, notes = _distinct(opened, ours)
+    if not opened and not unreadable:
+        raise NoCandidatesError(f"Expected candidates other than the child. {' '.join(notes)} Name another one.")
+    return Question(
+        opener, ours, source, tuple(claims), (child, *wanted), tuple(opened), tuple(unreadable), tuple(notes)
+    )
+
+
+def check(evidence: Sequence[str], alpha: float, max_bytes: int | None, device: str | torch.device | None) -> None:
+    if not evidence:
+        raise ArgumentError(f"Expected `evidence` to name some of {', '.join(EVIDENCE)}, got none.")
+    for name in evidence:
+        if name not in EVIDENCE:
+            raise ArgumentError(f"Expected `evidence` to be among {', '.join(EVIDENCE)}, got {name!r}.")
+    if device is not None:
+        import torch
+
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0][:100]
+            raise ArgumentError(
+                f"Expected `device` to be one of this machine's, got {str(device)!r}: {reason}"
+            ) from error
+    if not 0 < alpha < 1:
+        raise ArgumentError(f"Expected `alpha` between 0 and 1, got {alpha}.")
+    if max_bytes is not None and max_bytes <= 0:
+        raise ArgumentError(f"Expected `max_bytes` above 0, got {max_bytes}.")
+
+
+def features_settings(
+    names: Sequence[str], probes: Source, taps: str | Sequence[str] | None, metric: str, step: float | str,
+    token: str | bool | None, device: str | torch.device | None, seed: int,
+) -> Settings | None:  # fmt: skip
+    """How features are to be compared, None where they are not asked for."""
+    if "features" not in names:
+        if probes is not None or taps is not None or metric != "l2" or step != "auto":
+            raise ArgumentError('Expected evidence="features" with `probes`, `taps`, `metric` or `step`.')
+        return None
+    from .features.evidence import Settings
+
+    return Settings(probes, taps, metric, step, token, device or "cpu", seed)
+
+
+def _base_of(adapter: Checkpoint, opener: Opener) -> Checkpoint:
+    """The base an adapter declares. What a repo's file names must not open a path on this machine."""
+    base = adapter.adapter_base or ""
+    if adapter.ref.kind == "hub" and not is_repo_id(base):
+        raise CheckpointError(
+            f"`{adapter.ref.name}` is a LoRA adapter of {base[:80]!r}, which is no repo id. Name its base as the child."
+        )
+    try:
+        return opener.open(base)
+    except LineageError as error:
+        raise CheckpointError(f"`{adapter.ref.name}` is a LoRA adapter; its base cannot be opened: {error}") from error
+
+
+def _wanted(candidates: Iterable[Model] | None, declared: Sequence[str], child: Checkpoint) -> list[Model]:
+    if isinstance(candidates, (str, Path)) or hasattr(candidates, "state_dict"):
+        raise ArgumentError(f"Expected a list of candidates, got a single {type(candidates).__name__}.")
+    wanted: list[Model] = list(dict.fromkeys(declared)) if candidates is None else list(candidates)
+    if not wanted:
+        raise NoCandidatesError(
+            f"Expected candidate parents of `{child.ref.name}`, none were given"
+            f"{' and it declares none' if candidates is None else ''}. Name some: -c org/name, or candidates=[…]."
+        )
+    return wanted
+
+
+def _distinct(opened: Sequence[Checkpoint], child: Checkpoint) -> tuple[list[Checkpoint], list[str]]:
+    """Without the child itself and without what is named twice; a note for each."""
+    kept: dict[tuple, Checkpoint] = {}
+    notes = []
+    for checkpoint in opened:
+        if identity(checkpoint) == identity(child):
+            notes.append(f"{checkpoint.requested} is the child itself and was dropped from the candidates.")
+        elif identity(checkpoint) in kept:
+            notes.append(f"{checkpoint.ref.name} was named more than once and counts once.")
+        else:
+            kept[identity(checkpoint)] = checkpoint
+    return list(kept.values()), sorted(notes)
+
+
+def budget_of(
+    child: Checkpoint, models: Iterable[Checkpoint], names: Iterable[str], sample: str | float | int | None
+) -> int | None:
+    """Bytes to read of the child's tensors `names`, None for all of them: see `sample_budget`."""
+    remote = child.remote or any(model.remote for model in models)
+    return sample_budget(sample, sum(child[name].nbytes for name in names), remote)
+
+
+def plan_reading(
+    child: Checkpoint, architecture: Architecture, comparable: Sequence[Lined], budget: int | None,
+    max_bytes: int | None, seed: int, beside: int = 0,
+) -> Plan:  # fmt: skip
+    """What to read of the tensors that any candidate has; `beside`: bytes that something else reads."""
+    nbytes = {name: child[name].nbytes for name in paired(architecture, comparable)}
+    models = 1 + len(comparable)
+    keep = min(UNITS_PER_MODEL, UNITS_IN_ALL // models)
+    plan = make_plan(
+        {name: child[name] for name in nbytes}, nbytes, architecture.orders, budget=budget, keep=keep, seed=seed
+    )
+    if not plan.slices:
+        raise ArgumentError(f"Expected a larger sample: {budget} bytes of {sum(nbytes.values()):,} hold no slice.")
+    needed = round(plan.share * (sum(nbytes.values()) + sum(_nbytes(*pair) for pair in comparable)))
+    within(max_bytes, needed + beside, models)
+    return plan
+
+
+def within(max_bytes: int | None, needed: int, models: int) -> None:
+    """Refuse to read more than the caller allows, before any of it is read."""
+    if max_bytes is not None and needed > max_bytes:
+        raise ArgumentError(
+            f"This would read about {needed:,} bytes of {models} models, more than max_bytes={max_bytes:,}. "
+            f"Sample less, for example sample={max(1, max_bytes // models)}."
+        )
+
+
+def paired(architecture: Architecture, comparable: Sequence[Lined]) -> list[str]:
+    """The child's weights that any candidate has."""
+    return [name for name in architecture.weights if any(name in alignment.pairs for _, alignment in comparable)]
+
+
+def _nbytes(model: Checkpoint, alignment: Alignment) -> int:
+    return sum(model[partner].nbytes for partner in alignment.pairs.values())
+
+
+def shared_rows(comparable: Sequence[tuple[Checkpoint, Alignment]]) -> dict[str, int]:
+    """Rows of each token table that every candidate has."""
+    rows: dict[str, int] = {}
+    for _, alignment in comparable:
+        for name, both in alignment.grown.items():
+            rows[name] = min(*both, rows.get(name, both[0]))
+    return rows
+
+
+def blank(checkpoint: Checkpoint, status: Status, *reasons: str) -> Candidate:
+    ref = checkpoint.ref
+    return Candidate(ref.name, checkpoint.requested, ref.revision, status=status, reasons=reasons)
+
+
+def skipped(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    return [
+        f"{checkpoint.ref.name}: tensors of an unknown dtype were left out: {some(checkpoint.skipped)}."
+        for checkpoint in checkpoints if checkpoint.skipped
+    ]  # fmt: skip
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
