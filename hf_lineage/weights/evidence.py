@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -161,9 +161,14 @@ def compare(
 
 
 def independence(
-    readings: Readings, architecture: Architecture, candidate: int, usable: Sequence[str], seed: int
-) -> IndependenceTest | None:
-    """The permutation test over every hidden-unit order whose units were read; None where it does not apply."""
+    readings: Readings, architecture: Architecture, candidate: int, usable: Sequence[str], seed: int,
+    own: Callable[[str], torch.Tensor] | None = None,
+) -> IndependenceTest | None:  # fmt: skip
+    """The permutation test over every hidden-unit order whose units were read; None where it does not apply.
+
+    `own(name)`: what stands for the child's units of a matrix, where that is not the child itself.
+    """
+    ours = own or (lambda name: readings.units.matrix(0, name))
     groups: dict[str, tuple[str, ...]] = {}
     for order, names in architecture.orders.items():
         names = tuple(name for name in names if name in readings.units and name in usable)
@@ -172,7 +177,8 @@ def independence(
             groups[order] = names
 
     def matrix(order: str) -> np.ndarray:  # made again when needed: h² numbers a layer are too many to keep
-        return products(*([readings.units.matrix(m, name) for name in groups[order]] for m in (0, candidate + 1)))
+        theirs = [readings.units.matrix(candidate + 1, name) for name in groups[order]]
+        return products([ours(name) for name in groups[order]], theirs)
 
     def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         return draw(matrix(order), order, seed + 1, count)

@@ -100,13 +100,18 @@ def products(child: Sequence[torch.Tensor], candidate: Sequence[torch.Tensor]) -
 
 def layer_test(order: str, c: np.ndarray, seed: int, draws: int = DRAWS) -> LayerTest:
     """Test the trace of a matrix of products (h, h) against random matchings of its rows and columns."""
+    return LayerTest(order, len(c), *closed_form(c), *draw(c, order, seed, draws))
+
+
+def closed_form(c: np.ndarray) -> tuple[float, float, float]:
+    """(t, mean, variance) of a matrix of products (h, h): its trace, and the moments of t(π)."""
     h = len(c)
     rows, columns, mean = c.mean(1), c.mean(0), float(c.mean())
     # ΣD² without forming D; what is left of equal numbers after rounding counts as nothing
     squares = float(np.vdot(c, c))
     spread = squares - h * float(rows @ rows) - h * float(columns @ columns) + h * h * mean**2
-    variance = spread / (h - 1) if spread > 1e-12 * squares else 0.0
-    return LayerTest(order, h, float(np.trace(c)), h * mean, variance, *draw(c, order, seed, draws))
+    variance = spread / (h - 1) if h > 1 and spread > 1e-12 * squares else 0.0
+    return float(np.trace(c)), h * mean, variance
 
 
 def draw(c: np.ndarray, order: str, seed: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
