@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,55 @@ EXIT = ((ModelNotFoundError, 3), (ArgumentError, 2), (ReferenceSyntaxError, 2), 
 PICTURES = (".png", ".svg", ".pdf", ".webp", ".jpg", ".jpeg")
 
 
+QUESTION = (
+    click.argument("child"),
+    click.option(
+        "-c",
+        "--candidate",
+        "candidates",
+        multiple=True,
+        metavar="REF",
+        help="A possible parent; repeat it. Without any: what the child's own files declare.",
+    ),
+    click.option(
+        "--evidence",
+        multiple=True,
+        default=("weights",),
+        show_default=True,
+        metavar="NAME",
+        help="What to judge by: weights, features; repeat it for both.",
+    ),
+    click.option(
+        "--probes",
+        metavar="WHAT",
+        help="Inputs for the features: a number of synthetic ones, a folder of pictures, or dataset:org/name. "
+        "Default: 128 synthetic ones.",
+    ),
+    click.option("--metric", default="l2", show_default=True, help="Of features: l1, l2, lp, linf, lse, cka, dc."),
+    click.option("--step", default="auto", show_default=True, help="α of the linearisation, in (0, 1]."),
+    click.option(
+        "--sample",
+        metavar="HOW",
+        help="'all', 'auto', a fraction (0.5%) or bytes. "
+        "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
+    ),
+    click.option("--alpha", type=float, default=1e-3, show_default=True, help="Family-wise error of the p-values."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations."),
+    click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this over all models."),
+    click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …"),
+    click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document, schema hf_lineage/1."),
+    click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture."),
+)
+
+
+def _question(command: Callable[..., None]) -> Callable[..., None]:
+    """What `trace` and `layers` are asked with."""
+    for declare in reversed(QUESTION):
+        command = declare(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hf_lineage", prog_name="hf-lineage")
 def cli() -> None:
@@ -32,50 +82,14 @@ def cli() -> None:
     \b
     hf-lineage demo                                       see it work, offline
     hf-lineage trace user/child -c org/a -c org/b         ask about a model
+    hf-lineage layers user/merge -c org/a -c org/b        which layer came from where
     """
 
 
 @cli.command()
-@click.argument("child")
-@click.option(
-    "-c",
-    "--candidate",
-    "candidates",
-    multiple=True,
-    metavar="REF",
-    help="A possible parent; repeat it. Without any: what the child's own files declare.",
-)
-@click.option(
-    "--evidence",
-    multiple=True,
-    default=("weights",),
-    show_default=True,
-    metavar="NAME",
-    help="What to judge by: weights, features; repeat it for both.",
-)
-@click.option(
-    "--probes",
-    metavar="WHAT",
-    help="Inputs for the features: a number of synthetic ones, a folder of pictures, or dataset:org/name. "
-    "Default: 128 synthetic ones.",
-)
+@_question
 @click.option("--tap", "taps", multiple=True, metavar="PATH", help="A module of the child; 'blocks' for all of them.")
-@click.option("--metric", default="l2", show_default=True, help="Of features: l1, l2, lp, linf, lse, cka, dc.")
-@click.option("--step", default="auto", show_default=True, help="α of the linearisation, in (0, 1].")
-@click.option(
-    "--sample",
-    metavar="HOW",
-    help="'all', 'auto', a fraction (0.5%) or bytes. "
-    "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
-)
-@click.option("--alpha", type=float, default=1e-3, show_default=True, help="Family-wise error of the p-values.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations.")
-@click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this over all models.")
-@click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …")
-@click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, schema hf_lineage/1.")
 @click.option("--explain", is_flag=True, help="Add the verdict in plain sentences, and what it rests on.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture.")
 @click.option(
     "--profile",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -115,14 +129,12 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
         "evidence": evidence, "probes": _probes(probes), "step": _step(step),
         "taps": "blocks" if "blocks" in taps or (profile and not taps) else taps or None,
     }  # fmt: skip
-    here = world()
-    if here.size > 1:
-        _expect_the_end()
+    first = _is_first()
     from .pipeline import trace as run
 
     with _bar() as progress:
         lineage = run(child, list(candidates) or None, progress=progress, **options)
-    if not here.main:
+    if not first:
         return
     click.echo(lineage.to_json() if as_json else str(lineage))
     if explain and not as_json:
@@ -133,6 +145,53 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
     if profile:
         lineage.profile(profile)
         click.echo(f"picture: {profile}", err=True)
+
+
+@cli.command()
+@_question
+@click.option(
+    "--recipe",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Save a mergekit YAML from which the child's blocks can be made again.",
+)
+def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: str, as_json: bool, plot: Path | None,
+           recipe: Path | None, **options: Any) -> None:  # fmt: skip
+    """Find which block of CHILD came from where, and in what proportion.
+
+    For merged models: blocks put together from several, weighted averages, slerp, task arithmetic. CHILD and REF
+    are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~.
+
+    \b
+    Examples:
+      hf-lineage layers user/merge -c org/a -c org/b
+      hf-lineage layers user/merge -c org/a -c org/b --plot layers.png --recipe recipe.yml
+      hf-lineage layers ./merge -c ./base -c ./math --sample all --json > layers.json
+      hf-lineage layers user/hybrid -c timm/a -c timm/b --evidence features --metric cka
+
+    \b
+    Exit codes: 0 an answer ("none" is one), 1 an error, 2 wrong usage,
+    3 the child does not exist or is not accessible, 130 interrupted.
+    """
+    if plot:
+        _check_picture(plot)
+    if recipe:
+        _check_writable(recipe, "recipe")
+    options |= {"probes": _probes(probes), "step": _step(step)}
+    first = _is_first()
+    from .pipeline import trace_layers as run
+
+    with _bar() as progress:
+        found = run(child, list(candidates) or None, progress=progress, **options)
+    if not first:
+        return
+    click.echo(found.to_json() if as_json else str(found))
+    if plot:
+        found.plot(plot)
+        click.echo(f"picture: {plot}", err=True)
+    if recipe:
+        recipe.write_text(found.recipe(), encoding="utf-8")
+        click.echo(f"recipe: {recipe}", err=True)
 
 
 @cli.command()
@@ -180,11 +239,25 @@ def _step(text: str) -> float | str:
 
 
 def _check_picture(path: Path) -> None:
-    """Before anything is read: an answer must not be lost to a picture that cannot be saved."""
     if path.suffix.lower() not in PICTURES:
         raise ArgumentError(f"Expected a picture file ending in {', '.join(PICTURES)}, got `{path}`.")
+    _check_writable(path, "picture")
+
+
+def _check_writable(path: Path, what: str) -> None:
+    """Before anything is read: an answer must not be lost to a file that cannot be saved."""
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ArgumentError(f"Expected a folder that can be written to, got `{path.parent}` for the picture.")
+        raise ArgumentError(f"Expected a folder that can be written to, got `{path.parent}` for the {what}.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ArgumentError(f"Expected a file that can be written to, got `{path}` for the {what}.")
+
+
+def _is_first() -> bool:
+    """Whether this process prints the answer: alone, or the first of several."""
+    here = world()
+    if here.size > 1:
+        _expect_the_end()
+    return here.main
 
 
 def _expect_the_end() -> None:

@@ -6,17 +6,30 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from ..records import Candidate, Lineage, printable
+from ..records import Candidate, LayerLineage, Lineage, printable
+from .layers import number, sources
 from .text import candidate_name, p_text, shorten
 
 PARENT, OTHER, LINE = "#1b6ca8", "#b8c4ce", "#c0392b"
 COLOURS = ("#8a6d3b", "#6b8e23", "#9467bd", "#c07f2f", "#7f7f7f", "#d17aa0", "#2ca0a0")
 MOST, MOST_LINES = 20, 8  # candidates drawn
+MADE = {
+    None: "how it was made does not show", "single": "all from one model", "mixed": "made in several ways",
+    "passthrough": "whole blocks put together (passthrough)", "linear": "an average of weights (linear)",
+    "slerp": "interpolated on the sphere (slerp)", "task_arithmetic": "changes added to a base (task arithmetic)",
+    "ties": "trimmed changes added to a base (TIES)", "dare": "thinned changes added to a base (DARE)",
+}  # fmt: skip
+MISSING = "#e4e4e4"
+KEY = (
+    "=  every tensor equal      from 7  was block 7 there      hatched  from none of them      ?  could not be decided"
+)
 
 
 def plot_lineage(lineage: Lineage, path: str | Path | None = None) -> Figure:
@@ -64,9 +77,7 @@ def plot_profile(lineage: Lineage, path: str | Path | None = None) -> Figure:
     if not rises and above:
         axes.set_yscale("log")
     step = max(1, len(names) // 24)
-    axes.set_xticks(
-        range(0, len(names), step), [shorten(printable(n), 24) for n in names[::step]], rotation=45, ha="right"
-    )
+    axes.set_xticks(range(0, len(names), step), [_shown(n, 24) for n in names[::step]], rotation=45, ha="right")
     axes.set_ylabel(f"{name} similarity (higher is more alike)" if rises else f"{name} distance (lower is more alike)")
     axes.set_title("Features against depth: dashed before, solid after the step towards the child", fontsize=10)
     axes.grid(alpha=0.3)
@@ -91,6 +102,28 @@ def plot_family(lineages: Sequence[Lineage], path: str | Path | None = None) -> 
         _frame_claims(axes, row, lineage, refs)
     axes.set_title("Probability of being the parent. Framed: what the card claims; red: contradicted", fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+    return _save(figure, path)
+
+
+def plot_layers(layers: LayerLineage, path: str | Path | None = None) -> Figure:
+    """Child blocks × candidates. Left: whose each block is, and where it stood. Right: the score that rests on."""
+    weight = dict.fromkeys(layers.candidates, 0.0)
+    for share in (s for b in layers.blocks for s in sources(layers, b)):
+        weight[share.ref] = weight.get(share.ref, 0.0) + share.weight
+    refs = sorted(layers.candidates, key=lambda ref: -weight[ref])[:MOST]
+    refs.sort(key=layers.candidates.index)
+    rows, columns = len(layers.blocks), len(refs)
+    row = min(0.34, max(0.13, 11 / max(rows, 1)), 60 / max(rows, 1))  # inches
+    wide = 1.0 if columns < 6 else 0.72
+    figure = _figure(max(7.0, 4.4 + wide * (columns + 1) + 0.45 * columns), 2.4 + row * max(rows, 4))
+    if not rows:
+        figure.text(0.02, 0.5, "no blocks to compare")
+        return _save(figure, path)
+    shares, scores = figure.subplots(1, 2, sharey=True, width_ratios=(wide * (columns + 1), max(1, 0.45 * columns)))
+    _share_map(shares, layers, refs, row)
+    _score_map(scores, layers, refs)
+    figure.suptitle(_made(layers), fontsize=11, x=0.01, ha="left")
+    figure.supxlabel(KEY, fontsize=8, x=0.01, ha="left", color="#555555")
     return _save(figure, path)
 
 
@@ -129,14 +162,88 @@ def _block_map(axes: Axes, compared: Sequence[Candidate]) -> None:
         return
     image = axes.imshow(values, cmap="viridis_r", vmin=0, vmax=1.5, aspect="auto")
     step = max(1, len(names) // 16)
-    axes.set_xticks(
-        range(0, len(names), step), [shorten(printable(n), 18) for n in names[::step]], rotation=45, ha="right"
-    )
+    axes.set_xticks(range(0, len(names), step), [_shown(n, 18) for n in names[::step]], rotation=45, ha="right")
     axes.set_yticks(range(len(compared)), [])
     axes.set_xlabel("block of the child")
     axes.set_title("change of its weights, relative to the candidate's norm", fontsize=10)
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     bar.set_label("0 equal, 1.4 strangers")
+
+
+def _share_map(axes: Axes, layers: LayerLineage, refs: Sequence[str], row: float) -> None:
+    """Colour and number: the share; words: where the block stood. Text only where a row has room for it."""
+    values, size = np.zeros((len(layers.blocks), len(refs) + 1)), min(8.5, 0.8 * 72 * row)
+    for i, block in enumerate(layers.blocks):
+        said: dict[int, list[str]] = {}
+        for share in sources(layers, block):
+            if share.ref not in refs:
+                continue
+            column = refs.index(share.ref)
+            values[i, column] += share.weight
+            moved = [f"from {_shown(number(share.block), 14)}"] if block.moved and share.block else []
+            said[column] = said.get(column, []) + moved
+        values[i, -1] = block.unknown or 0.0
+        for column, value in enumerate(values[i]):
+            equal = ["="] if block.kind == "equal" and column in said else []
+            words = [*equal, *([f"{value:.2f}"] if 0.005 <= abs(value) < 0.995 else []), *said.get(column, [])]
+            colour = "w" if value > 0.65 else "k"
+            axes.text(column, i, " ".join(words), ha="center", va="center", fontsize=size, color=colour)
+        if block.kind in ("none", "undecided"):
+            _nobody(axes, i, len(refs), block.kind, size)
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    _columns(axes, [*refs, "unknown"])
+    step = math.ceil(0.14 / row)
+    shown = [i for i, block in enumerate(layers.blocks) if block.index is None or block.index % step == 0]
+    names = [_shown(layers.blocks[i].block, 26) for i in shown]
+    axes.set_yticks(shown, names, fontsize=min(9.0, 0.85 * 72 * row))
+    axes.axvline(len(refs) - 0.5, color="#888888", linewidth=1)
+    axes.set_ylabel("block of the child")
+    by_features = layers.evidence == ("features",)
+    axes.set_title("probability, by features alone" if by_features else "whose block it is", fontsize=10)
+    _bar(axes, image, "probability of being its origin" if by_features else "share of the block")
+
+
+def _nobody(axes: Axes, row: int, column: int, kind: str, size: float) -> None:
+    hatch = "////" if kind == "none" else None
+    cell = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=MISSING, edgecolor="#888888", linewidth=0, hatch=hatch)
+    axes.add_patch(cell)
+    if kind == "undecided":
+        axes.text(column, row, "?", ha="center", va="center", fontsize=size)
+
+
+def _score_map(axes: Axes, layers: LayerLineage, refs: Sequence[str]) -> None:
+    matrix = layers.matrix[:, [layers.candidates.index(ref) for ref in refs]]
+    weights = "weights" in layers.evidence
+    axes.set_title("best block's score", fontsize=10)
+    axes.tick_params(labelleft=False, left=False)
+    axes.set_facecolor(MISSING)
+    _columns(axes, refs)
+    if not refs or not np.isfinite(matrix).any():
+        axes.text(0.5, 0.5, "nothing\ncompared", ha="center", va="center", transform=axes.transAxes, color="#555555")
+        return
+    low, high = (0.0, 1.0) if weights else (float(np.nanmin(matrix)), float(np.nanmax(matrix)))
+    image = axes.imshow(matrix, cmap="Greens", vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+    _bar(axes, image, "correlation of the weights (0 and below: white)" if weights else "similarity of the features")
+
+
+def _bar(axes: Axes, image: AxesImage, label: str) -> None:
+    inches = axes.figure.bbox.height / axes.figure.dpi  # bars of one width, as tall as their map
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.3, pad=0.04, aspect=max(10, 5 * (inches - 1.8)))
+    bar.set_label(label)
+
+
+def _columns(axes: Axes, refs: Sequence[str]) -> None:
+    axes.set_xticks(range(len(refs)), [*map(_short, refs)], rotation=35, ha="right", fontsize=8.5)
+    for edge in range(1, len(refs)):
+        axes.axvline(edge - 0.5, color="w", linewidth=0.8)
+    for edge in range(1, round(axes.get_ylim()[0] + 0.5)):
+        axes.axhline(edge - 0.5, color="w", linewidth=0.4)
+
+
+def _made(layers: LayerLineage) -> str:
+    """The child and the method in a few words; the table has the sentence."""
+    by_features = layers.method is None and layers.evidence == ("features",)
+    return f"Layers of {_short(layers.child.name)}: {'nearest by features' if by_features else MADE[layers.method]}"
 
 
 def _frame_claims(axes: Axes, row: int, lineage: Lineage, refs: Sequence[str]) -> None:
@@ -155,7 +262,12 @@ def _probability(lineage: Lineage, ref: str) -> float:
 
 
 def _short(ref: str) -> str:
-    return shorten(printable(ref).rstrip("/").rpartition("/")[2], 24)
+    return _shown(printable(ref).rstrip("/").rpartition("/")[2], 24)
+
+
+def _shown(text: str, width: int) -> str:
+    """A foreign name in a picture, where a pair of `$` would be read as a formula."""
+    return shorten(printable(text), width).replace("$", r"\$")
 
 
 def _title(lineage: Lineage) -> str:
