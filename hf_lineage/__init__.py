@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .errors import LineageError as LineageError
     from .pipeline import trace as trace
+    from .pipeline import trace_layers as trace_layers
+    from .records import LayerLineage as LayerLineage
     from .records import Lineage as Lineage
     from .records import ModelRef as ModelRef
 
 # imported when first used: `import hf_lineage` costs nothing
-_HOMES = {"Lineage": "records", "LineageError": "errors", "ModelRef": "records", "trace": "pipeline"}
-__all__ = ["Lineage", "LineageError", "ModelRef", "trace"]
+_HOMES = {
+    "LayerLineage": "records", "Lineage": "records", "LineageError": "errors", "ModelRef": "records",
+    "trace": "pipeline", "trace_layers": "pipeline",
+}  # fmt: skip
+__all__ = ["LayerLineage", "Lineage", "LineageError", "ModelRef", "trace", "trace_layers"]
 
 
 def __getattr__(name: str) -> object:

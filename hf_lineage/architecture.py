@@ -181,8 +181,7 @@ def align(
     child: Mapping[str, Shaped], candidate: Mapping[str, Shaped], architecture: Architecture | None = None
 ) -> Alignment:
     """Line up two checkpoints by canonical name and equal shape; `architecture` is the child's, if known already."""
-    ours, plain, theirs = architecture or describe(child), canonical(child), canonical(candidate)
-    short_of = {name: short for short, name in plain.items()}
+    ours, short_of, theirs = architecture or describe(child), short_names(child), canonical(candidate)
     pairs: dict[str, str] = {}
     unmatched: dict[str, str] = {}
     grown: dict[str, tuple[int, int]] = {}
@@ -222,6 +221,11 @@ def _misfit(short: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> str:
 
 def _shared(count: int, rows: tuple[int, int] | None) -> int:
     return count * min(rows) // rows[0] if rows else count
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Name → canonical name."""
+    return {name: short for short, name in canonical(names).items()}
 
 
 def block_of(name: str) -> str | None:

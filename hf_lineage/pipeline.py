@@ -8,36 +8,47 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import verdict
 from .architecture import Alignment, Architecture, align, describe
-from .conventions import cuts
-from .errors import ArgumentError, CheckpointError, LineageError, NoCandidatesError, NothingToCompareError
-from .hub.candidates import claims_of
+from .errors import ArgumentError, LineageError, NothingToCompareError
 from .hub.checkpoint import Checkpoint
-from .hub.opener import Opener, identity
+from .hub.opener import Opener
 from .hub.view import View
+from .layers import Study, alike, gather, origins, scored
+from .merging import making
 from .parallel import together, world
-from .records import Candidate, Claim, Lineage, ModelRef, Progress, Status, is_repo_id
+from .question import (
+    Lined,
+    Question,
+    ask,
+    blank,
+    budget_of,
+    check,
+    features_settings,
+    paired,
+    plan_reading,
+    shared_rows,
+    skipped,
+    some,
+    within,
+)
+from .records import Candidate, Claim, LayerLineage, Lineage, Progress
 from .weights.evidence import WeightsComparison
 from .weights.evidence import compare as compare_weights
+from .weights.places import Block, Places, line_up, place
 from .weights.reading import Readings, read_together
 from .weights.relation import change, summarise
-from .weights.sample import MIN_UNITS, Plan, make_plan, sample_budget
+from .weights.sample import MIN_UNITS, Plan
 from .weights.uncover import Disguise, applies, realign, uncover
 
 if TYPE_CHECKING:
     import torch
 
     from .features.evidence import Settings, Source
+    from .question import Model
 
-    Model = str | Path | ModelRef | torch.nn.Module
-
-EVIDENCE = ("weights", "features")
-UNITS_PER_MODEL, UNITS_IN_ALL = 64 << 20, 1 << 30  # bytes of hidden units kept in memory
-Lined = tuple[Checkpoint, Alignment]  # a candidate and how it lines up with the child
 PACKAGES = ("hf_lineage", "huggingface_hub", "numpy", "torch")
 
 
@@ -82,23 +93,13 @@ def trace(
     """
     started = time.monotonic()
     names = [evidence] if isinstance(evidence, str) else list(evidence)
-    _check(names, alpha, max_bytes, device)
-    settings = _settings(names, probes, taps, metric, step, token, device, seed)
-    opener = Opener(token, allow_pickle)
-    ours = opener.open(child)
-    claims = claims_of(ours)
-    source = _base_of(ours, opener) if ours.adapter_base else ours
-    wanted = _wanted(candidates, [claim.ref for claim in claims], ours)
-    opened, unreadable = opener.open_all(wanted)
-    opened, notes = _distinct(opened, ours)
-    if not opened and not unreadable:
-        raise NoCandidatesError(f"Expected candidates other than the child. {' '.join(notes)} Name another one.")
-
-    whole = View(source, cuts(source))
-    architecture = describe(whole)
-    views = [View(model, cuts(model)) for model in opened]
+    check(names, alpha, max_bytes, device)
+    settings = features_settings(names, probes, taps, metric, step, token, device, seed)
+    asked = ask(child, candidates, token, allow_pickle)
+    opener, ours, source, opened, claims = asked.opener, asked.child, asked.source, asked.opened, asked.claims
+    whole, architecture, views, notes = asked.whole, asked.architecture, asked.views, [*asked.notes]
     comparable, rest = _line_up(whole, architecture, views)
-    seen = whole.first_rows(_shared_rows(comparable))
+    seen = whole.first_rows(shared_rows(comparable))
     judged: list[Candidate] = []
     none: float | None = None
     elsewhere = 0
@@ -106,15 +107,15 @@ def trace(
     if settings and opened:
         from .features.evidence import attach, compare, remarks, run_child
 
-        modules: list[Any] = [model for model in (child, *wanted) if hasattr(model, "state_dict")]
-        settings = replace(settings, modules=tuple(modules))
+        settings = replace(settings, modules=asked.modules)
         lined = [(model, align(whole, view, architecture)) for model, view in zip(opened, views, strict=True)]
         beside = _features_bytes(source, lined, settings, max_bytes)
         before = opener.bytes_read
         ran = run_child(source, whole, settings)  # before the weights: a child that cannot run ends the question
         by_child = opener.bytes_read - before
     if comparable and "weights" in names:
-        plan = _plan(seen, architecture, comparable, sample, max_bytes, seed, beside)
+        budget = budget_of(seen, [model for model, _ in comparable], paired(architecture, comparable), sample)
+        plan = plan_reading(seen, architecture, comparable, budget, max_bytes, seed, beside)
         study = _Study(seen, architecture, plan, device or "cpu", progress, alpha, seed)
         readings, comparison = study.read(comparable)
         read = set(readings.moments) & set(architecture.trunk)
@@ -135,9 +136,9 @@ def trace(
         before = opener.bytes_read - by_child
         seen_by = compare(ran, lined, settings, progress)
         elsewhere += sum(world().gather(opener.bytes_read - before)) - (opener.bytes_read - before)
-        judged, rest = attach(*seen_by, [_blank(model, "compared") for model in opened], judged, rest, names)
+        judged, rest = attach(*seen_by, [blank(model, "compared") for model in opened], judged, rest, names)
         notes += remarks([*judged, *rest], settings)
-    ranked = sorted([*judged, *rest, *unreadable], key=verdict.order)
+    ranked = sorted([*judged, *rest, *asked.unreadable], key=verdict.order)
     if all(candidate.status == "unreadable" for candidate in ranked):
         raise NothingToCompareError(f"No candidate could be read. {ranked[0].ref}: {ranked[0].reasons[0]}")
     said, parent = verdict.conclude(ranked, alpha)
@@ -153,46 +154,143 @@ def trace(
     return Lineage(
         child=ours.ref, requested=ours.requested, verdict=said, parent=parent, none_probability=none,
         candidates=tuple(ranked), claims=tuple(checked), undeclared=tuple(undeclared),
-        notes=(*notes, *_skipped([source, *opened])), bytes_read=opener.bytes_read + elsewhere,
+        notes=(*notes, *skipped([source, *opened])), bytes_read=opener.bytes_read + elsewhere,
         seconds=world().gather(round(time.monotonic() - started, 3))[0], seed=seed, alpha=alpha,
         versions={name: version(name) for name in PACKAGES},
     )  # fmt: skip
 
 
-def _check(evidence: Sequence[str], alpha: float, max_bytes: int | None, device: str | torch.device | None) -> None:
-    if not evidence:
-        raise ArgumentError(f"Expected `evidence` to name some of {', '.join(EVIDENCE)}, got none.")
-    for name in evidence:
-        if name not in EVIDENCE:
-            raise ArgumentError(f"Expected `evidence` to be among {', '.join(EVIDENCE)}, got {name!r}.")
-    if device is not None:
-        import torch
+@together
+def trace_layers(
+    child: Model, candidates: Iterable[Model] | None = None, *, evidence: str | Sequence[str] = "weights",
+    alpha: float = 1e-3, probes: Source = None, metric: str = "l2", step: float | str = "auto",
+    token: str | bool | None = None, device: str | torch.device | None = None,
+    sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
+    progress: Progress | None = None, seed: int = 0,
+) -> LayerLineage:  # fmt: skip
+    """Say for each block of the child which block of which candidate it came from, and in what proportion.
 
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0][:100]
-            raise ArgumentError(
-                f"Expected `device` to be one of this machine's, got {str(device)!r}: {reason}"
-            ) from error
-    if not 0 < alpha < 1:
-        raise ArgumentError(f"Expected `alpha` between 0 and 1, got {alpha}.")
-    if max_bytes is not None and max_bytes <= 0:
-        raise ArgumentError(f"Expected `max_bytes` above 0, got {max_bytes}.")
+    evidence: `"weights"`: every block against every block of every candidate by the permutation test over hidden units
+        (`weights/places.py`), then the shares of a mixture by least squares (`weights/mixture.py`) and a guess how the
+        whole was made (`merging.py`). No data is needed, and blocks that moved are found.
+        `"features"`: each block of a candidate is put in the child's place and fed what the child feeds its own (Neural
+        Lineage, Fig. 1(c), S2.7; `features/grafting.py`): the first 64 tokens of 128 probes, equal positions, a ranking
+        without p-value. Of both names the answer is the weights', and `facts["features"]` of each block has the other.
+    alpha: family-wise error of the p-values over child blocks × candidate blocks, in (0, 1).
+    probes, metric, step: of the features, as in `trace`; so are child, candidates and all other arguments.
+
+    Cost: up to 16 MB of each model to find the places, then one pass over what `sample` says; memory does not grow with
+    the models: 64 MB of hidden units each, 1 GB in all.
+
+    Returns a `LayerLineage`; a block "from none of these" is an answer. Raises what `trace` raises.
+    """
+    started = time.monotonic()
+    names = [evidence] if isinstance(evidence, str) else list(evidence)
+    check(names, alpha, max_bytes, device)
+    settings = features_settings(names, probes, None, metric, step, token, device, seed)
+    asked = ask(child, candidates, token, allow_pickle)
+    labels = _labels(asked.views)
+    found: dict[str, Any] = {"candidates": (), "blocks": (), "places": {}, "scores": {}}
+    notes, elsewhere, beside = list(asked.notes), 0, 0
+    if settings and asked.views:
+        from .features.blocks import by_features, expected_bytes
+        from .features.grafting import graft
+
+        settings = replace(settings, modules=asked.modules)
+        beside = expected_bytes(asked.source, asked.views)
+        within(max_bytes, beside, 1 + len(asked.views))
+    if "weights" in names:
+        found, told, elsewhere = _layers_by_weights(
+            asked, labels, alpha, device, sample, max_bytes, beside, progress, seed
+        )
+        notes += told
+    if settings and asked.views:
+        before = asked.opener.bytes_read
+        lined = [(m, align(asked.whole, v, asked.architecture)) for m, v in zip(asked.opened, asked.views, strict=True)]
+        grafts = graft(asked.source, asked.whole, lined, settings, progress)
+        elsewhere += sum(world().gather(asked.opener.bytes_read - before)) - (asked.opener.bytes_read - before)
+        found, told = by_features(found, grafts, labels, metric)
+        notes += told
+    revisions = {label: view.ref.revision for label, view in zip(labels, asked.views, strict=True)}
+    return LayerLineage(
+        child=asked.child.ref, requested=asked.child.requested, **found, evidence=tuple(names),
+        revisions={ref: revisions[ref] for ref in found["candidates"]},
+        notes=(*notes, *skipped([asked.source, *asked.opened])), bytes_read=asked.opener.bytes_read + elsewhere,
+        seconds=world().gather(round(time.monotonic() - started, 3))[0], seed=seed, alpha=alpha,
+        versions={name: version(name) for name in PACKAGES},
+    )  # fmt: skip
 
 
-def _settings(
-    names: Sequence[str], probes: Source, taps: str | Sequence[str] | None, metric: str, step: float | str,
-    token: str | bool | None, device: str | torch.device | None, seed: int,
-) -> Settings | None:  # fmt: skip
-    """How features are to be compared, None where they are not asked for."""
-    if "features" not in names:
-        if probes is not None or taps is not None or metric != "l2" or step != "auto":
-            raise ArgumentError('Expected evidence="features" with `probes`, `taps`, `metric` or `step`.')
-        return None
-    from .features.evidence import Settings
+def _layers_by_weights(
+    asked: Question, labels: Sequence[str], alpha: float, device: str | torch.device | None,
+    sample: str | float | int | None, max_bytes: int | None, beside: int, progress: Progress | None, seed: int,
+) -> tuple[dict[str, Any], list[str], int]:  # fmt: skip
+    """(fields of the answer, notes, bytes that other processes read): find the places, read what lines up, judge."""
+    whole, architecture, opener = asked.whole, asked.architecture, asked.opener
+    budget = budget_of(whole, asked.views, architecture.weights, sample)
+    half = None if budget is None else max(1, budget // 2)
+    before = opener.bytes_read
+    blocks, places = place(whole, architecture, asked.views, budget=half, seed=seed, progress=progress)
+    placing = opener.bytes_read - before
+    lined, kept, refs, notes = _with_blocks(asked, labels, blocks, places)
+    seen = whole.first_rows(shared_rows(lined))
+    plan = plan_reading(seen, architecture, lined, half, max_bytes, seed, beside + placing)
+    models, alignments = zip(*lined, strict=True)
+    readings = read_together(seen, models, alignments, plan, device=device or "cpu", progress=progress)
+    if not any(readings.child_usable(name) for name in readings.moments):
+        raise NothingToCompareError(
+            f"Every tensor of `{asked.child.ref.name}` that was read holds NaN, Inf or only zeros. Export it again."
+        )
+    study = Study(readings, architecture, seen, blocks, tuple(kept), refs, alpha, seed)
+    facts = gather(study)
+    made = making(study, facts, origins(study, facts))
+    notes += [f"{refs[k]} could not be read: {error}" for k, error in readings.failed.items()]
+    if plan.sampled:
+        notes.append(
+            f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may still differ."
+        )
+    fields = {
+        "candidates": refs, "blocks": made.origins, "method": made.method, "mixture": made.mixture,
+        "unknown": made.unknown, "residual": made.residual, "facts": made.facts, "reasons": made.reasons,
+        "places": {ref: tuple(block.path for block in each.blocks) for ref, each in zip(refs, kept, strict=True)},
+        "scores": {ref: scored(study, facts, k) for k, ref in enumerate(refs)},
+    }  # fmt: skip
+    others = sum(world().gather(placing)) - placing
+    return fields, [*notes, *alike(made.origins)], others + readings.elsewhere
 
-    return Settings(probes, taps, metric, step, token, device or "cpu", seed)
+
+def _labels(models: Sequence[Checkpoint]) -> tuple[str, ...]:
+    """What each candidate is called: its ref, or what the user wrote where two share one."""
+    refs = [model.ref.name for model in models]
+    return tuple(
+        model.requested if refs.count(ref) > 1 or model.ref.kind == "module" else ref
+        for model, ref in zip(models, refs, strict=True)
+    )
+
+
+def _with_blocks(
+    asked: Question, labels: Sequence[str], blocks: Sequence[Block], places: Sequence[Places | LineageError]
+) -> tuple[list[Lined], list[Places], tuple[str, ...], list[str]]:
+    """The candidates that have a block for any of the child's, lined up, with their labels; a note for each other."""
+    lined: list[Lined] = []
+    kept: list[Places] = []
+    refs = []
+    notes = [f"{each.ref} could not be read: {' '.join(each.reasons)}" for each in asked.unreadable]
+    for view, label, found in zip(asked.views, labels, places, strict=True):
+        if isinstance(found, LineageError):
+            notes.append(f"{view.ref.name} could not be read: {found}")
+        elif view.adapter_base:
+            notes.append(f"{view.ref.name} is a LoRA adapter and holds no blocks; name its base, {view.adapter_base}.")
+        elif all(j is None for j in found.best):
+            why = align(asked.whole, view, asked.architecture).explain()
+            notes.append(f"{view.ref.name} has no block of a kind and shape of the child's: {why}.")
+        else:
+            lined.append((view, line_up(asked.whole, asked.architecture, blocks, view, found)))
+            kept.append(found)
+            refs.append(label)
+    if not lined:
+        raise NothingToCompareError(f"No candidate has a block to compare. {' '.join(notes)}")
+    return lined, kept, tuple(refs), notes
 
 
 def _features_bytes(child: Checkpoint, lined: Sequence[Lined], settings: Settings, max_bytes: int | None) -> int:
@@ -210,45 +308,6 @@ def _features_bytes(child: Checkpoint, lined: Sequence[Lined], settings: Setting
     return needed
 
 
-def _base_of(adapter: Checkpoint, opener: Opener) -> Checkpoint:
-    """The base an adapter declares. What a repo's file names must not open a path on this machine."""
-    base = adapter.adapter_base or ""
-    if adapter.ref.kind == "hub" and not is_repo_id(base):
-        raise CheckpointError(
-            f"`{adapter.ref.name}` is a LoRA adapter of {base[:80]!r}, which is no repo id. Name its base as the child."
-        )
-    try:
-        return opener.open(base)
-    except LineageError as error:
-        raise CheckpointError(f"`{adapter.ref.name}` is a LoRA adapter; its base cannot be opened: {error}") from error
-
-
-def _wanted(candidates: Iterable[Model] | None, declared: Sequence[str], child: Checkpoint) -> list[Model]:
-    if isinstance(candidates, (str, Path)) or hasattr(candidates, "state_dict"):
-        raise ArgumentError(f"Expected a list of candidates, got a single {type(candidates).__name__}.")
-    wanted: list[Model] = list(dict.fromkeys(declared)) if candidates is None else list(candidates)
-    if not wanted:
-        raise NoCandidatesError(
-            f"Expected candidate parents of `{child.ref.name}`, none were given"
-            f"{' and it declares none' if candidates is None else ''}. Name some: -c org/name, or candidates=[…]."
-        )
-    return wanted
-
-
-def _distinct(opened: Sequence[Checkpoint], child: Checkpoint) -> tuple[list[Checkpoint], list[str]]:
-    """Without the child itself and without what is named twice; a note for each."""
-    kept: dict[tuple, Checkpoint] = {}
-    notes = []
-    for checkpoint in opened:
-        if identity(checkpoint) == identity(child):
-            notes.append(f"{checkpoint.requested} is the child itself and was dropped from the candidates.")
-        elif identity(checkpoint) in kept:
-            notes.append(f"{checkpoint.ref.name} was named more than once and counts once.")
-        else:
-            kept[identity(checkpoint)] = checkpoint
-    return list(kept.values()), sorted(notes)
-
-
 def _line_up(
     child: Checkpoint, architecture: Architecture, opened: Sequence[Checkpoint]
 ) -> tuple[list[tuple[Checkpoint, Alignment]], list[Candidate]]:
@@ -257,9 +316,9 @@ def _line_up(
         alignment = align(child, checkpoint, architecture)
         if checkpoint.adapter_base:
             why = f"a LoRA adapter holds no weights of its own; name its base, {checkpoint.adapter_base}"
-            rest.append(_blank(checkpoint, "not_comparable", why))
+            rest.append(blank(checkpoint, "not_comparable", why))
         elif not alignment.comparable:
-            rest.append(_blank(checkpoint, "not_comparable", alignment.explain()))
+            rest.append(blank(checkpoint, "not_comparable", alignment.explain()))
         else:
             comparable.append((checkpoint, alignment))
     return comparable, rest
@@ -268,35 +327,7 @@ def _line_up(
 def _left_out(alignment: Alignment, heads: frozenset[str]) -> tuple[str, ...]:
     """Tensors of the child's trunk that the candidate has no partner for, for the candidate's `reasons`."""
     names = [name for name in alignment.unmatched if name not in heads]
-    return (f"left out: {_some([f'{name} ({alignment.unmatched[name]})' for name in names], 3)}",) if names else ()
-
-
-def _plan(
-    child: Checkpoint, architecture: Architecture, comparable: Sequence[tuple[Checkpoint, Alignment]],
-    sample: str | float | int | None, max_bytes: int | None, seed: int, beside: int = 0,
-) -> Plan:  # fmt: skip
-    names = [name for name in architecture.weights if any(name in alignment.pairs for _, alignment in comparable)]
-    nbytes = {name: child[name].nbytes for name in names}
-    models = 1 + len(comparable)
-    remote = child.remote or any(model.remote for model, _ in comparable)
-    budget = sample_budget(sample, sum(nbytes.values()), remote)
-    keep = min(UNITS_PER_MODEL, UNITS_IN_ALL // models)
-    plan = make_plan(
-        {name: child[name] for name in names}, nbytes, architecture.orders, budget=budget, keep=keep, seed=seed
-    )
-    if not plan.slices:
-        raise ArgumentError(f"Expected a larger sample: {budget} bytes of {sum(nbytes.values()):,} hold no slice.")
-    needed = round(plan.share * (sum(nbytes.values()) + sum(_nbytes(*pair) for pair in comparable)))
-    if max_bytes is not None and needed + beside > max_bytes:
-        raise ArgumentError(
-            f"This would read about {needed + beside:,} bytes of {models} models, more than max_bytes={max_bytes:,}. "
-            f"Sample less, for example sample={max(1, max_bytes // models)}."
-        )
-    return plan
-
-
-def _nbytes(model: Checkpoint, alignment: Alignment) -> int:
-    return sum(model[partner].nbytes for partner in alignment.pairs.values())
+    return (f"left out: {some([f'{name} ({alignment.unmatched[name]})' for name in names], 3)}",) if names else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +381,7 @@ class _Study:
 
 
 def _is_claimed(model: Checkpoint, claims: Sequence[Claim], opener: Opener) -> bool:
-    return any(opener.same_model(claim.ref, _blank(model, "compared")) for claim in claims)
+    return any(opener.same_model(claim.ref, blank(model, "compared")) for claim in claims)
 
 
 def _judge(
@@ -359,7 +390,7 @@ def _judge(
 ) -> tuple[list[Candidate], float | None]:  # fmt: skip
     architecture, child = study.architecture, study.child
     counts = {name: child[name].count for name in architecture.weights}
-    shortened = _shared_rows(comparable).keys()
+    shortened = shared_rows(comparable).keys()
     read = frozenset(architecture.trunk) & (readings.members.keys() if study.plan.sampled else counts.keys())
     pairs, blanks = [], []
     for i in comparison.found:
@@ -375,7 +406,7 @@ def _judge(
                 disguises[i].to_dict() if i in disguises else None,
             )
         )
-        blanks.append(_blank(model, "compared", *_left_out(alignment, architecture.heads)))
+        blanks.append(blank(model, "compared", *_left_out(alignment, architecture.heads)))
     return verdict.judge(blanks, comparison, pairs, architecture.heads, counts, study.alpha)
 
 
@@ -389,27 +420,13 @@ def _what(readings: Readings, candidate: int, counts: Mapping[str, int], back: b
     return summarise(changes, counts)
 
 
-def _shared_rows(comparable: Sequence[tuple[Checkpoint, Alignment]]) -> dict[str, int]:
-    """Rows of each token table that every candidate has."""
-    rows: dict[str, int] = {}
-    for _, alignment in comparable:
-        for name, both in alignment.grown.items():
-            rows[name] = min(*both, rows.get(name, both[0]))
-    return rows
-
-
 def _refuse(
     comparable: Sequence[tuple[Checkpoint, Alignment]], comparison: WeightsComparison, failed: dict
 ) -> list[Candidate]:
     return [
-        _blank(comparable[i][0], "unreadable" if i in failed else "not_comparable", why)
+        blank(comparable[i][0], "unreadable" if i in failed else "not_comparable", why)
         for i, why in comparison.refused.items()
     ]
-
-
-def _blank(checkpoint: Checkpoint, status: Status, *reasons: str) -> Candidate:
-    ref = checkpoint.ref
-    return Candidate(ref.name, checkpoint.requested, ref.revision, status=status, reasons=reasons)
 
 
 def _remarks(plan: Plan, architecture: Architecture, comparison: WeightsComparison) -> list[str]:
@@ -426,30 +443,18 @@ def _remarks(plan: Plan, architecture: Architecture, comparison: WeightsComparis
     zeros = [name for name in comparison.lost if comparison.lost[name] == "zeros"]
     broken = [name for name in comparison.lost if comparison.lost[name] != "zeros"]
     if zeros:
-        notes.append(f"Left out, all zeros in the child: {_some(zeros)}.")
+        notes.append(f"Left out, all zeros in the child: {some(zeros)}.")
     if broken:
-        notes.append(f"Left out, NaN or Inf in the child: {_some(broken)}.")
+        notes.append(f"Left out, NaN or Inf in the child: {some(broken)}.")
     bad = sorted({name for item in comparison.found.values() for name in item.bad} - set(comparison.lost))
     if bad:
-        notes.append(f"Left out, NaN, Inf or all zeros in a candidate: {_some(bad)}.")
+        notes.append(f"Left out, NaN, Inf or all zeros in a candidate: {some(bad)}.")
     if comparison.found and all(item.log10_p is None for item in comparison.found.values()):
         why = "none of this architecture are known"
         if architecture.orders:
             why = "the sample is too small for that, read more" if plan.sampled else "its layers have fewer"
         notes.append(f"No p-value: the permutation test needs layers of at least {MIN_UNITS} hidden units; {why}.")
     return notes
-
-
-def _skipped(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    return [
-        f"{checkpoint.ref.name}: tensors of an unknown dtype were left out: {_some(checkpoint.skipped)}."
-        for checkpoint in checkpoints if checkpoint.skipped
-    ]  # fmt: skip
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _as_adapter(

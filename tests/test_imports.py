@@ -28,7 +28,10 @@ MAY_IMPORT = {
     "features": "errors records conventions architecture hub parallel",
     "verdict": "calibration records weights",
     "report": "records",
-    "pipeline": "errors records architecture conventions hub parallel weights features verdict",
+    "question": "errors records architecture conventions hub weights features",
+    "layers": "records architecture hub weights",
+    "merging": "records layers weights",
+    "pipeline": "errors records architecture hub parallel weights features question verdict layers merging",
     "experiments": "errors records calibration pipeline report",
     "cli": "errors records parallel pipeline experiments",
     "testing": "",
@@ -48,8 +51,14 @@ HOME = {
     "datasets": {"features/probes.py"},
     "safetensors": {"experiments/families.py", "experiments/questions.py", "experiments/changes.py"},
     "pytest": {"testing/__init__.py"},
-    "yaml": {"hub/client.py", "testing/repos.py"},
-    "scipy": {"weights/independence.py", "weights/disguise.py", "experiments/calibration.py"},
+    "yaml": {"hub/client.py", "report/recipe.py", "testing/repos.py"},
+    "scipy": {
+        "weights/independence.py",
+        "weights/disguise.py",
+        "weights/mixture.py",
+        "weights/traces.py",
+        "experiments/calibration.py",
+    },
 }
 ANYWHERE = {"torch", "numpy"}
 
@@ -109,7 +118,8 @@ def test_the_table_has_no_cycle() -> None:
 
 
 def test_public_names_are_those_that_work() -> None:
-    assert hf_lineage.__all__ == ["Lineage", "LineageError", "ModelRef", "trace"] == dir(hf_lineage)
+    names = ["LayerLineage", "Lineage", "LineageError", "ModelRef", "trace", "trace_layers"]
+    assert hf_lineage.__all__ == names == dir(hf_lineage)
     assert all(getattr(hf_lineage, name) for name in hf_lineage.__all__)
     with pytest.raises(AttributeError, match="phylogeny"):
         hf_lineage.phylogeny  # noqa: B018

@@ -1,0 +1,217 @@
+"""Layer origins measured: hybrids as in Neural Lineage's Fig. 1(c), and what people merge, with the truth known.
+
+pytest -m large tests/test_layer_origins.py        the tests run a reduced form of the same code.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.torch import load_file
+
+import hf_lineage as hl
+from hf_lineage.experiments.families import Family, Member
+from hf_lineage.experiments.merges import (
+    Tensors,
+    dare,
+    hybrid,
+    linear,
+    passthrough,
+    slerp,
+    task_arithmetic,
+    ties,
+    tuned,
+    write,
+)
+
+if TYPE_CHECKING:
+    pass
+
+RATES = (1e-4, 1e-3)
+
+
+def tensors_of(members: Sequence[Member]) -> list[Tensors]:
+    return [load_file(member.path / "model.safetensors") for member in members]
+
+
+def numbered(layers: hl.LayerLineage) -> list[Any]:
+    return [block for block in layers.blocks if block.index is not None]
+
+
+def hybrids(family: Family, folder: Path, counts: Sequence[int], rates: Sequence[float], steps: int) -> dict[str, Any]:
+    """Fig. 1(c): block i of a random root, fine-tuned; blocks whose origin is right, by weights and by features."""
+    found: dict[str, Any] = {"models": 0, "blocks": 0, "weights": 0, "mixtures": 0, "features": {}}
+    for count, rate in ((count, rate) for count in counts for rate in rates):
+        draw = random.Random(f"{count}/{rate}")
+        roots = list(family.roots[:count])
+        models = tensors_of(roots)
+        depth = 1 + max(int(name.split(".")[1]) for name in models[0] if name.startswith("blocks."))
+        truth = [*range(count), *(draw.randrange(count) for _ in range(depth - count))]
+        draw.shuffle(truth)
+        child = tuned(hybrid(models, dict(enumerate(truth))), roots[0], lr=rate, seed=count, steps=steps)
+        path = write(child, roots[0], folder / f"hybrid-{count}-{rate:g}")
+        layers = hl.trace_layers(path, [root.path for root in roots], evidence=["weights", "features"], metric="l2")
+        found["models"] += 1
+        for block, root in zip(numbered(layers), truth, strict=True):
+            found["blocks"] += 1
+            found["weights"] += block.parent == str(roots[root].path) and block.parent_block == block.block
+            found["mixtures"] += block.kind == "mixture"
+            for metric, form, right in features_right(block, layers, str(roots[root].path)):
+                key = f"{metric}, {form}"
+                found["features"][key] = found["features"].get(key, 0) + right
+    return found
+
+
+def features_right(block: Any, layers: hl.LayerLineage, truth: str) -> list[tuple[str, str, bool]]:
+    """For every metric and form whether the true candidate's grafted block is most alike."""
+    told = []
+    every = block.facts["features"]
+    for metric in next(each for each in every.values() if each)["scores"]:
+        for form in ("plain", "exact"):
+            scores = {ref: each["scores"][metric][form] for ref, each in every.items() if each}
+            told.append((metric, form, max(scores, key=lambda ref: scores[ref]) == truth))
+    return told
+
+
+def passthroughs(family: Family, folder: Path, times: int, rates: Sequence[float], steps: int) -> dict[str, Any]:
+    """Repeated and shifted blocks of several roots, as they are and fine-tuned."""
+    found = {"models": 0, "blocks": 0, "right": 0, "mixtures": 0, "named": 0}
+    roots = list(family.roots)
+    models = tensors_of(roots)
+    depth = 1 + max(int(name.split(".")[2]) for name in models[0] if name.startswith("model.layers."))
+    for number, rate in ((number, rate) for number in range(times) for rate in (0.0, *rates)):
+        draw = random.Random(f"passthrough {number}")
+        order = [(draw.randrange(len(roots)), draw.randrange(depth)) for _ in range(depth + draw.randrange(1, depth))]
+        child = passthrough(models, order)
+        child = tuned(child, roots[0], lr=rate, seed=number, steps=steps) if rate else child
+        layers = hl.trace_layers(write(child, roots[0], folder / f"pass-{number}-{rate:g}"), [r.path for r in roots])
+        found["models"] += 1
+        found["named"] += layers.method == "passthrough"
+        for block, (root, place) in zip(numbered(layers), order, strict=True):
+            found["blocks"] += 1
+            found["right"] += (block.parent, block.parent_block) == (str(roots[root].path), f"model.layers.{place}")
+            found["mixtures"] += block.kind == "mixture"
+    return found
+
+
+def linears(
+    members: Sequence[Member], folder: Path, times: int, rates: Sequence[float], steps: int, most: int = 5
+) -> dict[str, Any]:
+    """Weighted sums with weights from a Dirichlet draw: errors of the recovered ones, and how often the truth lies within
+    two standard errors, before and after fine-tuning."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    models = tensors_of(members)
+    for number in range(times):
+        draw = np.random.default_rng(number)
+        count = 2 + number % (min(most, len(members)) - 1)
+        chosen = [int(k) for k in draw.permutation(len(members))[:count]]
+        weights = draw.dirichlet(np.ones(count))
+        for rate in (0.0, *rates):
+            child = linear([models[k] for k in chosen], weights)
+            child = tuned(child, members[0], lr=rate, seed=number, steps=steps) if rate else child
+            path = write(child, members[0], folder / f"linear-{number}-{rate:g}")
+            layers = hl.trace_layers(path, [member.path for member in members])
+            told = {share.ref: share for share in layers.mixture}
+            for k, weight in zip(chosen, weights, strict=True):
+                share = told.get(str(members[k].path))
+                error = abs((share.weight if share else 0.0) - weight)
+                rows.setdefault(f"{rate:g}", []).append(
+                    {"error": error, "covered": share is not None and error <= 2 * share.stderr + 1e-6,
+                     "found": share is not None, "weight": float(weight), "method": layers.method}
+                )  # fmt: skip
+    return {
+        rate: {
+            "weights": len(each), "mean_error": float(np.mean([row["error"] for row in each])),
+            "largest_error": float(max(row["error"] for row in each)),
+            "covered": float(np.mean([row["covered"] for row in each])),
+            "missed": [round(row["weight"], 4) for row in each if not row["found"]],
+            "linear": float(np.mean([row["method"] == "linear" for row in each])),
+        }
+        for rate, each in rows.items()
+    }  # fmt: skip
+
+
+def slerps(members: Sequence[Member], folder: Path, times: int, rates: Sequence[float], steps: int) -> dict[str, Any]:
+    """SLERP: |t̂ − t|, and how often it is named."""
+    rows: dict[str, list[tuple[float, bool]]] = {}
+    models = tensors_of(members)
+    for number in range(times):
+        draw = random.Random(f"slerp {number}")
+        first, second = sorted(draw.sample(range(len(members)), 2))
+        t = draw.uniform(0.1, 0.9)
+        for rate in (0.0, *rates):
+            child = slerp(models[first], models[second], t)
+            child = tuned(child, members[0], lr=rate, seed=number, steps=steps) if rate else child
+            path = write(child, members[0], folder / f"slerp-{number}-{rate:g}")
+            layers = hl.trace_layers(path, [member.path for member in members])
+            about = layers.facts.get("slerp")
+            told = {share.ref: share.weight for share in layers.mixture}
+            got = told.get(str(members[second].path), 0.0)
+            if about:
+                got = about["t"] if about["other"] == str(members[second].path) else 1 - about["t"]
+            rows.setdefault(f"{rate:g}", []).append((abs(got - t), layers.method == "slerp"))
+    return {
+        rate: {"merges": len(each), "largest_error": max(e for e, _ in each), "mean_error": float(np.mean([e for e, _ in each])), "named": sum(n for _, n in each)}
+        for rate, each in rows.items()
+    }  # fmt: skip
+
+
+def sparse(base: Member, members: Sequence[Member], folder: Path, times: int) -> dict[str, Any]:
+    """TIES, DARE, task arithmetic and weighted sums of fine-tunes of one base: how often each is named, with its base."""
+    found: dict[str, dict[str, Any]] = {}
+    start, models = tensors_of([base])[0], tensors_of(members)
+    for number in range(times):
+        draw = np.random.default_rng(1000 + number)
+        count = 2 + number % (len(members) - 1)
+        chosen = [int(k) for k in draw.permutation(len(members))[:count]]
+        weights = [float(w) for w in draw.uniform(0.2, 0.8, count)]
+        density = float(draw.choice([0.2, 0.3, 0.5, 0.7]))
+        parts = [models[k] for k in chosen]
+        made = {
+            "ties": ties(start, parts, weights, density), "dare": dare(start, parts, weights, density, number),
+            "task_arithmetic": task_arithmetic(start, parts, [w / sum(weights) * 1.3 for w in weights]),
+            "linear": linear(parts, [w / sum(weights) for w in weights]),
+        }  # fmt: skip
+        for method, child in made.items():
+            path = write(child, base, folder / f"{method}-{number}")
+            layers = hl.trace_layers(path, [base.path, *(member.path for member in members)])
+            each = found.setdefault(method, {"merges": 0, "named": 0, "base": 0, "said": [], "density_error": 0.0})
+            each["merges"] += 1
+            each["named"] += layers.method == method
+            about = layers.facts.get(method, {})
+            each["base"] += about.get("base") == str(base.path)
+            if layers.method != method:
+                each["said"].append(layers.method)
+            for delta in about.get("deltas", ()):
+                if method in ("ties", "dare"):
+                    each["density_error"] = max(each["density_error"], abs(delta["density"] - density))
+    return found
+
+
+def singles(family: Family) -> dict[str, int]:
+    """Children of one parent, all roots and the other children offered: blocks called mixtures."""
+    found = {"children": 0, "blocks": 0, "mixtures": 0, "method_single": 0, "with relatives: mixtures": 0}
+    for child in family.children:
+        layers = hl.trace_layers(child.path, [root.path for root in family.roots])
+        found["children"] += 1
+        found["blocks"] += len(layers.blocks)
+        found["mixtures"] += sum(block.kind == "mixture" for block in layers.blocks)
+        found["method_single"] += layers.method == "single"
+        others = [member.path for member in family.members if member.name != child.name]
+        layers = hl.trace_layers(child.path, others)
+        found["with relatives: mixtures"] += sum(block.kind == "mixture" for block in layers.blocks)
+    return found
+
+
+def reinitialised(member: Member, folder: Path, steps: int) -> hl.LayerLineage:
+    """A ResNet with a frozen stem and a last stage initialised anew, tuned in between."""
+    [tensors] = tensors_of([member])
+    child = tuned(
+        tensors, member, lr=1e-3, seed=5, steps=steps, freeze=lambda name: name.startswith(("conv1.", "bn1.")),
+        fresh=("layer4.",),
+    )  # fmt: skip
+    return hl.trace_layers(write(child, member, folder / "resnet-new-stage"), [member.path])
