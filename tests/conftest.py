@@ -117,6 +117,23 @@ HIDDEN: dict[str, dict[str, tuple[dict[str, Any], dict[str, int], int]]] = {
 }  # fmt: skip
 
 
+# Sources of hybrids and merges: roots of depth 12 and 4, and fine-tunes of one base
+SOURCES: dict[str, dict[str, dict[str, Any]]] = {
+    "reduced": {
+        "vit": {"roots": 4, "children": 0, "seed": 21, "sizes": {"depth": 12, "mlp_ratio": 2, "patch_size": 14}},
+        "llama": {"roots": 3, "children": 0, "generations": 1, "seed": 21, "sizes": {"num_hidden_layers": 4}},
+        "llama-siblings": {"roots": 1, "children": 3, "seed": 22},
+        "resnet": {"roots": 1, "children": 0, "seed": 21},
+    },
+    "large": {
+        "vit": {"roots": 9, "children": 0, "seed": 31, "sizes": {"depth": 12, "mlp_ratio": 2}},
+        "llama": {"roots": 6, "children": 0, "seed": 31, "sizes": {"num_hidden_layers": 4}},
+        "llama-siblings": {"roots": 1, "children": 4, "seed": 32, "sizes": {"num_hidden_layers": 4}},
+        "resnet": {"roots": 6, "children": 0, "seed": 31},
+    },
+}  # fmt: skip
+
+
 class Nursery:
     """Families by name, trained when first asked for and kept for the session."""
 
@@ -139,6 +156,9 @@ class Nursery:
             )
             for shorten in shortened
         ]  # fmt: skip
+
+    def sources(self, kind: str, scale: str) -> Family:
+        return train_family(self.folder / scale / f"sources-{kind}", kind.split("-")[0], **SOURCES[scale][kind])
 
     def hidden(self, architecture: str, scale: str) -> tuple[Family, Family]:
         sizes, counts, strangers = HIDDEN[scale][architecture]

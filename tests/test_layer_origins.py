@@ -6,11 +6,13 @@ pytest -m large tests/test_layer_origins.py        the tests run a reduced form 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
+import torch
 from safetensors.torch import load_file
 
 import hf_lineage as hl
@@ -18,6 +20,7 @@ from hf_lineage.experiments.families import Family, Member
 from hf_lineage.experiments.merges import (
     Tensors,
     dare,
+    epochs,
     hybrid,
     linear,
     passthrough,
@@ -29,7 +32,7 @@ from hf_lineage.experiments.merges import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from conftest import Nursery
 
 RATES = (1e-4, 1e-3)
 
@@ -207,6 +210,20 @@ def singles(family: Family) -> dict[str, int]:
     return found
 
 
+def strangers(family: Family) -> dict[str, Any]:
+    """Every root as a child of all the others, which it has nothing to do with: blocks that are given an origin."""
+    found: dict[str, Any] = {"children": 0, "blocks": 0, "tested": 0, "origins": 0, "smallest_p": 1.0}
+    for root in family.roots:
+        layers = hl.trace_layers(root.path, [other.path for other in family.roots if other.name != root.name])
+        found["children"] += 1
+        found["blocks"] += len(layers.blocks)
+        tested = [block.p_value for block in layers.blocks if block.p_value is not None]
+        found["tested"] += len(tested)
+        found["origins"] += sum(block.parent is not None for block in layers.blocks)
+        found["smallest_p"] = min([found["smallest_p"], *tested])
+    return found
+
+
 def reinitialised(member: Member, folder: Path, steps: int) -> hl.LayerLineage:
     """A ResNet with a frozen stem and a last stage initialised anew, tuned in between."""
     [tensors] = tensors_of([member])
@@ -215,3 +232,94 @@ def reinitialised(member: Member, folder: Path, steps: int) -> hl.LayerLineage:
         fresh=("layer4.",),
     )  # fmt: skip
     return hl.trace_layers(write(child, member, folder / "resnet-new-stage"), [member.path])
+
+
+def shows_new_stage(layers: hl.LayerLineage) -> bool:
+    """Stem equal, stages tuned, the last one and the head from nobody: exactly what was done."""
+    return [block.kind for block in layers.blocks] == ["equal", "tuned", "tuned", "tuned", "none", "none"]
+
+
+class TestReduced:
+    def test_a_hybrid_of_four_vits(self, nursery: Nursery, tmp_path: Path) -> None:
+        found = hybrids(nursery.sources("vit", "reduced"), tmp_path, [4], [1e-3], steps=100)
+        assert found["weights"] == found["blocks"] == 12 and found["mixtures"] == 0, found
+        assert found["features"]["l2, exact"] >= 11, found
+
+    def test_passthrough(self, nursery: Nursery, tmp_path: Path) -> None:
+        found = passthroughs(nursery.sources("llama", "reduced"), tmp_path, 2, [], 0)
+        tuned_too = passthroughs(nursery.sources("llama", "reduced"), tmp_path / "tuned", 1, [1e-3], 60)
+        for each in (found, tuned_too):
+            assert each["right"] == each["blocks"] and each["named"] == each["models"] and not each["mixtures"], each
+
+    def test_weighted_sums(self, nursery: Nursery, tmp_path: Path) -> None:
+        found = linears(nursery.sources("llama", "reduced").roots, tmp_path, 2, [1e-3], 60)
+        assert found["0"]["largest_error"] < 1e-6 and found["0"]["linear"] == 1, found
+        assert found["0.001"]["mean_error"] < 0.02 and found["0.001"]["covered"] >= 0.8, found
+
+    def test_arcs(self, nursery: Nursery, tmp_path: Path) -> None:
+        found = slerps(nursery.sources("llama", "reduced").roots, tmp_path, 3, [], 0)
+        assert found["0"]["largest_error"] < 1e-6 and found["0"]["named"] == 3, found
+
+    def test_ties_dare_and_task_arithmetic(self, nursery: Nursery, tmp_path: Path) -> None:
+        family = nursery.sources("llama-siblings", "reduced")
+        for method, each in sparse(family.roots[0], family.children, tmp_path, 3).items():
+            assert each["named"] == each["merges"], (method, each)
+            assert method == "linear" or each["base"] == each["merges"], (method, each)
+
+    @pytest.mark.parametrize("architecture", ["resnet", "vit", "llama"])
+    def test_children_of_one_parent_are_no_mixtures(self, nursery: Nursery, architecture: str) -> None:
+        found = singles(nursery.family(architecture, "reduced"))
+        assert found["mixtures"] == found["with relatives: mixtures"] == 0, found
+
+    def test_strangers_have_no_origin(self, nursery: Nursery) -> None:
+        found = strangers(nursery.sources("llama", "reduced"))
+        assert found["tested"] and found["origins"] == 0, found
+
+    def test_a_frozen_stem_and_a_new_stage(self, nursery: Nursery, tmp_path: Path) -> None:
+        layers = reinitialised(nursery.sources("resnet", "reduced").roots[0], tmp_path, 60)
+        assert shows_new_stage(layers), layers
+
+
+@pytest.mark.large
+@pytest.mark.timeout(4 * 3600)
+class TestLarge:
+    """Each writes its part of results/layers-*.json; `--families FOLDER` keeps what was trained."""
+
+    def test_hybrids(self, nursery: Nursery, tmp_path: Path, record: Callable[..., None]) -> None:
+        torch.set_num_threads(1)
+        family = nursery.sources("vit", "large")
+        steps = epochs(family.roots[0], 30)
+        found = hybrids(family, tmp_path, [4, 5, 6, 7, 8, 9], RATES, steps)
+        record("layers-hybrids", {"seed": 31, "roots": len(family.roots), "steps": steps, **found})
+        assert found["weights"] == found["blocks"] and found["mixtures"] == 0
+
+    def test_llamas(self, nursery: Nursery, tmp_path: Path, record: Callable[..., None]) -> None:
+        torch.set_num_threads(1)
+        roots, siblings = nursery.sources("llama", "large"), nursery.sources("llama-siblings", "large")
+        found: dict[str, Any] = {"seed": [31, 32], "steps": 100}
+        found["passthrough"] = passthroughs(roots, tmp_path / "p", 6, RATES, 100)
+        found["linear"] = linears(roots.roots, tmp_path / "l", 12, RATES, 100)
+        found["linear of siblings"] = linears(siblings.children, tmp_path / "s", 6, RATES, 100)
+        found["slerp"] = slerps(roots.roots, tmp_path / "a", 6, RATES, 100)
+        found["slerp of siblings"] = slerps(siblings.children, tmp_path / "b", 6, RATES, 100)
+        found["sparse"] = sparse(siblings.roots[0], siblings.children, tmp_path / "t", 24)
+        record("layers-merges", found)
+        assert found["passthrough"]["right"] == found["passthrough"]["blocks"]
+        assert found["linear"]["0"]["mean_error"] < 0.001
+        assert found["linear"]["0.0001"]["mean_error"] < 0.02 and found["linear"]["0.001"]["mean_error"] < 0.02
+        assert max(each["largest_error"] for each in found["slerp"].values()) < 0.05
+        assert all(found["sparse"][name]["named"] >= 0.9 * found["sparse"][name]["merges"] for name in ("ties", "dare"))
+
+    def test_single_parents(self, nursery: Nursery, tmp_path: Path, record: Callable[..., None]) -> None:
+        found: dict[str, Any] = {"seed": [1, 31]}
+        for architecture in ("fc", "resnet", "vit", "llama", "bert"):
+            found[architecture] = singles(nursery.family(architecture, "large"))
+        found["strangers"] = {kind: strangers(nursery.sources(kind, "large")) for kind in ("vit", "llama", "resnet")}
+        roots = nursery.sources("resnet", "large").roots
+        found["new stage"] = [shows_new_stage(reinitialised(root, tmp_path / root.name, 150)) for root in roots]
+        record("layers-single", found)
+        for architecture in ("fc", "resnet", "vit", "llama", "bert"):
+            each = found[architecture]
+            assert each["mixtures"] + each["with relatives: mixtures"] <= 0.01 * 2 * each["blocks"]
+        assert all(found["new stage"])
+        assert not any(each["origins"] for each in found["strangers"].values())

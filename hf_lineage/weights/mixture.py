@@ -15,14 +15,14 @@ import numpy as np
 from scipy.optimize import nnls
 
 NOTHING = 1e-14  # of the largest squared length: rounding
-HALF = 0.5  # of the unexplained square: what related sources must explain beside the first one, or it is shared drift
+REST = 0.1  # of the unexplained square, at most, that related sources may leave; see `select`
 DRIFT = 0.1  # cosine of what fine-tuning adds with a merge's sources; see tests/test_layer_origins.py
 LITTLE = 1.05  # times the unexplained square without a source, up to which it is left out
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """child ≈ Σ weights[k]·source k, with the weights' `stderr`; `unknown` = 1 − Σ weights; `rss` is what is left, squared."""
+    """child ≈ Σ weights[k]·source k, with their `stderr`; `unknown` = 1 − Σ weights; `rss`: what is left, squared."""
 
     weights: np.ndarray
     unknown: float
@@ -101,23 +101,21 @@ def around(gram: np.ndarray, base: int, among: Sequence[int]) -> Fit:
 def select(gram: np.ndarray, first: int, related: np.ndarray, hidden: Callable[[Fit, int], bool]) -> Fit:
     """The fewest sources that account for the child, from `first` on: a plain fine-tune is no mixture.
 
-    Relatives of what is in already (`related[k, l]`, of sources) enter together if they halve the unexplained square:
-    fine-tunes share drift, which explains a tenth of it (cosine 0.35 between deltas). One that is unrelated to all of
-    them enters if `hidden(fit, k)`, the permutation test of the remainder, finds it: there the error is known.
+    Relatives of what is in already (`related[k, l]`, of sources) enter together, and only if with weights of any sign
+    they explain nearly all: shared drift explains a tenth of the unexplained square (cosine 0.35 between deltas), and a
+    model between its parent and its own child half of it, a merge all. One that is unrelated to all of them enters if
+    `hidden(fit, k)`, the permutation test of the remainder, finds it: there the error is known.
     """
     fit = simplex(gram, (first,))
-    while fit.rss > NOTHING * gram[0, 0]:
+    while fit.rss > NOTHING * gram[0, 0] and fit.support:
         inside = fit.support
-        if not inside:
-            break
         outside = [k for k in range(len(related)) if k not in inside]
         kin = [k for k in outside if related[k, list(inside)].any()]
-        wider = simplex(gram, (*inside, *kin)) if kin else fit
-        if wider.rss <= HALF * fit.rss:
-            fit = _without_idle(gram, wider)
-            continue
-        new = [k for k in outside if k not in kin and hidden(fit, k)]
-        wider = simplex(gram, (*inside, *new))
+        wider = fit
+        if kin and around(gram, inside[0], (*inside, *kin)).rss <= REST * fit.rss:
+            wider = _without_idle(gram, simplex(gram, (*inside, *kin)))
+        if wider.rss >= fit.rss:
+            wider = simplex(gram, (*inside, *(k for k in outside if k not in kin and hidden(fit, k))))
         if not {*wider.support} - {*inside}:
             break
         fit = wider

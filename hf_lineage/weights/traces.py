@@ -21,14 +21,15 @@ from torch import Tensor
 
 ULP = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7, "F64": 2.0**-52}
 CLEAR = 16  # units in the last place by which a weighted sum must have moved an entry for its standing still to count
-MOST = 1 << 18  # entries looked at
+MOST = 1 << 17  # entries looked at
 LEAST = 1000  # … at least
 ZEROS = 0.002  # share of entries that stand still; a weighted sum leaves none
 ALONE = 0.03  # share of the moved ones that follow one source alone; by chance a ratio hits ±0.2 % in less than 0.01
 NEAR = 0.002
-SOURCE = (
-    0.35  # below it, what stands still had the *larger* deltas: seen from a source that TIES kept, not from the base
-)
+SOURCE = 0.35  # of `smaller`: below, what stands still had the *larger* deltas: seen from a source, not from the base
+# Of the square that the nearest of base and sources leaves, at most. Fine-tuning leaves entries, too, that never move
+# (dead pixels, dead units), and a model between its parent and its child shares them with both.
+REST = 0.05
 TRIMMED = 0.8  # chance that what stands still had smaller deltas than what moved: ½ if dropped at random, 1 if trimmed
 
 
@@ -86,10 +87,13 @@ def traces(
         density = (1.0 - zeros ** (1 / len(a)),) * len(a)
         found, method, scale = np.asarray(scales) * density[0], "dare", 1.0
         rebuilt = _rebuilt_dare(all_e, all_a, scales)
-    residual = float(np.sqrt(((all_e - rebuilt) ** 2).sum() / square)) if square else 0.0
+    left = float(((all_e - rebuilt) ** 2).sum())
+    nearest = min(float((all_e**2).sum()), *(float(((all_e - delta) ** 2).sum()) for delta in all_a))
+    if left > REST * nearest:
+        return None
     return Traces(
         "ties" if method == "ties" else "dare", zeros, alone, smaller, tuple(map(float, found)), density, scale,
-        residual, len(all_e),
+        float(np.sqrt(left / square)), len(all_e),
     )  # fmt: skip
 
 
@@ -154,10 +158,13 @@ def _entries(
         moved.append(c - b)
         square += float(c @ c)
         numbers.append(np.full(len(c), i))
-        deltas.append(np.array([source[i].flatten()[::step].double().numpy() - b for source in sources]))
         ulps.append(ULP.get(dtypes[i], ULP["F32"]) * np.maximum(np.abs(b), np.abs(c)))
-    if not moved:
+    still = sum(int((np.abs(e) <= ulp).sum()) for e, ulp in zip(moved, ulps, strict=True))
+    if still < ZEROS * LEAST:  # nobody needs the sources
         return np.zeros(0), np.zeros((len(sources), 0)), np.zeros(0), np.zeros(0), 0.0
+    for i in (int(part[0]) for part in numbers):
+        b = base[i].flatten()[::step].double().numpy()
+        deltas.append(np.array([source[i].flatten()[::step].double().numpy() - b for source in sources]))
     e, ulp, number = (np.concatenate(parts) for parts in (moved, ulps, numbers))
     return e, np.concatenate(deltas, axis=1), ulp, number, square
 
