@@ -340,10 +340,10 @@ def _whole(
         Share(ref, "", weight, max(error[ref], _spread(each_block[ref]) if mixed else 0.0))
         for ref, weight in sorted(weights.items(), key=lambda item: -item[1])
     )
-    square = sum(each.gram[0, 0] for each in facts if each.place in sizes)
-    left = sum(
-        (origins[p].residual or 0.0) ** 2 * facts[p].gram[0, 0] for p in sizes if origins[p].residual is not None
-    )
-    square -= sum(facts[p].gram[0, 0] for p in sizes if origins[p].residual is None)
+    square = left = 0.0
+    for place in sizes:
+        rest, own = origins[place].residual, float(facts[place].gram[0, 0])
+        square += own
+        left += own * (1.0 if rest is None else rest**2)  # a block from nobody is all unexplained
     unknown = 1.0 - sum(weights.values())
     return mixture, max(0.0, unknown) if abs(unknown) > 1e-9 else 0.0, math.sqrt(left / square) if square > 0 else None

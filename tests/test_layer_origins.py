@@ -234,6 +234,15 @@ def reinitialised(member: Member, folder: Path, steps: int) -> hl.LayerLineage:
     return hl.trace_layers(write(child, member, folder / "resnet-new-stage"), [member.path])
 
 
+def patchwork(members: Sequence[Member], folder: Path) -> hl.LayerLineage:
+    """What the README's picture shows: two blocks taken whole, one of them from elsewhere, three weighted sums, a new one."""
+    first, second, third = tensors_of(members[:3])
+    sums = linear([first, third], [0.6, 0.4])
+    child = passthrough([first, second, sums], [(0, 0), (1, 3), (2, 1), (2, 2), (2, 3), (0, 1)])
+    child = tuned(child, members[0], lr=1e-4, seed=9, steps=30, fresh=("model.layers.5.",))
+    return hl.trace_layers(write(child, members[0], folder / "patchwork"), [m.path for m in members[:3]])
+
+
 def shows_new_stage(layers: hl.LayerLineage) -> bool:
     """Stem equal, stages tuned, the last one and the head from nobody: exactly what was done."""
     return [block.kind for block in layers.blocks] == ["equal", "tuned", "tuned", "tuned", "none", "none"]
@@ -309,6 +318,12 @@ class TestLarge:
         assert found["linear"]["0.0001"]["mean_error"] < 0.02 and found["linear"]["0.001"]["mean_error"] < 0.02
         assert max(each["largest_error"] for each in found["slerp"].values()) < 0.05
         assert all(found["sparse"][name]["named"] >= 0.9 * found["sparse"][name]["merges"] for name in ("ties", "dare"))
+
+    def test_picture(self, nursery: Nursery, tmp_path: Path) -> None:
+        layers = patchwork(nursery.sources("llama", "large").roots, tmp_path)
+        kinds = ["tuned", "tuned", "mixture", "mixture", "mixture", "none"]
+        assert [block.kind for block in numbered(layers)] == kinds
+        layers.plot(Path(__file__).parent / "benchmarks" / "results" / "layers.png")
 
     def test_single_parents(self, nursery: Nursery, tmp_path: Path, record: Callable[..., None]) -> None:
         found: dict[str, Any] = {"seed": [1, 31]}

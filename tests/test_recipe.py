@@ -243,3 +243,12 @@ def test_a_path_is_no_adapter_and_no_revision(path: str) -> None:
     found = body(answer(single(0, path), refs=(path,), method="single"))["slices"][0]["sources"][0]
     assert found["model"] == {"model": {"path": path}}
     assert body(answer(single(0, "lab/a@v1"), refs=("lab/a@v1",)))["slices"][0]["sources"][0]["model"] == "lab/a@v1"
+
+
+def test_models_are_pinned_to_the_commits_looked_at() -> None:
+    layers = answer(*(single(i, B) for i in range(4)), method="single", revisions={A: None, B: "c" * 40})
+    assert body(layers)["slices"] == [sources((f"{B}@{'c' * 40}", 0, 4))]
+    deltas = [{"ref": B, "weight": 0.5, "density": 0.3}]
+    mixed = [block(i, (B, i, 0.5), (A, i, 0.5), kind="mixture") for i in range(4)]
+    made = body(answer(*mixed, method="dare", facts={"dare": {"base": A, "deltas": deltas}}, revisions={A: "d" * 40}))
+    assert made["base_model"] == f"{A}@{'d' * 40}" and made["models"][0]["model"] == B

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +51,8 @@ def recipe(layers: LayerLineage) -> str:
     comments = [
         line for text in told for line in textwrap.wrap(text, 100, initial_indent="# ", subsequent_indent="#   ")
     ]
-    body = yaml.safe_dump(_body(layers, method, made), sort_keys=False, default_flow_style=None, width=10_000)
+    pinned = _pinned(_body(layers, method, made), layers.revisions)
+    body = yaml.safe_dump(pinned, sort_keys=False, default_flow_style=None, width=10_000)
     return "\n".join([*comments, body])
 
 
@@ -215,6 +216,20 @@ def _mean(run: Sequence[Layer], place: int) -> float:
 def _model(ref: str) -> Any:
     """A reference as mergekit reads it; `+` and `@` in a path would be taken for an adapter and a revision."""
     return {"model": {"path": ref}} if ref[:1] in (".", "/", "~") and re.search(r"[+@]", ref) else ref
+
+
+def _pinned(value: Any, revisions: Mapping[str, str | None]) -> Any:
+    """Every model with the commit that was looked at."""
+    if isinstance(value, dict):
+        return {
+            key: f"{part}@{revisions[part]}" if _is_pinned(key, part, revisions) else _pinned(part, revisions)
+            for key, part in value.items()
+        }
+    return [_pinned(part, revisions) for part in value] if isinstance(value, list) else value
+
+
+def _is_pinned(key: str, part: Any, revisions: Mapping[str, str | None]) -> bool:
+    return key in ("model", "base_model") and isinstance(part, str) and bool(revisions.get(part))
 
 
 def _origin(layers: LayerLineage) -> Iterator[str]:
