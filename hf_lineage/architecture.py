@@ -194,7 +194,7 @@ def align(
             unmatched[name] = f"dtype {candidate[partner].dtype} is no float"
         elif candidate[partner].shape == child[name].shape:
             pairs[name] = partner
-        elif _is_grown(short, child[name].shape, candidate[partner].shape):
+        elif is_grown(short, child[name].shape, candidate[partner].shape):
             pairs[name] = partner
             grown[name] = (child[name].shape[0], candidate[partner].shape[0])
         else:
@@ -204,7 +204,8 @@ def align(
     return Alignment(pairs, unmatched, matched / total if total else 0.0, grown)
 
 
-def _is_grown(short: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+def is_grown(short: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+    """Whether one of two tables with a row per token begins with the rows of the other, by name and shapes."""
     if not VOCABULARY.search(short) or len(ours) != 2 or ours[1:] != theirs[1:]:
         return False
     return min(ours[0], theirs[0]) >= GROWN * max(ours[0], theirs[0])

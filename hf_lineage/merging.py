@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from .layers import Facts, Study, residual, shares
+from .layers import Facts, Study, relatives, residual, shares
 from .records import BlockOrigin, Method, Share
-from .weights.mixture import Fit, arc, around, cosines, free, most_central, simplex, with_stderr
+from .weights.mixture import NOTHING, REST, Fit, arc, around, cosines, free, most_central, simplex, with_stderr
 from .weights.traces import ALONE, Traces, traces
 
 MOST_BLOCKS = 0.8  # share of the explained blocks that must be mixtures for the whole to be one merge
 APART = 0.5  # of the other's misfit: how much better an arc must fit than a line, or the other way round
 BARELY = 0.01  # weight below which a merge went without a source
 CROSSING = 0.12  # mean |cosine| of the deltas of fine-tunes seen from their base, at most
-KIN = 0.1  # correlation from which candidates are relatives
+SHARED = 0.25  # share of what the origins leave that their relatives explain, from which it is said
+SHRUNK = 0.1  # share of the whole that is unknown, from which its making does not show
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +42,7 @@ class Making:
 
 def making(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> Making:
     """The method, and the origins refitted by it."""
-    found = _sparse(study, facts, origins)
-    if not found:
-        told = [origin for origin in origins if origin.index is not None and origin.parent]
-        mixed = [origin for origin in told if origin.kind == "mixture"]
-        if not told:
-            found = None, tuple(origins), {}, ()
-        elif len(mixed) >= MOST_BLOCKS * len(told):
-            found = _merged(study, facts, origins)
-        elif mixed:
-            why = f"{len(mixed)} of {len(told)} blocks are mixtures, the others have one origin each"
-            found = "mixed", tuple(origins), {}, (why,)
-        else:
-            found = _assembled(told, origins)
+    found = _sparse(study, facts, origins) or _plain(study, facts, origins)
     method, refitted, about, reasons = found
     mixture, unknown, left = _whole(study, facts, refitted)
     dtypes = [study.child[name].dtype for each in facts for name in each.names]
@@ -65,15 +54,60 @@ def making(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin])
 _Found = tuple[Method | None, tuple[BlockOrigin, ...], dict[str, Any], tuple[str, ...]]
 
 
-def _assembled(told: Sequence[BlockOrigin], origins: Sequence[BlockOrigin]) -> _Found:
+def _plain(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> _Found:
+    """By the kinds of the blocks, where nothing sparse was done."""
+    inner = [origin for origin in origins if origin.index is not None]
+    told = [origin for origin in inner if origin.parent]
+    mixed = [origin for origin in told if origin.kind == "mixture"]
+    if not told:
+        return None, tuple(origins), {}, ("no block has an origin among the candidates",)
+    if len(mixed) >= MOST_BLOCKS * len(told):
+        return _merged(study, facts, origins)
+    if mixed:
+        why = f"{len(mixed)} of {len(told)} blocks are mixtures, the others have one origin each"
+        return "mixed", tuple(origins), {}, (why,)
+    return _outside(study, facts, origins) or _assembled(study, inner, told, origins)
+
+
+def _outside(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> _Found | None:
+    """Task arithmetic beyond its sources, such as base + 1.5·δ: no weighted sum, so that no block is a mixture yet."""
+    blocks = [each for each in facts if origins[each.place].index is not None and origins[each.place].parent]
+    kin = _relatives(blocks, [study.refs.index(str(origins[blocks[0].place].parent))])
+    if len(kin) < 2 or len(blocks) < 2:
+        return None
+    gram = _pooled(blocks, kin)
+    nearest = float(np.diag(gram)[1:].min())
+    if nearest <= NOTHING * gram[0, 0] or around(gram, 0, range(len(kin))).rss > REST * nearest:
+        return None
+    return _around(study, facts, blocks, origins, kin)
+
+
+def _assembled(
+    study: Study, inner: Sequence[BlockOrigin], told: Sequence[BlockOrigin], origins: Sequence[BlockOrigin]
+) -> _Found:
+    """One origin each: of one model, or of several, or elsewhere."""
     refs = {origin.parent for origin in told}
     moved = sum(origin.moved for origin in told)
-    if len(refs) == 1 and not moved:
-        return "single", tuple(origins), {}, ("every block has one origin, the same candidate, in its own place",)
-    why = [f"every block has one origin, of {len(refs)} candidate{'s' * (len(refs) > 1)}"]
-    if moved:
-        why.append(f"{moved} stood elsewhere there")
-    return "passthrough", tuple(origins), {}, (", ".join(why),)
+    unknown = float(np.mean([origin.unknown or 0.0 for origin in told]))
+    who = "the same candidate, in its own place" if len(refs) == 1 and not moved else f"of {len(refs)} candidates"
+    who += f", and {moved} stood elsewhere there" * (moved > 0)
+    which = "every block has" if len(told) == len(inner) else f"{len(told)} of {len(inner)} blocks have"
+    why = [f"{which} one origin, {who}"]
+    if unknown > SHRUNK:
+        why.append(
+            f"{100 * unknown:.0f} % of those blocks is unknown: another source that is not offered, or weights that "
+            "were pruned or shrunk"
+        )
+        return None, tuple(origins), {}, tuple(why)
+    shared = float(np.mean([origin.facts.get("by_relatives", 0.0) for origin in told]))
+    if shared > SHARED:
+        why.append(
+            f"relatives of the origins explain {100 * shared:.0f} % of what those leave: drift in common, a chain of "
+            "fine-tunes, or a merge of relatives that was tuned afterwards"
+        )
+    if len(refs) > 1 or moved:
+        return "passthrough", tuple(origins), {}, tuple(why)
+    return ("single" if len(told) == len(inner) else "mixed"), tuple(origins), {}, tuple(why)
 
 
 def _merged(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> _Found:
@@ -84,7 +118,7 @@ def _merged(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]
     mixed = [each for each in mixed if {*sources} <= {*each.kept}]
     kin = _relatives(mixed, sources) if mixed else []
     arc = _arc(study, mixed, origins, sources) if mixed and len(sources) == 2 else None
-    deltas = _around(study, mixed, origins, kin) if len(kin) > 2 else None
+    deltas = _around(study, facts, mixed, origins, kin) if len(kin) > 2 and {*sources} <= {*kin} else None
     if arc and deltas:
         return deltas if _rss(facts, deltas[1]) < APART * _rss(facts, arc[1]) else arc
     if found := arc or deltas:
@@ -149,9 +183,8 @@ def _relatives(mixed: Sequence[Facts], sources: Sequence[int]) -> list[int]:
     places = [[each.kept.index(k) for k in everywhere] for each in mixed]
     rows = [[0, *(p + 1 for p in place)] for place in places]
     centred = sum(each.centred[np.ix_(row, row)] for each, row in zip(mixed, rows, strict=True))
-    related = cosines(np.asarray(centred))[1:, 1:]
-    first = everywhere.index(sources[0])
-    return [k for i, k in enumerate(everywhere) if i == first or related[first, i] > KIN]
+    related = relatives(np.asarray(centred))[everywhere.index(sources[0])]
+    return [k for i, k in enumerate(everywhere) if k == sources[0] or related[i]]
 
 
 def _pooled(mixed: Sequence[Facts], among: Sequence[int]) -> np.ndarray:
@@ -163,7 +196,9 @@ def _pooled(mixed: Sequence[Facts], among: Sequence[int]) -> np.ndarray:
     return total
 
 
-def _around(study: Study, mixed: Sequence[Facts], origins: Sequence[BlockOrigin], kin: Sequence[int]) -> _Found | None:
+def _around(
+    study: Study, facts: Sequence[Facts], mixed: Sequence[Facts], origins: Sequence[BlockOrigin], kin: Sequence[int]
+) -> _Found | None:
     """Task arithmetic: the sources' deltas from a base they all came from, which has a weight of its own."""
     gram = _pooled(mixed, kin)
     everyone = range(len(kin))
@@ -176,8 +211,11 @@ def _around(study: Study, mixed: Sequence[Facts], origins: Sequence[BlockOrigin]
         return None
     used = [k for k in everyone if k == base or abs(signed.weights[k]) > BARELY]
     refitted = list(origins)
-    for each in mixed:
-        refitted[each.place] = _by_deltas(study, each, origins[each.place], kin[base], [kin[k] for k in used])
+    for each in facts:
+        origin = origins[each.place]
+        if origin.parent and {kin[k] for k in used} <= {*each.kept}:
+            found = _by_deltas(study, each, origin, kin[base], [kin[k] for k in used])
+            refitted[each.place] = min(found, origin, key=lambda o: o.residual or 0.0)
     ref = study.refs[kin[base]]
     told = [
         {"ref": study.refs[kin[k]], "weight": float(signed.weights[k]), "stderr": _stderr(mixed, kin, base, used, k)}
@@ -185,8 +223,8 @@ def _around(study: Study, mixed: Sequence[Facts], origins: Sequence[BlockOrigin]
     ]  # fmt: skip
     same = "; a weighted sum that includes it is the same" if signed.weights[base] > 0 else ""
     why = (
-        f"the deltas of {len(told)} candidates from {ref} add up with weights whose sum is "
-        f"{1 - signed.weights[base]:.3f}{same}"
+        f"the deltas of {' and '.join(str(delta['ref']) for delta in told)} from {ref} add up with weights whose sum "
+        f"is {1 - signed.weights[base]:.3f}{same}"
     )
     return "task_arithmetic", tuple(refitted), {"task_arithmetic": {"base": ref, "deltas": told}}, (why,)
 
@@ -211,7 +249,7 @@ def _refitted(study: Study, facts: Facts, origin: BlockOrigin, fit: Fit, extra: 
     mixture = shares(study, facts, fit)
     top = mixture[0]
     return replace(
-        origin, kind="mixture", parent=top.ref, parent_block=top.block, probability=1.0 - (origin.p_value or 0.0),
+        origin, kind="mixture", parent=top.ref, parent_block=top.block, probability=None,
         mixture=mixture, unknown=fit.unknown, residual=residual(fit, facts), facts={**origin.facts, **extra},
     )  # fmt: skip
 
@@ -234,8 +272,8 @@ def _sparse(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]
     found: list[tuple[Traces, int, list[int]]] = []
     for base in range(len(kin)):
         used = [k for k in range(len(kin)) if k != base and abs(weights[k]) > BARELY]
-        seen = _traces(study, blocks, kin[base], [kin[k] for k in used], weights[used]) if used else None
-        if seen and len(used) > 1:  # without those that no entry follows
+        seen = _traces(study, blocks, kin[base], [kin[k] for k in used], weights[used], sure=False) if used else None
+        if seen:  # without those that no entry follows
             used = [k for k, share in zip(used, seen.alone, strict=True) if share >= ALONE]
             seen = _traces(study, blocks, kin[base], [kin[k] for k in used], weights[used])
         if seen:
@@ -248,7 +286,7 @@ def _sparse(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]
 
 
 def _traces(
-    study: Study, blocks: Sequence[Facts], base: int, sources: Sequence[int], weights: np.ndarray
+    study: Study, blocks: Sequence[Facts], base: int, sources: Sequence[int], weights: np.ndarray, sure: bool = True
 ) -> Traces | None:
     units = study.readings.units
     names = [name for each in blocks for name in each.names if name in units and {base, *sources} <= {*each.kept}]
@@ -257,7 +295,7 @@ def _traces(
         return [units.matrix(model, name) for name in names]
 
     dtypes = [study.child[name].dtype for name in names]
-    return traces(matrices(0), matrices(base + 1), [matrices(k + 1) for k in sources], list(weights), dtypes)
+    return traces(matrices(0), matrices(base + 1), [matrices(k + 1) for k in sources], list(weights), dtypes, sure=sure)
 
 
 def _as_sparse(
@@ -274,6 +312,8 @@ def _as_sparse(
     error = [_spread(column) for column in zip(*(seen.weights for seen in own.values()), strict=True)]
     error = error or [0.0] * len(sources)
     for place, seen in own.items():
+        if not all(seen.weights):  # too few entries here to follow every source
+            seen = replace(seen, weights=found.weights, density=found.density)
         each_error = np.array(error) * math.sqrt(len(own))
         refitted[place] = _with_traces(study, facts[place], origins[place], base, sources, seen, each_error)
     told = [

@@ -192,6 +192,8 @@ def trace_layers(
     labels = _labels(asked.views)
     found: dict[str, Any] = {"candidates": (), "blocks": (), "places": {}, "scores": {}}
     notes, elsewhere, beside = list(asked.notes), 0, 0
+    if asked.source is not asked.child:
+        notes.insert(0, _adapter_note(asked.child, asked.source))
     if settings and asked.views:
         from .features.blocks import by_features, expected_bytes
         from .features.grafting import graft
@@ -230,7 +232,10 @@ def _layers_by_weights(
     budget = budget_of(whole, asked.views, architecture.weights, sample)
     half = None if budget is None else max(1, budget // 2)
     before = opener.bytes_read
-    blocks, places = place(whole, architecture, asked.views, budget=half, seed=seed, progress=progress)
+    blocks, places = place(
+        whole, architecture, asked.views, budget=half, seed=seed, progress=progress,
+        expect=lambda needed: within(max_bytes, beside + needed, 1 + len(asked.views)),
+    )  # fmt: skip
     placing = opener.bytes_read - before
     lined, kept, refs, notes = _with_blocks(asked, labels, blocks, places)
     seen = whole.first_rows(shared_rows(lined))
@@ -245,10 +250,13 @@ def _layers_by_weights(
     facts = gather(study)
     made = making(study, facts, origins(study, facts))
     notes += [f"{refs[k]} could not be read: {error}" for k, error in readings.failed.items()]
+    notes += _left_out_notes(*_defects(readings))
     if plan.sampled:
-        notes.append(
-            f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may still differ."
-        )
+        notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may differ.")
+    untested = [block.block for block in made.origins if block.index is not None and block.p_value is None]
+    if untested:
+        why = "the sample is too small for that" if plan.sampled else "none are known there"
+        notes.append(f"No p-value for {some(untested)}: the test needs {MIN_UNITS} hidden units of a layer; {why}.")
     fields = {
         "candidates": refs, "blocks": made.origins, "method": made.method, "mixture": made.mixture,
         "unknown": made.unknown, "residual": made.residual, "facts": made.facts, "reasons": made.reasons,
@@ -440,21 +448,35 @@ def _remarks(plan: Plan, architecture: Architecture, comparison: WeightsComparis
         notes.append(
             "No random permutation came near a candidate's: its p-value is as small as so many draws can show."
         )
-    zeros = [name for name in comparison.lost if comparison.lost[name] == "zeros"]
-    broken = [name for name in comparison.lost if comparison.lost[name] != "zeros"]
-    if zeros:
-        notes.append(f"Left out, all zeros in the child: {some(zeros)}.")
-    if broken:
-        notes.append(f"Left out, NaN or Inf in the child: {some(broken)}.")
-    bad = sorted({name for item in comparison.found.values() for name in item.bad} - set(comparison.lost))
-    if bad:
-        notes.append(f"Left out, NaN, Inf or all zeros in a candidate: {some(bad)}.")
+    notes += _left_out_notes(comparison.lost, {name for item in comparison.found.values() for name in item.bad})
     if comparison.found and all(item.log10_p is None for item in comparison.found.values()):
         why = "none of this architecture are known"
         if architecture.orders:
             why = "the sample is too small for that, read more" if plan.sampled else "its layers have fewer"
         notes.append(f"No p-value: the permutation test needs layers of at least {MIN_UNITS} hidden units; {why}.")
     return notes
+
+
+def _defects(readings: Readings) -> tuple[dict[str, str], set[str]]:
+    """The child's tensors that cannot be used, and why; the candidates', by the child's names."""
+    lost = {name: readings.child_defect(name) for name in readings.moments if not readings.child_usable(name)}
+    bad = {name for name, members in readings.members.items() if not all(readings.usable(name, k) for k in members)}
+    return lost, bad
+
+
+def _left_out_notes(lost: Mapping[str, str], bad: AbstractSet[str]) -> list[str]:
+    zeros, broken = ([n for n in lost if (lost[n] == "zeros") is zero] for zero in (True, False))
+    theirs = sorted({*bad} - {*lost})
+    notes = [f"Left out, all zeros in the child: {some(zeros)}."] if zeros else []
+    notes += [f"Left out, NaN or Inf in the child: {some(broken)}."] if broken else []
+    return notes + ([f"Left out, NaN, Inf or all zeros in a candidate: {some(theirs)}."] if theirs else [])
+
+
+def _adapter_note(child: Checkpoint, base: Checkpoint) -> str:
+    return (
+        f"{child.ref.name} is a LoRA adapter and holds no copy of a base; the base its adapter_config.json declares, "
+        f"{base.ref.name}, was traced in its place."
+    )
 
 
 def _as_adapter(
@@ -466,11 +488,7 @@ def _as_adapter(
     notes: list[str],
 ) -> tuple[verdict.Verdict, list[Candidate], list[str]]:
     """An adapter's answer was found for its declared base: say so, and call that base's relation `adapter`."""
-    note = (
-        f"{child.ref.name} is a LoRA adapter and holds no copy of a base; the base its adapter_config.json declares, "
-        f"{base.ref.name}, was traced in its place."
-    )
     ranked = [replace(c, relation="adapter") if c.relation == "identical" else c for c in ranked]
     if said == "identical":
         said = "parent" if parent else "undecided"
-    return said, ranked, [note, *notes]
+    return said, ranked, [_adapter_note(child, base), *notes]

@@ -76,7 +76,14 @@ def ask(child: Model, candidates: Iterable[Model] | None, token: str | bool | No
     if not opened and not unreadable:
         raise NoCandidatesError(f"Expected candidates other than the child. {' '.join(notes)} Name another one.")
     return Question(
-        opener, ours, source, tuple(claims), (child, *wanted), tuple(opened), tuple(unreadable), tuple(notes)
+        opener,
+        ours,
+        source,
+        tuple(claims),
+        (child, *wanted),
+        tuple(sorted(opened, key=lambda model: (model.ref, model.requested))),
+        tuple(unreadable),
+        tuple(notes),
     )
 
 

@@ -5,6 +5,7 @@ pytest -m large tests/test_layer_origins.py        the tests run a reduced form 
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,15 @@ def tensors_of(members: Sequence[Member]) -> list[Tensors]:
     return [load_file(member.path / "model.safetensors") for member in members]
 
 
+def kept(folder: Path, like: Member, make: Callable[[], Tensors]) -> Path:
+    """The repo of a child, made unless an earlier run left it there."""
+    return folder if (folder / "model.safetensors").exists() else write(make(), like, folder)
+
+
+def maybe_tuned(whole: Tensors, like: Member, rate: float, seed: int, steps: int) -> Callable[[], Tensors]:
+    return functools.partial(tuned, whole, like, lr=rate, seed=seed, steps=steps) if rate else lambda: whole
+
+
 def numbered(layers: hl.LayerLineage) -> list[Any]:
     return [block for block in layers.blocks if block.index is not None]
 
@@ -55,8 +65,9 @@ def hybrids(family: Family, folder: Path, counts: Sequence[int], rates: Sequence
         depth = 1 + max(int(name.split(".")[1]) for name in models[0] if name.startswith("blocks."))
         truth = [*range(count), *(draw.randrange(count) for _ in range(depth - count))]
         draw.shuffle(truth)
-        child = tuned(hybrid(models, dict(enumerate(truth))), roots[0], lr=rate, seed=count, steps=steps)
-        path = write(child, roots[0], folder / f"hybrid-{count}-{rate:g}")
+        whole = hybrid(models, dict(enumerate(truth)))
+        make = functools.partial(tuned, whole, roots[0], lr=rate, seed=count, steps=steps)
+        path = kept(folder / f"hybrid-{count}-{rate:g}", roots[0], make)
         layers = hl.trace_layers(path, [root.path for root in roots], evidence=["weights", "features"], metric="l2")
         found["models"] += 1
         for block, root in zip(numbered(layers), truth, strict=True):
@@ -89,9 +100,9 @@ def passthroughs(family: Family, folder: Path, times: int, rates: Sequence[float
     for number, rate in ((number, rate) for number in range(times) for rate in (0.0, *rates)):
         draw = random.Random(f"passthrough {number}")
         order = [(draw.randrange(len(roots)), draw.randrange(depth)) for _ in range(depth + draw.randrange(1, depth))]
-        child = passthrough(models, order)
-        child = tuned(child, roots[0], lr=rate, seed=number, steps=steps) if rate else child
-        layers = hl.trace_layers(write(child, roots[0], folder / f"pass-{number}-{rate:g}"), [r.path for r in roots])
+        whole = passthrough(models, order)
+        path = kept(folder / f"pass-{number}-{rate:g}", roots[0], maybe_tuned(whole, roots[0], rate, number, steps))
+        layers = hl.trace_layers(path, [r.path for r in roots])
         found["models"] += 1
         found["named"] += layers.method == "passthrough"
         for block, (root, place) in zip(numbered(layers), order, strict=True):
@@ -114,9 +125,9 @@ def linears(
         chosen = [int(k) for k in draw.permutation(len(members))[:count]]
         weights = draw.dirichlet(np.ones(count))
         for rate in (0.0, *rates):
-            child = linear([models[k] for k in chosen], weights)
-            child = tuned(child, members[0], lr=rate, seed=number, steps=steps) if rate else child
-            path = write(child, members[0], folder / f"linear-{number}-{rate:g}")
+            whole = linear([models[k] for k in chosen], weights)
+            make = maybe_tuned(whole, members[0], rate, number, steps)
+            path = kept(folder / f"linear-{number}-{rate:g}", members[0], make)
             layers = hl.trace_layers(path, [member.path for member in members])
             told = {share.ref: share for share in layers.mixture}
             for k, weight in zip(chosen, weights, strict=True):
@@ -147,9 +158,9 @@ def slerps(members: Sequence[Member], folder: Path, times: int, rates: Sequence[
         first, second = sorted(draw.sample(range(len(members)), 2))
         t = draw.uniform(0.1, 0.9)
         for rate in (0.0, *rates):
-            child = slerp(models[first], models[second], t)
-            child = tuned(child, members[0], lr=rate, seed=number, steps=steps) if rate else child
-            path = write(child, members[0], folder / f"slerp-{number}-{rate:g}")
+            whole = slerp(models[first], models[second], t)
+            make = maybe_tuned(whole, members[0], rate, number, steps)
+            path = kept(folder / f"slerp-{number}-{rate:g}", members[0], make)
             layers = hl.trace_layers(path, [member.path for member in members])
             about = layers.facts.get("slerp")
             told = {share.ref: share.weight for share in layers.mixture}
@@ -294,24 +305,25 @@ class TestReduced:
 class TestLarge:
     """Each writes its part of results/layers-*.json; `--families FOLDER` keeps what was trained."""
 
-    def test_hybrids(self, nursery: Nursery, tmp_path: Path, record: Callable[..., None]) -> None:
+    def test_hybrids(self, nursery: Nursery, record: Callable[..., None]) -> None:
         torch.set_num_threads(1)
         family = nursery.sources("vit", "large")
         steps = epochs(family.roots[0], 30)
-        found = hybrids(family, tmp_path, [4, 5, 6, 7, 8, 9], RATES, steps)
+        found = hybrids(family, nursery.folder / "large" / "made" / "h", [4, 5, 6, 7, 8, 9], RATES, steps)
         record("layers-hybrids", {"seed": 31, "roots": len(family.roots), "steps": steps, **found})
         assert found["weights"] == found["blocks"] and found["mixtures"] == 0
 
-    def test_llamas(self, nursery: Nursery, tmp_path: Path, record: Callable[..., None]) -> None:
+    def test_llamas(self, nursery: Nursery, record: Callable[..., None]) -> None:
         torch.set_num_threads(1)
+        folder = nursery.folder / "large" / "made"
         roots, siblings = nursery.sources("llama", "large"), nursery.sources("llama-siblings", "large")
         found: dict[str, Any] = {"seed": [31, 32], "steps": 100}
-        found["passthrough"] = passthroughs(roots, tmp_path / "p", 6, RATES, 100)
-        found["linear"] = linears(roots.roots, tmp_path / "l", 12, RATES, 100)
-        found["linear of siblings"] = linears(siblings.children, tmp_path / "s", 6, RATES, 100)
-        found["slerp"] = slerps(roots.roots, tmp_path / "a", 6, RATES, 100)
-        found["slerp of siblings"] = slerps(siblings.children, tmp_path / "b", 6, RATES, 100)
-        found["sparse"] = sparse(siblings.roots[0], siblings.children, tmp_path / "t", 24)
+        found["passthrough"] = passthroughs(roots, folder / "p", 6, RATES, 100)
+        found["linear"] = linears(roots.roots, folder / "l", 12, RATES, 100)
+        found["linear of siblings"] = linears(siblings.children, folder / "s", 6, RATES, 100)
+        found["slerp"] = slerps(roots.roots, folder / "a", 6, RATES, 100)
+        found["slerp of siblings"] = slerps(siblings.children, folder / "b", 6, RATES, 100)
+        found["sparse"] = sparse(siblings.roots[0], siblings.children, folder / "t", 24)
         record("layers-merges", found)
         assert found["passthrough"]["right"] == found["passthrough"]["blocks"]
         assert found["linear"]["0"]["mean_error"] < 0.001

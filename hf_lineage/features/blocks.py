@@ -46,6 +46,9 @@ def by_features(
         for row, name in enumerate(grafts.names)
     }
     if found["blocks"]:
+        elsewhere = sorted({*facts} - {block.block for block in found["blocks"]})
+        if elsewhere:
+            notes.append(f"Features of {', '.join(elsewhere)} are left out: the weights have no block of that name.")
         blocks = [replace(b, facts={**b.facts, **facts.get(b.block, {})}) for b in found["blocks"]]
         return {**found, "blocks": tuple(blocks)}, notes
     refs = tuple(labels[i] for i in grafts.found)

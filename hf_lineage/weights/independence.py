@@ -103,15 +103,21 @@ def layer_test(order: str, c: np.ndarray, seed: int, draws: int = DRAWS) -> Laye
     return LayerTest(order, len(c), *closed_form(c), *draw(c, order, seed, draws))
 
 
+def closed_forms(c: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`closed_form` of several matrices at once, (n, h, h) float64."""
+    h = c.shape[-1]
+    rows, columns, mean = c.mean(2), c.mean(1), c.mean((1, 2))
+    squares = (c * c).sum((1, 2))
+    # ΣD² without forming D; what is left of equal numbers after rounding counts as nothing
+    spread = squares - h * (rows * rows).sum(1) - h * (columns * columns).sum(1) + h * h * mean**2
+    variance = torch.where(spread > 1e-12 * squares, spread / max(1, h - 1), 0.0)
+    return c.diagonal(dim1=1, dim2=2).sum(1).numpy(), (h * mean).numpy(), variance.numpy()
+
+
 def closed_form(c: np.ndarray) -> tuple[float, float, float]:
     """(t, mean, variance) of a matrix of products (h, h): its trace, and the moments of t(π)."""
-    h = len(c)
-    rows, columns, mean = c.mean(1), c.mean(0), float(c.mean())
-    # ΣD² without forming D; what is left of equal numbers after rounding counts as nothing
-    squares = float(np.vdot(c, c))
-    spread = squares - h * float(rows @ rows) - h * float(columns @ columns) + h * h * mean**2
-    variance = spread / (h - 1) if h > 1 and spread > 1e-12 * squares else 0.0
-    return float(np.trace(c)), h * mean, variance
+    t, mean, variance = closed_forms(torch.from_numpy(c)[None])
+    return float(t[0]), float(mean[0]), float(variance[0])
 
 
 def draw(c: np.ndarray, order: str, seed: int, draws: int) -> tuple[np.ndarray, np.ndarray]:

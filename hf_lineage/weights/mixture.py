@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 NOTHING = 1e-14  # of the largest squared length: rounding
-REST = 0.1  # of the unexplained square, at most, that related sources may leave; see `select`
+REST = 0.03  # of the unexplained square, at most, that related sources may leave; see `select`
 DRIFT = 0.1  # cosine of what fine-tuning adds with a merge's sources; see tests/test_layer_origins.py
 LITTLE = 1.05  # times the unexplained square without a source, up to which it is left out
 

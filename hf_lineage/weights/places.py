@@ -4,28 +4,29 @@ Blocks move (depth up-scaling, frankenmerges), so equal numbers are not enough. 
 read of every block of every model; for two blocks t = Σᵢ ⟨aᵢ, bᵢ⟩ over their hidden units, centred and of length 1, and
 its mean and variance under a random matching of the units are known in closed form (`independence.py`).
 
-Cost: up to `SCREEN` bytes of each model, and B·ΣBₖ products of (units × width) matrices.
+Cost: up to `SCREEN` bytes of each model, or `MIN_UNITS` rows of one matrix of each block where that is more, and B·ΣBₖ
+products of (units × width) matrices.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..architecture import Alignment, Architecture, align, block_of, describe, short_names
+from ..architecture import Alignment, Architecture, align, block_of, describe, is_grown, short_names
 from ..errors import LineageError
 from ..hub.checkpoint import Checkpoint
 from ..records import Progress, Slice
-from .independence import closed_form, prepare
+from .independence import closed_forms, prepare
 from .sample import MAX_ROW, MIN_UNITS, seeded
 
-SCREEN, SCREEN_IN_ALL = 16 << 20, 512 << 20  # bytes of rows held for one model, and for all
+SCREEN, SCREEN_IN_ALL = 16 << 20, 512 << 20  # bytes of rows (as float32) held of one model, and of all
 UNITS = 256  # rows of one tensor are plenty: unchanged, z = sqrt(units · width)
 GENERIC = 2  # matrices looked at in a block without known hidden units
 FITS = 0.5  # share of the child's block, in elements, that a candidate's must have tensor by tensor
@@ -43,10 +44,16 @@ class Block:
     rest: bool  # stem or head, of which there is one each
 
     def fits(self, other: Block, ours: Checkpoint, theirs: Checkpoint) -> float:
-        """Share of this block's elements for which the other has a tensor of that suffix and shape, in [0, 1]."""
+        """Share of this block's elements for which the other has a tensor of that suffix and shape, in [0, 1]; a table
+        with a row per token may have grown."""
         whole = sum(ours[name].count for name in self.tensors.values())
-        both = sum(ours[self.tensors[s]].count for s in self.shared(other, ours, theirs))
+        alike = {*self.shared(other, ours, theirs)}
+        alike |= {s for s in self.tensors.keys() & other.tensors.keys() if self._has_grown(s, other, ours, theirs)}
+        both = sum(ours[self.tensors[s]].count for s in alike)
         return both / whole if whole and self.rest == other.rest else 0.0
+
+    def _has_grown(self, suffix: str, other: Block, ours: Checkpoint, theirs: Checkpoint) -> bool:
+        return is_grown(suffix, ours[self.tensors[suffix]].shape, theirs[other.tensors[suffix]].shape)
 
     def shared(self, other: Block, ours: Checkpoint, theirs: Checkpoint) -> list[str]:
         """Suffixes that both have in one shape."""
@@ -112,23 +119,32 @@ def blocks_of(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Block
 
 def place(
     child: Checkpoint, architecture: Architecture, candidates: Sequence[Checkpoint],
-    *, budget: int | None, seed: int, progress: Progress | None = None,
+    *, budget: int | None, seed: int, progress: Progress | None = None, expect: Callable[[int], None] | None = None,
 ) -> tuple[tuple[Block, ...], list[Places | LineageError]]:  # fmt: skip
     """The child's blocks, and every candidate's against them; the error of one that cannot be read.
 
-    `budget`: bytes to read of a model, at most `SCREEN`.
+    `budget`: bytes to read of a model, at most `SCREEN`, but always `MIN_UNITS` rows of one matrix of each block.
+    `expect(bytes)` is told how many are about to be read of all models, and may refuse.
     """
     ours = blocks_of(child, architecture)
-    room = min(SCREEN, SCREEN_IN_ALL // (1 + len(candidates)), budget or SCREEN)
-    looks = _looks(child, architecture, ours, room, seed)
-    pairs = zip(ours, looks, strict=True)
-    mine = _read(child, [_Want.of(block, block, look, child, child) for block, look in pairs])
+    theirs = [blocks_of(candidate, describe(candidate)) for candidate in candidates]
+    inner = [sum(not block.rest for block in blocks) for blocks in (ours, *theirs)]
+    depth = max(inner) / max(1, inner[0])
+    room = min(SCREEN, SCREEN_IN_ALL // (1 + len(candidates)), budget or SCREEN) / max(1.0, depth)
+    looks = _looks(child, architecture, ours, round(room), seed)
+    own = [_Want.of(block, block, look, child, child) for block, look in zip(ours, looks, strict=True)]
+    wants = [_wants(child, ours, looks, *both) for both in zip(candidates, theirs, strict=True)]
+    if expect:
+        expect(
+            sum(_nbytes(m, w) for m, w in zip([child, *candidates], [own, *(w.values() for w in wants)], strict=True))
+        )
+    mine = _read(child, own)
     found: list[Places | LineageError] = []
-    for done, candidate in enumerate(candidates):
+    for done, (candidate, blocks, wanted) in enumerate(zip(candidates, theirs, wants, strict=True)):
         if progress:
             progress(done, len(candidates), f"blocks of {candidate.ref.name}")
         try:
-            found.append(_against(child, ours, mine, looks, candidate))
+            found.append(_against(child, ours, mine, looks, candidate, blocks, wanted))
         except LineageError as error:
             found.append(error)
     return ours, found
@@ -152,8 +168,9 @@ def line_up(
 
 
 def natural(label: str) -> list[tuple[int, str]]:
-    """A key by which `layers.10` comes after `layers.9`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in label.split(".")]
+    """A key by which `layers.10` comes after `layers.9`; digits are compared by their number and then as text."""
+    parts = ((part.lstrip("0"), part) for part in label.split("."))
+    return [(len(bare), bare) if part.isascii() and part.isdecimal() else (-1, part) for bare, part in parts]
 
 
 def _looks(
@@ -170,8 +187,18 @@ def _looks(
         }  # fmt: skip
         largest = sorted(fit, key=lambda s: (-child[block.tensors[s]].count, s))[:GENERIC]
         chosen.append({} if block.rest else own or dict.fromkeys(largest, ""))
-    widths = [_row(child, block.tensors[s]) for block, own in zip(blocks, chosen, strict=True) for s in own]
-    count = max(MIN_UNITS, min(UNITS, room // max(1, 4 * sum(widths))))
+
+    def cost() -> int:
+        each = zip(blocks, chosen, strict=True)
+        return 4 * sum(_row(child, block.tensors[s]) for block, own in each for s in own)
+
+    if MIN_UNITS * cost() > room:  # the narrowest matrix of each block says enough
+        narrow = [
+            min(own, key=lambda s: (_row(child, block.tensors[s]), s), default=None)
+            for block, own in zip(blocks, chosen, strict=True)
+        ]
+        chosen = [{s: own[s]} if s else {} for s, own in zip(narrow, chosen, strict=True)]
+    count = max(MIN_UNITS, min(UNITS, room // max(1, cost())))
     found: list[dict[str, _Look]] = []
     for block, own in zip(blocks, chosen, strict=True):
         found.append({})
@@ -195,15 +222,32 @@ class _Want:
         return cls({s: (block.tensors[s], looks[s]) for s in shared})
 
 
-def _read(checkpoint: Checkpoint, wants: Sequence[_Want]) -> list[dict[str, torch.Tensor]]:
-    """For each, suffix → rows (units, width), centred and of length 1; read in one go, each tensor's rows once."""
-    pieces = dict.fromkeys(_piece(checkpoint, *asked) for want in wants for asked in want.tensors.values())
-    values = dict(zip(pieces, checkpoint.read([*pieces]), strict=True))
-    rows = {
-        piece: prepare(torch.nan_to_num(value.float().reshape(-1, _row(checkpoint, piece.name))))
-        for piece, value in values.items()
-    }
-    return [{s: rows[_piece(checkpoint, *asked)] for s, asked in want.tensors.items()} for want in wants]
+def _wants(
+    child: Checkpoint, ours: Sequence[Block], looks: Sequence[Mapping[str, _Look]], candidate: Checkpoint,
+    theirs: Sequence[Block],
+) -> dict[tuple[int, int], _Want]:  # fmt: skip
+    """(child's block, candidate's block) → what to read, of the pairs that fit; blocks of one kind are asked once."""
+    fits: dict[tuple[Any, Any], bool] = {}
+    kinds = [_kind(block, child) for block in ours]
+    wants = {}
+    for j, other in enumerate(theirs):
+        kind = _kind(other, candidate)
+        for i, block in enumerate(ours):
+            key = kinds[i], kind
+            if key not in fits:
+                fits[key] = block.fits(other, child, candidate) >= FITS
+            if fits[key]:
+                wants[i, j] = _Want.of(other, block, looks[i], child, candidate)
+    return wants
+
+
+def _kind(block: Block, checkpoint: Checkpoint) -> tuple[Any, ...]:
+    return block.rest, *((s, checkpoint[name].shape) for s, name in sorted(block.tensors.items()))
+
+
+def _pieces(checkpoint: Checkpoint, wants: Iterable[_Want]) -> list[Slice]:
+    """What to read, each tensor's rows once."""
+    return [*dict.fromkeys(_piece(checkpoint, *asked) for want in wants for asked in want.tensors.values())]
 
 
 def _piece(checkpoint: Checkpoint, name: str, look: _Look) -> Slice:
@@ -211,42 +255,62 @@ def _piece(checkpoint: Checkpoint, name: str, look: _Look) -> Slice:
     return Slice(name, look.first * width, look.stop * width)
 
 
+def _nbytes(checkpoint: Checkpoint, wants: Iterable[_Want]) -> int:
+    pieces = _pieces(checkpoint, wants)
+    return sum(checkpoint[p.name].nbytes * (p.stop - p.start) // checkpoint[p.name].count for p in pieces)
+
+
+def _read(checkpoint: Checkpoint, wants: Sequence[_Want]) -> list[dict[str, torch.Tensor]]:
+    """For each, suffix → rows (units, width), centred and of length 1; read in one go."""
+    pieces = _pieces(checkpoint, wants)
+    rows = {
+        piece: prepare(torch.nan_to_num(value.float().reshape(-1, _row(checkpoint, piece.name)), 0.0, 0.0, 0.0))
+        for piece, value in zip(pieces, checkpoint.read(pieces), strict=True)
+    }
+    return [{s: rows[_piece(checkpoint, *asked)] for s, asked in want.tensors.items()} for want in wants]
+
+
 def _against(
     child: Checkpoint, ours: Sequence[Block], mine: Sequence[Mapping[str, torch.Tensor]],
-    looks: Sequence[Mapping[str, _Look]], candidate: Checkpoint,
+    looks: Sequence[Mapping[str, _Look]], candidate: Checkpoint, theirs: tuple[Block, ...],
+    wants: Mapping[tuple[int, int], _Want],
 ) -> Places:  # fmt: skip
-    theirs = blocks_of(candidate, describe(candidate))
     scores, z = (np.full((len(ours), len(theirs)), np.nan) for _ in range(2))
-    wants: dict[tuple[int, int], _Want] = {}
+    rows = dict(zip(wants, _read(candidate, [*wants.values()]), strict=True))
     for i, block in enumerate(ours):
-        for j, other in enumerate(theirs):
-            if block.fits(other, child, candidate) < FITS:
-                continue
-            if block.rest:
-                scores[i, j] = 0.0  # one place only; what it is worth is told when all of it was read
-            else:
-                wants[i, j] = _Want.of(other, block, looks[i], child, candidate)
-    for (i, j), rows in zip(wants, _read(candidate, [*wants.values()]), strict=True):
-        scores[i, j], z[i, j] = _compare(mine[i], rows, looks[i])
+        alike: dict[tuple[str, ...], list[int]] = {}  # blocks with the same suffixes are compared at once
+        for j in range(len(theirs)):
+            if (i, j) in rows:
+                alike.setdefault(tuple(sorted(rows[i, j])), []).append(j)
+        for suffixes, places in alike.items():
+            if suffixes:
+                stacked = {s: torch.stack([rows[i, j][s] for j in places]) for s in suffixes}
+                scores[i, places], z[i, places] = _compare(mine[i], stacked, looks[i])
+            else:  # nothing to look at: only a block of the same name may be the one
+                scores[i, [j for j in places if theirs[j].short == block.short]] = 0.0
     return Places(theirs, scores, z, tuple(_best(scores[i], block, theirs) for i, block in enumerate(ours)))
 
 
 def _compare(
     a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor], looks: Mapping[str, _Look]
-) -> tuple[float, float]:
-    """(mean cosine of the rows, z of those in known orders) over the suffixes both have."""
-    total, count = 0.0, 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean cosine of the rows, z of those in known orders) of rows (units, width) with (blocks, units, width)."""
+    total = torch.zeros(len(next(iter(b.values()))), dtype=torch.float64)
     orders: dict[str, torch.Tensor] = {}
-    for s in sorted(a.keys() & b.keys()):
-        total += float((a[s] * b[s]).sum())
+    count = 0
+    for s in sorted(b):
+        total += (a[s] * b[s]).sum((1, 2), dtype=torch.float64)
         count += len(a[s])
         if order := looks[s].order:
-            product = a[s] @ b[s].T
+            product = (a[s] @ b[s].transpose(1, 2)).double()
             orders[order] = orders[order] + product if order in orders else product
-    told = [closed_form(c.double().numpy()) for c in orders.values()]
-    t, mean, variance = (sum(part) for part in zip(*told, strict=True)) if told else (0.0, 0.0, 0.0)
-    z = (t - mean) / math.sqrt(variance) if variance > 0 else math.nan
-    return total / count if count else math.nan, z
+    told = [closed_forms(c) for c in orders.values()]
+    score = (total / count).numpy()
+    if not told:
+        return score, np.full(len(score), np.nan)
+    t, mean, variance = (sum(part) for part in zip(*told, strict=True))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return score, np.where(variance > 0, (t - mean) / np.sqrt(variance), np.nan)
 
 
 def _best(scores: np.ndarray, block: Block, theirs: Sequence[Block]) -> int | None:

@@ -16,20 +16,24 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 ULP = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7, "F64": 2.0**-52}
+HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 CLEAR = 16  # units in the last place by which a weighted sum must have moved an entry for its standing still to count
 MOST = 1 << 17  # entries looked at
 LEAST = 1000  # … at least
 ZEROS = 0.002  # share of entries that stand still; a weighted sum leaves none
 ALONE = 0.03  # share of the moved ones that follow one source alone; by chance a ratio hits ±0.2 % in less than 0.01
 NEAR = 0.002
+MOST_SCALE = 20.0  # of a delta: DARE at a density of 0.05
 SOURCE = 0.35  # of `smaller`: below, what stands still had the *larger* deltas: seen from a source, not from the base
 # Of the square that the nearest of base and sources leaves, at most. Fine-tuning leaves entries, too, that never move
 # (dead pixels, dead units), and a model between its parent and its child shares them with both.
-REST = 0.05
+REST = 0.1
+OFF = 0.15  # of the child's delta, by which DARE's sum may differ from least squares: dropping keeps the mean
 TRIMMED = 0.8  # chance that what stands still had smaller deltas than what moved: ½ if dropped at random, 1 if trimmed
 
 
@@ -55,18 +59,20 @@ class Traces:
 
 def traces(
     child: Sequence[Tensor], base: Sequence[Tensor], sources: Sequence[Sequence[Tensor]], weights: Sequence[float],
-    dtypes: Sequence[str],
+    dtypes: Sequence[str], *, sure: bool = True,
 ) -> Traces | None:  # fmt: skip
     """Traces of a sparse merge of `sources` (for each, its matrices) around a base; None where there are none.
 
     `weights`: λ of the sources by least squares; `dtypes`: how the child's matrices are stored.
+    Not `sure`: also where the method found does not make the child, as with sources that took no part.
     """
-    all_e, all_a, ulp, matrix, square = _entries(child, base, sources, dtypes)
-    told = np.abs(np.asarray(weights) @ all_a) > CLEAR * ulp
+    seen = _Entries.of(child, base, sources, dtypes)
+    if seen is None:
+        return None
+    told = np.abs(np.asarray(weights) @ seen.a) > CLEAR * seen.ulp
     if told.sum() < LEAST:
         return None
-    e, a, ulp = all_e[told], all_a[:, told], ulp[told]
-    still = np.abs(e) <= ulp
+    e, a, ulp, still = seen.e[told], seen.a[:, told], seen.ulp[told], seen.still[told]
     zeros = float(still.mean())
     if not ZEROS <= zeros < 1:
         return None
@@ -76,24 +82,29 @@ def traces(
     alone = tuple(_follows(e[~still], s * delta[~still], ulp[~still]) for s, delta in zip(scales, a, strict=True))
     if max(alone) < ALONE or smaller < SOURCE:
         return None
-    if smaller >= TRIMMED:
-        edges = _edges(all_a, np.isin(np.arange(len(all_e)), np.flatnonzero(told)[still]), matrix)
+    method: Literal["ties", "dare"] = "ties" if smaller >= TRIMMED else "dare"
+    if method == "ties":
+        edges = _edges(seen.a, told & seen.still, seen.number)
         scale = float(np.median([s for s, share in zip(scales, alone, strict=True) if share >= ALONE]))
-        shares = _shares(all_e, all_a, edges) if scale else np.ones(len(a)) / len(a)
-        rebuilt = _rebuilt_ties(all_a, edges, shares, scale)
-        density = tuple(float(share) for share in (np.abs(all_a) > edges).mean(1))
-        found, method = shares, "ties"
+        found = _shares(seen.e, seen.a, edges, scale)
+        rebuilt = _rebuilt_ties(seen.a, edges, found, scale)
+        density = tuple(float(share) for share in (np.abs(seen.a) > edges).mean(1))
     else:
-        density = (1.0 - zeros ** (1 / len(a)),) * len(a)
-        found, method, scale = np.asarray(scales) * density[0], "dare", 1.0
-        rebuilt = _rebuilt_dare(all_e, all_a, scales)
-    left = float(((all_e - rebuilt) ** 2).sum())
-    nearest = min(float((all_e**2).sum()), *(float(((all_e - delta) ** 2).sum()) for delta in all_a))
-    if left > REST * nearest:
+        # where every delta would show: a small one that was kept beside a large one that was not looks dropped, too
+        clear = (np.abs(seen.a) > 2 * seen.ulp).all(0) & (np.asarray(scales) != 0).all()
+        kept = 1.0 - (float(seen.still[clear].mean()) if clear.sum() >= LEAST else zeros) ** (1 / len(a))
+        found, density, scale = np.asarray(scales) * kept, (kept,) * len(a), 1.0
+        off = found - np.linalg.lstsq(seen.a.T, seen.e, rcond=None)[0]
+        if sure and (np.abs(off) * np.sqrt((seen.a**2).mean(1))).max() > OFF * float(np.sqrt((seen.e**2).mean())):
+            return None
+        rebuilt = _rebuilt_dare(seen.e, seen.a, scales)
+    left = float(((seen.c - seen.rounded(seen.b + rebuilt)) ** 2).sum())
+    nearest = min(float((seen.e**2).sum()), *(float(((seen.e - delta) ** 2).sum()) for delta in seen.a))
+    if sure and left > REST * nearest:
         return None
+    residual = float(np.sqrt(left / (seen.c**2).sum()))
     return Traces(
-        "ties" if method == "ties" else "dare", zeros, alone, smaller, tuple(map(float, found)), density, scale,
-        float(np.sqrt(left / square)), len(all_e),
+        method, zeros, alone, smaller, tuple(map(float, found)), density, scale, residual, len(seen.e)
     )  # fmt: skip
 
 
@@ -115,14 +126,15 @@ def _edges(a: np.ndarray, still: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _shares(e: np.ndarray, a: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """w / Σw of TIES, from the entries to which every source contributes; equal where there are too few."""
-    kept = np.abs(a) > edges
-    all_in = kept.all(0) & (np.abs(np.sign(a).sum(0)) == len(a))
-    if all_in.sum() < LEAST // 10:
-        return np.ones(len(a)) / len(a)
-    found = np.maximum(np.linalg.lstsq(a[:, all_in].T, e[all_in], rcond=None)[0], 0.0)
-    return found / found.sum() if found.sum() else np.ones(len(a)) / len(a)
+def _shares(e: np.ndarray, a: np.ndarray, edges: np.ndarray, scale: float) -> np.ndarray:
+    """w / Σw of TIES: the least squares of Σₖ wₖ·(scale·aₖ − e) = 0 over the sources kept that have e's sign."""
+    agree = (np.abs(a) > edges) & (np.sign(a) == np.sign(e * scale))
+    misfit = np.where(agree, scale * a - e, 0.0)[:, agree.sum(0) > 1]
+    squares = misfit @ misfit.T
+    values, vectors = np.linalg.eigh(squares / max(float(np.trace(squares)), 1e-300))
+    root = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+    found, _ = nnls(np.vstack([root, np.ones(len(a))]), np.append(np.zeros(len(root)), 1.0))
+    return found / found.sum()
 
 
 def _rebuilt_ties(a: np.ndarray, edges: np.ndarray, weights: np.ndarray, scale: float) -> np.ndarray:
@@ -142,41 +154,69 @@ def _rebuilt_dare(e: np.ndarray, a: np.ndarray, scales: Sequence[float]) -> np.n
     return best
 
 
-def _entries(
-    child: Sequence[Tensor], base: Sequence[Tensor], sources: Sequence[Sequence[Tensor]], dtypes: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
-    """Of evenly spaced entries of the matrices that moved: e (n,), a (sources, n), the size of the last place (n,), the
-    number of the matrix (n,), and Σ child²."""
-    total = sum(matrix.numel() for matrix in child)
-    step = max(1, total // MOST)
-    moved, deltas, ulps, numbers = [], [], [], []
-    square = 0.0
-    for i, (made, start) in enumerate(zip(child, base, strict=True)):
-        if torch.equal(made, start):
-            continue  # frozen: every entry stands still, which says nothing
-        c, b = (matrix.flatten()[::step].double().numpy() for matrix in (made, start))
-        moved.append(c - b)
-        square += float(c @ c)
-        numbers.append(np.full(len(c), i))
-        ulps.append(ULP.get(dtypes[i], ULP["F32"]) * np.maximum(np.abs(b), np.abs(c)))
-    still = sum(int((np.abs(e) <= ulp).sum()) for e, ulp in zip(moved, ulps, strict=True))
-    if still < ZEROS * LEAST:  # nobody needs the sources
-        return np.zeros(0), np.zeros((len(sources), 0)), np.zeros(0), np.zeros(0), 0.0
-    for i in (int(part[0]) for part in numbers):
-        b = base[i].flatten()[::step].double().numpy()
-        deltas.append(np.array([source[i].flatten()[::step].double().numpy() - b for source in sources]))
-    e, ulp, number = (np.concatenate(parts) for parts in (moved, ulps, numbers))
-    return e, np.concatenate(deltas, axis=1), ulp, number, square
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """Evenly spaced entries (n,) of the matrices that moved at all: c of the child, b of the base, a (sources, n) the
+    deltas; `still`: c is what b is in the child's dtype, whose last place is `ulp`; `number` of the matrix."""
+
+    c: np.ndarray
+    b: np.ndarray
+    a: np.ndarray
+    ulp: np.ndarray
+    still: np.ndarray
+    number: np.ndarray
+    dtypes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, child: Sequence[Tensor], base: Sequence[Tensor], sources: Sequence[Sequence[Tensor]], dtypes: Sequence[str]
+    ) -> _Entries | None:
+        """None where nothing moved, or hardly anything stands still: nobody needs the sources then."""
+        step = max(1, sum(matrix.numel() for matrix in child) // MOST)
+        c, b, still, number = [], [], [], []
+        for i, (made, start) in enumerate(zip(child, base, strict=True)):
+            if not torch.equal(made, start):  # where all stands still, it was frozen
+                c.append(made.flatten()[::step])
+                b.append(start.flatten()[::step])
+                still.append(c[-1] == _cast(b[-1], dtypes[i]))
+                number.append(np.full(len(c[-1]), i))
+        if sum(int(each.sum()) for each in still) < ZEROS * LEAST:
+            return None
+        moved = [int(each[0]) for each in number]
+        origin, numbers = torch.cat(b).double().numpy(), np.concatenate(number)
+        deltas = [torch.cat([source[i].flatten()[::step] for i in moved]).double().numpy() for source in sources]
+        last = np.array([ULP.get(dtype, ULP["F32"]) for dtype in dtypes])[numbers]
+        return cls(
+            torch.cat(c).double().numpy(), origin, np.array(deltas) - origin, last * np.abs(origin),
+            torch.cat(still).numpy(), numbers, tuple(dtypes),
+        )  # fmt: skip
+
+    @property
+    def e(self) -> np.ndarray:
+        """child − base."""
+        return self.c - self.b
+
+    def rounded(self, values: np.ndarray) -> np.ndarray:
+        """In the dtypes the child is stored in."""
+        result = values.copy()
+        for i in np.unique(self.number):
+            own = self.number == i
+            result[own] = _cast(torch.from_numpy(values[own]).float(), self.dtypes[i]).double().numpy()
+        return result
+
+
+def _cast(values: Tensor, dtype: str) -> Tensor:
+    """float32 values as they are after being stored in another dtype."""
+    return values.to(HALF[dtype]).float() if dtype in HALF else values
 
 
 def _scale(e: np.ndarray, delta: np.ndarray, ulp: np.ndarray) -> float:
     """The most frequent ratio e/a, of deltas that are far above rounding."""
     clear = np.abs(delta) > 4 * CLEAR * ulp
     ratio = e[clear] / delta[clear]
-    ratio = ratio[np.abs(ratio) > 0.05]
+    ratio = ratio[(np.abs(ratio) > 0.05) & (np.abs(ratio) < MOST_SCALE)]
     if len(ratio) < LEAST // 10:
         return 0.0
-    bins = np.round(ratio / 0.01).astype(np.int64)
-    values, counts = np.unique(bins, return_counts=True)
-    top = values[counts.argmax()] * 0.01
+    bins = np.bincount(np.round((ratio + MOST_SCALE) / 0.01).astype(np.int64))
+    top = float(bins.argmax()) * 0.01 - MOST_SCALE
     return float(np.median(ratio[np.abs(ratio - top) <= 0.01]))

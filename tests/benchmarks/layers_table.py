@@ -18,7 +18,10 @@ def table() -> str:
     """Markdown: one column before, and one for each rate of the fine-tuning after."""
     merges = read("merges")
     rows = [["what", *RATES.values()], ["---", *["---:"] * len(RATES)]]
-    for kind, parents in (("linear", "2 to 5 unrelated parents"), ("linear of siblings", "2 to 4 fine-tunes of one base")):
+    for kind, parents in (
+        ("linear", "2 to 5 unrelated parents"),
+        ("linear of siblings", "2 to 4 fine-tunes of one base"),
+    ):
         found = merges[kind]
         rows.append(
             [f"weighted sum of {parents}: error of a weight, mean (largest)"]
