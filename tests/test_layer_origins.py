@@ -206,19 +206,28 @@ def sparse(base: Member, members: Sequence[Member], folder: Path, times: int) ->
     return found
 
 
-def singles(family: Family) -> dict[str, int]:
-    """Children of one parent, all roots and the other children offered: blocks called mixtures."""
+def singles(family: Family, most: int = 10_000) -> dict[str, int]:
+    """Children of one parent: blocks called mixtures among all roots, and with every relative offered beside them."""
     found = {"children": 0, "blocks": 0, "mixtures": 0, "method_single": 0, "with relatives: mixtures": 0}
-    for child in family.children:
+    found["with relatives: passthrough"] = 0
+    for child in random.Random(0).sample(family.children, min(most, len(family.children))):
         layers = hl.trace_layers(child.path, [root.path for root in family.roots])
         found["children"] += 1
         found["blocks"] += len(layers.blocks)
         found["mixtures"] += sum(block.kind == "mixture" for block in layers.blocks)
         found["method_single"] += layers.method == "single"
-        others = [member.path for member in family.members if member.name != child.name]
-        layers = hl.trace_layers(child.path, others)
+        same_root = [member for member in family.members if root_of(family, member) == root_of(family, child)]
+        others = {member.path for member in (*family.roots, *same_root) if member.name != child.name}
+        layers = hl.trace_layers(child.path, sorted(others))
         found["with relatives: mixtures"] += sum(block.kind == "mixture" for block in layers.blocks)
+        found["with relatives: passthrough"] += layers.method == "passthrough"
     return found
+
+
+def root_of(family: Family, member: Member) -> str:
+    while member.parent is not None:
+        member = family.member(member.parent)
+    return member.name
 
 
 def strangers(family: Family) -> dict[str, Any]:
@@ -338,14 +347,15 @@ class TestLarge:
         layers.plot(Path(__file__).parent / "benchmarks" / "results" / "layers.png")
 
     def test_single_parents(self, nursery: Nursery, tmp_path: Path, record: Callable[..., None]) -> None:
-        found: dict[str, Any] = {"seed": [1, 31]}
-        for architecture in ("fc", "resnet", "vit", "llama", "bert"):
-            found[architecture] = singles(nursery.family(architecture, "large"))
+        torch.set_num_threads(1)
+        found: dict[str, Any] = {"seed": [7, 31]}
+        for architecture in ("fc", "resnet", "vit", "llama"):
+            found[architecture] = singles(nursery.lines(architecture, "large"), most=36)
         found["strangers"] = {kind: strangers(nursery.sources(kind, "large")) for kind in ("vit", "llama", "resnet")}
         roots = nursery.sources("resnet", "large").roots
         found["new stage"] = [shows_new_stage(reinitialised(root, tmp_path / root.name, 150)) for root in roots]
         record("layers-single", found)
-        for architecture in ("fc", "resnet", "vit", "llama", "bert"):
+        for architecture in ("fc", "resnet", "vit", "llama"):
             each = found[architecture]
             assert each["mixtures"] + each["with relatives: mixtures"] <= 0.01 * 2 * each["blocks"]
         assert all(found["new stage"])

@@ -41,7 +41,7 @@ def summary() -> str:
     """The figures that are one number each."""
     hybrids, merges, single = read("hybrids"), read("merges"), read("single")
     passed, sparse = merges["passthrough"], merges["sparse"]
-    kinds = [single[name] for name in ("fc", "resnet", "vit", "llama", "bert")]
+    kinds = [single[name] for name in ("fc", "resnet", "vit", "llama")]
     blocks = sum(each["blocks"] for each in kinds)
     called = sum(each["mixtures"] for each in kinds)
     beside = sum(each["with relatives: mixtures"] for each in kinds)
