@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from . import verdict
+from . import remarks, verdict
 from .architecture import Alignment, Architecture, align, describe
 from .errors import ArgumentError, LineageError, NothingToCompareError
 from .hub.checkpoint import Checkpoint
@@ -40,7 +40,7 @@ from .weights.evidence import compare as compare_weights
 from .weights.places import Block, Places, line_up, place
 from .weights.reading import Readings, read_together
 from .weights.relation import change, summarise
-from .weights.sample import MIN_UNITS, Plan
+from .weights.sample import Plan
 from .weights.uncover import Disguise, applies, realign, uncover
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def trace(
     elsewhere = 0
     beside = 0
     if settings and opened:
-        from .features.evidence import attach, compare, remarks, run_child
+        from .features.evidence import attach, compare, run_child
+        from .features.evidence import remarks as of_features
 
         settings = replace(settings, modules=asked.modules)
         lined = [(model, align(whole, view, architecture)) for model, view in zip(opened, views, strict=True)]
@@ -130,14 +131,14 @@ def trace(
         elsewhere = readings.elsewhere
         judged, none = _judge(study, comparable, readings, comparison, disguises)
         rest += _refuse(comparable, comparison, readings.failed)
-        notes += _remarks(plan, architecture, comparison)
+        notes += remarks.of_trace(plan, architecture, comparison)
 
     if settings and opened:
         before = opener.bytes_read - by_child
         seen_by = compare(ran, lined, settings, progress)
         elsewhere += sum(world().gather(opener.bytes_read - before)) - (opener.bytes_read - before)
         judged, rest = attach(*seen_by, [blank(model, "compared") for model in opened], judged, rest, names)
-        notes += remarks([*judged, *rest], settings)
+        notes += of_features([*judged, *rest], settings)
     ranked = sorted([*judged, *rest, *asked.unreadable], key=verdict.order)
     if all(candidate.status == "unreadable" for candidate in ranked):
         raise NothingToCompareError(f"No candidate could be read. {ranked[0].ref}: {ranked[0].reasons[0]}")
@@ -179,8 +180,8 @@ def trace_layers(
     alpha: family-wise error of the p-values over child blocks × candidate blocks, in (0, 1).
     probes, metric, step: of the features, as in `trace`; so are child, candidates and all other arguments.
 
-    Cost: up to 16 MB of each model to find the places, then one pass over what `sample` says; memory does not grow with
-    the models: 64 MB of hidden units each, 1 GB in all.
+    Cost: up to 16 MB of each model to find the places (or 32 rows of one matrix of each block, if that is more), then
+    one pass over what `sample` says; memory does not grow with the models: 64 MB of hidden units each, 1 GB in all.
 
     Returns a `LayerLineage`; a block "from none of these" is an answer. Raises what `trace` raises.
     """
@@ -193,7 +194,7 @@ def trace_layers(
     found: dict[str, Any] = {"candidates": (), "blocks": (), "places": {}, "scores": {}}
     notes, elsewhere, beside = list(asked.notes), 0, 0
     if asked.source is not asked.child:
-        notes.insert(0, _adapter_note(asked.child, asked.source))
+        notes.insert(0, remarks.of_adapter(asked.child, asked.source))
     if settings and asked.views:
         from .features.blocks import by_features, expected_bytes
         from .features.grafting import graft
@@ -250,13 +251,7 @@ def _layers_by_weights(
     facts = gather(study)
     made = making(study, facts, origins(study, facts))
     notes += [f"{refs[k]} could not be read: {error}" for k, error in readings.failed.items()]
-    notes += _left_out_notes(*_defects(readings))
-    if plan.sampled:
-        notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may differ.")
-    untested = [block.block for block in made.origins if block.index is not None and block.p_value is None]
-    if untested:
-        why = "the sample is too small for that" if plan.sampled else "none are known there"
-        notes.append(f"No p-value for {some(untested)}: the test needs {MIN_UNITS} hidden units of a layer; {why}.")
+    notes += remarks.of_layers(plan, readings, made.origins)
     fields = {
         "candidates": refs, "blocks": made.origins, "method": made.method, "mixture": made.mixture,
         "unknown": made.unknown, "residual": made.residual, "facts": made.facts, "reasons": made.reasons,
@@ -437,48 +432,6 @@ def _refuse(
     ]
 
 
-def _remarks(plan: Plan, architecture: Architecture, comparison: WeightsComparison) -> list[str]:
-    """What the reader of the verdict must know about how it was reached."""
-    notes = []
-    if plan.sampled:
-        notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; distances are estimates.")
-    if plan.sampled and any(len(item.equal) == len(item.compared) for item in comparison.found.values()):
-        notes.append("All that was read of a candidate is equal; --sample all tells a copy from a partial change.")
-    if any(item.at_floor for item in comparison.found.values()):
-        notes.append(
-            "No random permutation came near a candidate's: its p-value is as small as so many draws can show."
-        )
-    notes += _left_out_notes(comparison.lost, {name for item in comparison.found.values() for name in item.bad})
-    if comparison.found and all(item.log10_p is None for item in comparison.found.values()):
-        why = "none of this architecture are known"
-        if architecture.orders:
-            why = "the sample is too small for that, read more" if plan.sampled else "its layers have fewer"
-        notes.append(f"No p-value: the permutation test needs layers of at least {MIN_UNITS} hidden units; {why}.")
-    return notes
-
-
-def _defects(readings: Readings) -> tuple[dict[str, str], set[str]]:
-    """The child's tensors that cannot be used, and why; the candidates', by the child's names."""
-    lost = {name: readings.child_defect(name) for name in readings.moments if not readings.child_usable(name)}
-    bad = {name for name, members in readings.members.items() if not all(readings.usable(name, k) for k in members)}
-    return lost, bad
-
-
-def _left_out_notes(lost: Mapping[str, str], bad: AbstractSet[str]) -> list[str]:
-    zeros, broken = ([n for n in lost if (lost[n] == "zeros") is zero] for zero in (True, False))
-    theirs = sorted({*bad} - {*lost})
-    notes = [f"Left out, all zeros in the child: {some(zeros)}."] if zeros else []
-    notes += [f"Left out, NaN or Inf in the child: {some(broken)}."] if broken else []
-    return notes + ([f"Left out, NaN, Inf or all zeros in a candidate: {some(theirs)}."] if theirs else [])
-
-
-def _adapter_note(child: Checkpoint, base: Checkpoint) -> str:
-    return (
-        f"{child.ref.name} is a LoRA adapter and holds no copy of a base; the base its adapter_config.json declares, "
-        f"{base.ref.name}, was traced in its place."
-    )
-
-
 def _as_adapter(
     said: verdict.Verdict,
     parent: str | None,
@@ -491,4 +444,4 @@ def _as_adapter(
     ranked = [replace(c, relation="adapter") if c.relation == "identical" else c for c in ranked]
     if said == "identical":
         said = "parent" if parent else "undecided"
-    return said, ranked, [_adapter_note(child, base), *notes]
+    return said, ranked, [remarks.of_adapter(child, base), *notes]

@@ -284,8 +284,9 @@ class BlockOrigin:
 
     `block`: the child's own path prefix, `"stem"` and `"head"` for the rest, whose `index` is None. `parent`,
     `parent_block`: the source of the largest weight; None where no candidate's block shares an origin with it.
-    `probability` that this is so, in [0, 1]. `p_value`: chance of such evidence for any pair of blocks, were they all
-    unrelated (Holm over child blocks × candidate blocks; None where no test applies, as in a stem).
+    `probability` that it is this one of the related candidates, in [0, 1], at most 0.97 of several, since a
+    child of the child may be nearer than its parent; None of a mixture, and where no test applies. `p_value`: chance of
+    such evidence for any pair of blocks, were all unrelated (Holm over child blocks × candidate blocks; None as above).
     `mixture`: every source; their weights and `unknown` sum to 1, but for slerp and task arithmetic.
     `unknown`: the share that no candidate explains. `residual`: ‖child − Σ weight · source‖ / ‖child‖.
     """

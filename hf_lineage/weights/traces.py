@@ -23,8 +23,8 @@ from torch import Tensor
 ULP = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7, "F64": 2.0**-52}
 HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 CLEAR = 16  # units in the last place by which a weighted sum must have moved an entry for its standing still to count
-MOST = 1 << 17  # entries looked at
-LEAST = 1000  # … at least
+ENTRIES = 1 << 17  # entries looked at
+ENOUGH = 1000  # … and at least
 ZEROS = 0.002  # share of entries that stand still; a weighted sum leaves none
 ALONE = 0.03  # share of the moved ones that follow one source alone; by chance a ratio hits ±0.2 % in less than 0.01
 NEAR = 0.002
@@ -32,7 +32,7 @@ MOST_SCALE = 20.0  # of a delta: DARE at a density of 0.05
 SOURCE = 0.35  # of `smaller`: below, what stands still had the *larger* deltas: seen from a source, not from the base
 # Of the square that the nearest of base and sources leaves, at most. Fine-tuning leaves entries, too, that never move
 # (dead pixels, dead units), and a model between its parent and its child shares them with both.
-REST = 0.1
+UNTOLD = 0.1
 OFF = 0.15  # of the child's delta, by which DARE's sum may differ from least squares: dropping keeps the mean
 TRIMMED = 0.8  # chance that what stands still had smaller deltas than what moved: ½ if dropped at random, 1 if trimmed
 
@@ -70,7 +70,7 @@ def traces(
     if seen is None:
         return None
     told = np.abs(np.asarray(weights) @ seen.a) > CLEAR * seen.ulp
-    if told.sum() < LEAST:
+    if told.sum() < ENOUGH:
         return None
     e, a, ulp, still = seen.e[told], seen.a[:, told], seen.ulp[told], seen.still[told]
     zeros = float(still.mean())
@@ -92,7 +92,7 @@ def traces(
     else:
         # where every delta would show: a small one that was kept beside a large one that was not looks dropped, too
         clear = (np.abs(seen.a) > 2 * seen.ulp).all(0) & (np.asarray(scales) != 0).all()
-        kept = 1.0 - (float(seen.still[clear].mean()) if clear.sum() >= LEAST else zeros) ** (1 / len(a))
+        kept = 1.0 - (float(seen.still[clear].mean()) if clear.sum() >= ENOUGH else zeros) ** (1 / len(a))
         found, density, scale = np.asarray(scales) * kept, (kept,) * len(a), 1.0
         off = found - np.linalg.lstsq(seen.a.T, seen.e, rcond=None)[0]
         if sure and (np.abs(off) * np.sqrt((seen.a**2).mean(1))).max() > OFF * float(np.sqrt((seen.e**2).mean())):
@@ -100,7 +100,7 @@ def traces(
         rebuilt = _rebuilt_dare(seen.e, seen.a, scales)
     left = float(((seen.c - seen.rounded(seen.b + rebuilt)) ** 2).sum())
     nearest = min(float((seen.e**2).sum()), *(float(((seen.e - delta) ** 2).sum()) for delta in seen.a))
-    if sure and left > REST * nearest:
+    if sure and left > UNTOLD * nearest:
         return None
     residual = float(np.sqrt(left / (seen.c**2).sum()))
     return Traces(
@@ -172,7 +172,7 @@ class _Entries:
         cls, child: Sequence[Tensor], base: Sequence[Tensor], sources: Sequence[Sequence[Tensor]], dtypes: Sequence[str]
     ) -> _Entries | None:
         """None where nothing moved, or hardly anything stands still: nobody needs the sources then."""
-        step = max(1, sum(matrix.numel() for matrix in child) // MOST)
+        step = max(1, sum(matrix.numel() for matrix in child) // ENTRIES)
         c, b, still, number = [], [], [], []
         for i, (made, start) in enumerate(zip(child, base, strict=True)):
             if not torch.equal(made, start):  # where all stands still, it was frozen
@@ -180,7 +180,7 @@ class _Entries:
                 b.append(start.flatten()[::step])
                 still.append(c[-1] == _cast(b[-1], dtypes[i]))
                 number.append(np.full(len(c[-1]), i))
-        if sum(int(each.sum()) for each in still) < ZEROS * LEAST:
+        if sum(int(each.sum()) for each in still) < ZEROS * ENOUGH:
             return None
         moved = [int(each[0]) for each in number]
         origin, numbers = torch.cat(b).double().numpy(), np.concatenate(number)
@@ -215,7 +215,7 @@ def _scale(e: np.ndarray, delta: np.ndarray, ulp: np.ndarray) -> float:
     clear = np.abs(delta) > 4 * CLEAR * ulp
     ratio = e[clear] / delta[clear]
     ratio = ratio[(np.abs(ratio) > 0.05) & (np.abs(ratio) < MOST_SCALE)]
-    if len(ratio) < LEAST // 10:
+    if len(ratio) < ENOUGH // 10:
         return 0.0
     bins = np.bincount(np.round((ratio + MOST_SCALE) / 0.01).astype(np.int64))
     top = float(bins.argmax()) * 0.01 - MOST_SCALE

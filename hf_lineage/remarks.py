@@ -1,0 +1,69 @@
+"""What the reader of an answer must know about how it was reached: samples, broken tensors, tests that do not apply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+from .architecture import Architecture
+from .hub.checkpoint import Checkpoint
+from .question import some
+from .records import BlockOrigin
+from .weights.evidence import WeightsComparison
+from .weights.reading import Readings
+from .weights.sample import MIN_UNITS, Plan
+
+
+def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) -> list[str]:
+    """For `trace_layers`."""
+    notes = _left_out(*_defects(readings))
+    if plan.sampled:
+        notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may differ.")
+    untested = [block.block for block in origins if block.index is not None and block.p_value is None]
+    if untested:
+        why = "the sample is too small for that" if plan.sampled else "none are known there"
+        notes.append(f"No p-value for {some(untested)}: the test needs {MIN_UNITS} hidden units of a layer; {why}.")
+    return notes
+
+
+def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparison) -> list[str]:
+    """For `trace`."""
+    notes = []
+    if plan.sampled:
+        notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; distances are estimates.")
+    if plan.sampled and any(len(item.equal) == len(item.compared) for item in comparison.found.values()):
+        notes.append("All that was read of a candidate is equal; --sample all tells a copy from a partial change.")
+    if any(item.at_floor for item in comparison.found.values()):
+        notes.append(
+            "No random permutation came near a candidate's: its p-value is as small as so many draws can show."
+        )
+    notes += _left_out(comparison.lost, {name for item in comparison.found.values() for name in item.bad})
+    if comparison.found and all(item.log10_p is None for item in comparison.found.values()):
+        why = "none of this architecture are known"
+        if architecture.orders:
+            why = "the sample is too small for that, read more" if plan.sampled else "its layers have fewer"
+        notes.append(f"No p-value: the permutation test needs layers of at least {MIN_UNITS} hidden units; {why}.")
+    return notes
+
+
+def _defects(readings: Readings) -> tuple[dict[str, str], set[str]]:
+    """The child's tensors that cannot be used, and why; the candidates', by the child's names."""
+    lost = {name: readings.child_defect(name) for name in readings.moments if not readings.child_usable(name)}
+    bad = {name for name, members in readings.members.items() if not all(readings.usable(name, k) for k in members)}
+    return lost, bad
+
+
+def _left_out(lost: Mapping[str, str], bad: AbstractSet[str]) -> list[str]:
+    zeros, broken = ([n for n in lost if (lost[n] == "zeros") is zero] for zero in (True, False))
+    theirs = sorted({*bad} - {*lost})
+    notes = [f"Left out, all zeros in the child: {some(zeros)}."] if zeros else []
+    notes += [f"Left out, NaN or Inf in the child: {some(broken)}."] if broken else []
+    return notes + ([f"Left out, NaN, Inf or all zeros in a candidate: {some(theirs)}."] if theirs else [])
+
+
+def of_adapter(child: Checkpoint, base: Checkpoint) -> str:
+    """For both, of an adapter."""
+    return (
+        f"{child.ref.name} is a LoRA adapter and holds no copy of a base; the base its adapter_config.json declares, "
+        f"{base.ref.name}, was traced in its place."
+    )
