@@ -93,7 +93,8 @@ def origins(study: Study, facts: Sequence[Facts]) -> tuple[BlockOrigin, ...]:
     """The origin of every block. Relatives near each other are told apart by the whole model, not block by block."""
     adjusted = _adjusted(study, facts)
     related = [_related(study, each, adjusted) for each in facts]
-    first = [_first(facts, related, i) for i in range(len(facts))]
+    whole = {key: _nearest_of_all(facts, related, key) for key in {*map(tuple, related)} if key}
+    first = [_first(each, tuple(found), whole) for each, found in zip(facts, related, strict=True)]
     found = [_origin(study, each, adjusted, related[i], first[i]) for i, each in enumerate(facts)]
     known = [study.refs.index(ref) for ref in _merged_of(found)]
     if known:  # no test finds unrelated sources in a stem or a head: those of the blocks are looked for there
@@ -247,20 +248,23 @@ def _related(study: Study, facts: Facts, adjusted: Mapping[tuple[int, int], floa
     return [k for k in facts.kept if facts.score(k) >= LIKE]
 
 
-def _first(facts: Sequence[Facts], related: Sequence[Sequence[int]], i: int) -> int | None:
+def _nearest_of_all(facts: Sequence[Facts], related: Sequence[Sequence[int]], among: tuple[int, ...]) -> int:
+    """The nearest of some candidates, Σ log d² over all blocks to which all of them are related."""
+    alike = [each for each, found in zip(facts, related, strict=True) if {*among} <= {*found}]
+    pooled = {k: sum(math.log(max(each.square(k), NOTHING * each.size)) for each in alike) for k in among}
+    return min(pooled, key=lambda k: (pooled[k], k))
+
+
+def _first(facts: Facts, related: tuple[int, ...], whole: Mapping[tuple[int, ...], int]) -> int | None:
     """The nearest of the related candidates: of the whole model, unless the block has one that is clearly nearer.
 
-    Over all blocks to which all of these are related, Σ log d². Siblings are nearly as near as a parent, and each
-    block alone would take another one of them.
+    Siblings are nearly as near as a parent, and each block alone would take another one of them.
     """
-    if not related[i]:
+    if not related:
         return None
-    own = {k: facts[i].square(k) for k in related[i]}
+    own = {k: facts.square(k) for k in related}
     nearest = min(own, key=lambda k: (own[k], k))
-    alike = [each for each, found in zip(facts, related, strict=True) if {*related[i]} <= {*found}]
-    pooled = {k: sum(math.log(max(each.square(k), NOTHING * each.size)) for each in alike) for k in related[i]}
-    whole = min(pooled, key=lambda k: (pooled[k], k))
-    return whole if own[whole] <= LEAVES * own[nearest] else nearest
+    return whole[related] if own[whole[related]] <= LEAVES * own[nearest] else nearest
 
 
 def _origin(
@@ -330,7 +334,7 @@ def _fit(study: Study, facts: Facts, first: int, known: Sequence[int]) -> tuple[
     else:
         chosen = [open_to[k] for k in select(gram[inner], open_to.index(first), related, hidden).support] or [first]
     found = with_stderr(functools.partial(simplex, among=chosen), facts.grams, facts.counts)
-    if found.unknown and found.unknown < max(SMALL, 3 * float(np.linalg.norm(found.stderr))):
+    if not found.support or 0 < found.unknown < max(SMALL, 3 * float(np.linalg.norm(found.stderr))):
         found = with_stderr(functools.partial(simplex, among=chosen, unknown=False), facts.grams, facts.counts)
     copies = ([k, *np.flatnonzero(distance[k] == 0)] for k in chosen)
     groups = [sorted({*map(int, group)}) for group in copies if len({*group}) > 1]

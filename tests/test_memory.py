@@ -36,6 +36,13 @@ lineage = hf_lineage.pipeline.trace(sys.argv[1], sys.argv[2:], progress=watch)
 print(lineage.verdict, peak - start, lineage.bytes_read)
 """
 )
+LAYERS = (
+    PRELUDE
+    + """
+layers = hf_lineage.pipeline.trace_layers(sys.argv[1], sys.argv[2:], progress=watch)
+print(len(layers.blocks), peak - start, layers.bytes_read)
+"""
+)
 CONTROL = (
     PRELUDE
     + """
@@ -91,6 +98,15 @@ def test_two_gigabytes_under_a_limit(tmp_path: Path, tensors: dict) -> None:
     assert verdict in ("none", "undecided") and int(read) >= 4 * GB
     assert int(grown) < 400 << 20, f"tracing took {int(grown) >> 20} MB of anonymous memory"
     assert run(CONTROL, child) == ["refused"]
+
+
+def test_layers_under_a_limit(tmp_path: Path) -> None:
+    """32 blocks of 32 MB each, every one against every one."""
+    shapes = {name: shape for name, shape in MANY.items() if int(name.split(".")[2]) < 32}
+    child, parent = sparse(tmp_path / "child", shapes, 1), sparse(tmp_path / "parent", shapes, 2)
+    blocks, grown, read = run(LAYERS, child, parent)
+    assert int(blocks) == 32 and int(read) >= 2 * GB
+    assert int(grown) < 400 << 20, f"tracing the layers took {int(grown) >> 20} MB of anonymous memory"
 
 
 def test_a_small_file_needs_as_much(tmp_path: Path) -> None:
