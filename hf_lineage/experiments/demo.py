@@ -75,6 +75,7 @@ def _outro(family: Family, lineages: Sequence[Lineage], liar: Member, out: Path)
         and Path(lineage.candidates[0].ref) == family.member(child.parent or "").path
         for child, lineage in zip(family.children, lineages, strict=True)
     )  # fmt: skip
+    roots = " ".join(f"-c {_path(root.path)}" for root in family.roots[:-1])
     return [
         "",
         f"{right} of {len(lineages)} verdicts agree with how the networks were made (~: a common origin; the",
@@ -84,7 +85,8 @@ def _outro(family: Family, lineages: Sequence[Lineage], liar: Member, out: Path)
         "",
         f"picture  {out / 'lineage.png'}",
         f"JSON     {out / 'lineage.json'}",
-        f"again    hf-lineage trace {_path(liar.path)} " + " ".join(f"-c {_path(r.path)}" for r in family.roots[:-1]),
+        f"again    hf-lineage trace {_path(liar.path)} {roots}",
+        f"blocks   hf-lineage layers {_path(liar.path)} {roots}",
     ]  # fmt: skip
 
 
