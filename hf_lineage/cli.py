@@ -140,11 +140,9 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
     if explain and not as_json:
         click.echo("\n" + textwrap.fill(lineage.explain(), 80, break_on_hyphens=False))
     if plot:
-        lineage.plot(plot)
-        click.echo(f"picture: {plot}", err=True)
+        _save(lambda: lineage.plot(plot), "picture", plot)
     if profile:
-        lineage.profile(profile)
-        click.echo(f"picture: {profile}", err=True)
+        _save(lambda: lineage.profile(profile), "picture", profile)
 
 
 @cli.command()
@@ -187,11 +185,9 @@ def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: st
         return
     click.echo(found.to_json() if as_json else str(found))
     if plot:
-        found.plot(plot)
-        click.echo(f"picture: {plot}", err=True)
+        _save(lambda: found.plot(plot), "picture", plot)
     if recipe:
-        recipe.write_text(found.recipe(), encoding="utf-8")
-        click.echo(f"recipe: {recipe}", err=True)
+        _save(lambda: recipe.write_text(found.recipe(), encoding="utf-8"), "recipe", recipe)
 
 
 @cli.command()
@@ -258,6 +254,15 @@ def _is_first() -> bool:
     if here.size > 1:
         _expect_the_end()
     return here.main
+
+
+def _save(write: Callable[[], object], what: str, path: Path) -> None:
+    """Write a file and say so; a full disk is the user's to know, not a bug."""
+    try:
+        write()
+    except OSError as error:
+        raise LineageError(f"The {what} could not be written to `{path}`: {error.strerror or error}.") from error
+    click.echo(f"{what}: {path}", err=True)
 
 
 def _expect_the_end() -> None:

@@ -24,7 +24,7 @@ KIN = 0.1  # |correlation| from which two candidates' blocks are related
 LIKE, UNLIKE = 0.5, 0.2  # correlation of blocks that no test applies to: from the one on related, below the other not
 SMALL = 0.02  # an unknown share below this, or three standard errors, is drift
 LEAVES = 5.0  # by how much nearer, in squared distance, a block's own nearest relative must be than the whole model's
-LEAST = 0.01  # weight of a source that is looked for because the blocks have it
+PART = 0.05  # of the block, squared, from which tensors of another model make it a mixture
 SHARP = 5.0  # P ∝ (squared distance)^-SHARP among related candidates: the likeliest exponent, measured on 489 blocks
 CERTAIN = 0.97  # at most, where relatives compete: a child of the child may be nearer than its parent
 
@@ -149,7 +149,7 @@ def _merged_of(origins: Sequence[BlockOrigin]) -> list[str]:
 def shares(study: Study, facts: Facts, fit: Fit) -> tuple[Share, ...]:
     """The sources of a block, the heaviest first."""
     found = []
-    for k in sorted(fit.support, key=lambda k: -fit.weights[k]):
+    for k in sorted(fit.support, key=lambda k: (-round(float(fit.weights[k]), 6), k)):
         candidate = facts.kept[k]
         path = block_at(study, facts.place, candidate).path
         found.append(Share(study.refs[candidate], path, float(fit.weights[k]), float(fit.stderr[k])))
@@ -285,6 +285,8 @@ def _origin(
     top = study.refs.index(mixture[0].ref)
     moved = block_at(study, facts.place, top).short != block.short
     about: dict[str, Any] = {"score": facts.score(top), "moved": moved, "by_relatives": _by_relatives(facts, fit)}
+    if parts := parts_of(facts, facts.kept.index(first)) if len(mixture) > 1 else {}:
+        about["parts"] = {study.refs[facts.kept[k]]: names for k, names in parts.items()}
     if same:
         about["same"] = [study.refs[k] for k in same]
     # a mixture has no one parent, and likeness alone no chance of being wrong
@@ -329,13 +331,17 @@ def _fit(study: Study, facts: Facts, first: int, known: Sequence[int]) -> tuple[
         return _hides(study, facts, {open_to[j]: float(fit.weights[j]) for j in fit.support}, open_to[k], level)
 
     if known:
-        weights = simplex(gram, sorted({first, *known})).weights
-        chosen = [k for k in sorted({first, *known}) if weights[k] >= LEAST] or [first]
+        told = with_stderr(functools.partial(simplex, among=sorted({first, *known})), facts.grams, facts.counts)
+        chosen = [k for k in told.support if told.weights[k] > 2 * told.stderr[k]] or [first]
     else:
         chosen = [open_to[k] for k in select(gram[inner], open_to.index(first), related, hidden).support] or [first]
-    found = with_stderr(functools.partial(simplex, among=chosen), facts.grams, facts.counts)
+        chosen = sorted({*chosen, *(parts_of(facts, first).keys() & {*open_to})})
+    kin = [open_to[k] for k in np.flatnonzero(related[[open_to.index(k) for k in chosen if k in open_to]].any(0))]
+    beside = [k for k in kin if k not in chosen]
+    found = with_stderr(functools.partial(simplex, among=chosen), facts.grams, facts.counts, beside)
     if not found.support or 0 < found.unknown < max(SMALL, 3 * float(np.linalg.norm(found.stderr))):
-        found = with_stderr(functools.partial(simplex, among=chosen, unknown=False), facts.grams, facts.counts)
+        whole = functools.partial(simplex, among=chosen, unknown=False)
+        found = with_stderr(whole, facts.grams, facts.counts, beside)
     copies = ([k, *np.flatnonzero(distance[k] == 0)] for k in chosen)
     groups = [sorted({*map(int, group)}) for group in copies if len({*group}) > 1]
     return found, [facts.kept[k] for k in groups[0]] if groups else []
@@ -351,6 +357,19 @@ def _by_relatives(facts: Facts, fit: Fit) -> float:
     if fit.rss <= NOTHING * facts.size or len(everyone) == len(fit.support):
         return 0.0
     return float(np.clip(1.0 - around(facts.gram, everyone[0], everyone).rss / fit.rss, 0.0, 1.0))
+
+
+def parts_of(facts: Facts, first: int) -> dict[int, list[str]]:
+    """Tensors of the block that are another source's: clearly nearer to it, and alike; by its place in `kept`."""
+    found: dict[int, list[str]] = {}
+    size = 0.0
+    for name, gram in zip(facts.names, facts.grams, strict=True):
+        square = np.diag(gram)[1:]
+        best = int(np.argmin(square))
+        if square[best] * LEAVES < square[first] and cosines(gram)[0, best + 1] >= LIKE:
+            found.setdefault(best, []).append(name)
+            size += float(gram[0, 0])
+    return found if size > PART * facts.size else {}
 
 
 def _hides(study: Study, facts: Facts, weights: Mapping[int, float], k: int, level: float) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from .layers import Facts, Study, relatives, residual, shares
 from .records import BlockOrigin, Method, Share
 from .weights.mixture import NOTHING, REST, Fit, arc, around, cosines, free, most_central, simplex, with_stderr
-from .weights.traces import ALONE, Traces, traces
+from .weights.traces import FOLLOWED, Traces, traces
 
 MOST_BLOCKS = 0.8  # share of the explained blocks that must be mixtures for the whole to be one merge
 APART = 0.5  # of the other's misfit: how much better an arc must fit than a line, or the other way round
@@ -61,12 +61,19 @@ def _plain(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin])
     mixed = [origin for origin in told if origin.kind == "mixture"]
     if not told:
         return None, tuple(origins), {}, ("no block has an origin among the candidates",)
+    parts = [origin for origin in told if origin.facts.get("parts")]
+    if parts:
+        ref, names = next(iter(parts[0].facts["parts"].items()))
+        why = (
+            f"parts of {len(parts)} of {len(told)} blocks are different candidates': {names[0]} is {ref}'s, for example"
+        )
+        return "mixed", tuple(origins), {}, (why,)
     if len(mixed) >= MOST_BLOCKS * len(told):
         return _merged(study, facts, origins)
     if mixed:
         why = f"{len(mixed)} of {len(told)} blocks are mixtures, the others have one origin each"
         return "mixed", tuple(origins), {}, (why,)
-    return _outside(study, facts, origins) or _assembled(study, inner, told, origins)
+    return _outside(study, facts, origins) or _assembled(inner, told, origins)
 
 
 def _outside(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> _Found | None:
@@ -82,32 +89,33 @@ def _outside(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin
     return _around(study, facts, blocks, origins, kin)
 
 
-def _assembled(
-    study: Study, inner: Sequence[BlockOrigin], told: Sequence[BlockOrigin], origins: Sequence[BlockOrigin]
-) -> _Found:
-    """One origin each: of one model, or of several, or elsewhere."""
-    refs = {origin.parent for origin in told}
+def _assembled(inner: Sequence[BlockOrigin], told: Sequence[BlockOrigin], origins: Sequence[BlockOrigin]) -> _Found:
+    """One origin each: of one model, or of several, or elsewhere; stem and head count where they are another's."""
+    refs = {str(origin.parent) for origin in told}
+    ends = [o for o in origins if o.index is None and o.kind in ("equal", "tuned") and o.parent not in refs]
     moved = sum(origin.moved for origin in told)
     unknown = float(np.mean([origin.unknown or 0.0 for origin in told]))
-    who = "the same candidate, in its own place" if len(refs) == 1 and not moved else f"of {len(refs)} candidates"
-    who += f", and {moved} stood elsewhere there" * (moved > 0)
-    which = "every block has" if len(told) == len(inner) else f"{len(told)} of {len(inner)} blocks have"
-    why = [f"{which} one origin, {who}"]
+    which = "every block" if len(told) == len(inner) else f"{len(told)} of {len(inner)} blocks"
     if unknown > SHRUNK:
-        why.append(
-            f"{100 * unknown:.0f} % of those blocks is unknown: another source that is not offered, or weights that "
-            "were pruned or shrunk"
+        lost = (
+            f"{which} can be traced to one candidate, but {100 * unknown:.0f} % of that is unknown: another source "
+            "that is not offered, or weights that were pruned or shrunk"
         )
-        return None, tuple(origins), {}, tuple(why)
+        return None, tuple(origins), {}, (lost,)
+    plain = len(refs) == 1 and not moved
+    who = "the same candidate, in its own place" if plain else f"of {len(refs)} candidate{'s' * (len(refs) > 1)}"
+    who += f", and {moved} stood elsewhere there" * (moved > 0)
+    who += "".join(f"; the {end.block} is {end.parent}'s" for end in ends)
+    why = [f"{which} {'has' if len(told) == len(inner) else 'have'} one origin, {who}"]
     shared = float(np.mean([origin.facts.get("by_relatives", 0.0) for origin in told]))
     if shared > SHARED:
         why.append(
             f"relatives of the origins explain {100 * shared:.0f} % of what those leave: drift in common, a chain of "
             "fine-tunes, or a merge of relatives that was tuned afterwards"
         )
-    if len(refs) > 1 or moved:
+    if not plain or ends:
         return "passthrough", tuple(origins), {}, tuple(why)
-    return ("single" if len(told) == len(inner) else "mixed"), tuple(origins), {}, tuple(why)
+    return ("single" if len(told) == len(inner) else None), tuple(origins), {}, tuple(why)
 
 
 def _merged(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> _Found:
@@ -271,10 +279,10 @@ def _sparse(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]
     weights = around(_pooled(blocks, kin), 0, range(len(kin))).weights
     found: list[tuple[Traces, int, list[int]]] = []
     for base in range(len(kin)):
-        used = [k for k in range(len(kin)) if k != base and abs(weights[k]) > BARELY]
+        used = [k for k in range(len(kin)) if k != base]
         seen = _traces(study, blocks, kin[base], [kin[k] for k in used], weights[used], sure=False) if used else None
         if seen:  # without those that no entry follows
-            used = [k for k, share in zip(used, seen.alone, strict=True) if share >= ALONE]
+            used = [k for k, share in zip(used, seen.alone, strict=True) if share >= FOLLOWED]
             seen = _traces(study, blocks, kin[base], [kin[k] for k in used], weights[used])
         if seen:
             found.append((seen, base, used))
@@ -324,7 +332,7 @@ def _as_sparse(
     why = (
         f"{100 * found.zeros:.1f} % of the entries are still those of {study.refs[base]} where a weighted sum would "
         f"have moved them, and {rule} (chance that one was smaller: {found.smaller:.2f}); "
-        f"{100 * sum(found.alone):.0f} % of the others follow one candidate alone"
+        f"up to {100 * max(found.alone):.0f} % of the others follow one candidate alone"
     )
     about: dict[str, Any] = {"base": study.refs[base], "deltas": told}
     if found.method == "ties":

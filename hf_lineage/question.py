@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Model = str | Path | ModelRef | torch.nn.Module
 
 EVIDENCE = ("weights", "features")
+LEAST_SAMPLE = 100_000  # bytes of a model below which a smaller sample is no advice
 UNITS_PER_MODEL, UNITS_IN_ALL = 64 << 20, 1 << 30  # bytes of hidden units kept in memory
 Lined = tuple[Checkpoint, Alignment]  # a candidate and how it lines up with the child
 
@@ -191,9 +192,12 @@ def plan_reading(
 def within(max_bytes: int | None, needed: int, models: int) -> None:
     """Refuse to read more than the caller allows, before any of it is read."""
     if max_bytes is not None and needed > max_bytes:
+        share = max_bytes // models
+        hint = (
+            f"Sample less, for example {share} bytes" if share >= LEAST_SAMPLE else "Allow more, or name fewer models"
+        )
         raise ArgumentError(
-            f"This would read about {needed:,} bytes of {models} models, more than max_bytes={max_bytes:,}. "
-            f"Sample less, for example sample={max(1, max_bytes // models)}."
+            f"This would read about {needed:,} bytes of {models} models, more than max_bytes={max_bytes:,}. {hint}."
         )
 
 

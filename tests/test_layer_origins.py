@@ -133,8 +133,9 @@ def linears(
             for k, weight in zip(chosen, weights, strict=True):
                 share = told.get(str(members[k].path))
                 error = abs((share.weight if share else 0.0) - weight)
+                stderr = share.stderr if share else layers.mixture[0].stderr
                 rows.setdefault(f"{rate:g}", []).append(
-                    {"error": error, "covered": share is not None and error <= 2 * share.stderr + 1e-6,
+                    {"error": error, "covered": error <= 2 * stderr + 1e-6,
                      "found": share is not None, "weight": float(weight), "method": layers.method}
                 )  # fmt: skip
     return {

@@ -14,7 +14,7 @@ from .text import WIDTH, _wrap, size_text
 from .words import Show, code, p_text, short, shorten
 
 Row = tuple[BlockOrigin, ...]
-BLOCK, MOVED = 22, 20  # widest columns
+BLOCK, MOVED = 21, 12  # widest columns
 UNKNOWN = "(unknown)"
 SHOWN = 0.005  # a share below it is not shown
 VARIES = 0.02  # a slerp's t that differs by more between blocks is told as a range
@@ -37,14 +37,15 @@ def table(layers: LayerLineage) -> str:
     ]
     cells = [cell for row in fold(layers) for cell in _cells(layers, row)]
     if cells:
-        cells.insert(0, ("block", "origin", "", "share", "p-value", "kind"))
+        share = "match" if layers.evidence == ("features",) else "share"
+        cells.insert(0, ("block", "origin", "", share, "left", "p-value", "kind"))
     first, moved = (min(most, max([len(c[i]) for c in cells], default=0)) for i, most in ((0, BLOCK), (2, MOVED)))
-    middle = min(max([len(c[1]) for c in cells], default=0), WIDTH - 31 - first - moved)
-    for block, origin, where, share, p, kind in cells:
+    middle = min(max([len(c[1]) for c in cells], default=0), WIDTH - 35 - first - moved)
+    for block, origin, where, share, left, p, kind in cells:
         names = (
             f"{shorten(block, first):<{first}}  {shorten(origin, middle):<{middle}} {shorten(where, moved):<{moved}}"
         )
-        lines.append(f"  {names} {share:>5} {p:>7}  {kind}".rstrip())
+        lines.append(f"  {names} {share:>5} {left:>4} {p:>7}  {kind}".rstrip())
     lines.append("")
     for head, texts in (("because  ", layers.reasons), ("note     ", layers.notes)):
         for text in texts:
@@ -55,13 +56,15 @@ def table(layers: LayerLineage) -> str:
 
 def markdown(layers: LayerLineage) -> str:
     """Heading, sentence, table, reasons and notes as Markdown; every foreign name is escaped."""
-    rows = ["| block | origin | share | p-value | kind |", "|---|---|---:|---:|---|"]
+    rows = ["| block | origin | share | left | p-value | kind |", "|---|---|---:|---:|---:|---|"]
     for row in fold(layers):
-        for block, origin, where, share, p, kind in _cells(layers, row):
+        for block, origin, where, share, left, p, kind in _cells(layers, row):
             foreign = origin if origin in (UNKNOWN, "-", *NOBODY.values()) else code(origin)
             moved = f" ← {code(where.removeprefix('<- '))}" if where else ""
-            rows.append(f"| {code(block) if block else ''} | {foreign}{moved} | {share} | {p} | {kind} |")
+            rows.append(f"| {code(block) if block else ''} | {foreign}{moved} | {share} | {left} | {p} | {kind} |")
     shares = [f"- {code(s.ref)}: {_weight(s)} of the whole model" for s in layers.mixture if len(layers.mixture) > 1]
+    if shares and (layers.unknown or 0.0) >= SHOWN:
+        shares.append(f"- unknown: {layers.unknown:.3f} of the whole model")
     remarks = [f"- {code(text)}" for text in (*layers.reasons, *layers.notes)]
     head = [f"## Layers of {code(layers.child.name)}", "", sentence(layers, code), ""]
     return "\n".join([*head, *rows, "", *shares, *remarks]) + "\n"
@@ -87,7 +90,8 @@ def percent(share: float) -> str:
     >>> percent(0.0123), percent(3e-8)
     ('1.2 %', 'less than 0.001 %')
     """
-    return f"{100 * share:.2g} %" if share >= 1e-5 else "less than 0.001 %"
+    told = f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.2g}"
+    return f"{told} %" if share >= 1e-5 else "less than 0.001 %"
 
 
 def fold(layers: LayerLineage) -> list[Row]:
@@ -97,7 +101,8 @@ def fold(layers: LayerLineage) -> list[Row]:
         place, block = item
         shares = [(s.ref, _position(layers, s) - place, _share(s.weight)) for s in sources(layers, block)]
         alone = block.block if block.index is None else ""
-        return alone, block.kind, block.moved, shares, _share(block.unknown or 0.0)
+        tested = block.log10_p is not None
+        return alone, block.kind, block.moved, shares, _share(block.unknown or 0.0), tested
 
     numbered = [(sum(b.index is not None for b in layers.blocks[:i]), b) for i, b in enumerate(layers.blocks)]
     return [tuple(block for _, block in group) for _, group in groupby(numbered, says)]
@@ -171,27 +176,39 @@ def _mixture(layers: LayerLineage) -> Iterator[str]:
         yield f"{'mixture  ' if place == 0 else ' ' * 9}{name:<{wide}}  {weight}"
 
 
-def _cells(layers: LayerLineage, row: Row) -> Iterator[tuple[str, str, str, str, str, str]]:
-    """Block, origin, where it stood, share, p and kind: a line for the block, one for each further source."""
+def _cells(layers: LayerLineage, row: Row) -> Iterator[tuple[str, str, str, str, str, str, str]]:
+    """Block, origin, where it stood, share, what is left, p and kind: a line for the block, one for each other source.
+
+    Of a run of blocks the most that is left and the largest p.
+    """
     first, last = row[0], row[-1]
     label = _label(layers, first.block) + (f" - {_label(layers, last.block)}" if len(row) > 1 else "")
     worst = max((b.log10_p for b in row if b.log10_p is not None), default=None)  # of a run, the weakest evidence
     p = p_text(Candidate("", "", log10_p=worst))
     unknown = first.unknown or 0.0
+    most = max((b.residual for b in row if b.residual is not None), default=0.0)
+    left = percent(most).replace(" ", "") if SHOWN <= most < math.inf else ""
     found = [(i, s) for i, s in enumerate(sources(layers, first)) if i == 0 or abs(s.weight) >= SHOWN]
     if not found:
-        yield label, NOBODY.get(first.kind, "-"), "", _share(unknown) if unknown else "", p, first.kind
+        yield label, NOBODY.get(first.kind, "-"), "", _share(unknown) if unknown else "", "", p, first.kind
         return
     for place, share in found:
         where = ""
         if first.moved and share.block:
-            where = f"<- {_tail(inner(layers, share.ref), share.block)}"
+            where = f"<- {number(printable(share.block))}"
             if len(row) > 1:
                 where += f" - {number(printable(sources(layers, last)[place].block))}"
-        rest = (label, p, first.kind) if place == 0 else ("", "", "")
-        yield rest[0], printable(share.ref), where, _share(share.weight), rest[1], rest[2]
+        rest = (label, left, p, first.kind) if place == 0 else ("", "", "", "")
+        yield rest[0], _called(layers, share.ref), where, _share(share.weight), *rest[1:]
     if unknown >= SHOWN:
-        yield "", UNKNOWN, "", _share(unknown), "", ""
+        yield "", UNKNOWN, "", _share(unknown), "", "", ""
+
+
+def _called(layers: LayerLineage, ref: str) -> str:
+    """A ref without the folder that all candidates lie in."""
+    folders = {other.rpartition("/")[0] for other in layers.candidates}
+    alone = len(folders) == 1 and len(layers.candidates) > 1 and ref[:1] in ("/", ".", "~")
+    return printable(ref.rpartition("/")[2] if alone else ref)
 
 
 def _label(layers: LayerLineage, path: str) -> str:

@@ -200,7 +200,7 @@ def _share_map(axes: Axes, layers: LayerLineage, refs: Sequence[str], row: float
     axes.set_ylabel("block of the child")
     by_features = layers.evidence == ("features",)
     axes.set_title("probability, by features alone" if by_features else "whose block it is", fontsize=10)
-    _bar(axes, image, "probability of being its origin" if by_features else "share of the block")
+    _bar(axes, image, "match among these candidates" if by_features else "share of the block")
 
 
 def _nobody(axes: Axes, row: int, column: int, kind: str, size: float) -> None:
@@ -214,7 +214,7 @@ def _nobody(axes: Axes, row: int, column: int, kind: str, size: float) -> None:
 def _score_map(axes: Axes, layers: LayerLineage, refs: Sequence[str]) -> None:
     matrix = layers.matrix[:, [layers.candidates.index(ref) for ref in refs]]
     weights = "weights" in layers.evidence
-    axes.set_title("best block's score", fontsize=10)
+    axes.set_title("how alike the best block is", fontsize=10)
     axes.tick_params(labelleft=False, left=False)
     axes.set_facecolor(MISSING)
     _columns(axes, refs)
@@ -223,7 +223,7 @@ def _score_map(axes: Axes, layers: LayerLineage, refs: Sequence[str]) -> None:
         return
     low, high = (0.0, 1.0) if weights else (float(np.nanmin(matrix)), float(np.nanmax(matrix)))
     image = axes.imshow(matrix, cmap="Greens", vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-    _bar(axes, image, "correlation of the weights (0 and below: white)" if weights else "similarity of the features")
+    _bar(axes, image, "correlation of the weights (0 and below: white)" if weights else "score of the features")
 
 
 def _bar(axes: Axes, image: AxesImage, label: str) -> None:

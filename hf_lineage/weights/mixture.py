@@ -17,6 +17,7 @@ from scipy.optimize import nnls
 NOTHING = 1e-14  # of the largest squared length: rounding
 REST = 0.03  # of the unexplained square, at most, that related sources may leave; see `select`
 DRIFT = 0.1  # cosine of what fine-tuning adds with a merge's sources; see tests/test_layer_origins.py
+SIBLINGS = 0.35  # cosine of the deltas of two fine-tunes of one base
 LITTLE = 1.05  # times the unexplained square without a source, up to which it is left out
 
 
@@ -133,25 +134,34 @@ def _without_idle(gram: np.ndarray, fit: Fit) -> Fit:
     return fit
 
 
-def with_stderr(fit: Callable[[np.ndarray], Fit], grams: Sequence[np.ndarray], counts: Sequence[int]) -> Fit:
+def with_stderr(
+    fit: Callable[[np.ndarray], Fit], grams: Sequence[np.ndarray], counts: Sequence[int], beside: Sequence[int] = ()
+) -> Fit:
     """The fit of the summed Gram matrices, of `counts` entries each, with the standard error of every weight.
 
     se² is the larger of the jackknife over tensors, (T − 1)/T · Σₜ (w₋ₜ − mean)², and of what least squares gives for
-    independent entries, rss/n · (XXᵀ)⁻¹ₖₖ; plus DRIFT² · rss · (XXᵀ)⁻¹ₖₖ, since what fine-tuning added is no noise: its
-    cosine with the sources is about `DRIFT`, in all tensors alike.
+    independent entries, rss/n · (XXᵀ)⁻¹ₖₖ; plus c² · rss · (XXᵀ)⁻¹ₖₖ, since what fine-tuning added is no noise: its
+    cosine c with the sources is about `DRIFT`, in all tensors alike, `SIBLINGS` with relatives. Those `beside` the
+    sources count among X then: a fine-tune may have been a merge with them that was tuned afterwards.
     """
     total = sum(grams, np.zeros_like(grams[0]))
     found = fit(total)
     support = [*found.support]
-    inner = _whole(total)[1:, 1:][np.ix_(support, support)]
-    each = found.rss * np.abs(np.diag(np.linalg.pinv(inner, rcond=1e-12, hermitian=True)))
+    whole = _whole(total)[1:, 1:]
     variance = np.zeros(len(found.weights))
-    variance[support] = each / max(1, sum(counts))
+    variance[support] = found.rss * _inverse(whole, support) / max(1, sum(counts))
     if len(grams) > 1:
         left_out = np.array([fit(total - gram).weights for gram in grams])
-        variance = np.maximum(variance, ((left_out - left_out.mean(0)) ** 2).sum(0) * (len(grams) - 1) / len(grams))
-    variance[support] += DRIFT**2 * each
+        spread = ((left_out - left_out.mean(0)) ** 2).sum(0) * (len(grams) - 1) / len(grams)
+        variance = np.maximum(variance, spread)
+    drift = (SIBLINGS if beside else DRIFT) ** 2
+    variance[support] += drift * found.rss * _inverse(whole, [*support, *beside])[: len(support)]
     return Fit(found.weights, found.unknown, found.rss, np.sqrt(variance))
+
+
+def _inverse(whole: np.ndarray, among: Sequence[int]) -> np.ndarray:
+    """The diagonal of (XXᵀ)⁻¹ of some sources."""
+    return np.abs(np.diag(np.linalg.pinv(whole[np.ix_(among, among)], rcond=1e-12, hermitian=True)))
 
 
 def cosines(gram: np.ndarray) -> np.ndarray:

@@ -26,7 +26,9 @@ CLEAR = 16  # units in the last place by which a weighted sum must have moved an
 ENTRIES = 1 << 17  # entries looked at
 ENOUGH = 1000  # … and at least
 ZEROS = 0.002  # share of entries that stand still; a weighted sum leaves none
-ALONE = 0.03  # share of the moved ones that follow one source alone; by chance a ratio hits ±0.2 % in less than 0.01
+ALONE = 0.015  # share of the moved ones that follow one source alone; by chance a ratio hits ±0.2 % in less than 0.01
+TRIMMED = 0.7  # of `smaller`: ½ if dropped at random, 1 if trimmed
+FOLLOWED = 0.01  # share from which one source of several took part
 NEAR = 0.002
 MOST_SCALE = 20.0  # of a delta: DARE at a density of 0.05
 SOURCE = 0.35  # of `smaller`: below, what stands still had the *larger* deltas: seen from a source, not from the base
@@ -34,16 +36,15 @@ SOURCE = 0.35  # of `smaller`: below, what stands still had the *larger* deltas:
 # (dead pixels, dead units), and a model between its parent and its child shares them with both.
 UNTOLD = 0.1
 OFF = 0.15  # of the child's delta, by which DARE's sum may differ from least squares: dropping keeps the mean
-TRIMMED = 0.8  # chance that what stands still had smaller deltas than what moved: ½ if dropped at random, 1 if trimmed
 
 
 @dataclass(frozen=True, slots=True)
 class Traces:
     """`zeros`: share of the entries that stand still though a weighted sum would move them; `alone[k]`: share of the
-    others that are s·aₖ of source k alone; `smaller`: chance that an entry standing still had a smaller delta than one
-    that moved, in [0, 1]. `weights`, `density`: of each source, w and the share of its delta that was kept; `scale`: of
-    their sum (TIES). `residual`: ‖child − rebuilt‖ / ‖child‖ over the entries, by the method, DARE's dropped entries
-    read off the child. Σ alone and zeros near 1 leave little room for another explanation.
+    others, where aₖ is clear, that are s·aₖ of source k alone; `smaller`: chance that an entry standing still had a
+    smaller delta than one that moved, in [0, 1]. `weights`, `density`: of each source, w and the share of its delta
+    that was kept; `scale`: of their sum (TIES). `residual`: ‖child − rebuilt‖ / ‖child‖ over the entries, by its
+    method, DARE's dropped entries read off the child.
     """
 
     method: Literal["ties", "dare"]
@@ -72,40 +73,58 @@ def traces(
     told = np.abs(np.asarray(weights) @ seen.a) > CLEAR * seen.ulp
     if told.sum() < ENOUGH:
         return None
-    e, a, ulp, still = seen.e[told], seen.a[:, told], seen.ulp[told], seen.still[told]
+    a, still = seen.a[:, told], seen.still[told]
     zeros = float(still.mean())
     if not ZEROS <= zeros < 1:
         return None
     size = (np.abs(a) / np.maximum(np.sqrt((a**2).mean(1, keepdims=True)), 1e-300)).max(0)
     smaller = float(mannwhitneyu(size[~still], size[still]).statistic / still.sum() / (~still).sum())
-    scales = [_scale(e[~still], delta[~still], ulp[~still]) for delta in a]
-    alone = tuple(_follows(e[~still], s * delta[~still], ulp[~still]) for s, delta in zip(scales, a, strict=True))
+    moved = ~seen.still
+    clear = np.abs(seen.a) > CLEAR * seen.ulp  # where a source alone would show
+    scales = [
+        _scale(seen.e[moved & on], d[moved & on], seen.ulp[moved & on]) for d, on in zip(seen.a, clear, strict=True)
+    ]
+    alone = tuple(
+        _follows(seen.e[moved & on], s * d[moved & on], seen.ulp[moved & on])
+        for s, d, on in zip(scales, seen.a, clear, strict=True)
+    )
     if max(alone) < ALONE or smaller < SOURCE:
         return None
-    method: Literal["ties", "dare"] = "ties" if smaller >= TRIMMED else "dare"
-    if method == "ties":
-        edges = _edges(seen.a, told & seen.still, seen.number)
-        scale = float(np.median([s for s, share in zip(scales, alone, strict=True) if share >= ALONE]))
-        found = _shares(seen.e, seen.a, edges, scale)
-        rebuilt = _rebuilt_ties(seen.a, edges, found, scale)
-        density = tuple(float(share) for share in (np.abs(seen.a) > edges).mean(1))
-    else:
-        # where every delta would show: a small one that was kept beside a large one that was not looks dropped, too
-        clear = (np.abs(seen.a) > 2 * seen.ulp).all(0) & (np.asarray(scales) != 0).all()
-        kept = 1.0 - (float(seen.still[clear].mean()) if clear.sum() >= ENOUGH else zeros) ** (1 / len(a))
-        found, density, scale = np.asarray(scales) * kept, (kept,) * len(a), 1.0
-        off = found - np.linalg.lstsq(seen.a.T, seen.e, rcond=None)[0]
-        if sure and (np.abs(off) * np.sqrt((seen.a**2).mean(1))).max() > OFF * float(np.sqrt((seen.e**2).mean())):
-            return None
-        rebuilt = _rebuilt_dare(seen.e, seen.a, scales)
-    left = float(((seen.c - seen.rounded(seen.b + rebuilt)) ** 2).sum())
+    scale = float(np.median([s for s, share in zip(scales, alone, strict=True) if share >= FOLLOWED]))
+    way = _as_ties(seen, told, scale) if smaller >= TRIMMED else _as_dare(seen, zeros, scales)
+    method, found, density, rebuilt = way
+    left = float(((seen.c - rebuilt) ** 2).sum())
+    off = np.abs(found - np.linalg.lstsq(seen.a.T, seen.e, rcond=None)[0]) * np.sqrt((seen.a**2).mean(1))
     nearest = min(float((seen.e**2).sum()), *(float(((seen.e - delta) ** 2).sum()) for delta in seen.a))
     if sure and left > UNTOLD * nearest:
         return None
+    if sure and method == "dare" and off.max() > OFF * float(np.sqrt((seen.e**2).mean())):
+        return None
     residual = float(np.sqrt(left / (seen.c**2).sum()))
+    scale = scale if method == "ties" else 1.0
     return Traces(
         method, zeros, alone, smaller, tuple(map(float, found)), density, scale, residual, len(seen.e)
     )  # fmt: skip
+
+
+_Way = tuple[Literal["ties", "dare"], np.ndarray, tuple[float, ...], np.ndarray]
+
+
+def _as_ties(seen: _Entries, told: np.ndarray, scale: float) -> _Way:
+    """(method, weights, densities, the child as TIES makes it)."""
+    edges = _edges(seen.a, told & seen.still, seen.number)
+    weights = _shares(seen.e, seen.a, edges, scale)
+    density = tuple(float(share) for share in (np.abs(seen.a) > edges).mean(1))
+    return "ties", weights, density, seen.rounded(seen.b + _rebuilt_ties(seen.a, edges, weights, scale))
+
+
+def _as_dare(seen: _Entries, zeros: float, scales: Sequence[float]) -> _Way:
+    """(method, weights, densities, the child as DARE makes it)."""
+    # where every delta would show: a small one that was kept beside a large one that was not looks dropped, too
+    clear = (np.abs(seen.a) > 2 * seen.ulp).all(0) & (np.asarray(scales) != 0).all()
+    kept = 1.0 - (float(seen.still[clear].mean()) if clear.sum() >= ENOUGH else zeros) ** (1 / len(seen.a))
+    rebuilt = seen.rounded(seen.b + _rebuilt_dare(seen.e, seen.a, scales))
+    return "dare", np.asarray(scales) * kept, (kept,) * len(seen.a), rebuilt
 
 
 def _follows(e: np.ndarray, alone: np.ndarray, ulp: np.ndarray) -> float:
