@@ -245,6 +245,15 @@ class TestBlocks:
         layers = ask({**CHILD, VOCABULARY[1]: torch.randn(10, WIDTH)})
         assert told(layers)["head"] == ("none", None) and layers.method == "single" and layers.unknown == 0
 
+    def test_attention_of_one_and_feed_forward_of_another(self, ask: Shelf) -> None:
+        layers = ask({n: STRANGER[n] if ".mlp." in n else t for n, t in PARENT.items()}, ["parent", "stranger"])
+        for each in layers.blocks[1:-1]:
+            assert each.kind == "mixture" and {Path(share.ref).name for share in each.mixture} == {"parent", "stranger"}
+            assert all(".self_attn." in name for names in each.facts["parts"].values() for name in names) or all(
+                ".mlp." in name for names in each.facts["parts"].values() for name in names
+            )
+        assert layers.method == "mixed" and "parts of 3 of 3 blocks" in layers.reasons[0]
+
 
 class TestCandidates:
     def test_of_other_depths_and_widths(self, ask: Shelf) -> None:

@@ -30,6 +30,7 @@ SCREEN, SCREEN_IN_ALL = 16 << 20, 512 << 20  # bytes of rows (as float32) held o
 UNITS = 256  # rows of one tensor are plenty: unchanged, z = sqrt(units · width)
 GENERIC = 2  # matrices looked at in a block without known hidden units
 FITS = 0.5  # share of the child's block, in elements, that a candidate's must have tensor by tensor
+STANDS_OUT = 5.0  # z of a block above which it is believed to have moved: 1 in 3 million by chance
 TIE = 1e-6  # scores this near are equal: a candidate may hold a block twice
 
 
@@ -176,8 +177,9 @@ def natural(label: str) -> list[tuple[int, str]]:
 def _looks(
     child: Checkpoint, architecture: Architecture, blocks: Sequence[Block], room: int, seed: int
 ) -> list[dict[str, _Look]]:
-    """For each block, suffix → rows to look at: those with hidden units, else of the largest matrices."""
+    """For each block, suffix → rows to look at: those with hidden units, and of the largest other matrices."""
     orders = {name: order for order, names in architecture.orders.items() for name in names}
+    readers = {name for names in architecture.reads.values() for name in names}
     chosen: list[dict[str, str]] = []
     for block in blocks:
         fit = [s for s, name in block.tensors.items() if len(child[name].shape) > 1 and _row(child, name) <= MAX_ROW]
@@ -185,8 +187,10 @@ def _looks(
             s: orders[block.tensors[s]] for s in fit
             if block.tensors[s] in orders and child[block.tensors[s]].shape[0] >= MIN_UNITS
         }  # fmt: skip
-        largest = sorted(fit, key=lambda s: (-child[block.tensors[s]].count, s))[:GENERIC]
-        chosen.append({} if block.rest else own or dict.fromkeys(largest, ""))
+        free = {s for s in fit if s not in own and not (own and block.tensors[s] in readers)}
+        others = sorted(free, key=lambda s: (-child[block.tensors[s]].count, s))
+        # beside the units one other matrix: attention and feed-forward layer may come from different models
+        chosen.append({} if block.rest else own | dict.fromkeys(others[: 1 if own else GENERIC], ""))
 
     def cost() -> int:
         each = zip(blocks, chosen, strict=True)
@@ -194,7 +198,7 @@ def _looks(
 
     if MIN_UNITS * cost() > room:  # the narrowest matrix of each block says enough
         narrow = [
-            min(own, key=lambda s: (_row(child, block.tensors[s]), s), default=None)
+            min(own, key=lambda s: (not own[s], _row(child, block.tensors[s]), s), default=None)
             for block, own in zip(blocks, chosen, strict=True)
         ]
         chosen = [{s: own[s]} if s else {} for s, own in zip(narrow, chosen, strict=True)]
@@ -288,7 +292,7 @@ def _against(
                 scores[i, places], z[i, places] = _compare(mine[i], stacked, looks[i])
             else:  # nothing to look at: only a block of the same name may be the one
                 scores[i, [j for j in places if theirs[j].short == block.short]] = 0.0
-    return Places(theirs, scores, z, tuple(_best(scores[i], block, theirs) for i, block in enumerate(ours)))
+    return Places(theirs, scores, z, tuple(_best(scores[i], z[i], block, theirs) for i, block in enumerate(ours)))
 
 
 def _compare(
@@ -313,13 +317,18 @@ def _compare(
         return score, np.where(variance > 0, (t - mean) / np.sqrt(variance), np.nan)
 
 
-def _best(scores: np.ndarray, block: Block, theirs: Sequence[Block]) -> int | None:
-    """The highest score; of equal ones that of the same name, else the first."""
+def _best(scores: np.ndarray, z: np.ndarray, block: Block, theirs: Sequence[Block]) -> int | None:
+    """The highest score; of equal ones that of the same name, else the first.
+
+    Where no block stands out by z it has not moved as far as can be seen: the one of the same name, if it fits.
+    """
     if np.isnan(scores).all():
         return None
     top = [int(j) for j in np.flatnonzero(scores >= np.nanmax(scores) - TIE)]
-    same = [j for j in top if theirs[j].short == block.short]
-    return same[0] if same else top[0]
+    same = [j for j, other in enumerate(theirs) if other.short == block.short and not np.isnan(scores[j])]
+    if same and (same[0] in top or z[top[0]] < STANDS_OUT):
+        return same[0]
+    return top[0]
 
 
 def _row(checkpoint: Checkpoint, name: str) -> int:
