@@ -245,6 +245,12 @@ class TestBlocks:
         layers = ask({**CHILD, VOCABULARY[1]: torch.randn(10, WIDTH)})
         assert told(layers)["head"] == ("none", None) and layers.method == "single" and layers.unknown == 0
 
+    def test_a_source_of_half_a_percent(self, ask: Shelf) -> None:
+        """Its blocks stand out nowhere, so they are looked for where they stood."""
+        layers = ask(linear([PARENT, STRANGER], [0.995, 0.005]), ["parent", "stranger"])
+        for each in layers.blocks[1:-1]:
+            assert [share.weight for share in each.mixture] == pytest.approx([0.995, 0.005], abs=1e-5)
+
     def test_attention_of_one_and_feed_forward_of_another(self, ask: Shelf) -> None:
         layers = ask({n: STRANGER[n] if ".mlp." in n else t for n, t in PARENT.items()}, ["parent", "stranger"])
         for each in layers.blocks[1:-1]:

@@ -14,9 +14,8 @@ from typing import Any
 
 import yaml
 
-from ..records import BlockOrigin, LayerLineage
+from ..records import BlockOrigin, LayerLineage, printable
 from .layers import SHOWN, inner, number, percent, sources, unexplained
-from .words import short
 
 DTYPES = frozenset({"float16", "bfloat16", "float32"})
 SPARSE = frozenset({"ties", "dare_linear"})
@@ -233,7 +232,7 @@ def _is_pinned(key: str, part: Any, revisions: Mapping[str, str | None]) -> bool
 
 
 def _origin(layers: LayerLineage) -> Iterator[str]:
-    yield f"{short(layers.child.name)} as a mergekit recipe, reconstructed from its weights by hf_lineage."
+    yield f"{printable(layers.child.name)} as a mergekit recipe, reconstructed from its weights by hf_lineage."
     if layers.method is None:
         yield "How it was made does not show: this is the simplest recipe of its blocks, and not the author's file."
     else:
@@ -252,9 +251,9 @@ def _ends(layers: LayerLineage) -> Iterator[str]:
     """Where stem and head came from: mergekit takes them from the first and last slice, wherever they were."""
     for block in layers.blocks:
         if block.index is None:
-            called, where = ENDS.get(block.block, (short(block.block), "first"))
+            called, where = ENDS.get(block.block, (printable(block.block), "first"))
             parts = [share for share in sources(layers, block) if abs(share.weight) >= SHOWN]
-            told = [f"{s.weight:.2f} {short(s.ref)}" if len(parts) > 1 else short(s.ref) for s in parts]
+            told = [f"{s.weight:.2f} {printable(s.ref)}" if len(parts) > 1 else printable(s.ref) for s in parts]
             came = " + ".join(told) or "none of the candidates"
             yield f"The {called} came from {came}; mergekit takes it from the models of the {where} slice."
 
@@ -265,11 +264,11 @@ def _lost(layers: LayerLineage, blocks: Sequence[BlockOrigin], method: str) -> I
     lost: dict[tuple[str, str | None], list[str]] = {}
     for block in filter(_is_lost, blocks):
         layer = _layer(layers, block, method)
-        lost.setdefault((block.kind, layer[0].ref if layer else None), []).append(short(block.block))
+        lost.setdefault((block.kind, layer[0].ref if layer else None), []).append(printable(block.block))
     for (kind, ref), names in lost.items():
         told = ", ".join(names if len(names) < 5 else [*names[:2], f"… {names[-1]} ({len(names)} blocks)"])
         why = "could not be decided" if kind == "undecided" else "from none of the candidates"
-        instead = "left out" if ref is None else f"what is written here is the nearest, of {short(ref)}"
+        instead = "left out" if ref is None else f"what is written here is the nearest, of {printable(ref)}"
         yield f"{told}: {why}. This recipe cannot make that; {'made like the others' if alike else instead}."
     unknown = max((block.unknown or 0.0 for block in blocks if not _is_lost(block)), default=0.0)
     if unknown >= LIMIT:
