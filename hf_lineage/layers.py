@@ -360,13 +360,18 @@ def _by_relatives(facts: Facts, fit: Fit) -> float:
 
 
 def parts_of(facts: Facts, first: int) -> dict[int, list[str]]:
-    """Tensors of the block that are another source's: clearly nearer to it, and alike; by its place in `kept`."""
+    """Tensors of the block that are an unrelated source's: nearer to it, and alike; by its place in `kept`.
+
+    A relative may be nearer in some tensors that hardly moved, without having had a part.
+    """
     found: dict[int, list[str]] = {}
     size = 0.0
     for name, gram in zip(facts.names, facts.grams, strict=True):
         square = np.diag(gram)[1:]
         best = int(np.argmin(square))
-        if square[best] * LEAVES < square[first] and cosines(gram)[0, best + 1] >= LIKE:
+        cosine = cosines(gram)
+        stranger = abs(cosine[best + 1, first + 1]) <= KIN
+        if stranger and square[best] * LEAVES < square[first] and cosine[0, best + 1] >= LIKE:
             found.setdefault(best, []).append(name)
             size += float(gram[0, 0])
     return found if size > PART * facts.size else {}

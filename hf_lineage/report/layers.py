@@ -73,7 +73,7 @@ def markdown(layers: LayerLineage) -> str:
 def sentence(layers: LayerLineage, show: Show | None = None) -> str:
     """How the child was made, in plain words; `show` writes a foreign name."""
     name = show or short
-    left = unexplained(layers)
+    left = unexplained(layers) if any(block.parent for block in layers.blocks) else None
     return _made(layers, name) + (f" That leaves {percent(left)} of the norm unexplained." if left is not None else "")
 
 
