@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,7 +73,7 @@ def _plain(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin])
     if mixed:
         why = f"{len(mixed)} of {len(told)} blocks are mixtures, the others have one origin each"
         return "mixed", tuple(origins), {}, (why,)
-    return _outside(study, facts, origins) or _assembled(inner, told, origins)
+    return _outside(study, facts, origins) or _assembled(study, facts, inner, told, origins)
 
 
 def _outside(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> _Found | None:
@@ -89,10 +89,17 @@ def _outside(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin
     return _around(study, facts, blocks, origins, kin)
 
 
-def _assembled(inner: Sequence[BlockOrigin], told: Sequence[BlockOrigin], origins: Sequence[BlockOrigin]) -> _Found:
-    """One origin each: of one model, or of several, or elsewhere; stem and head count where they are another's."""
+def _assembled(
+    study: Study, facts: Sequence[Facts], inner: Sequence[BlockOrigin], told: Sequence[BlockOrigin],
+    origins: Sequence[BlockOrigin],
+) -> _Found:  # fmt: skip
+    """One origin each: of one model, or of several, or elsewhere; stem and head count where they are a stranger's own:
+    tuned ones go by likeness, and heads of one task are alike."""
     refs = {str(origin.parent) for origin in told}
-    ends = [o for o in origins if o.index is None and o.kind in ("equal", "tuned") and o.parent not in refs]
+    ends = [
+        origin for each, origin in zip(facts, origins, strict=True)
+        if origin.index is None and origin.kind == "equal" and _is_stranger(study, each, origin, refs)
+    ]  # fmt: skip
     moved = sum(origin.moved for origin in told)
     unknown = float(np.mean([origin.unknown or 0.0 for origin in told]))
     which = "every block" if len(told) == len(inner) else f"{len(told)} of {len(inner)} blocks"
@@ -116,6 +123,13 @@ def _assembled(inner: Sequence[BlockOrigin], told: Sequence[BlockOrigin], origin
     if not plain or ends:
         return "passthrough", tuple(origins), {}, tuple(why)
     return ("single" if len(told) == len(inner) else None), tuple(origins), {}, tuple(why)
+
+
+def _is_stranger(study: Study, facts: Facts, origin: BlockOrigin, refs: Set[str]) -> bool:
+    """Whether a stem's or head's origin is unrelated to the blocks'; a relative's is as good as their own."""
+    kept = [study.refs[k] for k in facts.kept]
+    related = relatives(facts.centred)[kept.index(str(origin.parent))]
+    return origin.parent not in refs and not any(related[kept.index(ref)] for ref in refs if ref in kept)
 
 
 def _merged(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> _Found:
