@@ -25,14 +25,14 @@ def table() -> str:
         found = merges[kind]
         rows.append(
             [f"weighted sum of {parents}: error of a weight, mean (largest)"]
-            + [f"{found[r]['mean_error']:.1g} ({found[r]['largest_error']:.1g})" for r in RATES]
+            + [f"{found[r]['mean_error']:.2g} ({found[r]['largest_error']:.2g})" for r in RATES]
         )
         rows.append(["… truth within two standard errors"] + [f"{100 * found[r]['covered']:.0f} %" for r in RATES])
     for kind, parents in (("slerp", "unrelated parents"), ("slerp of siblings", "fine-tunes of one base")):
         found = merges[kind]
         rows.append(
             [f"SLERP of two {parents}: error of t, mean (named)"]
-            + [f"{found[r]['mean_error']:.1g} ({found[r]['named']} / {found[r]['merges']})" for r in RATES]
+            + [f"{found[r]['mean_error']:.2g} ({found[r]['named']} / {found[r]['merges']})" for r in RATES]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
@@ -45,6 +45,8 @@ def summary() -> str:
     blocks = sum(each["blocks"] for each in kinds)
     called = sum(each["mixtures"] for each in kinds)
     beside = sum(each["with relatives: mixtures"] for each in kinds)
+    children = sum(each["children"] for each in kinds)
+    assembled = sum(each["with relatives: passthrough"] for each in kinds)
     strangers = single["strangers"].values()
     features = hybrids["features"]
     named = ", ".join(f"{sparse[m]['named']} / {sparse[m]['merges']}" for m in ("ties", "dare", "task_arithmetic"))
@@ -55,7 +57,8 @@ def summary() -> str:
         f"Passthrough merges of 6 Llamas, as they are and tuned: {passed['right']} of {passed['blocks']} blocks right. "
         f"TIES, DARE and task arithmetic around a base that is offered, untouched since: named in {named}. Children of one "
         f"parent: {called} of {blocks} groups of weights called a mixture among roots, {beside} with parents, siblings and "
-        f"children of their own offered too. Strangers: {sum(each['origins'] for each in strangers)} of "
+        f"children of their own offered too, where {assembled} of {children} were said to be put "
+        f"together from several. Strangers: {sum(each['origins'] for each in strangers)} of "
         f"{sum(each['blocks'] for each in strangers)} given an origin, smallest p of {sum(each['tested'] for each in strangers)} "
         f"blocks {min(each['smallest_p'] for each in strangers):.2g}. ResNets with a frozen stem and a new last stage: "
         f"{sum(single['new stage'])} of {len(single['new stage'])} told exactly so."
