@@ -16,7 +16,7 @@ from .records import BlockKind, BlockOrigin, Share
 from .weights.evidence import independence
 from .weights.independence import IndependenceTest, holm
 from .weights.mixture import NOTHING, Fit, around, cosines, select, simplex, with_stderr
-from .weights.places import Block, Places
+from .weights.places import FITS, Block, Places
 from .weights.reading import Readings
 
 MIXED = 0.01  # chance that any block of a child with single origins is called a mixture of unrelated models
@@ -50,7 +50,8 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One block: the matrices compared, of the candidates `kept`; Gram matrices in full size, row 0 the child's.
+    """One block: the matrices compared, of the candidates `kept`; Gram matrices in full size, row 0 the child's; `gram`
+    is their sum.
 
     `equal`: candidates without any difference; `tests`: of candidates whose units were read; `centred`: the sum of the
     Gram matrices of each tensor around its mean.
@@ -61,14 +62,10 @@ class Facts:
     kept: tuple[int, ...]
     grams: tuple[np.ndarray, ...]
     counts: tuple[int, ...]
+    gram: np.ndarray
     centred: np.ndarray
     equal: frozenset[int]
     tests: dict[int, IndependenceTest]
-
-    @property
-    def gram(self) -> np.ndarray:
-        """Over all matrices."""
-        return sum(self.grams, np.zeros_like(self.centred))
 
     @property
     def size(self) -> float:
@@ -192,7 +189,8 @@ def _facts(study: Study, i: int) -> Facts:
         if len(having[k]) == len(own)
         and all(readings.moments[name].gram[(readings.row(name, k),) * 2] == 0 for name in own)
     )  # fmt: skip
-    return Facts(i, common, kept, tuple(grams), tuple(counts), centred, equal, _tests(study, i, kept, having))
+    gram, tests = sum(grams, np.zeros((size, size))), _tests(study, i, kept, having)
+    return Facts(i, common, kept, tuple(grams), tuple(counts), gram, centred, equal, tests)
 
 
 def _in_common(
@@ -201,7 +199,8 @@ def _in_common(
     """(candidates, matrices that all of them have): candidates with at least `FITS` of the block, and of those that
     disagree on which, the larger group's."""
     sizes = {name: study.child[name].count for name in matrices}
-    kept = [k for k in having if 2 * sum(sizes[n] for n in having[k] & {*matrices}) >= sum(sizes.values()) > 0]
+    least = FITS * sum(sizes.values())
+    kept = [k for k in having if sum(sizes[name] for name in having[k] & {*matrices}) >= least > 0]
     while kept:
         common = tuple(name for name in matrices if all(name in having[k] for k in kept))
         if common:
@@ -279,13 +278,15 @@ def _origin(
     if first is None:
         told = _told(min(log10_p.values(), default=None))
         return replace(blank, kind=_unrelated(study, facts), **told)
-    fit, same = _fit(study, facts, facts.kept.index(first), [facts.kept.index(k) for k in known if k in facts.kept])
+    parts = _parts(facts, facts.kept.index(first))
+    place = {k: i for i, k in enumerate(facts.kept)}
+    fit, same = _fit(study, facts, place[first], [place[k] for k in known if k in place], parts)
     mixture = shares(study, facts, fit)
     kind: BlockKind = "equal" if facts.equal else "mixture" if len(mixture) > 1 else "tuned"
     top = study.refs.index(mixture[0].ref)
     moved = block_at(study, facts.place, top).short != block.short
     about: dict[str, Any] = {"score": facts.score(top), "moved": moved, "by_relatives": _by_relatives(facts, fit)}
-    if parts := parts_of(facts, facts.kept.index(first)) if len(mixture) > 1 else {}:
+    if parts and len(mixture) > 1:
         about["parts"] = {study.refs[facts.kept[k]]: names for k, names in parts.items()}
     if same:
         about["same"] = [study.refs[k] for k in same]
@@ -316,7 +317,9 @@ def _unrelated(study: Study, facts: Facts) -> BlockKind:
     return "undecided" if any(study.readings.members.get(name) for name in names) else "none"  # of no such shape
 
 
-def _fit(study: Study, facts: Facts, first: int, known: Sequence[int]) -> tuple[Fit, list[int]]:
+def _fit(
+    study: Study, facts: Facts, first: int, known: Sequence[int], parts: Mapping[int, list[str]]
+) -> tuple[Fit, list[int]]:
     """The sources of a block from the nearest on; and the candidates whose block is the same as that one's."""
     gram = facts.gram
     distance = _between(gram)
@@ -335,7 +338,7 @@ def _fit(study: Study, facts: Facts, first: int, known: Sequence[int]) -> tuple[
         chosen = [k for k in told.support if told.weights[k] > 2 * told.stderr[k]] or [first]
     else:
         chosen = [open_to[k] for k in select(gram[inner], open_to.index(first), related, hidden).support] or [first]
-        chosen = sorted({*chosen, *(parts_of(facts, first).keys() & {*open_to})})
+        chosen = sorted({*chosen, *(parts.keys() & {*open_to})})
     kin = [open_to[k] for k in np.flatnonzero(related[[open_to.index(k) for k in chosen if k in open_to]].any(0))]
     beside = [k for k in kin if k not in chosen]
     found = with_stderr(functools.partial(simplex, among=chosen), facts.grams, facts.counts, beside)
@@ -359,7 +362,7 @@ def _by_relatives(facts: Facts, fit: Fit) -> float:
     return float(np.clip(1.0 - around(facts.gram, everyone[0], everyone).rss / fit.rss, 0.0, 1.0))
 
 
-def parts_of(facts: Facts, first: int) -> dict[int, list[str]]:
+def _parts(facts: Facts, first: int) -> dict[int, list[str]]:
     """Tensors of the block that are an unrelated source's: nearer to it, and alike; by its place in `kept`.
 
     A relative may be nearer in some tensors that hardly moved, without having had a part.

@@ -150,7 +150,7 @@ def _merged(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]
 
 def _rss(facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> float:
     """What the sources leave of all blocks, squared."""
-    return sum((origins[each.place].residual or 0.0) ** 2 * float(each.gram[0, 0]) for each in facts)
+    return sum((origins[each.place].residual or 0.0) ** 2 * each.size for each in facts)
 
 
 def _arc(study: Study, mixed: Sequence[Facts], origins: Sequence[BlockOrigin], sources: Sequence[int]) -> _Found | None:
@@ -294,7 +294,7 @@ def _sparse(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]
     found: list[tuple[Traces, int, list[int]]] = []
     for base in range(len(kin)):
         used = [k for k in range(len(kin)) if k != base]
-        seen = _traces(study, blocks, kin[base], [kin[k] for k in used], weights[used], sure=False) if used else None
+        seen = _traces(study, blocks, kin[base], [kin[k] for k in used], weights[used], sure=False)
         if seen:  # without those that no entry follows
             used = [k for k, share in zip(used, seen.alone, strict=True) if share >= FOLLOWED]
             seen = _traces(study, blocks, kin[base], [kin[k] for k in used], weights[used])
@@ -370,7 +370,7 @@ def _with_traces(
     error[facts.kept.index(base)] = float(np.linalg.norm(stderr))
     rest = 1.0 - float(weights.sum())
     weights[facts.kept.index(base)] = rest if abs(rest) > BARELY else 0.0
-    fit = Fit(weights, 0.0, found.residual**2 * float(facts.gram[0, 0]), error)
+    fit = Fit(weights, 0.0, found.residual**2 * facts.size, error)
     return _refitted(study, facts, origin, fit, {"density": list(found.density)})
 
 
@@ -404,7 +404,7 @@ def _whole(
     )
     square = left = 0.0
     for place in sizes:
-        rest, own = origins[place].residual, float(facts[place].gram[0, 0])
+        rest, own = origins[place].residual, facts[place].size
         square += own
         left += own * (1.0 if rest is None else rest**2)  # a block from nobody is all unexplained
     unknown = 1.0 - sum(weights.values())

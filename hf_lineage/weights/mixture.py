@@ -71,7 +71,7 @@ def free(gram: np.ndarray, among: Sequence[int]) -> Fit:
     # Σ over sources and the zero vector of v·y with Σv = 1: eliminate the first source, whose difference is smallest
     first = int(np.argmin(np.diag(inner)))
     others = [i for i in range(len(inner)) if i != first]
-    shifted = inner[np.ix_(others, others)] - inner[others, first][:, None] - inner[first, others] + inner[first, first]
+    shifted = _deltas(inner, first, others)
     pull = inner[first, first] - inner[others, first]
     length = np.sqrt(np.maximum(np.diag(shifted), NOTHING * gram[0, 0]))
     v = np.zeros(len(inner))
@@ -88,7 +88,7 @@ def around(gram: np.ndarray, base: int, among: Sequence[int]) -> Fit:
     others = [k for k in among if k != base]
     rows = [k + 1 for k in others]
     b = base + 1
-    deltas = gram[np.ix_(rows, rows)] - gram[rows, b][:, None] - gram[b, rows] + gram[b, b]
+    deltas = _deltas(gram, b, rows)
     pull = gram[b, b] - gram[rows, b]  # (c − base)·(pₖ − base) = −y_b·(yₖ − y_b)
     length = np.sqrt(np.maximum(np.diag(deltas), NOTHING * gram[0, 0]))
     found = np.linalg.lstsq(deltas / np.outer(length, length), pull / length, rcond=1e-12)[0] / length
@@ -196,7 +196,7 @@ def most_central(gram: np.ndarray, among: Sequence[int]) -> tuple[int, float]:
     for base in among:
         rows = [k + 1 for k in among if k != base]
         b = base + 1
-        deltas = gram[np.ix_(rows, rows)] - gram[rows, b][:, None] - gram[b, rows] + gram[b, b]
+        deltas = _deltas(gram, b, rows)
         length = np.sqrt(np.maximum(np.diag(deltas), 0.0))
         if not (length > 0).all():
             continue
@@ -204,6 +204,11 @@ def most_central(gram: np.ndarray, among: Sequence[int]) -> tuple[int, float]:
         if pairs.size and float(pairs.mean()) < best[1]:
             best = base, float(pairs.mean())
     return best
+
+
+def _deltas(gram: np.ndarray, base: int, rows: Sequence[int]) -> np.ndarray:
+    """Products of what lies between some rows and row `base`."""
+    return gram[np.ix_(rows, rows)] - gram[rows, base][:, None] - gram[base, rows] + gram[base, base]
 
 
 def _whole(gram: np.ndarray) -> np.ndarray:
