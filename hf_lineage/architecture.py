@@ -340,7 +340,7 @@ def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
     {'layer1': 3, 'layer2': 1}
     """
     blocks = [match for name, shape in shapes.items() if len(shape) == 4 and (match := _RESIDUAL_BLOCK.fullmatch(name))]
-    blocks.sort(key=lambda match: _natural(match[0]))
+    blocks.sort(key=lambda match: natural(match[0]))
     branching = {match["block"] for name in shapes if (match := _BRANCH.match(name))}
     found: dict[str, list[str]] = {}
     stream = "stem"
@@ -378,10 +378,16 @@ def _chain(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     series = {re.sub(r"\d+\.weight$", "#", name) for name in matrices if not _HEAD.match(name)}
     if len(series) != 1 or not min(series).endswith("#"):
         return []
-    matrices.sort(key=lambda name: (bool(_HEAD.match(name)), _natural(name)))
+    matrices.sort(key=lambda name: (bool(_HEAD.match(name)), natural(name)))
     linked = all(shapes[a][0] == shapes[b][1] for a, b in pairwise(matrices))
     return matrices if linked else []
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key by which `layers.10` comes after `layers.9`; numbers are compared by their length and then as text.
+
+    >>> sorted(["h.10", "h.9", "h.x"], key=natural)
+    ['h.9', 'h.10', 'h.x']
+    """
+    parts = ((part, part.lstrip("0")) for part in re.split("([0-9]+)", name))
+    return [(len(bare), bare) if re.fullmatch("[0-9]+", part) else (-1, part) for part, bare in parts]

@@ -64,6 +64,10 @@ class World:
         """
         return self._exchange("value", value)
 
+    def others(self, count: int) -> int:
+        """What the other processes have of something that is counted; all must call this, as `gather`."""
+        return sum(self.gather(count)) - count
+
     def _exchange(self, kind: str, value: Any) -> list[Any]:
         if self.size == 1:
             return [value]

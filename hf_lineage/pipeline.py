@@ -136,7 +136,7 @@ def trace(
     if settings and opened:
         before = opener.bytes_read - by_child
         seen_by = compare(ran, lined, settings, progress)
-        elsewhere += sum(world().gather(opener.bytes_read - before)) - (opener.bytes_read - before)
+        elsewhere += world().others(opener.bytes_read - before)
         judged, rest = attach(*seen_by, [blank(model, "compared") for model in opened], judged, rest, names)
         notes += of_features([*judged, *rest], settings)
     ranked = sorted([*judged, *rest, *asked.unreadable], key=verdict.order)
@@ -211,7 +211,7 @@ def trace_layers(
         before = asked.opener.bytes_read
         lined = [(m, align(asked.whole, v, asked.architecture)) for m, v in zip(asked.opened, asked.views, strict=True)]
         grafts = graft(asked.source, asked.whole, lined, settings, progress)
-        elsewhere += sum(world().gather(asked.opener.bytes_read - before)) - (asked.opener.bytes_read - before)
+        elsewhere += world().others(asked.opener.bytes_read - before)
         found, told = by_features(found, grafts, labels, metric)
         notes += told
     revisions = {label: view.ref.revision for label, view in zip(labels, asked.views, strict=True)}
@@ -258,7 +258,7 @@ def _layers_by_weights(
         "places": {ref: tuple(block.path for block in each.blocks) for ref, each in zip(refs, kept, strict=True)},
         "scores": {ref: scored(study, facts, k) for k, ref in enumerate(refs)},
     }  # fmt: skip
-    others = sum(world().gather(placing)) - placing
+    others = world().others(placing)
     return fields, [*notes, *alike(made.origins)], others + readings.elsewhere
 
 

@@ -5,6 +5,7 @@ Nothing here fetches or computes; every surface (API, command line, Space, card)
 
 from __future__ import annotations
 
+import abc
 import json
 import math
 import os
@@ -183,8 +184,30 @@ class Candidate:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
+class _Answer(abc.ABC):
+    """What both answers can do: be JSON, and say how they were reached."""
+
+    __slots__ = ()
+    bytes_read: int
+    seconds: float
+    seed: int
+    alpha: float
+    versions: dict[str, str]
+
+    @abc.abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract."""
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as one JSON document."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def _how(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("bytes_read", "seconds", "seed", "alpha", "versions")}
+
+
 @dataclass(frozen=True, slots=True, repr=False)
-class Lineage:
+class Lineage(_Answer):
     """The answer of `trace`. `candidates` are ordered best first; every surface only renders this record."""
 
     child: ModelRef
@@ -219,17 +242,9 @@ class Lineage:
                 "claims": [_fields(claim) for claim in self.claims],
                 "undeclared": self.undeclared,
                 "notes": self.notes,
-                "bytes_read": self.bytes_read,
-                "seconds": self.seconds,
-                "seed": self.seed,
-                "alpha": self.alpha,
-                "versions": self.versions,
+                **self._how(),
             }
         )
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as one JSON document."""
-        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
     def explain(self) -> str:
         """The verdict in plain sentences: what it rests on, and what it does not say."""
@@ -311,7 +326,7 @@ class BlockOrigin:
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class LayerLineage:
+class LayerLineage(_Answer):
     """The answer of `trace_layers`: an origin for every block, in the child's order: stem, blocks, head.
 
     `candidates`: refs of those that have a block to compare, `revisions[ref]` their commits, `places[ref]` the paths of
@@ -373,17 +388,9 @@ class LayerLineage:
                 "reasons": self.reasons,
                 "notes": self.notes,
                 "evidence": self.evidence,
-                "bytes_read": self.bytes_read,
-                "seconds": self.seconds,
-                "seed": self.seed,
-                "alpha": self.alpha,
-                "versions": self.versions,
+                **self._how(),
             }
         )
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as one JSON document."""
-        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
     def to_markdown(self) -> str:
         """How the model was made, and the origin of every block, as Markdown."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..architecture import Alignment, Architecture, align, block_of, describe, is_grown, short_names
+from ..architecture import Alignment, Architecture, align, block_of, describe, is_grown, natural, short_names
 from ..errors import LineageError
 from ..hub.checkpoint import Checkpoint
 from ..records import Progress, Slice
@@ -166,12 +166,6 @@ def line_up(
     total = sum(child[name].count for name in architecture.trunk)
     matched = sum(child[name].count for name in architecture.trunk if name in pairs)
     return Alignment(pairs, unmatched, matched / total if total else 0.0, grown)
-
-
-def natural(label: str) -> list[tuple[int, str]]:
-    """A key by which `layers.10` comes after `layers.9`; digits are compared by their number and then as text."""
-    parts = ((part.lstrip("0"), part) for part in label.split("."))
-    return [(len(bare), bare) if part.isascii() and part.isdecimal() else (-1, part) for bare, part in parts]
 
 
 def _looks(
