@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..architecture import Alignment
 from ..conventions import cuts
-from ..hub.checkpoint import Checkpoint
+from ..hub.checkpoint import Checkpoint, Wrapper
 from ..records import Slice
 from .networks import Network, weights
 
@@ -97,21 +97,12 @@ class Moved(Mapping[str, Tensor]):
         return len(self._start)
 
 
-class Held(Checkpoint):
+class Held(Wrapper):
     """A checkpoint whose tensors stay in `tensors` once they were read: a block of it serves all candidates."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint.ref, checkpoint.requested, dict(checkpoint))
-        self._checkpoint = checkpoint
+        super().__init__(checkpoint, dict(checkpoint))
         self.tensors: dict[str, Tensor] = {}
-
-    @property
-    def bytes_read(self) -> int:
-        return self._checkpoint.bytes_read
-
-    @property
-    def remote(self) -> bool:
-        return self._checkpoint.remote
 
     def read(self, slices: Sequence[Slice]) -> list[Tensor]:
         return self._checkpoint.read(slices)

@@ -105,6 +105,22 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
         return [piece.reshape(self[name].shape) for name, piece in zip(names, pieces, strict=True)]
 
 
+class Wrapper(Checkpoint):
+    """Another view of a checkpoint: what is read and counted is the wrapped one's."""
+
+    def __init__(self, checkpoint: Checkpoint, entries: dict[str, Entry]) -> None:
+        super().__init__(checkpoint.ref, checkpoint.requested, entries)
+        self._checkpoint = checkpoint
+
+    @property
+    def bytes_read(self) -> int:
+        return self._checkpoint.bytes_read
+
+    @property
+    def remote(self) -> bool:
+        return self._checkpoint.remote
+
+
 class FileCheckpoint(Checkpoint):
     """Safetensors files, local or remote."""
 

@@ -6,32 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..records import Slice
-from .checkpoint import Checkpoint, MemoryCheckpoint
+from .checkpoint import Checkpoint, MemoryCheckpoint, Wrapper
 
 if TYPE_CHECKING:
     import torch
 
 
-class Overlay(Checkpoint):
+class Overlay(Wrapper):
     """`checkpoint` with `tensors` in place of its own of the same names; what is read of those costs nothing."""
 
     def __init__(self, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
         self._upper = MemoryCheckpoint(checkpoint.ref, checkpoint.requested, tensors)
-        super().__init__(checkpoint.ref, checkpoint.requested, {**checkpoint, **self._upper})
+        super().__init__(checkpoint, {**checkpoint, **self._upper})
         self.card, self.adapter_base = checkpoint.card, checkpoint.adapter_base
         self.skipped, self.origin = checkpoint.skipped, checkpoint.origin
-        self._lower = checkpoint
-
-    @property
-    def bytes_read(self) -> int:
-        return self._lower.bytes_read
-
-    @property
-    def remote(self) -> bool:
-        return self._lower.remote
 
     def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
         above = {i for i, piece in enumerate(slices) if piece.name in self._upper}
         upper = iter(self._upper.read([slices[i] for i in sorted(above)]))
-        lower = iter(self._lower.read([piece for i, piece in enumerate(slices) if i not in above]))
+        lower = iter(self._checkpoint.read([piece for i, piece in enumerate(slices) if i not in above]))
         return [next(upper) if i in above else next(lower) for i in range(len(slices))]

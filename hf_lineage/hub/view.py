@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..records import Entry, Slice
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Wrapper
 
 if TYPE_CHECKING:
     import torch
 
 
-class View(Checkpoint):
+class View(Wrapper):
     """A checkpoint whose tensor `name` is replaced by `name[label]` for each (label, first, stop) of `cuts[name]`.
 
     Rows are what the last axis holds (`conventions.cuts`). The laws of `Checkpoint` hold; what is read and counted is
@@ -34,11 +34,11 @@ class View(Checkpoint):
             for key, first, stop in parts:
                 entries[key] = _rows(entry, key, first, stop)
                 places[key] = (name, first * _width(entry))
-        super().__init__(checkpoint.ref, checkpoint.requested, entries)
+        super().__init__(checkpoint, entries)
         for name, value in vars(checkpoint).items():  # whatever a checkpoint knows of its model besides its tensors
             if not name.startswith("_"):
                 setattr(self, name, value)
-        self._checkpoint, self._places = checkpoint, places
+        self._places = places
 
     @cached_property
     def config(self) -> dict:
@@ -47,14 +47,6 @@ class View(Checkpoint):
     @cached_property
     def recipe(self) -> dict:
         return self._checkpoint.recipe
-
-    @property
-    def bytes_read(self) -> int:
-        return self._checkpoint.bytes_read
-
-    @property
-    def remote(self) -> bool:
-        return self._checkpoint.remote
 
     def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
         return self._checkpoint.read([self._translate(piece) for piece in slices])
