@@ -1,4 +1,4 @@
-"""The only home of matplotlib: how near each candidate is, block by block, and how sure that is."""
+"""With `rings.py` the home of matplotlib: how near each candidate is, block by block, and how sure that is."""
 
 from __future__ import annotations
 
