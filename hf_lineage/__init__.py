@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .errors import LineageError as LineageError
+    from .family import phylogeny as phylogeny
     from .pipeline import trace as trace
     from .pipeline import trace_layers as trace_layers
     from .records import LayerLineage as LayerLineage
     from .records import Lineage as Lineage
     from .records import ModelRef as ModelRef
+    from .trees import Phylogeny as Phylogeny
 
 # imported when first used: `import hf_lineage` costs nothing
 _HOMES = {
     "LayerLineage": "records", "Lineage": "records", "LineageError": "errors", "ModelRef": "records",
-    "trace": "pipeline", "trace_layers": "pipeline",
+    "Phylogeny": "trees", "phylogeny": "family", "trace": "pipeline", "trace_layers": "pipeline",
 }  # fmt: skip
-__all__ = ["LayerLineage", "Lineage", "LineageError", "ModelRef", "trace", "trace_layers"]
+__all__ = ["LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "phylogeny", "trace", "trace_layers"]
 
 
 def __getattr__(name: str) -> object:

@@ -83,6 +83,7 @@ def cli() -> None:
     hf-lineage demo                                       see it work, offline
     hf-lineage trace user/child -c org/a -c org/b         ask about a model
     hf-lineage layers user/merge -c org/a -c org/b        which layer came from where
+    hf-lineage tree org/a org/b user/c user/d             who descends from whom
     """
 
 
@@ -188,6 +189,80 @@ def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: st
         _save(lambda: found.plot(plot), "picture", plot)
     if recipe:
         _save(lambda: recipe.write_text(found.recipe(), encoding="utf-8"), "recipe", recipe)
+
+
+METHODS = (
+    "information", "distance", "norms", "mother", "after-kmeans", "after-meanshift", "after-agglomerative",
+    "along-kmeans", "along-meanshift",
+)  # fmt: skip
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, metavar="REF...")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="information",
+    show_default=True,
+    help="How to find the tree; the others are the papers', to compare with.",
+)
+@click.option(
+    "--sample",
+    metavar="HOW",
+    help="'all', 'auto', a fraction (0.5%) or bytes. "
+    "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
+)
+@click.option("--alpha", type=float, default=1e-2, show_default=True, help="Chance that any strangers are joined.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations.")
+@click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this over all models.")
+@click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …")
+@click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, schema hf_lineage/1.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture.")
+@click.option(
+    "--style",
+    type=click.Choice(("auto", "tree", "ring")),
+    default="auto",
+    show_default=True,
+    help="Of the picture: trees up to 40 models, else rings.",
+)
+@click.option(
+    "--newick", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the trees as Newick."
+)
+def tree(models: tuple[str, ...], as_json: bool, plot: Path | None, style: Any, newick: Path | None,
+         **options: Any) -> None:  # fmt: skip
+    """Find out who descends from whom among models: REF... and nothing else.
+
+    REF are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~. Each group of models
+    that share an origin makes a tree; models may be of several architectures.
+
+    \b
+    Examples:
+      hf-lineage tree org/base user/a user/b lab/c
+      hf-lineage tree ./models/* --plot tree.png --newick tree.nwk
+      hf-lineage tree org/base user/a user/b --sample 1% --json > tree.json
+      hf-lineage tree ./models/* --method along-kmeans --plot ring.png --style ring
+
+    \b
+    Exit codes: 0 an answer (also when a model could not be read: it is listed),
+    1 an error, 2 wrong usage, 130 interrupted.
+    """
+    if plot:
+        _check_picture(plot)
+    if newick:
+        _check_writable(newick, "Newick file")
+    first = _is_first()
+    from .family import phylogeny as run
+
+    with _bar() as progress:
+        found = run(models, progress=progress, **options)
+    if not first:
+        return
+    click.echo(found.to_json() if as_json else str(found))
+    if plot:
+        _save(lambda: found.plot(plot, style=style), "picture", plot)
+    if newick:
+        _save(lambda: newick.write_text(found.to_newick() + "\n", encoding="utf-8"), "Newick file", newick)
 
 
 @cli.command()

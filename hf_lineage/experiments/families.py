@@ -1,6 +1,7 @@
 """Families of small networks with a known truth, trained on the spot and written like repos of the Hub.
 
-    train_family      roots from scratch, their children fine-tuned on another task, and so on down
+    train_family      roots from scratch, their children fine-tuned on another task, and so on down, in lines
+    train_trees       the same with several children of each child, and weight decay for every other one
     train_unrelated   networks with the same data and recipe that share no ancestor
     train_twins       pairs from one random start, trained separately: related, and neither is the other's parent
 
@@ -11,6 +12,7 @@ not learn its task is dropped and counted, never kept. Each trains on one core, 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -40,6 +42,8 @@ _Arguments = dict[str, Any]  # of the call that made a family: the key under whi
 
 ACCURACY = 0.8  # a classifier below this is dropped
 LOSS_SHARE = 0.8  # and a language model above this share of the unigram entropy
+
+DECAY = {"adamw": 0.5, "sgd": 0.02}  # shrinks weights by some percent in the few steps taken here
 
 _XAVIER = {"weight_init": "jax"}  # timm's own default learns too slowly at this size
 SIZES: dict[str, dict[str, Any]] = {
@@ -128,6 +132,48 @@ def train_family(
                 parent = _plan(folder, arguments, name, parent, shift + child + generation - 2)
                 plans.append(parent)
     plans.sort(key=lambda plan: plan.generation)
+    return _grow(Path(folder), plans, arguments, progress)
+
+
+def train_trees(
+    folder: str | Path,
+    architecture: str,
+    *,
+    roots: int = 5,
+    branching: Sequence[int] = (3, 2, 1),
+    seed: int = 0,
+    sizes: dict[str, Any] | None = None,
+    shorten: float = 1.0,
+    other_recipes: bool = False,
+    progress: Progress | None = None,
+) -> Family:
+    """Train `roots` networks from scratch, `branching[0]` children of each, `branching[1]` of each of these, and so on.
+
+    Every other child has weight decay that shrinks it by some percent. `shorten` multiplies the learning rates of the
+    children's trunks, not of their new heads: 0.1 makes light fine-tunes.
+    """
+    arguments = {
+        "kind": "trees", "architecture": architecture, "roots": roots, "branching": list(branching), "seed": seed,
+        "sizes": _sizes(architecture, sizes), "shorten": shorten, "weight_decay": 0.0,
+        "other_recipes": other_recipes, "claim": True,
+    }  # fmt: skip
+    plans = [_plan(folder, arguments, f"family/{architecture}-{root}", None, root) for root in range(roots)]
+    parents = plans
+    turns = itertools.count()
+    for children in branching:
+        born = []
+        for parent in parents:
+            for child in range(children):
+                turn = next(turns)
+                plan = _plan(folder, arguments, f"{parent.name}-{child}", parent, turn)
+                plan.recipe["lr"] *= shorten
+                if turn % 2:  # Adam's own decay is a term of the gradient, and kills whatever has none
+                    plan.recipe["optimizer"] = (
+                        plan.recipe["optimizer"].replace("adamw", "adam").replace("adam", "adamw")
+                    )
+                    plan.recipe["weight_decay"] = DECAY[plan.recipe["optimizer"]]
+                born.append(plan)
+        plans, parents = plans + born, born
     return _grow(Path(folder), plans, arguments, progress)
 
 

@@ -40,8 +40,10 @@ class Opener:
         self._opened.append(checkpoint)
         return checkpoint
 
-    def open_all(self, models: Sequence[Model]) -> tuple[list[Checkpoint], list[Candidate]]:
-        """Open several at once; what cannot be opened comes back as an `unreadable` candidate with the reason."""
+    def open_all(self, models: Sequence[Model], called: str = "candidates") -> tuple[list[Checkpoint], list[Candidate]]:
+        """Open several at once; what cannot be opened comes back as an `unreadable` candidate with the reason.
+
+        Modules are called by their place in the caller's argument: `candidates[2]`."""
         refs = [ModelRef.parse(model) if isinstance(model, (str, Path)) else model for model in models]
         for ref in refs:  # before threads could race to make the client
             self._client(ref)
@@ -54,7 +56,7 @@ class Opener:
                 name = model.name if isinstance(model, ModelRef) else str(model)
                 return Candidate(name, str(model), status="unreadable", reasons=(str(error),))
             if checkpoint.ref.kind == "module":  # two modules of one class have the same ref
-                checkpoint.requested = f"candidates[{position}]"
+                checkpoint.requested = f"{called}[{position}]"
             return checkpoint
 
         with ThreadPoolExecutor(8, thread_name_prefix="hf-lineage-open") as pool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -169,12 +169,7 @@ def independence(
     `own(name)`: what stands for the child's units of a matrix, where that is not the child itself.
     """
     ours = own or (lambda name: readings.units.matrix(0, name))
-    groups: dict[str, tuple[str, ...]] = {}
-    for order, names in architecture.orders.items():
-        names = tuple(name for name in names if name in readings.units and name in usable)
-        names = tuple(name for name in names if readings.units.rows[name] == readings.units.rows[names[0]])
-        if names:
-            groups[order] = names
+    groups = orders_read(readings, architecture, usable)
 
     def matrix(order: str) -> np.ndarray:  # made again when needed: h² numbers a layer are too many to keep
         theirs = [readings.units.matrix(candidate + 1, name) for name in groups[order]]
@@ -184,6 +179,17 @@ def independence(
         return draw(matrix(order), order, seed + 1, count)
 
     return combine((layer_test(order, matrix(order), seed) for order in groups), redraw)
+
+
+def orders_read(readings: Readings, architecture: Architecture, usable: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Hidden-unit order → its usable matrices of which the same rows were kept."""
+    groups: dict[str, tuple[str, ...]] = {}
+    for order, names in architecture.orders.items():
+        names = tuple(name for name in names if name in readings.units and name in usable)
+        names = tuple(name for name in names if readings.units.rows[name] == readings.units.rows[names[0]])
+        if names:
+            groups[order] = names
+    return groups
 
 
 def _weigh(

@@ -137,6 +137,23 @@ def draw(c: np.ndarray, order: str, seed: int, draws: int) -> tuple[np.ndarray, 
     return values, values - mean - fixed
 
 
+def bound(matrices: Iterable[np.ndarray]) -> float:
+    """log10 of an upper bound of P(t* ≥ t) under random matchings, whatever their distribution looks like.
+
+    For a in [0, 1], X = Σ a[i, π(i)]: P(X − EX ≥ s) ≤ exp(−s²/(4·EX + 2s)) (Chatterjee 2007, Proposition 1.1; layers
+    that
+    permute independently add up in EX and s). a is C less the smallest of each row, over the largest such difference.
+    It needs no draws: of a close relative it is far below what draws can show, else it is weak and often 0.
+    """
+    shifted = [c - c.min(1, keepdims=True) for c in matrices]
+    scale = max((float(a.max()) for a in shifted), default=0.0)
+    if not scale > 0:
+        return 0.0
+    expected = sum(float(a.sum()) / len(a) for a in shifted) / scale
+    above = sum(float(np.trace(a)) for a in shifted) / scale - expected
+    return -(above**2) / (4 * expected + 2 * above) / math.log(10) if above > 0 else 0.0
+
+
 def combine(
     layers: Iterable[LayerTest], redraw: Callable[[str, int], tuple[np.ndarray, np.ndarray]]
 ) -> IndependenceTest | None:

@@ -1,0 +1,326 @@
+"""The story of `phylogeny` on one page: open, sort by architecture, read once, grow trees, compare with claims."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .architecture import align, describe
+from .conventions import cuts
+from .errors import ArgumentError, CheckpointError, NothingToCompareError
+from .forest.grow import Branch, Grown
+from .forest.kinship import distance2
+from .forest.methods import METHODS
+from .forest.reading import ONE_WAY, Kin, by_architecture, defects, gather
+from .forest.spanning import edge, four_point
+from .hub.candidates import claims_of
+from .hub.checkpoint import Checkpoint
+from .hub.opener import Opener, identity
+from .hub.view import View
+from .parallel import together, world
+from .question import blank, budget_of, check, paired, plan_reading, shared_rows, skipped
+from .records import ModelRef, Progress, Relation
+from .trees import Edge, Node, Phylogeny
+from .weights.reading import read_together
+
+if TYPE_CHECKING:
+    import torch
+
+    from .question import Model
+
+    Method = Callable[[Kin, float, int], Grown]
+
+PACKAGES = ("hf_lineage", "huggingface_hub", "numpy", "torch")
+
+
+@together
+def phylogeny(
+    models: Iterable[Model], *, method: str = "information", alpha: float = 1e-2, token: str | bool | None = None,
+    device: str | torch.device | None = None, sample: str | float | int | None = None, max_bytes: int | None = None,
+    allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0,
+) -> Phylogeny:  # fmt: skip
+    """Say who descends from whom in a set of models, from their weights alone (Neural Phylogeny, ICLR 2025).
+
+    models: Hub repo ids, paths or modules in memory, as in `trace`. They may be of several architectures: each makes
+        its own trees. method: `"information"`, or one of the papers' (`forest.methods.METHODS`), to compare with.
+    alpha: family-wise error over all pairs of one architecture: the chance that any two unrelated models are joined.
+    sample, max_bytes, token, device, allow_pickle, progress, seed: as in `trace`.
+
+    By `information`: models that the permutation test over hidden units calls related make a group
+    (`forest/groups.py`); in a group the maximum spanning tree of the information that units share (METHODS §5), put
+    right where weights that were never touched contradict it (`forest/untouched.py`); every edge with a probability
+    from
+    a bootstrap, and with a direction where the signals of the whole tree decide its root (`forest/rooting.py`). Missing
+    ancestors get names (`?1`), merges several parents, copies share a node.
+
+    Cost: one pass over the bytes of every model; memory for at most 64 MB of hidden units each and 1 GB in all.
+    Returns a `Phylogeny`. A model that cannot be read is in its `left_out`, the rest is done. Raises `LineageError`s:
+    `ArgumentError`, `NothingToCompareError` where no model can be read, `ProcessLostError`.
+    """
+    started = time.monotonic()
+    check(["weights"], alpha, max_bytes, device)
+    if method not in METHODS:
+        raise ArgumentError(f"Expected `method` to be one of {', '.join(METHODS)}, got {method!r}.")
+    opener, opened, left_out, notes = _open(models, token, allow_pickle)
+    if not opened:
+        raise NothingToCompareError(f"No model could be read. {_some_reasons(left_out)}")
+    views = [View(model, cuts(model)) for model in opened]
+    answer = _Forest(opener, _ids(views), left_out, notes)
+    kinds = by_architecture(views)
+    compared = sum(len(kind) > 1 for kind in kinds)
+    for kind in kinds:
+        known = _read(kind, answer, sample, max_bytes and max_bytes // max(1, compared), device, progress, seed)
+        if known is not None:
+            answer.add(known, METHODS[method], alpha)
+        else:
+            answer.alone(view for view in kind if answer.ids[_key(view)] not in answer.left_out)
+    if not answer.nodes:
+        raise NothingToCompareError(f"No model could be judged. {_some_reasons(answer.left_out)}")
+    return Phylogeny(
+        nodes=tuple(answer.nodes), edges=tuple(sorted(answer.edges, key=lambda e: (e.child, e.parent))),
+        roots=tuple(answer.roots), quality=_pooled(answer), method=method, left_out=dict(sorted(left_out.items())),
+        notes=(*answer.notes, *skipped(opened)), bytes_read=opener.bytes_read + answer.elsewhere,
+        seconds=world().gather(round(time.monotonic() - started, 3))[0], seed=seed, alpha=alpha,
+        versions={name: version(name) for name in PACKAGES},
+    )  # fmt: skip
+
+
+def kin_of(models: Iterable[Model], *, seed: int = 0) -> Kin:
+    """All pairs of models of one architecture, for those who want to look inside (`experiments/forests.py`)."""
+    opener, opened, left_out, notes = _open(models, None, False)
+    views = [View(model, cuts(model)) for model in opened]
+    found = _read(views, _Forest(opener, _ids(views), left_out, notes), None, None, None, None, seed)
+    if found is None or left_out:
+        raise NothingToCompareError(f"Expected models of one architecture. {_some_reasons(left_out)}")
+    return found
+
+
+def _open(
+    models: Iterable[Model], token: str | bool | None, allow_pickle: bool
+) -> tuple[Opener, list[Checkpoint], dict[str, str], list[str]]:
+    if isinstance(models, (str, Path)) or hasattr(models, "state_dict"):
+        raise ArgumentError(f"Expected a list of models, got a single {type(models).__name__}.")
+    wanted = list(models)
+    if not wanted:
+        raise ArgumentError("Expected models to make a tree of, got none. Name some: hf-lineage tree org/a org/b …")
+    opener = Opener(token, allow_pickle)
+    opened, refused = opener.open_all(wanted, "models")
+    left_out = {candidate.ref: " ".join(candidate.reasons) for candidate in refused}
+    kept: dict[tuple, Checkpoint] = {}
+    notes = []
+    for model in sorted(opened, key=lambda model: (model.ref, model.requested)):
+        if identity(model) in kept:
+            notes.append(f"{model.ref.name} was named more than once and counts once.")
+        elif model.adapter_base:
+            left_out[_name(model)] = f"a LoRA adapter of {model.adapter_base} holds no weights of its own"
+        else:
+            kept[identity(model)] = model
+    return opener, list(kept.values()), left_out, notes
+
+
+def _name(model: Checkpoint) -> str:
+    return model.requested if model.ref.kind == "module" else model.ref.name
+
+
+def _key(model: Checkpoint) -> tuple[ModelRef, str]:
+    return model.ref, model.requested
+
+
+def _ids(models: Sequence[Checkpoint]) -> dict[tuple[ModelRef, str], str]:
+    """What each model is called: its ref, with its commit where several share one; of a module, what the user wrote."""
+    names = [_name(model) for model in models]
+    return {
+        _key(model): f"{name}@{model.ref.revision}" if names.count(name) > 1 and model.ref.revision else name
+        for model, name in zip(models, names, strict=True)
+    }
+
+
+def _some_reasons(left_out: Mapping[str, str]) -> str:
+    return " ".join(f"{ref}: {why}" for ref, why in list(left_out.items())[:3])
+
+
+def _pooled(answer: _Forest) -> dict[str, Any]:
+    """One summary over the architectures, and each of them."""
+    named = [e for e in answer.edges if e.relation != "identical"]
+    worst = [kind["four_point"] for kind in answer.quality if kind["four_point"] is not None]
+    return {
+        "four_point": max(worst, default=None),
+        "undirected": sum(not e.directed for e in named) / len(named) if named else 0.0,
+        "architectures": answer.quality,
+    }
+
+
+def _read(
+    kind: Sequence[View], answer: _Forest, sample: str | float | int | None, max_bytes: int | None,
+    device: str | torch.device | None, progress: Progress | None, seed: int,
+) -> Kin | None:  # fmt: skip
+    """What one pass says of all pairs. Models that cannot take part are left out, and the rest is read again; None
+    where nothing is left to compare."""
+    while len(kind) > 1:
+        pivot, others = kind[0], kind[1:]
+        architecture = describe(pivot)
+        lined = [(view, align(pivot, view, architecture)) for view in others]
+        seen = pivot.first_rows(shared_rows(lined))
+        budget = budget_of(seen, others, paired(architecture, lined), sample)
+        plan = plan_reading(seen, architecture, lined, budget, max_bytes, seed)
+        alignments = [alignment for _, alignment in lined]
+        try:
+            readings = read_together(seen, others, alignments, plan, device=device or "cpu", progress=progress)
+        except CheckpointError as error:  # the pivot's: of the others it is kept in `failed`
+            answer.leave_out(pivot, str(error))
+            kind = others
+            continue
+        answer.elsewhere += readings.elsewhere
+        bad = defects(readings, architecture, kind)
+        for i, why in bad.items():
+            answer.leave_out(kind[i], why)
+        kind = [view for i, view in enumerate(kind) if i not in bad]
+        if not bad:
+            found = gather(readings, architecture, [seen, *others], alignments, seed)
+            if found is None:
+                answer.notes.append(
+                    f"{_name(pivot)} and {len(others)} others share no matrix of which rows could be kept."
+                )
+            return found
+    return None
+
+
+@dataclass
+class _Forest:
+    """The answer as it grows, kind by kind."""
+
+    opener: Opener
+    ids: Mapping[tuple[ModelRef, str], str]
+    left_out: dict[str, str]
+    notes: list[str]
+    nodes: list[Node] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+    roots: list[str] = field(default_factory=list)
+    quality: list[dict[str, Any]] = field(default_factory=list)
+    elsewhere: int = 0
+    hidden: int = 0
+
+    def leave_out(self, model: Checkpoint, why: str) -> None:
+        self.left_out[self.ids[_key(model)]] = why
+
+    def alone(self, models: Iterable[View]) -> None:
+        """Models that nothing can be compared with: each a tree of its own."""
+        for model in models:
+            self._node(model, self._group(), 1)
+            self.roots.append(self.ids[_key(model)])
+
+    def add(self, known: Kin, method: Method, alpha: float) -> None:
+        """The trees of one architecture."""
+        grown = method(known, alpha, known.seed)
+        first = self._group()
+        names = {i: self.ids[_key(model)] for i, model in enumerate(known.models)}
+        for members in grown.groups:
+            for i in sorted(i for i in members if i < 0):
+                self.hidden += 1
+                names[i] = f"?{self.hidden}"
+        born = generations(grown)
+        for group, members in enumerate(grown.groups):
+            for i in members:
+                if i < 0:
+                    self.nodes.append(Node(names[i], None, None, None, first + group, True, born.get(i)))
+                    continue
+                self._node(known.models[i], first + group, born.get(i))
+                for copy in known.copies[i]:
+                    self._node(copy, first + group, born.get(i), names[i])
+                    self.edges.append(self._copy(names[i], self.ids[_key(copy)]))
+        self.edges += [self._edge(known, grown, branch, names) for branch in grown.branches]
+        self.roots += [names[top] for top in grown.tops if top is not None]
+        self.quality.append(_quality(known, grown))
+
+    def _group(self) -> int:
+        return max((node.group for node in self.nodes), default=-1) + 1
+
+    def _node(self, model: View, group: int, generation: int | None, copy_of: str | None = None) -> None:
+        ref = model.ref
+        name = self.ids[_key(model)]
+        self.nodes.append(Node(name, ref.name, model.requested, ref.revision, group, False, generation, copy_of))
+
+    def _copy(self, one: str, other: str) -> Edge:
+        a, b = sorted((one, other))
+        return Edge(a, b, False, 1.0, "identical", distance=0.0)
+
+    def _edge(self, known: Kin, grown: Grown, branch: Branch, names: Mapping[int, str]) -> Edge:
+        a, b = branch.parent, branch.child
+        named = min(a, b) >= 0
+        square = grown.distances.get(edge(a, b))
+        if square is None and named:
+            square = float(distance2(known.kin.grams.sum(0))[a, b])
+        norms = [float(known.kin.grams[:, i, i].sum()) for i in (a, b) if i >= 0]
+        distance = None if square is None else math.sqrt(square) / math.prod(norms) ** (0.5 / len(norms))
+        equal = named and known.equal(a, b)
+        directed = branch.first is not None and not equal
+        relation, facts = _relation(known, a, b, directed, equal, branch.merge)
+        one, other = (names[a], names[b]) if directed else sorted((names[a], names[b]))
+        return Edge(
+            one, other, directed, branch.probability, relation, branch.first if directed else None, distance,
+            branch.weight, self._claimed(known, a, b, directed) if named else None, facts,
+        )  # fmt: skip
+
+    def _claimed(self, known: Kin, a: int, b: int, directed: bool) -> Literal["same", "reversed"] | None:
+        """What the files of the two say of each other."""
+        for parent, child, answer in ((a, b, "same"), (b, a, "reversed")):
+            candidate = blank(known.models[parent], "compared")
+            if any(self.opener.same_model(claim.ref, candidate) for claim in claims_of(known.models[child])):
+                return answer if directed else "same"  # type: ignore[return-value]
+        return None
+
+
+def _relation(known: Kin, a: int, b: int, directed: bool, equal: bool, merge: bool) -> tuple[Relation, dict[str, Any]]:
+    if equal:
+        return "head_changed", {}
+    if merge:
+        return "merge", {}
+    if min(a, b) < 0:
+        return "finetune", {}
+    if directed and (rows := known.grown(a, b)):
+        return "resized", {"vocabulary": {"child": rows[1], "parent": rows[0]}}
+    kind, facts = known.change(a, b) if directed else ("other", {})
+    if kind in ONE_WAY:
+        return ("pruned" if kind == "pruned" else "quantized"), facts
+    return ("finetune" if directed else "common_origin"), {}
+
+
+def _quality(known: Kin, grown: Grown) -> dict[str, Any]:
+    """How tree-like the distances are, and how sure the groups: see README."""
+    square = distance2(known.kin.grams.sum(0))
+    groups = [[i for i in group if i >= 0] for group in grown.groups]
+    large = [group for group in groups if len(group) > 3]
+    failing = [four_point(square[np.ix_(group, group)], known.seed) for group in large]
+    sizes = [len(group) for group in large]
+    return {
+        "models": len(known.models), "groups": len(groups),
+        "four_point": float(np.average(failing, weights=sizes)) if large else None,  # type: ignore[arg-type]
+        "joined_log10_p": grown.joined.weakest, "apart_log10_p": grown.joined.nearest,
+        "untested_pairs": grown.joined.untested, "matrices": len(known.kin.matrices),
+    }  # fmt: skip
+
+
+def generations(grown: Grown) -> dict[int, int]:
+    """1 for the root of a group, one more than the nearest parent's for everything that directed edges lead to."""
+    below: dict[int, list[int]] = {}
+    for branch in grown.branches:
+        if branch.first is not None:
+            below.setdefault(branch.parent, []).append(branch.child)
+    found = {top: 1 for top in grown.tops if top is not None}
+    waiting = [*found]
+    while waiting:
+        following = []
+        for node in waiting:
+            for child in below.get(node, ()):
+                if child not in found:
+                    found[child] = found[node] + 1
+                    following.append(child)
+        waiting = following
+    return found

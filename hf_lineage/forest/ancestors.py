@@ -1,0 +1,66 @@
+"""Ancestors that are missing from the set: where several relatives meet at a place none of them stands at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from .rooting import Signals
+from .spanning import Edge, edge, neighbours
+
+APART = 0.45  # cosine of two deltas, seen from their neighbour: more than the drift that most siblings share
+
+
+def missing(
+    edges: Iterable[Edge], members: Sequence[int], signals: Signals
+) -> tuple[set[Edge], dict[int, tuple[int, ...]]]:
+    """(edges with unnamed ancestors −1, −2, … put in, ancestor → the neighbours it was put between).
+
+    Seen from their own parent, the deltas of two children are nearly orthogonal; seen from a third child of a parent
+    that is missing, they have the way to it in common: cosine ½ if all moved equally far. So neighbours of a node that
+    have more than `APART` in common, pairwise, hang on an ancestor of their own beside it. A child that moved much less
+    than its siblings takes the place of their missing parent: nothing shows that.
+    """
+    names = sorted(members)
+    place = {node: i for i, node in enumerate(names)}
+    around = [{names[j] for j in near} for near in neighbours([(place[a], place[b]) for a, b in edges], len(names))]
+    tree = {edge(a, b) for a, b in edges}
+    found: dict[int, tuple[int, ...]] = {}
+    for node in names:
+        for group in _bundles(node, sorted(around[place[node]]), signals):
+            hidden = -1 - len(found)
+            found[hidden] = (node, *group)
+            tree -= {edge(node, other) for other in group}
+            tree |= {edge(hidden, other) for other in (node, *group)}
+            for other in group:  # it is no neighbour of theirs any more
+                around[place[other]].discard(node)
+    return tree, found
+
+
+def _bundles(node: int, near: Sequence[int], signals: Signals) -> list[tuple[int, ...]]:
+    """Groups of two and more neighbours that have their way to the node in common, each a clique."""
+    pairs = {(a, c) for a, c in combinations(near, 2) if signals.cosine(a, node, c) > APART}
+    groups: list[list[int]] = []
+    for a in near:
+        home = next((g for g in groups if all((min(a, b), max(a, b)) in pairs for b in g)), None)
+        if home is None:
+            groups.append([a])
+        else:
+            home.append(a)
+    return [tuple(group) for group in groups if len(group) > 1]
+
+
+def hidden_distances(hidden: dict[int, tuple[int, ...]], square: np.ndarray) -> dict[Edge, float]:
+    """Squared distances from unnamed ancestors to their neighbours, by Gromov's product of the first with the others:
+    d²(h, a) = mean over pairs of ½(d²(a, b) + d²(a, c) − d²(b, c))."""
+    found = {}
+    for h, near in hidden.items():
+        for a in near:
+            if a < 0:
+                continue
+            others = [b for b in near if b != a and b >= 0]
+            products = [(square[a, b] + square[a, c] - square[b, c]) / 2 for b, c in combinations(others, 2)]
+            found[edge(h, a)] = max(0.0, float(np.mean(products))) if products else float(square[a, others[0]]) / 2
+    return found

@@ -1,0 +1,104 @@
+"""Which models of one architecture share an origin: the permutation test over hidden units, pair by pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+LOOKS = 3  # pairs between two groups that are tested before these count as unrelated
+STRANGE = 0.01  # p-value above which a model's relatives are strangers to another group: then the model is a merge
+
+
+@dataclass(slots=True)
+class Groups:
+    """`members`: models by group. `links`: merges of unrelated groups, (merge, a source in another group).
+
+    `weakest`: the largest log10 p by which two were joined, times all pairs; `nearest`: the smallest of those that
+    were not; None where there was no such pair. `untested`: pairs no test applied to, joined by their likeness.
+    """
+
+    members: list[list[int]]
+    links: list[tuple[int, int]] = field(default_factory=list)
+    weakest: float | None = None
+    nearest: float | None = None
+    untested: int = 0
+
+
+def related_groups(
+    information: np.ndarray, alike: np.ndarray, test: Callable[[int, int], float | None], alpha: float
+) -> Groups:
+    """Join what the test calls related, the most informative pairs first.
+
+    information: (M, M); alike: (M, M) bool, what counts as related where no test applies; test(i, j): log10 of the raw
+    p-value, None where no test applies. Family-wise error `alpha` over all M(M − 1)/2 pairs (Bonferroni; a pair that
+    is not tested counts as not rejected). Once a pair of two groups is rejected, those are one group.
+    """
+    models = len(information)
+    found = Groups([[i] for i in range(models)])
+    group = list(range(models))
+    upper = np.triu_indices(models, 1)
+    every = math.log10(max(1, len(upper[0])))
+    level = math.log10(alpha) - every
+    known: dict[tuple[int, int], float | None] = {}
+    failed: dict[tuple[int, int], int] = {}
+
+    def log10_p(i: int, j: int) -> float | None:
+        key = (min(i, j), max(i, j))
+        if key not in known:
+            known[key] = test(*key)
+        return known[key]
+
+    for k in np.argsort(-information[upper], kind="stable"):
+        i, j = int(upper[0][k]), int(upper[1][k])
+        a, b = sorted((group[i], group[j]))
+        if a == b or failed.get((a, b), 0) >= LOOKS:
+            continue
+        p = log10_p(i, j)
+        if p is None:
+            found.untested += bool(alike[i, j])
+        if not (alike[i, j] if p is None else p <= level):
+            failed[a, b] = failed.get((a, b), 0) + 1
+            found.nearest = min(p + every, found.nearest or 0.0) if p is not None else found.nearest
+            continue
+        if p is not None:
+            found.weakest = max(p + every, -math.inf if found.weakest is None else found.weakest)
+            merge = _merge(information, found.members, group, i, j, log10_p)
+            if merge is not None:
+                found.links.append(merge)
+                failed[a, b] = LOOKS
+                continue
+        _join(found.members, group, failed, a, b)
+    found.members = [sorted(members) for members in found.members if members]
+    return found
+
+
+def _merge(
+    information: np.ndarray, members: list[list[int]], group: list[int], i: int, j: int,
+    log10_p: Callable[[int, int], float | None],
+) -> tuple[int, int] | None:  # fmt: skip
+    """(merge, source) if one of the two is related to the other's group while its own relatives are strangers to it."""
+    for one, other in ((i, j), (j, i)):
+        kin = [k for k in members[group[one]] if k != one]
+        if not kin:
+            continue
+        nearest = max(kin, key=lambda k: information[one, k])
+        p = log10_p(nearest, other)
+        if p is not None and p > math.log10(STRANGE):
+            return one, other
+    return None
+
+
+def _join(members: list[list[int]], group: list[int], failed: dict[tuple[int, int], int], a: int, b: int) -> None:
+    for k in members[b]:
+        group[k] = a
+    members[a] += members[b]
+    members[b] = []
+    for (c, d), times in list(failed.items()):
+        if b in (c, d):
+            del failed[c, d]
+            other = d if c == b else c
+            key = (min(a, other), max(a, other))
+            failed[key] = max(times, failed.get(key, 0))

@@ -1,0 +1,73 @@
+"""The methods of `phylogeny` by name: ours, and the papers' to compare with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .baselines import by_distance, by_norms, mother
+from .clustering import Points, after_clustering, along_clustering
+from .groups import Groups, related_groups
+from .grow import LIKE, Branch, Grown, grow
+from .kinship import distance2
+from .reading import Kin
+from .spanning import edge
+
+
+def _information(known: Kin, alpha: float, seed: int) -> Grown:
+    return grow(known.kin, known.test, known.one_way, alpha, seed)
+
+
+def _clustering(known: Kin, alpha: float, seed: int, cluster: Callable[..., list[int | None]]) -> Grown:
+    parents = cluster(_points(known), seed=seed)
+    groups: dict[int, list[int]] = {}
+    for i, parent in enumerate(parents):
+        groups.setdefault(i if parent is None else parent, []).append(i)
+    return _grown(known, parents, Groups(list(groups.values())))
+
+
+def _baseline(known: Kin, alpha: float, seed: int, find: Callable[..., list[int | None]]) -> Grown:
+    """The groups are those of the permutation test, which favours it."""
+    gram = known.kin.grams.sum(0)
+    alike = gram > LIKE * np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
+    joined = related_groups(known.kin.information, alike, known.test, alpha)
+    return _grown(known, find(_points(known), joined.members), joined)
+
+
+def _mother(known: Kin, alpha: float, seed: int) -> Grown:
+    kurtosis = known.kin.sizes @ known.kin.kurtosis / known.kin.sizes.sum()
+    return _baseline(known, alpha, seed, lambda points, groups: mother(points, kurtosis, groups))
+
+
+def _points(known: Kin) -> Points:
+    shapes = (known.models[0][matrix.name].shape for matrix in known.kin.matrices)
+    return Points(tuple(known.kin.grams), tuple(tuple(shape) for shape in shapes))
+
+
+def _grown(known: Kin, parents: Sequence[int | None], joined: Groups) -> Grown:
+    square = distance2(known.kin.grams.sum(0))
+    branches = [Branch(p, i, 1.0, None) for i, p in enumerate(parents) if p is not None]
+    tops = [next((i for i in group if parents[i] is None), None) for group in joined.members]
+    distances = {edge(b.parent, b.child): float(square[b.parent, b.child]) for b in branches}
+    return Grown([list(group) for group in joined.members], branches, tops, distances, joined)
+
+
+METHODS: dict[str, Callable[[Kin, float, int], Grown]] = {
+    "information": _information,
+    "distance": functools.partial(_baseline, find=by_distance),
+    "norms": functools.partial(_baseline, find=by_norms),
+    "mother": _mother,
+    "after-kmeans": functools.partial(_clustering, cluster=functools.partial(after_clustering, algorithm="kmeans")),
+    "after-meanshift": functools.partial(
+        _clustering, cluster=functools.partial(after_clustering, algorithm="meanshift")
+    ),
+    "after-agglomerative": functools.partial(
+        _clustering, cluster=functools.partial(after_clustering, algorithm="agglomerative")
+    ),
+    "along-kmeans": functools.partial(_clustering, cluster=functools.partial(along_clustering, algorithm="kmeans")),
+    "along-meanshift": functools.partial(
+        _clustering, cluster=functools.partial(along_clustering, algorithm="meanshift")
+    ),
+}

@@ -1,0 +1,63 @@
+"""Which models of a set are averages of others, untouched since: found by least squares on Gram matrices alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+EXACT = 0.01  # of the squared distance to the nearest other model: a fine-tune leaves far more unexplained
+LEAST = 0.03  # weight of a source
+MOST = 5  # sources
+NEAR = 24  # nearest models that are looked at as sources
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """One merge: its sources, heaviest first, and their weights (≥ 0; of a SLERP they sum to more than 1)."""
+
+    model: int
+    sources: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+def mixtures(gram: np.ndarray, members: Sequence[int]) -> list[Mixture]:
+    """Members that a non-negative sum of two to five others gives, but for rounding.
+
+    gram: (M, M), products of the models' weights. min ‖x − Σ w·source‖², w ≥ 0 (scipy's nnls), on the nearest models.
+    A parent is no such sum of its children: of k of them it keeps a k-th of the squared distance. A merge that was
+    fine-tuned afterwards, and negative weights, are not found.
+    """
+    square = np.diag(gram)
+    away = np.maximum(square[:, None] + square[None, :] - 2 * gram, 0.0)
+    found = []
+    for i in members:
+        others = sorted((j for j in members if j != i), key=lambda j: (away[i, j], j))[:NEAR]
+        if len(others) < 2 or not square[i] > 0:
+            continue
+        weights, rest = _fit(gram, i, others)
+        kept = [j for j, w in zip(others, weights, strict=True) if w >= LEAST]
+        if not 2 <= len(kept) <= MOST:
+            continue
+        weights, rest = _fit(gram, i, kept)
+        if rest <= EXACT * away[i, others[0]] and min(weights) >= LEAST:
+            heaviest = sorted(zip(weights, kept, strict=True), key=lambda pair: (-pair[0], pair[1]))
+            found.append(Mixture(i, tuple(j for _, j in heaviest), tuple(float(w) for w, _ in heaviest)))
+    return found
+
+
+def _fit(gram: np.ndarray, i: int, among: Sequence[int]) -> tuple[np.ndarray, float]:
+    """(weights, ‖x − Σ w·source‖²). Taken around the nearest source, so that small differences keep their digits."""
+    inner = gram[np.ix_(among, among)]
+    length = np.sqrt(np.diag(inner))
+    if not length.all():
+        return np.zeros(len(among)), float(gram[i, i])
+    values, vectors = np.linalg.eigh(inner / np.outer(length, length))
+    root = np.sqrt(np.maximum(values, 1e-15 * values.max()))
+    target = (vectors.T @ (gram[among, i] / length)) / root
+    weights, _ = nnls(root[:, None] * vectors.T, target)
+    weights = weights / length
+    rest = float(gram[i, i] - 2 * weights @ gram[among, i] + weights @ inner @ weights)
+    return weights, max(rest, 0.0)
