@@ -206,6 +206,7 @@ METHODS = (
     show_default=True,
     help="How to find the tree; the others are the papers', to compare with.",
 )
+@click.option("--rho", type=float, help="Of the along-… methods, in [0, 1]. Default: chosen without the truth.")
 @click.option(
     "--sample",
     metavar="HOW",

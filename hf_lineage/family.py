@@ -35,22 +35,23 @@ if TYPE_CHECKING:
 
     from .question import Model
 
-    Method = Callable[[Kin, float, int], Grown]
+    Method = Callable[..., Grown]
 
 PACKAGES = ("hf_lineage", "huggingface_hub", "numpy", "torch")
 
 
 @together
 def phylogeny(
-    models: Iterable[Model], *, method: str = "information", alpha: float = 1e-2, token: str | bool | None = None,
-    device: str | torch.device | None = None, sample: str | float | int | None = None, max_bytes: int | None = None,
+    models: Iterable[Model], *, method: str = "information", alpha: float = 1e-2, rho: float | None = None,
+    token: str | bool | None = None, device: str | torch.device | None = None, sample: str | float | int | None = None, max_bytes: int | None = None,
     allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0,
 ) -> Phylogeny:  # fmt: skip
     """Say who descends from whom in a set of models, from their weights alone (Neural Phylogeny, ICLR 2025).
 
     models: Hub repo ids, paths or modules in memory, as in `trace`. They may be of several architectures: each makes
         its own trees. method: `"information"`, or one of the papers' (`forest.methods.METHODS`), to compare with.
-    alpha: family-wise error over all pairs of one architecture: the chance that any two unrelated models are joined.
+    rho: of the `along-…` methods, the probability that a cluster's centre is set to its parent, in [0, 1]; None chooses it
+        without the truth, by silhouette. alpha: family-wise error over all pairs of one architecture: the chance that any two unrelated models are joined.
     sample, max_bytes, token, device, allow_pickle, progress, seed: as in `trace`.
 
     By `information`: models that the permutation test over hidden units calls related make a group
@@ -68,6 +69,8 @@ def phylogeny(
     check(["weights"], alpha, max_bytes, device)
     if method not in METHODS:
         raise ArgumentError(f"Expected `method` to be one of {', '.join(METHODS)}, got {method!r}.")
+    if rho is not None and not (method.startswith("along-") and 0 <= rho <= 1):
+        raise ArgumentError(f"Expected `rho` in [0, 1] and an along-… method, got {rho} with {method}.")
     opener, opened, left_out, notes = _open(models, token, allow_pickle)
     if not opened:
         raise NothingToCompareError(f"No model could be read. {_some_reasons(left_out)}")
@@ -78,7 +81,7 @@ def phylogeny(
     for kind in kinds:
         known = _read(kind, answer, sample, max_bytes and max_bytes // max(1, compared), device, progress, seed)
         if known is not None:
-            answer.add(known, METHODS[method], alpha)
+            answer.add(known, METHODS[method], alpha, {} if rho is None else {"rho": rho})
         else:
             answer.alone(view for view in kind if answer.ids[_key(view)] not in answer.left_out)
     if not answer.nodes:
@@ -216,9 +219,9 @@ class _Forest:
             self._node(model, self._group(), 1)
             self.roots.append(self.ids[_key(model)])
 
-    def add(self, known: Kin, method: Method, alpha: float) -> None:
+    def add(self, known: Kin, method: Method, alpha: float, options: Mapping[str, Any]) -> None:
         """The trees of one architecture."""
-        grown = method(known, alpha, known.seed)
+        grown = method(known, alpha, known.seed, **options)
         first = self._group()
         names = {i: self.ids[_key(model)] for i, model in enumerate(known.models)}
         for members in grown.groups:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from hf_lineage.experiments.families import Family, train_family, train_twins, train_unrelated
+from hf_lineage.experiments.families import Family, train_family, train_trees, train_twins, train_unrelated
 
 pytest_plugins = ["hf_lineage.testing"]
 
@@ -134,6 +134,23 @@ SOURCES: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+# Whole trees with weight decay for every other child, and light fine-tunes: no seed of experiments/forests.py, nor one
+# that its rules were looked at with
+TREES: dict[str, dict[str, dict[str, Any]]] = {
+    "reduced": {
+        "fc": {"seed": 71, "roots": 3, "branching": (2, 2, 1)}, "resnet": {"seed": 71, "roots": 2, "branching": (2, 1)},
+        "fc-light": {"seed": 72, "roots": 2, "branching": (3, 1), "shorten": 0.1},
+    },
+    "large": {
+        "fc": {"seed": 71}, "fc-many": {"seed": 73, "branching": (6, 3, 1)}, "resnet": {"seed": 71}, "vit": {"seed": 71},
+        "llama": {"seed": 71}, **{
+            f"{architecture}-light": {"seed": 72, "roots": roots, "branching": (4, 2, 1), "shorten": 0.1}
+            for architecture, roots in (("fc", 5), ("resnet", 3), ("llama", 3))
+        },
+    },
+}  # fmt: skip
+
+
 class Nursery:
     """Families by name, trained when first asked for and kept for the session."""
 
@@ -159,6 +176,10 @@ class Nursery:
 
     def sources(self, kind: str, scale: str) -> Family:
         return train_family(self.folder / scale / f"sources-{kind}", kind.split("-")[0], **SOURCES[scale][kind])
+
+    def trees(self, kind: str, scale: str) -> Family:
+        folder = self.folder / scale / f"trees-{kind}"
+        return train_trees(folder, kind.split("-")[0], **TREES[scale][kind])
 
     def hidden(self, architecture: str, scale: str) -> tuple[Family, Family]:
         sizes, counts, strangers = HIDDEN[scale][architecture]

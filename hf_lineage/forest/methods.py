@@ -20,8 +20,10 @@ def _information(known: Kin, alpha: float, seed: int) -> Grown:
     return grow(known.kin, known.test, known.one_way, alpha, seed)
 
 
-def _clustering(known: Kin, alpha: float, seed: int, cluster: Callable[..., list[int | None]]) -> Grown:
-    parents = cluster(_points(known), seed=seed)
+def _clustering(
+    known: Kin, alpha: float, seed: int, cluster: Callable[..., list[int | None]], **options: float
+) -> Grown:
+    parents = cluster(_points(known), seed=seed, **options)
     groups: dict[int, list[int]] = {}
     for i, parent in enumerate(parents):
         groups.setdefault(i if parent is None else parent, []).append(i)
@@ -54,7 +56,7 @@ def _grown(known: Kin, parents: Sequence[int | None], joined: Groups) -> Grown:
     return Grown([list(group) for group in joined.members], branches, tops, distances, joined)
 
 
-METHODS: dict[str, Callable[[Kin, float, int], Grown]] = {
+METHODS: dict[str, Callable[..., Grown]] = {
     "information": _information,
     "distance": functools.partial(_baseline, find=by_distance),
     "norms": functools.partial(_baseline, find=by_norms),

@@ -1,0 +1,91 @@
+"""The README's table of what family trees are worth, from the recorded runs: python tests/benchmarks/trees_table.py"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+KINDS = {
+    "fc": "fully connected", "resnet": "ResNet", "vit": "ViT", "llama": "Llama", "fc-light": "fully connected, light",
+    "resnet-light": "ResNet, light", "llama-light": "Llama, light",
+}  # fmt: skip
+BINS = 10
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"trees-{name}.json").read_text(encoding="utf-8"))
+
+
+def table() -> str:
+    """Markdown: one row a method, one column a family; all generations, then the first two."""
+    found = {kind: read(kind) for kind in KINDS}
+    head = [f"{name} ({found[kind]['models']})" for kind, name in KINDS.items()]
+    rows = [["method", *head], ["---", *["---:"] * len(head)]]
+    for part, suffix in (("all", ""), ("two generations", ", two generations")):
+        for method in found["fc"]["methods"]:
+            rows.append([f"`{method}`{suffix}", *(_cell(each["methods"][method][part]) for each in found.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    shares = " / ".join(f"{100 * row[name]:.0f}" for name in ("lineage", "direction", "overall"))
+    return f"{shares} ({100 * row['undirected']:.0f})" if row["undirected"] else shares
+
+
+def summary() -> str:
+    """The figures that are one number each."""
+    found = {kind: read(kind) for kind in KINDS}
+    heavy, light = (
+        [each["methods"]["information"]["all"] for kind, each in found.items() if kind.endswith("light") is is_light]
+        for is_light in (False, True)
+    )
+    many, strangers = read("many"), read("strangers")
+    stored = {kind: read(f"stored-{kind}") for kind in ("fc", "resnet", "vit", "llama")}
+    rows = [row for each in [*found.values(), many] for row in each["edges"]]
+    edge = calibration_error([row[0] for row in rows], [row[1] for row in rows])
+    told = [row for row in rows if row[1] and row[2] is not None]
+    wrong = sum(not row[3] for row in told)
+    merges = [each["merges"] for each in stored.values()]
+    orphans = [each["orphans"] for each in found.values()]
+    return (
+        f"`information`, all generations: {_sum(heavy, 'found')} of {_sum(heavy, 'edges')} edges right ignoring "
+        f"direction, {_sum(heavy, 'directed')} of these directed, {_sum(heavy, 'right')} of those rightly; light "
+        f"fine-tunes {_sum(light, 'found')} of {_sum(light, 'edges')}, {_sum(light, 'directed')} directed, "
+        f"{_sum(light, 'right')} rightly. A family of {many['models']} fully connected models: "
+        f"{_cell(many['methods']['information']['all'])}. Expected calibration error of an edge's probability over "
+        f"{len(rows):,} edges: {edge:.3f}; of {len(told):,} directed true edges {wrong} point the wrong way. Members "
+        f"stored in turn as fp16, bf16, int8, half pruned, with another head: "
+        + ", ".join(f"{KINDS[kind]} {_cell(each['stored'])}" for kind, each in stored.items())
+        + f". Merges of two and three members, of one tree or two: {_sum(merges, 'told')} of {_sum(merges, 'merges')} told, "
+        f"{_sum(merges, 'sources right')} with exactly their sources, {_sum(merges, 'groups joined')} trees joined by them. A "
+        f"parent taken out: {_sum(orphans, 'noticed')} of {_sum(orphans, 'missing')} noticed; ancestors made up while nobody "
+        f"is missing: {_sum(orphans, 'made up')} among {_sum(orphans, 'models')} models. Strangers of one data set and recipe: "
+        + ", ".join(f"{each['edges']} edges among {each['models']} {kind}" for kind, each in strangers.items() if
+                    isinstance(each, dict))
+        + ". Alone, each signal says the right direction of an edge, %: "
+        + "; ".join(f"{name} {_signals(each['signals'])}" for name, each in zip(KINDS.values(), found.values(), strict=True))
+        + "."
+    )  # fmt: skip
+
+
+def _sum(rows: Sequence[dict[str, Any]], name: str) -> int:
+    return sum(row[name] for row in rows)
+
+
+def _signals(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {100 * share:.0f}" for name, share in shares.items())
+
+
+def calibration_error(said: Sequence[float], right: Sequence[bool]) -> float:
+    """Over bins of equal mass."""
+    pairs = sorted(zip(said, right, strict=True))
+    parts = [pairs[len(pairs) * i // BINS : len(pairs) * (i + 1) // BINS] for i in range(BINS)]
+    return sum(abs(sum(p - y for p, y in part)) for part in parts) / len(pairs)
+
+
+if __name__ == "__main__":
+    print(table())
+    print(summary())
