@@ -43,22 +43,23 @@ PACKAGES = ("hf_lineage", "huggingface_hub", "numpy", "torch")
 @together
 def phylogeny(
     models: Iterable[Model], *, method: str = "information", alpha: float = 1e-2, rho: float | None = None,
-    token: str | bool | None = None, device: str | torch.device | None = None, sample: str | float | int | None = None, max_bytes: int | None = None,
-    allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0,
+    token: str | bool | None = None, device: str | torch.device | None = None,
+    sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
+    progress: Progress | None = None, seed: int = 0,
 ) -> Phylogeny:  # fmt: skip
     """Say who descends from whom in a set of models, from their weights alone (Neural Phylogeny, ICLR 2025).
 
     models: Hub repo ids, paths or modules in memory, as in `trace`. They may be of several architectures: each makes
         its own trees. method: `"information"`, or one of the papers' (`forest.methods.METHODS`), to compare with.
-    rho: of the `along-…` methods, the probability that a cluster's centre is set to its parent, in [0, 1]; None chooses it
-        without the truth, by silhouette. alpha: family-wise error over all pairs of one architecture: the chance that any two unrelated models are joined.
+    alpha: family-wise error over all pairs of one architecture: the chance that any two unrelated models are joined.
+    rho: of the `along-…` methods, the probability that a cluster's centre is set to its parent, in [0, 1]; None
+        chooses it without the truth, by silhouette.
     sample, max_bytes, token, device, allow_pickle, progress, seed: as in `trace`.
 
     By `information`: models that the permutation test over hidden units calls related make a group
     (`forest/groups.py`); in a group the maximum spanning tree of the information that units share (METHODS §5), put
-    right where weights that were never touched contradict it (`forest/untouched.py`); every edge with a probability
-    from
-    a bootstrap, and with a direction where the signals of the whole tree decide its root (`forest/rooting.py`). Missing
+    right where weights that were never touched contradict it (`forest/untouched.py`); every edge has a probability
+    from a bootstrap, and a direction where the signals of the whole tree decide its root (`forest/rooting.py`). Missing
     ancestors get names (`?1`), merges several parents, copies share a node.
 
     Cost: one pass over the bytes of every model; memory for at most 64 MB of hidden units each and 1 GB in all.
