@@ -20,12 +20,15 @@ from scipy.optimize import minimize
 
 from ..family import kin_of
 from ..forest.grow import evidence_of_edges
+from ..forest.methods import METHODS
 from ..forest.reading import Kin
 from ..forest.rooting import EDGE, PATH, Signals, features
 from ..forest.spanning import Edge, edge, spanning_tree, straighten
 from ..forest.untouched import Untouched
 from ..trees import Phylogeny
 from .families import Family, Member, train_trees
+
+Told = tuple[str, str, bool]  # parent, child, whether directed
 
 NUMBERS = Path(__file__).parents[1] / "forest" / "numbers.json"
 RIDGE = 0.1  # of the fits: keeps weights of what hardly ever differs near 0
@@ -74,20 +77,35 @@ class Score:
         return 1 - self.directed / self.found if self.found else 0.0
 
 
-def score(tree: Phylogeny, members: Iterable[Member]) -> Score:
-    """Compare a tree of all members' paths with their true parents; one whose parent is not among them is a root."""
+def told(tree: Phylogeny) -> list[Told]:
+    """The edges of an answer, copies left out."""
+    return [(e.parent, e.child, e.directed) for e in tree.edges if e.relation != "identical"]
+
+
+def by_method(known: Kin, method: str, alpha: float = 1e-2) -> list[Told]:
+    """The edges that a method finds among models that were read once for all methods."""
+    names = [model.ref.name for model in known.models]
+    return [
+        (names[b.parent] if b.parent >= 0 else f"?{-b.parent}", names[b.child] if b.child >= 0 else f"?{-b.child}",
+         b.first is not None)
+        for b in METHODS[method](known, alpha, known.seed).branches
+    ]  # fmt: skip
+
+
+def score(edges: Iterable[Told], members: Iterable[Member]) -> Score:
+    """Compare edges between members' paths with their true parents; one whose parent is not among them is a root."""
     by_path = {str(member.path): member for member in members}
     names = {member.name: path for path, member in by_path.items()}
     truth = {(names[m.parent], path) for path, m in by_path.items() if m.parent in names}
     either = {frozenset(pair) for pair in truth}
-    told = [e for e in tree.edges if e.relation != "identical"]
-    found = [e for e in told if frozenset((e.parent, e.child)) in either]
-    directed = [e for e in found if e.directed]
+    every = list(edges)
+    found = [each for each in every if frozenset(each[:2]) in either]
+    directed = [(parent, child) for parent, child, known in found if known]
     family = {path: _root(path, {child: parent for parent, child in truth}) for path in by_path}
-    strange = sum(family[e.parent] != family[e.child] for e in told if e.parent in family and e.child in family)
+    strange = sum(family[a] != family[b] for a, b, _ in every if a in family and b in family)
     return Score(
-        len(truth), len({frozenset((e.parent, e.child)) for e in found}), len(directed),
-        sum((e.parent, e.child) in truth for e in directed), len(told), strange,
+        len(truth), len({frozenset(each[:2]) for each in found}), len(directed),
+        sum(pair in truth for pair in directed), len(every), strange,
     )  # fmt: skip
 
 
