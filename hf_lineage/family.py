@@ -18,17 +18,17 @@ from .errors import ArgumentError, CheckpointError, NothingToCompareError
 from .forest.grow import Branch, Grown
 from .forest.kinship import distance2
 from .forest.methods import METHODS
-from .forest.reading import ONE_WAY, Kin, by_architecture, defects, gather
+from .forest.reading import ONE_WAY, Kin, by_architecture, defects, finite, gather
 from .forest.spanning import edge, four_point
 from .hub.candidates import claims_of
 from .hub.checkpoint import Checkpoint
 from .hub.opener import Opener, identity
 from .hub.view import View
 from .parallel import together, world
-from .question import blank, budget_of, check, paired, plan_reading, shared_rows, skipped
+from .question import blank, budget_of, check, paired, plan_reading, shared_rows, skipped, some
 from .records import ModelRef, Progress, Relation
 from .trees import Edge, Node, Phylogeny
-from .weights.reading import read_together
+from .weights.reading import Readings, read_together
 
 if TYPE_CHECKING:
     import torch
@@ -78,9 +78,10 @@ def phylogeny(
     views = [View(model, cuts(model)) for model in opened]
     answer = _Forest(opener, _ids(views), left_out, notes)
     kinds = by_architecture(views)
-    compared = sum(len(kind) > 1 for kind in kinds)
+    looked = opener.bytes_read
     for kind in kinds:
-        known = _read(kind, answer, sample, max_bytes and max_bytes // max(1, compared), device, progress, seed)
+        left = None if max_bytes is None else max(1, max_bytes - (opener.bytes_read - looked))
+        known = _read(kind, answer, sample, left, device, progress, seed)
         if known is not None:
             answer.add(known, METHODS[method], alpha, {} if rho is None else {"rho": rho})
         else:
@@ -109,7 +110,7 @@ def kin_of(models: Iterable[Model], *, seed: int = 0) -> Kin:
 def _open(
     models: Iterable[Model], token: str | bool | None, allow_pickle: bool
 ) -> tuple[Opener, list[Checkpoint], dict[str, str], list[str]]:
-    if isinstance(models, (str, Path)) or hasattr(models, "state_dict"):
+    if models is None or isinstance(models, (str, Path)) or hasattr(models, "state_dict"):
         raise ArgumentError(f"Expected a list of models, got a single {type(models).__name__}.")
     wanted = list(models)
     if not wanted:
@@ -126,7 +127,7 @@ def _open(
             left_out[_name(model)] = f"a LoRA adapter of {model.adapter_base} holds no weights of its own"
         else:
             kept[identity(model)] = model
-    return opener, list(kept.values()), left_out, notes
+    return opener, list(kept.values()), left_out, list(dict.fromkeys(notes))
 
 
 def _name(model: Checkpoint) -> str:
@@ -187,13 +188,25 @@ def _read(
             answer.leave_out(kind[i], why)
         kind = [view for i, view in enumerate(kind) if i not in bad]
         if not bad:
-            found = gather(readings, architecture, [seen, *others], alignments, seed)
+            found = gather(readings, architecture, kind, alignments, seed)
+            answer.notes += _broken(readings, architecture.trunk, kind)
             if found is None:
                 answer.notes.append(
                     f"{_name(pivot)} and {len(others)} others share no matrix of which rows could be kept."
                 )
             return found
     return None
+
+
+def _broken(readings: Readings, trunk: Sequence[str], models: Sequence[View]) -> list[str]:
+    """A note for each model that holds NaN, Inf or only zeros in some tensors, which then take part for nobody."""
+    bad = {
+        i: [name for name in trunk if name in readings.moments and not finite(readings, name, i)]
+        for i in range(len(models))
+    }
+    return [
+        f"{_name(models[i])}: left out for NaN, Inf or only zeros: {some(names)}." for i, names in bad.items() if names
+    ]
 
 
 @dataclass
@@ -217,6 +230,7 @@ class _Forest:
     def alone(self, models: Iterable[View]) -> None:
         """Models that nothing can be compared with: each a tree of its own."""
         for model in models:
+            self.notes.append(f"{self.ids[_key(model)]} is the only one of its architecture, and was not read.")
             self._node(model, self._group(), 1)
             self.roots.append(self.ids[_key(model)])
 
@@ -263,7 +277,7 @@ class _Forest:
             square = float(distance2(known.kin.grams.sum(0))[a, b])
         norms = [float(known.kin.grams[:, i, i].sum()) for i in (a, b) if i >= 0]
         distance = None if square is None else math.sqrt(square) / math.prod(norms) ** (0.5 / len(norms))
-        equal = named and known.equal(a, b)
+        equal = named and known.equal(a, b) and not (known.grown(a, b) or known.grown(b, a))
         directed = branch.first is not None and not equal
         relation, facts = _relation(known, a, b, directed, equal, branch.merge)
         one, other = (names[a], names[b]) if directed else sorted((names[a], names[b]))
@@ -287,7 +301,7 @@ def _relation(known: Kin, a: int, b: int, directed: bool, equal: bool, merge: bo
     if merge:
         return "merge", {}
     if min(a, b) < 0:
-        return "finetune", {}
+        return ("finetune" if directed else "common_origin"), {}
     if directed and (rows := known.grown(a, b)):
         return "resized", {"vocabulary": {"child": rows[1], "parent": rows[0]}}
     kind, facts = known.change(a, b) if directed else ("other", {})
@@ -300,12 +314,11 @@ def _quality(known: Kin, grown: Grown) -> dict[str, Any]:
     """How tree-like the distances are, and how sure the groups: see README."""
     square = distance2(known.kin.grams.sum(0))
     groups = [[i for i in group if i >= 0] for group in grown.groups]
-    large = [group for group in groups if len(group) > 3]
-    failing = [four_point(square[np.ix_(group, group)], known.seed) for group in large]
-    sizes = [len(group) for group in large]
+    measured = [(four_point(square[np.ix_(group, group)], known.seed), len(group)) for group in groups]
+    failing = [(delta, size) for delta, size in measured if delta is not None]
     return {
         "models": len(known.models), "groups": len(groups),
-        "four_point": float(np.average(failing, weights=sizes)) if large else None,  # type: ignore[arg-type]
+        "four_point": float(np.average([d for d, _ in failing], weights=[n for _, n in failing])) if failing else None,
         "joined_log10_p": grown.joined.weakest, "apart_log10_p": grown.joined.nearest,
         "untested_pairs": grown.joined.untested, "matrices": len(known.kin.matrices),
     }  # fmt: skip

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from .rooting import Signals
-from .spanning import Edge, edge, neighbours
+from .spanning import Edge, edge
 
 APART = 0.45  # cosine of two deltas, seen from their neighbour: more than the drift that most siblings share
 
@@ -23,20 +23,38 @@ def missing(
     have more than `APART` in common, pairwise, hang on an ancestor of their own beside it. A child that moved much less
     than its siblings takes the place of their missing parent: nothing shows that.
     """
-    names = sorted(members)
-    place = {node: i for i, node in enumerate(names)}
-    around = [{names[j] for j in near} for near in neighbours([(place[a], place[b]) for a, b in edges], len(names))]
     tree = {edge(a, b) for a, b in edges}
     found: dict[int, tuple[int, ...]] = {}
-    for node in names:
-        for group in _bundles(node, sorted(around[place[node]]), signals):
-            hidden = -1 - len(found)
-            found[hidden] = (node, *group)
-            tree -= {edge(node, other) for other in group}
-            tree |= {edge(hidden, other) for other in (node, *group)}
-            for other in group:  # it is no neighbour of theirs any more
-                around[place[other]].discard(node)
+    waiting = sorted(members)
+    while waiting:
+        node = waiting.pop(0)
+        near = sorted(a + b - node for a, b in tree if node in (a, b) and a + b - node >= 0)
+        bundle = next(iter(_bundles(node, near, signals)), None)
+        if bundle is None:
+            continue
+        hidden = -1 - len(found)
+        found[hidden] = (node, *bundle)
+        tree -= {edge(node, other) for other in bundle}
+        tree |= {edge(hidden, other) for other in (node, *bundle)}
+        tree = _gathered(tree, found, hidden, signals)
+        waiting.insert(0, node)  # it may have another one
     return tree, found
+
+
+def _gathered(tree: set[Edge], found: dict[int, tuple[int, ...]], hidden: int, signals: Signals) -> set[Edge]:
+    """The tree with all siblings on their ancestor: which of them the spanning tree made neighbours was chance."""
+    near = [*found[hidden]]
+    for sibling in near:  # it grows
+        others = [k for k in near if k != sibling and k >= 0]
+        for pair in sorted(tree):
+            x = pair[0] + pair[1] - sibling
+            if sibling not in pair or x < 0:
+                continue
+            if all(signals.cosine(x, sibling, k) > APART for k in others):
+                tree = (tree - {pair}) | {edge(hidden, x)}
+                near.append(x)
+    found[hidden] = tuple(near)
+    return tree
 
 
 def _bundles(node: int, near: Sequence[int], signals: Signals) -> list[tuple[int, ...]]:

@@ -44,6 +44,7 @@ def related_groups(
     level = math.log10(alpha) - every
     known: dict[tuple[int, int], float | None] = {}
     failed: dict[tuple[int, int], int] = {}
+    crossed: set[tuple[int, int]] = set()  # (a merge or what descends from it, the other group it comes from)
 
     def log10_p(i: int, j: int) -> float | None:
         key = (min(i, j), max(i, j))
@@ -54,7 +55,7 @@ def related_groups(
     for k in np.argsort(-information[upper], kind="stable"):
         i, j = int(upper[0][k]), int(upper[1][k])
         a, b = sorted((group[i], group[j]))
-        if a == b or failed.get((a, b), 0) >= LOOKS:
+        if a == b or failed.get((a, b), 0) >= LOOKS or crossed & {(i, a), (i, b), (j, a), (j, b)}:
             continue
         p = log10_p(i, j)
         if p is None:
@@ -65,30 +66,38 @@ def related_groups(
             continue
         if p is not None:
             found.weakest = max(p + every, -math.inf if found.weakest is None else found.weakest)
-            merge = _merge(information, found.members, group, i, j, log10_p)
+            merge = _merge(information, found.members, group, i, j, log10_p, {k for k, _ in crossed})
             if merge is not None:
-                found.links.append(merge)
-                failed[a, b] = LOOKS
+                one, other = merge
+                before = [k for k, far in crossed if far == group[other]]
+                crossed.add((one, group[other]))
+                if not _descends(information, one, before, found.members[group[one]]):
+                    found.links.append(merge)
                 continue
         _join(found.members, group, failed, a, b)
+        crossed = {(k, a if far == b else far) for k, far in crossed}
     found.members = [sorted(members) for members in found.members if members]
     return found
 
 
 def _merge(
     information: np.ndarray, members: list[list[int]], group: list[int], i: int, j: int,
-    log10_p: Callable[[int, int], float | None],
+    log10_p: Callable[[int, int], float | None], merges: set[int],
 ) -> tuple[int, int] | None:  # fmt: skip
-    """(merge, source) if one of the two is related to the other's group while its own relatives are strangers to it."""
+    """(merge, source) if one of the two is related to the other's group and its own group is not."""
     for one, other in ((i, j), (j, i)):
-        kin = [k for k in members[group[one]] if k != one]
-        if not kin:
-            continue
-        nearest = max(kin, key=lambda k: information[one, k])
-        p = log10_p(nearest, other)
-        if p is not None and p > math.log10(STRANGE):
-            return one, other
+        kin = [k for k in members[group[one]] if k != one and k not in merges]
+        # the nearest of them may descend from the same merge
+        for k in sorted(kin, key=lambda k: (information[one, k], k))[:LOOKS]:
+            p = log10_p(k, other)
+            if p is not None and p > math.log10(STRANGE):
+                return one, other
     return None
+
+
+def _descends(information: np.ndarray, one: int, merges: list[int], members: list[int]) -> bool:
+    """Whether the nearest of a model's group is a merge with the same other group, which explains what it has of it."""
+    return bool(merges) and max((k for k in members if k != one), key=lambda k: information[one, k]) in merges
 
 
 def _join(members: list[list[int]], group: list[int], failed: dict[tuple[int, int], int], a: int, b: int) -> None:

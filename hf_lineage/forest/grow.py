@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ..weights.direction import origin
 from .ancestors import hidden_distances, missing
 from .groups import Groups, related_groups
 from .kinship import Kinship
-from .mixtures import Mixture, mixtures
+from .mixtures import Mixture, fit, mixtures
 from .rooting import Rooted, Signals, between, numbers, root
 from .spanning import Edge, cut_gap, edge, neighbours, resample, spanning_tree, straighten
 from .untouched import Untouched
@@ -79,6 +79,9 @@ def _tree(
     edges = {edge(members[a], members[b]) for a, b in local}
     sure = _probabilities(local, kin, members, barred, information, untouched)
     tree, hidden = _ancestors(edges, members, signals, merges)
+    shift = sum(i < 0 for group in grown.groups for i in group)  # each unnamed ancestor has a number of its own
+    tree = {edge(*(i - shift if i < 0 else i for i in pair)) for pair in tree}
+    hidden = {h - shift: near for h, near in hidden.items()}
     nodes = [*members, *hidden]
     known = [pair for a, b in sorted(tree) if (pair := _known(a, b, merges, sources, one_way))]
     found = root(signals, tree, nodes, known)
@@ -96,12 +99,26 @@ def _tree(
             linked = child in sources and (parent, child) in known
             grown.branches.append(Branch(parent, child, first if first >= least else None, probability, linked))
     for i in members:
-        grown.branches += [Branch(j, i, 1.0, None, True) for j in sorted(sources.get(i, ()))]
+        if i in sources:
+            _weigh(grown, gram, i, sorted(sources[i]))
     grown.merges += merges.values()
     grown.groups.append(nodes)
     grown.tops.append(_top(found, least))
     grown.distances |= {edge(a, b): signals.square[a, b] for a, b in tree if min(a, b) >= 0}
     grown.distances |= hidden_distances(hidden, signals.square)
+
+
+def _weigh(grown: Grown, gram: np.ndarray, merge: int, sources: Sequence[int]) -> None:
+    """A merge of unrelated groups: a branch from each source in another group, and weights for all its parents."""
+    own = [k for k, b in enumerate(grown.branches) if b.child == merge and b.merge]
+    parents = [*(grown.branches[k].parent for k in own), *sources]
+    weights, _ = fit(gram, merge, parents)
+    for k, weight in zip(own, weights, strict=False):
+        grown.branches[k] = replace(grown.branches[k], weight=float(weight))
+    grown.branches += [
+        Branch(source, merge, 1.0, None, True, float(weight))
+        for source, weight in zip(sources, weights[len(own) :], strict=True)
+    ]
 
 
 def _within(information: np.ndarray, members: Sequence[int], barred: Iterable[Edge]) -> np.ndarray:

@@ -17,7 +17,7 @@ from ..weights.direction import asymmetry
 from ..weights.information import FLOOR
 from ..weights.moments import Moments
 
-PIECES = 16  # at least, into which the information is cut for the bootstrap: whole matrices, or runs of their rows
+PIECES = 16  # about, at least, into which the information is cut for the bootstrap: matrices, or runs of rows
 CELLS = 1 << 22  # numbers of per-unit Gram matrices made at once: 32 MB
 SPECTRUM = 256  # rows and columns of a matrix whose singular values are looked at
 ENTRIES = 1 << 15  # of one matrix are looked at for the asymmetry of one pair
@@ -63,7 +63,7 @@ class Kinship:
         return self.pieces.sum(0)
 
     def lean(self, first: int, second: int) -> np.ndarray:
-        """Residual asymmetry of each matrix (`weights/direction.py`), (T,), in [−1, 1]: above 0, `first` came first.
+        """Residual asymmetry of each matrix (`weights/direction.py`), (T,), in [−2, 2]: above 0, `first` came first.
         Antisymmetric."""
         if first > second:
             return -self.lean(second, first)

@@ -32,24 +32,29 @@ def mixtures(gram: np.ndarray, members: Sequence[int]) -> list[Mixture]:
     """
     square = np.diag(gram)
     away = np.maximum(square[:, None] + square[None, :] - 2 * gram, 0.0)
-    found = []
-    for i in members:
-        others = sorted((j for j in members if j != i), key=lambda j: (away[i, j], j))[:NEAR]
-        if len(others) < 2 or not square[i] > 0:
-            continue
-        weights, rest = _fit(gram, i, others)
-        kept = [j for j, w in zip(others, weights, strict=True) if w >= LEAST]
-        if not 2 <= len(kept) <= MOST:
-            continue
-        weights, rest = _fit(gram, i, kept)
-        if rest <= EXACT * away[i, others[0]] and min(weights) >= LEAST:
-            heaviest = sorted(zip(weights, kept, strict=True), key=lambda pair: (-pair[0], pair[1]))
-            found.append(Mixture(i, tuple(j for _, j in heaviest), tuple(float(w) for w, _ in heaviest)))
-    return found
+    first = {i for i in members if _mixture(gram, away, i, members)}
+    # two merges of the same models explain each other: sources are models that are no merges
+    rest = [j for j in members if j not in first]
+    return [found for i in sorted(first) if (found := _mixture(gram, away, i, [*rest, i]))]
 
 
-def _fit(gram: np.ndarray, i: int, among: Sequence[int]) -> tuple[np.ndarray, float]:
-    """(weights, ‖x − Σ w·source‖²). Taken around the nearest source, so that small differences keep their digits."""
+def _mixture(gram: np.ndarray, away: np.ndarray, i: int, members: Sequence[int]) -> Mixture | None:
+    others = sorted((j for j in members if j != i), key=lambda j: (away[i, j], j))[:NEAR]
+    if len(others) < 2 or not gram[i, i] > 0:
+        return None
+    weights, _ = fit(gram, i, others)
+    kept = [j for j, w in zip(others, weights, strict=True) if w >= LEAST]
+    if not 2 <= len(kept) <= MOST:
+        return None
+    weights, left = fit(gram, i, kept)
+    if left > EXACT * away[i, others[0]] or min(weights) < LEAST:
+        return None
+    heaviest = sorted(zip(weights, kept, strict=True), key=lambda pair: (-pair[0], pair[1]))
+    return Mixture(i, tuple(j for _, j in heaviest), tuple(float(w) for w, _ in heaviest))
+
+
+def fit(gram: np.ndarray, i: int, among: Sequence[int]) -> tuple[np.ndarray, float]:
+    """(weights ≥ 0, ‖x − Σ w·source‖²) of model i among some others."""
     inner = gram[np.ix_(among, among)]
     length = np.sqrt(np.diag(inner))
     if not length.all():

@@ -22,6 +22,7 @@ from .kinship import products as inner_products
 
 ONE_WAY = ("cast", "quantized", "pruned")
 COARSE = 512  # different values in a row, below which they lie on a lattice
+FEW = 0.95  # share of different values in a row: floats have hardly any twice
 ZEROS = 0.05  # share of zeros that training does not make
 
 
@@ -141,7 +142,7 @@ def marks(matrices: Sequence[torch.Tensor]) -> frozenset[str]:
     found = set()
     if sum(int((m == 0).sum()) for m in matrices) > ZEROS * sum(m.numel() for m in matrices):
         found.add("sparse")
-    if all(m[:1].unique().numel() < min(COARSE, m[:1].numel() / 2) for m in matrices):
+    if all(m[:1].unique().numel() < min(COARSE, FEW * m[:1].numel()) for m in matrices):
         found.add("coarse")
     if all(torch.equal(m, m.bfloat16().float()) or torch.equal(m, m.half().float()) for m in matrices):
         found.add("half")
@@ -167,15 +168,22 @@ def defects(readings: Readings, architecture: Architecture, models: Sequence[Che
     trunk = [name for name in architecture.trunk if name in readings.moments]
     total = sum(models[0][name].count for name in trunk)
     for i in range(len(models)):
-        if i in found:
-            continue
-        bad = [name for name in trunk if not _finite(readings, name, i)]
-        if sum(models[0][name].count for name in bad) >= TOO_BAD * total:
-            found[i] = f"{len(bad)} of {len(trunk)} tensors hold NaN, Inf or only zeros"
+        if 0 in found:  # what was measured from it says nothing of the others: their kept rows do
+            held = [name for name in trunk if name in readings.units and (i == 0 or i - 1 in readings.members[name])]
+            bad = [name for name in held if not _sound(readings.units.matrix(i, name))]
+            total = sum(models[0][name].count for name in held)
+        else:
+            bad = [name for name in trunk if not finite(readings, name, i)]
+        if i not in found and sum(models[0][name].count for name in bad) >= TOO_BAD * max(1, total):
+            found[i] = f"{len(bad)} tensors hold NaN, Inf or only zeros"
     return found
 
 
-def _finite(readings: Readings, name: str, i: int) -> bool:
+def _sound(matrix: torch.Tensor) -> bool:
+    return bool(matrix.isfinite().all() and matrix.any())
+
+
+def finite(readings: Readings, name: str, i: int) -> bool:
     if i == 0:
         return readings.child_usable(name)
     if i - 1 not in readings.members[name]:
@@ -191,7 +199,7 @@ def common(readings: Readings, architecture: Architecture, models: Sequence[Chec
         name for name in architecture.trunk
         if name in readings.units and len(models[0][name].shape) > 1
         and len(readings.members[name]) == len(models) - 1
-        and all(_finite(readings, name, i) for i in range(len(models)))
+        and all(finite(readings, name, i) for i in range(len(models)))
     ]  # fmt: skip
 
 
@@ -239,8 +247,11 @@ def _copies(readings: Readings, models: Sequence[View], names: Sequence[str]) ->
 
 
 def _same(readings: Readings, models: Sequence[View], i: int, j: int) -> bool:
-    ours, theirs = (short_names(describe(models[k]).weights) for k in (i, j))
-    if {*ours.values()} != {*theirs.values()}:
+    ours, theirs = (
+        {short: models[k][name].shape for name, short in short_names(describe(models[k]).weights).items()}
+        for k in (i, j)
+    )
+    if ours != theirs:
         return False
     for name in readings.moments:
         rows = _rows(readings, name, (i, j))
@@ -251,4 +262,4 @@ def _same(readings: Readings, models: Sequence[View], i: int, j: int) -> bool:
             return False
     # heads that the pivot has no partner for were not read: they may differ
     read = {short for name, short in short_names(readings.moments).items() if _rows(readings, name, (i, j))}
-    return {*ours.values()} <= read
+    return ours.keys() <= read

@@ -36,7 +36,7 @@ SIGNALS = ("norm", "lean", "kurtosis", "entropy")
 EDGE, PATH = 2 * len(SIGNALS), 4
 HEAVY = 0.1  # relative change between light and heavy fine-tunes
 LEAN = 0.02  # a residual asymmetry that counts half
-CERTAIN = 20.0  # what a one-way fact counts for, in nats
+CERTAIN = 1e3  # what a one-way fact counts for, in nats: more than all signals together
 DRIFT, WIDE = 0.1, 0.4  # cosines of deltas: what shared drift makes, and more than that
 
 
@@ -165,7 +165,8 @@ def root(
         scores = np.where(sides[parent, child], scores, scores - CERTAIN)
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
-    return Rooted(tuple(members), shares, {pair: float(shares[behind].sum()) for pair, behind in sides.items()})
+    first = {pair: min(1.0, float(shares[behind].sum())) for pair, behind in sides.items()}
+    return Rooted(tuple(members), shares, first)
 
 
 def between(position: Position | None) -> bool:

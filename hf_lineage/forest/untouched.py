@@ -2,11 +2,13 @@
 
 A weight without a gradient (of a token that does not occur, a dead pixel, a dead unit) stays what it was, or is shrunk
 by decoupled weight decay, all such weights of a matrix by the same factor κ. In 32 bits a coincidence is rare. If s
-lies
-between x and p, then nothing that x and p share in this way can have been touched between p and s. So of the weights
-shared by two of three relatives only, those of the two ends are missing:
+lies between x and p, then s shares with both whatever x and p share in this way. So of three relatives that one cannot
+be between the other two which many weights are missing from that the others share, and hardly any from another one:
 
-    median of (a, b, c) = the one that is left out by the smallest of |b ∩ c \\ a|, |a ∩ c \\ b|, |a ∩ b \\ c|.
+    |(x ∩ p) − s| ≥ DECISIVE and ≥ TIMES · min(|(x ∩ s) − p|, |(s ∩ p) − x|).
+
+Two siblings of one recipe round alike when decay multiplies by nearly 1, and so share what is not exactly their
+parent's any more. What is within `ROUNDED` of a common factor there therefore counts for nobody.
 
 Drift that relatives share because they learned the same task pulls them together by every distance; it leaves this
 alone. (Our own; no paper known to us uses it.)
@@ -20,8 +22,9 @@ import numpy as np
 import torch
 
 SPIKE = 4e-6  # |log(ratio/κ)| of untouched weights: rounding of some hundred multiplications in float32
+ROUNDED = 3e-4  # what thousands of multiplications by a factor next to 1 may make of it
 ENTRIES = 1 << 17  # of one matrix are looked at
-FEW = 30  # weights that a spike needs …
+FEW, SHARE = 30, 0.003  # weights that a spike needs, and of all: 16-bit numbers of strangers have a few equal ratios …
 DENSE = 3.0  # … at so many times the density around it
 DECISIVE = 20  # weights that two relatives share and a third does not, from which it cannot be between them …
 TIMES = 5  # … if they are so many times those that speak against another choice
@@ -40,10 +43,15 @@ class Untouched:
         order = np.argsort((a, b, c), kind="stable")
         i, j, k = key = (min(a, b, c), a + b + c - min(a, b, c) - max(a, b, c), max(a, b, c))
         if key not in self._triples:
+            pairs = zip(self._units, self._pair(j, k), self._pair(i, k), self._pair(i, j), strict=True)
             counts = [
-                [np.bitwise_count(two & ~one & ~other).sum() for two, one, other in ((x, y, z), (y, x, z), (z, x, y))]
-                for x, y, z in zip(self._pair(j, k), self._pair(i, k), self._pair(i, j), strict=True)
-            ]  # fmt: skip
+                [
+                    _touched(units[j], units[i], x & ~y & ~z),
+                    _touched(units[i], units[j], y & ~x & ~z),
+                    _touched(units[i], units[k], z & ~x & ~y),
+                ]
+                for units, x, y, z in pairs
+            ]
             self._triples[key] = np.array(counts, dtype=np.float64).reshape(-1, 3)
         found = np.empty_like(self._triples[key])
         found[:, order] = self._triples[key]
@@ -76,12 +84,20 @@ def shared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return found
     logs = np.log(ratio[near])
     ascending = np.sort(logs)
-    widths = ascending[FEW - 1 :] - ascending[: len(ascending) - FEW + 1]
-    start = int(np.argmin(widths))
-    if widths[start] > 2 * SPIKE:
-        return found
-    away = np.abs(logs - ascending[start + FEW // 2])
+    held = np.searchsorted(ascending, ascending + 2 * SPIKE, side="right") - np.arange(len(ascending))
+    start = int(np.argmax(held))
+    away = np.abs(logs - ascending[start + held[start] // 2])
     inside, around = int((away <= SPIKE).sum()), int((away <= 10 * SPIKE).sum())
-    if inside >= FEW and inside * 9 >= DENSE * (around - inside):
+    if inside >= max(FEW, SHARE * len(first)) and inside * 9 >= DENSE * (around - inside):
         found[near[away <= SPIKE]] = True
     return found
+
+
+def _touched(one: np.ndarray, other: np.ndarray, bits: np.ndarray) -> int:
+    """How many of the weights that `one` shares with a third model `other` did touch, and not just round elsewhere."""
+    places = np.flatnonzero(np.unpackbits(bits, count=len(one)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.abs(other[places].astype(np.float64) / one[places]))
+    known = np.isfinite(logs)
+    middle = np.median(logs[known]) if known.any() else 0.0
+    return int((~known | (np.abs(logs - middle) > ROUNDED)).sum())

@@ -1,0 +1,799 @@
+"""Trees of models against networkx, enumeration and simulated families whose history is known."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+
+from hf_lineage.forest.ancestors import hidden_distances, missing
+from hf_lineage.forest.groups import LOOKS, Groups, related_groups
+from hf_lineage.forest.kinship import Kinship, Matrix, distance2, kinship
+from hf_lineage.forest.mixtures import mixtures
+from hf_lineage.forest.rooting import EDGE, PATH, Signals, features, root
+from hf_lineage.forest.spanning import (
+    Edge,
+    cut_gap,
+    edge,
+    four_point,
+    neighbours,
+    resample,
+    side,
+    spanning_tree,
+    straighten,
+)
+from hf_lineage.forest.untouched import Untouched
+from hf_lineage.weights.independence import combine, draw, layer_test
+from hf_lineage.weights.independence import products as unit_products
+
+
+def symmetric(models: int, seed: int) -> np.ndarray:
+    x = np.random.default_rng(seed).lognormal(8, 1, (models, models))
+    return np.tril(x, -1) + np.tril(x, -1).T
+
+
+def random_tree(nodes: Sequence[int], seed: int) -> set[Edge]:
+    """Over these nodes, by random attachment."""
+    rng = np.random.default_rng(seed)
+    order = [int(n) for n in rng.permutation(list(nodes))]
+    return {edge(order[i], order[int(rng.integers(i))]) for i in range(1, len(order))}
+
+
+def is_tree(edges: set[Edge], models: int) -> bool:
+    graph = nx.Graph(list(edges))
+    graph.add_nodes_from(range(models))
+    return len(edges) == models - 1 and nx.is_connected(graph) and all(i < j for i, j in edges)
+
+
+# ---- the spanning tree
+
+
+@pytest.mark.parametrize("models", [1, 2, 3, 10, 40])
+def test_the_tree_is_that_of_networkx(models: int) -> None:
+    for seed in range(5):
+        information = symmetric(models, seed)
+        graph = nx.from_numpy_array(information)
+        expected = {edge(i, j) for i, j in nx.maximum_spanning_tree(graph).edges}
+        assert spanning_tree(information) == expected and is_tree(expected, models)
+
+
+def test_models_that_share_nothing_still_make_a_tree() -> None:
+    assert is_tree(spanning_tree(np.zeros((6, 6))), 6)
+
+
+def test_the_tree_leaves_its_matrix_alone_and_goes_with_the_order() -> None:
+    information = symmetric(12, 1)
+    before = information.copy()
+    order = np.random.default_rng(0).permutation(12)
+    turned = spanning_tree(information[np.ix_(order, order)])
+    assert {edge(int(order[i]), int(order[j])) for i, j in turned} == spanning_tree(information)
+    assert (information == before).all()
+
+
+def test_sides_of_an_edge_are_networkx_components() -> None:
+    for seed in range(10):
+        edges = random_tree(range(9), seed)
+        around = neighbours(edges, 9)
+        for i, j in edges:
+            graph = nx.Graph(list(edges))
+            graph.remove_edge(i, j)
+            assert {*np.flatnonzero(side(around, i, j))} == nx.node_connected_component(graph, i)
+            assert (side(around, i, j) != side(around, j, i)).all()
+
+
+@pytest.mark.parametrize("models", [2, 3, 9])
+def test_the_gap_of_a_cut_by_brute_force(models: int) -> None:
+    for seed in range(8):
+        information, edges = symmetric(models, seed), random_tree(range(models), seed)
+        gaps = cut_gap(edges, information)
+        assert gaps.keys() == edges
+        for i, j in edges:
+            graph = nx.Graph(list(edges))
+            graph.remove_edge(i, j)
+            here = nx.node_connected_component(graph, i)
+            rest = [
+                information[a, b]
+                for a, b in itertools.product(here, {*range(models)} - here)
+                if edge(a, b) != edge(i, j)
+            ]
+            assert gaps[i, j] == pytest.approx(1 - max(rest) / information[i, j] if rest else 1.0)
+        assert min(cut_gap(spanning_tree(information), information).values()) >= 0
+
+
+def test_the_gap_of_an_edge_without_information_is_one() -> None:
+    assert cut_gap({(0, 1), (1, 2)}, np.zeros((3, 3))) == {(0, 1): 1.0, (1, 2): 1.0}
+
+
+def test_the_four_points_of_a_tree() -> None:
+    """0 for path lengths in a tree; above 0.3 for distances out of thin air."""
+    for seed in range(5):
+        graph = nx.Graph()
+        rng = np.random.default_rng(seed)
+        graph.add_weighted_edges_from((i, j, rng.uniform(0.1, 3)) for i, j in random_tree(range(15), seed))
+        lengths = dict(nx.all_pairs_dijkstra_path_length(graph))
+        additive = np.array([[lengths[i][j] for j in range(15)] for i in range(15)])
+        assert four_point(additive, 0) == pytest.approx(0, abs=1e-9)
+        noise = four_point(symmetric(15, seed), 0)
+        assert noise is not None and 0.3 < noise < 1
+        assert four_point(symmetric(15, seed), 0) == noise, "seeded"
+
+
+def test_the_four_points_of_four_by_hand() -> None:
+    d = np.zeros((4, 4))
+    for (i, j), length in {(0, 1): 1, (2, 3): 2, (0, 2): 4, (1, 3): 1, (0, 3): 5, (1, 2): 5}.items():
+        d[i, j] = d[j, i] = length
+    assert four_point(d, 0) == pytest.approx((10 - 5) / (10 - 3))
+    assert four_point(d[:3, :3], 0) is None and four_point(np.zeros((5, 5)), 0) is None
+
+
+def test_a_bootstrap_draws_as_many_pieces() -> None:
+    drawn = list(resample(17, 3, 400))
+    assert all(w.sum() == 17 and w.shape == (17,) and (w >= 0).all() for w in drawn)
+    assert np.mean(drawn, 0) == pytest.approx(np.ones(17), abs=0.25) and np.std(drawn) == pytest.approx(1, abs=0.06)
+    again, other = list(resample(17, 3, 400)), list(resample(17, 4, 400))
+    assert (np.array(again) == drawn).all() and (np.array(other) != drawn).any()
+
+
+# ---- straightened by untouched weights
+
+SHAPE = (60, 150)
+
+
+class Family:
+    """Fine-tunes in float32 that touch most weights of each matrix and share their drift.
+
+    drift: the cosine of two fine-tunes; part: how many weights are touched; sizes: how far each one moves.
+    """
+
+    def __init__(
+        self, parents: Sequence[int | None], seed: int = 0, drift: float = 0.8, part: float = 0.9,
+        sizes: Sequence[float] | None = None, matrices: int = 3,
+    ) -> None:  # fmt: skip
+        rng = np.random.default_rng(seed)
+        self.parents = parents
+        common = rng.standard_normal((matrices, *SHAPE))
+        models: list[np.ndarray] = []
+        for i, parent in enumerate(parents):
+            own = rng.standard_normal((matrices, *SHAPE))
+            if parent is None:
+                models.append((0.05 * own).astype(np.float32))
+                continue
+            size = 0.05 * (sizes[i] if sizes else 0.5)
+            step = size * (math.sqrt(drift) * common + math.sqrt(1 - drift) * own)
+            models.append((models[parent] + np.where(rng.random(step.shape) < part, step, 0)).astype(np.float32))
+        self.units = [torch.from_numpy(np.stack([m[k] for m in models])) for k in range(matrices)]
+        grams = [np.einsum("iab,jab->ij", u.double(), u.double()) for u in self.units]
+        self.kin = kinship(
+            [Matrix(f"m{k}", u[0].numel(), u) for k, u in enumerate(self.units)], [np.asarray(g) for g in grams]
+        )
+        self.untouched = Untouched(self.units)
+        self.truth = {edge(i, p) for i, p in enumerate(parents) if p is not None}
+
+    def straight(self, edges: set[Edge]) -> set[Edge]:
+        return straighten(edges, self.kin.information, range(len(self.parents)), self.untouched)
+
+
+PARENTS: list[int | None] = [None, 0, 0, 0, 1, 1, 2, 4]
+
+
+def sisters(seed: int) -> Family:
+    """Three of one parent, on the same data; the first hardly moved."""
+    return Family([None, 0, 0, 0], seed, drift=0.5, sizes=[0, 0.15, 0.5, 0.5])
+
+
+def test_shared_drift_is_repaired() -> None:
+    """Drift pulls sisters next to the one that hardly moved, the untouched weights put them back."""
+    wrong = right = 0
+    for seed in range(6):
+        family = sisters(seed)
+        tree = spanning_tree(family.kin.information)
+        wrong += tree != family.truth
+        right += family.straight(tree) == family.truth
+    assert wrong == right == 6
+
+
+def test_right_trees_are_left_alone() -> None:
+    for seed in range(3):
+        for drift in (0.0, 0.5, 0.9):
+            family = Family(PARENTS, seed, drift)
+            assert family.straight(family.truth) == family.truth
+
+
+def test_one_wrong_edge_is_put_right() -> None:
+    """All 68 trees that are one edge away from the truth, by information that tells nothing."""
+    family = Family(PARENTS, 1, 0.3, part=0.6)
+    flat = np.full((8, 8), 1000.0)
+    np.fill_diagonal(flat, 0)
+    for gone in family.truth:
+        around = neighbours(family.truth, 8)
+        here = side(around, *gone)
+        for i, j in itertools.product(np.flatnonzero(here), np.flatnonzero(~here)):
+            tree = family.truth - {gone} | {edge(int(i), int(j))}
+            assert straighten(tree, flat, range(8), family.untouched) == family.truth
+
+
+def test_members_are_numbers_of_the_whole_set() -> None:
+    family = sisters(0)
+    strangers = [torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    together = Untouched([torch.cat([s[:1], u, s[1:]]) for s, u in zip(strangers, family.units, strict=True)])
+    tree = spanning_tree(family.kin.information)
+    assert straighten(tree, family.kin.information, [1, 2, 3, 4], together) == family.truth
+
+
+def test_weights_of_matrices_decide() -> None:
+    """Untouched weights of matrices that a bootstrap left out do not count."""
+    family = sisters(0)
+    tree, args = spanning_tree(family.kin.information), (family.kin.information, range(4), family.untouched)
+    assert straighten(tree, *args, np.zeros(3)) == tree != straighten(tree, *args, np.array([0.0, 1.0, 0.0]))
+
+
+class Made(Untouched):
+    """With counts out of thin air, whatever they contradict."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__([])
+        self.seed = seed
+
+    def alone(self, a: int, b: int, c: int) -> np.ndarray:
+        three = sorted((a, b, c))
+        counts = np.random.default_rng([self.seed, *three]).integers(0, 60, 3) * np.random.default_rng(
+            [self.seed + 1, *three]
+        ).integers(0, 2, 3)
+        return np.array([[counts[three.index(x)] for x in (a, b, c)]], dtype=float)
+
+
+class Told(Untouched):
+    """One model cannot be between two others, of the rest nothing is known."""
+
+    def __init__(self, against: int | None) -> None:
+        super().__init__([])
+        self.against = against
+
+    def alone(self, a: int, b: int, c: int) -> np.ndarray:
+        return np.array([[100.0 * (x == self.against) for x in (a, b, c)]])
+
+
+def test_without_untouched_weights_every_tree_is_left_alone() -> None:
+    for seed in range(20):
+        edges = random_tree(range(7), seed)
+        assert straighten(edges, np.full((7, 7), 10.0), range(7), Told(None)) == edges
+
+
+def test_of_two_ways_to_put_it_right_the_more_informative() -> None:
+    """The middle one cannot be between: it stays next to the one it shares more with."""
+    for more, expected in (((0, 1), {(0, 1), (0, 2)}), ((1, 2), {(1, 2), (0, 2)})):
+        information = np.full((3, 3), 95.0)
+        information[more] = information[more[::-1]] = 100.0
+        information[0, 2] = information[2, 0] = 90.0
+        assert straighten({(0, 1), (1, 2)}, information, range(3), Told(1)) == expected
+
+
+def test_what_is_straight_stays_so() -> None:
+    family = Family(PARENTS, 1, 0.3, part=0.6)
+    flat = np.full((8, 8), 1000.0)
+    for seed in range(40):
+        once = straighten(random_tree(range(8), seed), flat, range(8), family.untouched)
+        assert straighten(once, flat, range(8), family.untouched) == once
+
+
+@pytest.mark.parametrize("models", [2, 3, 5, 9, 16])
+def test_whatever_the_counts_it_stays_a_tree(models: int) -> None:
+    for seed in range(25):
+        information = 1000 + symmetric(models, seed) / 1e3 if seed % 2 else symmetric(models, seed)
+        edges = random_tree(range(models), seed)
+        assert is_tree(straighten(edges, information, range(models), Made(seed)), models)
+
+
+# ---- the root
+
+
+def random_kin(models: int, seed: int, matrices: int = 2) -> Kinship:
+    rng = np.random.default_rng(seed)
+    base = rng.laplace(size=(matrices, 1, 12, 15))
+    units = base + rng.uniform(0.05, 0.8, (matrices, models, 1, 1)) * rng.laplace(size=(matrices, models, 12, 15))
+    found = [torch.from_numpy(u).float() for u in units]
+    grams = [u.double().flatten(1).numpy() @ u.double().flatten(1).numpy().T for u in found]
+    return kinship([Matrix(f"m{k}", 180 * (k + 1), u) for k, u in enumerate(found)], grams)
+
+
+def by_hand(signals: Signals, edges: set[Edge], members: Sequence[int], top: int) -> np.ndarray:
+    """Φ of one root: over all edges and all paths of three, forks plus and chains minus, with networkx's order."""
+    graph = nx.Graph(list(edges))
+    graph.add_nodes_from(members)
+    away = nx.bfs_tree(graph, top)
+    total = np.zeros(EDGE + PATH)
+    for a, b in away.edges:
+        if a >= 0 and b >= 0:
+            total[:EDGE] += signals.edge(a, b)
+    for b in graph:
+        for a, c in itertools.combinations(graph[b], 2):
+            if min(a, b, c) >= 0:
+                fork = away.has_edge(b, a) and away.has_edge(b, c)
+                total[EDGE:] += (1 if fork else -1) * signals.path(a, b, c) / (graph.degree[b] - 1)
+    return total
+
+
+@pytest.mark.parametrize("hidden", [0, 1, 3])
+def test_features_of_every_root_by_brute_force(hidden: int) -> None:
+    for seed in range(6):
+        kin = random_kin(8, seed)
+        signals, members = Signals(kin), [5, 0, 7, 2, 3, *range(-1, -1 - hidden, -1)]
+        edges = random_tree(members, seed)
+        found = features(signals, edges, members)
+        for i, top in enumerate(members):
+            np.testing.assert_allclose(found[i], by_hand(signals, edges, members, top), atol=1e-9)
+
+
+def test_signals_of_an_edge_change_sign_with_it() -> None:
+    signals = Signals(random_kin(5, 0))
+    for a, b in itertools.combinations(range(5), 2):
+        assert (signals.edge(a, b) == -signals.edge(b, a)).all() and signals.edge(a, b).shape == (EDGE,)
+        np.testing.assert_allclose(signals.signs(a, b), -signals.signs(b, a), atol=1e-12)
+        assert (np.abs(signals.signs(a, b)) <= 1).all()
+
+
+def test_paths_read_the_same_from_both_ends() -> None:
+    signals = Signals(random_kin(5, 0))
+    for a, b, c in itertools.permutations(range(5), 3):
+        assert (signals.path(a, b, c) == signals.path(c, b, a)).all()
+
+
+def test_cosines_and_changes_against_numpy() -> None:
+    kin = random_kin(5, 3)
+    signals = Signals(kin)
+    x = np.concatenate([m.units.double().flatten(1).numpy() for m in kin.matrices], 1)
+    for a, b, c in itertools.permutations(range(5), 3):
+        left, right = x[a] - x[b], x[c] - x[b]
+        assert signals.cosine(a, b, c) == pytest.approx(left @ right / np.linalg.norm(left) / np.linalg.norm(right))
+        length = [np.linalg.norm(x[k]) for k in (a, b)]
+        assert signals.moved(a, b) == pytest.approx(np.linalg.norm(left) / math.sqrt(length[0] * length[1]))
+
+
+def test_a_signal_of_each_kind_points_the_right_way() -> None:
+    """Of a child: a larger norm, heavier tails, a sharper spectrum."""
+    signals = Signals(star(1))
+    norm, _, kurtosis, entropy = signals.signs(0, 1)
+    assert norm == pytest.approx(math.tanh(0.5), abs=0.02), "of a step at right angles, as long as itself"
+    assert kurtosis == 1 == entropy
+    moved = signals.moved(0, 1)
+    np.testing.assert_allclose(signals.edge(0, 1)[4:] / signals.edge(0, 1)[:4], (0.1 / moved) ** 2, rtol=1e-9)
+
+
+def star(children: int) -> Kinship:
+    """Fine-tunes of a random start by steps of low rank and heavy tails."""
+    rng = np.random.default_rng(0)
+    parent = rng.standard_normal((40, 50))
+    steps = [np.outer(rng.laplace(size=40), rng.laplace(size=50)) / 4 for _ in range(children)]
+    units = torch.from_numpy(np.stack([parent, *(parent + step for step in steps)])).float()
+    flat = units.double().flatten(1).numpy()
+    return kinship([Matrix("m", 2000, units)], [flat @ flat.T])
+
+
+def test_equal_models_have_no_signal() -> None:
+    units = torch.randn(1, 10, 12, generator=torch.Generator().manual_seed(0)).repeat(3, 1, 1)
+    gram = units.double().flatten(1).numpy() @ units.double().flatten(1).numpy().T
+    signals = Signals(kinship([Matrix("m", 120, units)], [gram]))
+    assert not signals.edge(0, 1).any() and signals.cosine(0, 1, 2) == 0 == signals.moved(0, 1)
+    assert root(signals, {(0, 1)}, [0, 1]).probability == pytest.approx([0.5, 0.5])
+
+
+def test_a_matrix_that_did_not_change_says_nothing() -> None:
+    """Frozen layers count neither for lean nor for kurtosis and entropy, whatever their size."""
+    kin = random_kin(3, 1)
+    frozen = kin.matrices[1].units[:1].repeat(3, 1, 1)
+    flat = frozen.double().flatten(1).numpy()
+    two = [kin.matrices[0], Matrix("frozen", 10**6, frozen)]
+    alone, with_frozen = (Signals(kinship(m, [kin.grams[0], flat @ flat.T][: len(m)])) for m in (two[:1], two))
+    np.testing.assert_allclose(with_frozen.signs(0, 1)[1:], alone.signs(0, 1)[1:], rtol=1e-9)
+
+
+@pytest.mark.parametrize("hidden", [0, 2])
+def test_directions_and_roots_are_shares_of_one(hidden: int) -> None:
+    for seed in range(5):
+        signals, members = Signals(random_kin(6, seed)), [*range(6), *range(-1, -1 - hidden, -1)]
+        edges = random_tree(members, seed)
+        found = root(signals, edges, members)
+        assert found.probability.sum() == pytest.approx(1) and (found.probability >= 0).all()
+        assert found.order == tuple(members) and found.root == members[int(np.argmax(found.probability))]
+        assert found.first.keys() == edges | {(b, a) for a, b in edges}
+        for a, b in edges:
+            graph = nx.Graph(list(edges))
+            graph.remove_edge(a, b)
+            own = sum(found.probability[members.index(i)] for i in nx.node_connected_component(graph, a))
+            assert found.first[a, b] == pytest.approx(own)
+            assert found.first[a, b] + found.first[b, a] == pytest.approx(1)
+
+
+def test_the_root_does_not_depend_on_the_order_of_models() -> None:
+    signals, edges = Signals(random_kin(6, 4)), random_tree(range(6), 4)
+    straight, turned = root(signals, edges, range(6)), root(signals, edges, [3, 1, 5, 0, 2, 4])
+    for i, probability in zip(turned.order, turned.probability, strict=True):
+        assert straight.probability[i] == pytest.approx(probability)
+
+
+def test_a_tree_of_two_and_of_one() -> None:
+    signals = Signals(random_kin(3, 2))
+    found = root(signals, {(0, 2)}, [2, 0])
+    assert found.first[0, 2] == pytest.approx(found.probability[1]) and found.probability.sum() == pytest.approx(1)
+    assert features(signals, {(0, 2)}, [2, 0])[0] == pytest.approx(-features(signals, {(0, 2)}, [2, 0])[1])
+    assert root(signals, set(), [1]).root == 1 and root(signals, set(), [1]).first == {}
+
+
+def test_a_known_edge_counts_so_many_nats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It adds CERTAIN to the log-odds of its direction, exactly."""
+    monkeypatch.setattr("hf_lineage.forest.rooting.CERTAIN", 20.0)
+    for seed in range(4):
+        signals, edges = Signals(random_kin(5, seed)), random_tree(range(5), seed)
+        free = root(signals, edges, range(5)).first
+        for a, b in free:
+            told = root(signals, edges, range(5), [(a, b)]).first
+            shift = math.log(told[a, b] / told[b, a]) - math.log(free[a, b] / free[b, a])
+            assert shift == pytest.approx(20.0, abs=1e-6)
+
+
+def test_known_edges_are_obeyed() -> None:
+    """Of two models whatever the signals say; of a family, all that are true at once."""
+    for seed in range(10):
+        signals = Signals(random_kin(2, seed))
+        for pair in ((0, 1), (1, 0)):
+            assert root(signals, {(0, 1)}, [0, 1], [pair]).first[pair] > 0.999
+    family = Family(PARENTS, 2, 0.3)
+    known = list(nx.bfs_tree(nx.Graph(list(family.truth)), 0).edges)
+    found = root(Signals(family.kin), family.truth, range(8), known)
+    assert found.root == 0 and all(found.first[pair] > 0.999 for pair in known)
+
+
+def test_the_root_of_a_star_is_its_middle() -> None:
+    found = root(Signals(star(5)), {(0, k) for k in range(1, 6)}, range(6))
+    assert found.root == 0 and found.probability[0] > 0.99
+
+
+# ---- groups
+
+Test = Callable[[int, int], "float | None"]
+
+
+def blocks(*sizes: int, seed: int = 0) -> tuple[np.ndarray, list[int]]:
+    """Information that is high within groups, and each model's group."""
+    owner = [k for k, size in enumerate(sizes) for _ in range(size)]
+    rng = np.random.default_rng(seed)
+    same = np.equal.outer(owner, owner)
+    x = np.where(same, rng.uniform(5, 10, same.shape), rng.uniform(0, 1, same.shape))
+    return np.tril(x, -1) + np.tril(x, -1).T, owner
+
+
+def by_owner(owner: Sequence[int], related: float = -40.0, strange: float = -0.3) -> Test:
+    return lambda i, j: related if owner[i] == owner[j] else strange
+
+
+def joined(information: np.ndarray, test: Test, alpha: float = 0.01, alike: np.ndarray | None = None) -> Groups:
+    return related_groups(information, np.zeros(information.shape, bool) if alike is None else alike, test, alpha)
+
+
+def test_groups_are_the_related_ones() -> None:
+    information, owner = blocks(4, 1, 6, 2, 1)
+    found = joined(information, by_owner(owner))
+    assert found.members == [[0, 1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], [13]] and not found.links
+    assert found.weakest == pytest.approx(-40 + math.log10(91)) and found.nearest == 0.0 and found.untested == 0
+
+
+def test_the_level_is_over_all_pairs() -> None:
+    """Just above alpha divided by the number of pairs nothing is joined, just below it is."""
+    for models in (2, 5, 20):
+        information, pairs = symmetric(models, 0), models * (models - 1) / 2
+        for factor, groups in ((1.01, models), (0.99, 1)):
+            p = math.log10(0.01 / pairs * factor)
+            found = joined(information, lambda i, j, p=p: p)
+            assert len(found.members) == groups
+        assert found.weakest == pytest.approx(math.log10(0.01 * 0.99)) and found.nearest is None
+
+
+def test_unrelated_p_values_are_joined_in_one_set_of_a_hundred() -> None:
+    """Uniform p-values of ten models that have nothing in common, at α = 10 %, 1,500 times."""
+    wrong = 0
+    rng = np.random.default_rng(0)
+    for seed in range(1500):
+        p = np.log10(rng.random((10, 10)))
+        wrong += len(joined(symmetric(10, seed % 50), lambda i, j, p=p: p[i, j], 0.1).members) < 10
+    assert 0 < wrong <= 0.1 * 1500
+
+
+def test_a_chain_is_one_group() -> None:
+    """What its ends share fades, but is more than strangers share."""
+    models = 12
+    away = np.abs(np.subtract.outer(np.arange(models), np.arange(models)))
+    information = np.where(away > 0, 100.0 / np.maximum(away, 1), 0)
+    found = joined(information, lambda i, j: -30.0 / abs(i - j))
+    assert found.members == [list(range(models))] and not found.links
+
+
+def test_singletons_stay_alone() -> None:
+    found = joined(symmetric(6, 0), lambda i, j: -0.5)
+    assert found.members == [[i] for i in range(6)] and found.weakest is None
+    assert joined(np.zeros((1, 1)), lambda i, j: -50.0).members == [[0]]
+
+
+@pytest.mark.parametrize("heavy", [0, 1])
+def test_a_merge_of_two_unrelated_groups_is_a_link(heavy: int) -> None:
+    """It belongs to the group that it has more of, and does not join the two."""
+    for seed in range(10):
+        information, owner = blocks(4, 3, 1, seed=seed)
+        information[7, :4] = information[:4, 7] = 4 + heavy * np.linspace(0, 0.1, 4)
+        information[7, 4:7] = information[4:7, 7] = 4.05 + (1 - heavy) * 0.2
+        own, other = ([0, 1, 2, 3], [4, 5, 6])[:: -1 if information[7, 4] > information[7, 3] else 1]
+        order = np.random.default_rng(seed).permutation(8)
+        found = joined(
+            information[np.ix_(order, order)],
+            lambda i, j, o=order, owner=owner: -40.0 if 7 in (o[i], o[j]) or owner[o[i]] == owner[o[j]] else -0.3,
+        )
+        members = sorted(sorted(int(order[i]) for i in group) for group in found.members)
+        assert members == sorted([sorted([*own, 7]), other])
+        [(merge, source)] = found.links
+        assert order[merge] == 7 and order[source] in other
+
+
+def test_the_order_of_models_does_not_matter() -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        information, owner = blocks(5, 3, 1, 4, seed=seed)
+        p = np.where(np.equal.outer(owner, owner), rng.uniform(-40, -2, (13, 13)), rng.uniform(-3, 0, (13, 13)))
+        p = np.minimum(p, p.T)
+        order = rng.permutation(13)
+        straight = joined(information, lambda i, j, p=p: p[i, j])
+        turned = joined(information[np.ix_(order, order)], lambda i, j, p=p, o=order: p[o[i], o[j]])
+        assert sorted(sorted(int(order[i]) for i in group) for group in turned.members) == straight.members
+        assert (turned.weakest, turned.nearest) == (straight.weakest, straight.nearest)
+
+
+def test_pairs_that_no_test_applies_to_are_joined_by_likeness() -> None:
+    information, owner = blocks(3, 2)
+    alike = np.equal.outer(owner, owner)
+    found = joined(information, lambda i, j: None, alike=alike)
+    assert found.members == [[0, 1, 2], [3, 4]] and found.untested == 3
+    assert found.weakest is None and found.nearest is None
+    assert joined(information, lambda i, j: -0.3, alike=~alike).members == [[i] for i in range(5)], "only those"
+
+
+def test_no_pair_is_tested_twice_and_few_of_two_groups() -> None:
+    information, owner = blocks(20, 20)
+    asked: list[tuple[int, int]] = []
+
+    def test(i: int, j: int) -> float:
+        asked.append((i, j))
+        return by_owner(owner)(i, j) or 0.0
+
+    assert len(joined(information, test).members) == 2
+    assert len({*asked}) == len(asked) and all(i < j for i, j in asked)
+    across = [pair for pair in asked if owner[pair[0]] != owner[pair[1]]]
+    assert len(across) == LOOKS
+
+
+def test_two_groups_get_as_many_looks_as_that() -> None:
+    """Groups whose nearest pairs miss the level by chance are joined by the last look, and no later one."""
+    for late, groups in ((LOOKS - 1, 1), (LOOKS, 2)):
+        information, owner = blocks(4, 4)
+        pairs = sorted(((i, j) for i in range(4) for j in range(4, 8)), key=lambda p: -information[p])
+        told = dict.fromkeys(pairs, -2.5) | {pairs[late]: -30.0}
+        found = joined(information, lambda i, j, told=told, o=owner: told.get((i, j), -40.0))
+        assert len(found.members) == groups
+
+
+def network(seed: int, dead: bool) -> list[torch.Tensor]:
+    """Two layers of independent units; most are dead in some."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = [torch.randn(48, 32, generator=generator), torch.randn(32, 48, generator=generator)]
+    for layer in layers if dead else ():
+        layer[torch.rand(len(layer), generator=generator) < 0.85] *= 1e-3
+    return layers
+
+
+def test_unrelated_networks_are_never_joined() -> None:
+    """Forty at α = 1 %, dead units in half of them; and each with a child is joined with it and no other."""
+    nets = [network(seed, seed % 2 == 1) for seed in range(40)]
+
+    def test(nets: Sequence[Sequence[torch.Tensor]]) -> Test:
+        def log10_p(i: int, j: int) -> float | None:
+            c = {str(k): unit_products([a], [b]) for k, (a, b) in enumerate(zip(nets[i], nets[j], strict=True))}
+            found = combine(
+                [layer_test(k, m, 0, 199) for k, m in c.items()],
+                lambda order, count: draw(c[order], order, 1, min(count, 2000)),
+            )
+            return None if found is None else found.log10_p
+
+        return log10_p
+
+    information = symmetric(40, 0)
+    found = joined(information, test(nets))
+    assert found.members == [[i] for i in range(40)] and found.weakest is None
+    both = [*nets[:4], *([w + 0.3 * v for w, v in zip(net, network(100 + k, False), strict=True)] for k, net in enumerate(nets[:4]))]  # fmt: skip
+    near = 1.0 * (np.abs(np.subtract.outer(range(8), range(8))) == 4)
+    assert [0, 4] in joined(near, test(both)).members and [2, 6] in joined(near, test(both)).members
+
+
+# ---- mixtures
+
+
+def vectors(count: int, change: float = 0.1, seed: int = 0, n: int = 5000) -> np.ndarray:
+    """Row 0 the base, the others fine-tunes of it."""
+    rng = np.random.default_rng(seed)
+    base = rng.standard_normal(n)
+    return np.stack([base, *(base + change * rng.standard_normal(n) for _ in range(count))])
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(x).bfloat16().double().numpy()
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.9, 0.1], [0.4, 0.35, 0.25], [0.3, 0.3, 0.25, 0.15], [0.3, 0.25, 0.2, 0.15, 0.1]])  # fmt: skip
+@pytest.mark.parametrize("change", [1.0, 0.1, 1e-3])
+def test_an_average_is_found_with_its_sources_and_weights(weights: list[float], change: float) -> None:
+    x = vectors(8, change)
+    sources = [3, 1, 7, 5, 2][: len(weights)]
+    x = np.vstack([x, weights @ x[sources]])
+    [found] = mixtures(x @ x.T, range(10))
+    told = dict(zip(found.sources, found.weights, strict=True))
+    assert found.model == 9 and {*told} == {*sources} and list(found.weights) == sorted(found.weights, reverse=True)
+    assert [told[s] for s in sources] == pytest.approx(weights, abs=1e-3)
+
+
+def test_an_average_in_bfloat16() -> None:
+    x = vectors(6, 0.3)
+    x = rounded(np.vstack([x, 0.6 * x[2] + 0.4 * x[5]]))
+    [found] = mixtures(x @ x.T, range(8))
+    assert found.sources == (2, 5) and found.weights == pytest.approx((0.6, 0.4), abs=0.01)
+
+
+def test_a_slerp_has_more_than_all_of_its_sources() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 5000))
+    angle = math.acos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    shares = math.sin(0.7 * angle) / math.sin(angle), math.sin(0.3 * angle) / math.sin(angle)
+    x = np.stack([a, b, rng.standard_normal(5000), shares[0] * a + shares[1] * b])
+    [found] = mixtures(x @ x.T, range(4))
+    assert found.model == 3 and found.sources == (0, 1) and found.weights == pytest.approx(shares, abs=1e-6)
+    assert sum(found.weights) > 1.2
+
+
+def test_only_members_take_part() -> None:
+    x = vectors(5)
+    x = np.vstack([x, 0.5 * (x[1] + x[2])])
+    assert mixtures(x @ x.T, [0, 1, 3, 4, 6]) == [] and mixtures(x @ x.T, [1, 6]) == []
+    assert [m.model for m in mixtures(x @ x.T, [6, 2, 1])] == [6]
+
+
+@pytest.mark.parametrize("children", [2, 3, 4, 5, 6, 12])
+def test_a_parent_is_no_mixture_of_its_children(children: int) -> None:
+    for change in (1.0, 0.1, 1e-3):
+        x = vectors(children, change)
+        assert mixtures(x @ x.T, range(children + 1)) == []
+
+
+def test_the_middle_of_a_chain_is_no_mixture() -> None:
+    for seed in range(5):
+        x = np.random.default_rng(seed).standard_normal((6, 5000)) * 0.1
+        x[0] *= 10
+        x = x.cumsum(0)
+        assert mixtures(x @ x.T, range(6)) == []
+
+
+def test_an_average_that_was_tuned_on_is_not_found() -> None:
+    x = vectors(5, 0.3)
+    later = 0.5 * (x[1] + x[2]) + 0.1 * np.random.default_rng(5).standard_normal(5000)
+    x = np.vstack([x, later])
+    assert mixtures(x @ x.T, range(7)) == []
+
+
+def test_a_part_too_small_is_none() -> None:
+    x = vectors(4, 0.3)
+    x = np.vstack([x, 0.98 * x[1] + 0.02 * x[2]])
+    assert mixtures(x @ x.T, range(6)) == [], "a copy of the one with a trace of the other"
+
+
+def test_zeros_are_no_source_and_no_mixture() -> None:
+    x = vectors(3, 0.3)
+    x = np.vstack([x, 0 * x[0], 0.5 * (x[1] + x[2])])
+    assert {m.model for m in mixtures(x @ x.T, range(6))} <= {5}
+
+
+# ---- missing ancestors
+
+
+class Gram:
+    """What `Signals` needs of models given as vectors."""
+
+    @staticmethod
+    def signals(x: np.ndarray) -> Signals:
+        gram = (x @ x.T)[None]
+        blank = np.zeros((1, len(x)))
+        units = torch.from_numpy(x[:, None, :20]).float()
+        return Signals(Kinship((Matrix("m", x.shape[1], units),), gram, gram, blank, blank))
+
+
+def test_three_siblings_without_their_parent_get_one() -> None:
+    for seed in range(5):
+        x = vectors(3, 0.2, seed)[1:]
+        for middle in range(3):
+            edges = {edge(middle, other) for other in range(3) if other != middle}
+            tree, hidden = missing(edges, range(3), Gram.signals(x))
+            assert tree == {(-1, 0), (-1, 1), (-1, 2)} and hidden.keys() == {-1} and {*hidden[-1]} == {0, 1, 2}
+            assert hidden[-1][0] == middle
+
+
+def test_with_their_parent_they_get_none() -> None:
+    for drift in (0.0, 0.35):
+        rng = np.random.default_rng(1)
+        common, base = rng.standard_normal((2, 5000))
+        steps = math.sqrt(drift) * common + math.sqrt(1 - drift) * rng.standard_normal((4, 5000))
+        x = np.vstack([base, base + 0.2 * steps])
+        edges = {(0, k) for k in range(1, 5)}
+        assert missing(edges, range(5), Gram.signals(x)) == (edges, {})
+
+
+def test_a_chain_misses_nothing() -> None:
+    x = np.random.default_rng(0).standard_normal((6, 5000)).cumsum(0)
+    edges = {(i, i + 1) for i in range(5)}
+    assert missing(edges, range(6), Gram.signals(x)) == (edges, {})
+
+
+def test_two_families_of_siblings_get_an_ancestor_each() -> None:
+    """Below one root, two parents that are missing; models in any order, and numbers of a larger set."""
+    rng = np.random.default_rng(3)
+    top = rng.standard_normal(5000)
+    parents = top + 0.5 * rng.standard_normal((2, 5000))
+    x = np.vstack([rng.standard_normal((1, 5000)), top, *(p + 0.2 * rng.standard_normal((2, 5000)) for p in parents)])
+    edges = {(1, k) for k in range(2, 6)}
+    tree, hidden = missing(edges, [5, 1, 2, 4, 3], Gram.signals(x))
+    assert tree == {(-1, 1), (-1, 2), (-1, 3), (-2, 1), (-2, 4), (-2, 5)}
+    assert hidden == {-1: (1, 2, 3), -2: (1, 4, 5)}
+
+
+def test_with_unnamed_ancestors_it_is_still_a_tree() -> None:
+    for seed in range(20):
+        x = np.random.default_rng(seed).standard_normal((9, 60)) * 0.3 + 1
+        tree, hidden = missing(random_tree(range(9), seed), range(9), Gram.signals(x))
+        graph = nx.Graph(list(tree))
+        assert nx.is_tree(graph) and {*graph} == {*range(9), *hidden}
+        assert all({*graph[h]} >= {*near} for h, near in hidden.items() if len(hidden) == 1)
+
+
+def test_distances_to_the_missing_one_are_the_true_ones() -> None:
+    """Orthogonal steps of different lengths from one parent: Gromov's product is exact."""
+    lengths = np.array([0.5, 1.0, 2.0, 0.8])
+    x = np.diag(lengths) + 3.0
+    square = distance2(x @ x.T)
+    for near in ((0, 1, 2, 3), (3, 0, 2)):
+        found = hidden_distances({-1: near}, square)
+        assert found.keys() == {(-1, k) for k in near}
+        assert [found[-1, k] for k in near] == pytest.approx(np.square(lengths[[*near]]))
+
+
+def test_distances_to_the_ancestor_of_two_are_halves() -> None:
+    square = np.array([[0.0, 6.0], [6.0, 0.0]])
+    assert hidden_distances({-1: (0, 1)}, square) == {(-1, 0): 3.0, (-1, 1): 3.0}
+
+
+def test_a_distance_is_never_negative() -> None:
+    square = np.array([[0.0, 1, 1], [1, 0, 9], [1, 9, 0]])
+    assert hidden_distances({-1: (0, 1, 2)}, square)[-1, 0] == 0.0
+
+
+def test_a_fine_tune_of_a_merge_and_a_second_merge_join_nothing() -> None:
+    """Two groups; 6 is made of both, 7 descends from 6, 8 is made of both again."""
+    information = np.full((9, 9), 1.0)
+    for group in ((0, 1, 2), (3, 4, 5)):
+        information[np.ix_(group, group)] = 50.0
+    for merge, heavy in ((6, 1), (8, 2)):
+        information[merge, :] = information[:, merge] = 20.0
+        information[merge, heavy] = information[heavy, merge] = 40.0
+    information[7, :] = information[:, 7] = 15.0
+    information[6, 7] = information[7, 6] = 60.0
+    np.fill_diagonal(information, 0.0)
+    strangers = {(i, j) for i in (0, 1, 2) for j in (3, 4, 5)}
+    found = joined(information, lambda i, j: -0.3 if (min(i, j), max(i, j)) in strangers else -40.0)
+    assert sorted(map(set, found.members), key=min) == [{0, 1, 2, 6, 7, 8}, {3, 4, 5}]
+    assert {merge for merge, _ in found.links} >= {6} and 7 not in {merge for merge, _ in found.links}
