@@ -267,7 +267,7 @@ class TestLarge:
         family = nursery.trees(kind, "large")
         members = stored_otherwise(family, tmp_path / "stored")
         record(f"trees-stored-{kind}", {
-            "stored": figures(members), "merges": merged(family, tmp_path / "merged", 12),
+            "stored": figures(members), "merges": merged(family, tmp_path / "merged", 4),
         })  # fmt: skip
 
     def test_strangers(self, nursery: Nursery, record: Callable[..., None]) -> None:

@@ -87,6 +87,7 @@ def _outro(family: Family, lineages: Sequence[Lineage], liar: Member, out: Path)
         f"JSON     {out / 'lineage.json'}",
         f"again    hf-lineage trace {_path(liar.path)} {roots}",
         f"blocks   hf-lineage layers {_path(liar.path)} {roots}",
+        f"tree     hf-lineage tree {_path(liar.path.parent)}/*",
     ]  # fmt: skip
 
 
