@@ -5,6 +5,7 @@ pytest -m large tests/test_family_trees.py        about an hour on 2 cores; the 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_lineage as hl
 from hf_lineage.experiments.changes import made
-from hf_lineage.experiments.families import Family, Member
+from hf_lineage.experiments.families import Family, Member, task_of
 from hf_lineage.experiments.forests import Told, by_method, groups, score, told
 from hf_lineage.experiments.merges import linear
 from hf_lineage.family import kin_of
@@ -207,6 +208,35 @@ def clusterings(family: Family) -> dict[str, dict[str, float]]:
     return {"after": table, "along": rhos}
 
 
+def generations(family: Family, evidence: str, most: int, seed: int = 0) -> dict[str, list[int]]:
+    """Neural Lineage's Table 2: a child of generation j among all models of generation i < j; "i → j": [right, asked],
+    right if its own ancestor comes first. Features: l2 after the exact step, its own data; weights: the ranking of `trace`."""
+    rng = random.Random(seed)
+    parents = {member.name: member.parent for member in family.members}
+    table = {}
+    for i, j in itertools.combinations(range(1, 5), 2):
+        candidates = [member for member in family.members if member.generation == i]
+        children = [member for member in family.members if member.generation == j]
+        right = 0
+        asked = rng.sample(children, min(most, len(children)))
+        for child in asked:
+            line = [child.name]
+            while (parent := parents[line[-1]]) is not None:
+                line.append(parent)
+            own = {str(m.path) for m in candidates if m.name in line}
+            right += _first(child, candidates, evidence) in own
+        table[f"{i} → {j}"] = [right, len(asked)]
+    return table
+
+
+def _first(child: Member, candidates: Sequence[Member], evidence: str) -> str:
+    paths = [member.path for member in candidates]
+    if evidence == "weights":
+        return hl.trace(child.path, paths).candidates[0].ref
+    answer = hl.trace(child.path, paths, evidence="features", probes=task_of(child).train_x[:128], step=0.1)
+    return max(answer.candidates, key=lambda c: c.evidence["features"]["taps"][0]["scores"]["l2"]["exact"]).ref
+
+
 class TestReduced:
     @pytest.fixture(scope="class")
     def family(self, nursery: Nursery) -> Family:
@@ -243,6 +273,10 @@ class TestReduced:
             assert found["edges"] == 0
             assert found["groups"] == found["models"]
 
+    def test_ancestors_of_any_generation_are_found(self, nursery: Nursery) -> None:
+        table = generations(nursery.lines("fc", "reduced"), "weights", 2)
+        assert all(right == asked > 0 for right, asked in table.values())
+
 
 @pytest.mark.large
 @pytest.mark.timeout(7200)
@@ -269,6 +303,15 @@ class TestLarge:
         record(f"trees-stored-{kind}", {
             "stored": figures(members), "merges": merged(family, tmp_path / "merged", 4),
         })  # fmt: skip
+
+    def test_generations(self, nursery: Nursery, record: Callable[..., None]) -> None:
+        """The families of tests/test_trust.py."""
+        found = {
+            f"{kind}, {evidence}": generations(nursery.lines(kind, "large"), evidence, 12 if evidence == "weights" else 6)
+            for kind in ("fc", "resnet", "vit", "llama") for evidence in ("weights", "features")
+            if evidence == "weights" or kind in ("resnet", "vit")
+        }  # fmt: skip
+        record("trees-generations", found)
 
     def test_strangers(self, nursery: Nursery, record: Callable[..., None]) -> None:
         found = {kind: strangers(nursery.unrelated(kind, "large")) for kind in ("fc", "fc-decayed", "resnet", "vit")}

@@ -9,18 +9,20 @@ import numpy as np
 
 from .rooting import Signals
 from .spanning import Edge, edge
+from .untouched import Untouched
 
 APART = 0.45  # cosine of two deltas, seen from their neighbour: more than the drift that most siblings share
 
 
 def missing(
-    edges: Iterable[Edge], members: Sequence[int], signals: Signals
+    edges: Iterable[Edge], members: Sequence[int], signals: Signals, untouched: Untouched | None = None
 ) -> tuple[set[Edge], dict[int, tuple[int, ...]]]:
     """(edges with unnamed ancestors −1, −2, … put in, ancestor → the neighbours it was put between).
 
     Seen from their own parent, the deltas of two children are nearly orthogonal; seen from a third child of a parent
     that is missing, they have the way to it in common: cosine ½ if all moved equally far. So neighbours of a node that
-    have more than `APART` in common, pairwise, hang on an ancestor of their own beside it. A child that moved much less
+    have more than `APART` in common, pairwise, hang on an ancestor of their own beside it, unless untouched weights
+    show that the node is between them: siblings that learned the same task share as much. A child that moved much less
     than its siblings takes the place of their missing parent: nothing shows that.
     """
     tree = {edge(a, b) for a, b in edges}
@@ -29,7 +31,7 @@ def missing(
     while waiting:
         node = waiting.pop(0)
         near = sorted(a + b - node for a, b in tree if node in (a, b) and a + b - node >= 0)
-        bundle = next(iter(_bundles(node, near, signals)), None)
+        bundle = next(iter(_bundles(node, near, signals, untouched)), None)
         if bundle is None:
             continue
         hidden = -1 - len(found)
@@ -57,9 +59,12 @@ def _gathered(tree: set[Edge], found: dict[int, tuple[int, ...]], hidden: int, s
     return tree
 
 
-def _bundles(node: int, near: Sequence[int], signals: Signals) -> list[tuple[int, ...]]:
+def _bundles(node: int, near: Sequence[int], signals: Signals, untouched: Untouched | None) -> list[tuple[int, ...]]:
     """Groups of two and more neighbours that have their way to the node in common, each a clique."""
-    pairs = {(a, c) for a, c in combinations(near, 2) if signals.cosine(a, node, c) > APART}
+    pairs = {
+        (a, c) for a, c in combinations(near, 2)
+        if signals.cosine(a, node, c) > APART and not (untouched and untouched.between(a, node, c) == (1,))
+    }  # fmt: skip
     groups: list[list[int]] = []
     for a in near:
         home = next((g for g in groups if all((min(a, b), max(a, b)) in pairs for b in g)), None)

@@ -78,7 +78,7 @@ def _tree(
     local = straighten(spanning_tree(information), information, members, untouched)
     edges = {edge(members[a], members[b]) for a, b in local}
     sure = _probabilities(local, kin, members, barred, information, untouched)
-    tree, hidden = _ancestors(edges, members, signals, merges)
+    tree, hidden = _ancestors(edges, members, signals, untouched, merges)
     shift = sum(i < 0 for group in grown.groups for i in group)  # each unnamed ancestor has a number of its own
     tree = {edge(*(i - shift if i < 0 else i for i in pair)) for pair in tree}
     hidden = {h - shift: near for h, near in hidden.items()}
@@ -173,7 +173,7 @@ def evidence_of_edges(
 
 
 def _ancestors(
-    edges: set[Edge], members: Sequence[int], signals: Signals, merges: Mapping[int, Mixture]
+    edges: set[Edge], members: Sequence[int], signals: Signals, untouched: Untouched, merges: Mapping[int, Mixture]
 ) -> tuple[set[Edge], dict[int, tuple[int, ...]]]:
     """The tree with unnamed ancestors. Of two models alone, where the origin lies between the two."""
     if len(members) == 2:
@@ -185,7 +185,7 @@ def _ancestors(
             return {(-1, a), (-1, b)}, {-1: (a, b)}
     if merges:
         return edges, {}
-    return missing(edges, members, signals)
+    return missing(edges, members, signals, untouched)
 
 
 def _known(

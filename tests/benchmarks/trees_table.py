@@ -50,6 +50,7 @@ def summary() -> str:
     wrong = sum(not row[3] for row in told)
     merges = [each["merges"] for each in stored.values()]
     orphans = [each["orphans"] for each in found.values()]
+    generations = read("generations")
     return (
         f"`information`, all generations: {_sum(heavy, 'found')} of {_sum(heavy, 'edges')} edges right ignoring "
         f"direction, {_sum(heavy, 'directed')} of these directed, {_sum(heavy, 'right')} of those rightly; light "
@@ -65,6 +66,8 @@ def summary() -> str:
         f"is missing: {_sum(orphans, 'made up')} among {_sum(orphans, 'models')} models. Strangers of one data set and recipe: "
         + ", ".join(f"{each['edges']} edges among {each['models']} {kind}" for kind, each in strangers.items() if
                     isinstance(each, dict))
+        + ". An ancestor first among all models of its generation (Neural Lineage, Table 2; steps of one, two, three "
+        "generations): " + "; ".join(f"{name} {_steps(generations[name])}" for name in _named(generations))
         + ". Alone, each signal says the right direction of an edge, %: "
         + "; ".join(f"{name} {_signals(each['signals'])}" for name, each in zip(KINDS.values(), found.values(), strict=True))
         + "."
@@ -73,6 +76,19 @@ def summary() -> str:
 
 def _sum(rows: Sequence[dict[str, Any]], name: str) -> int:
     return sum(row[name] for row in rows)
+
+
+def _named(generations: dict[str, Any]) -> list[str]:
+    return [name for name, each in generations.items() if isinstance(each, dict)]
+
+
+def _steps(table: dict[str, list[int]]) -> str:
+    sums = {1: [0, 0], 2: [0, 0], 3: [0, 0]}
+    for pair, (right, asked) in table.items():
+        earlier, later = map(int, pair.split(" → "))
+        sums[later - earlier][0] += right
+        sums[later - earlier][1] += asked
+    return ", ".join(f"{right} / {asked}" for right, asked in sums.values())
 
 
 def _signals(shares: dict[str, float]) -> str:
