@@ -32,7 +32,7 @@ KINDS = {
     "reduced": ("fc", "resnet", "fc-light"),
     "large": ("fc", "fc-many", "resnet", "vit", "llama", "fc-light", "resnet-light", "llama-light"),
 }
-STORED = ("fp16", "bf16", "int8", "50 % pruned", "other head", None)  # how members are stored, in turn
+STORED = ("fp16", "bf16", "int8", "pruned 50 %", "another head", None)  # how members are stored, in turn
 
 
 def tree(members: Iterable[Member]) -> hl.Phylogeny:

@@ -66,6 +66,7 @@ HOME = {
         "experiments/calibration.py",
         "experiments/forests.py",
         "forest/mixtures.py",
+        "forest/reading.py",
         "forest/spanning.py",
     },
 }

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import log_ndtr
 
 from ..architecture import Alignment, Architecture, align, describe, short_names
 from ..hub.checkpoint import Checkpoint
 from ..hub.view import View
 from ..weights.evidence import TOO_BAD, orders_read
-from ..weights.independence import bound, combine, draw, layer_test, products
+from ..weights.independence import bound, closed_form, combine, draw, layer_test, products
 from ..weights.reading import Readings
 from ..weights.relation import Kind, change, summarise
 from .kinship import Kinship, Matrix, kinship
@@ -64,9 +66,13 @@ class Kin:
         def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
             return draw(matrix(order), order, self.seed + 1, count)
 
-        least = bound(matrix(order) for order in groups)
+        made = [matrix(order) for order in groups]
+        least = bound(made)
         if least < SURE:  # no draws are needed to say so
             return least
+        t, mean, variance = (sum(values) for values in zip(*map(closed_form, made), strict=True)) if made else (0, 0, 0)
+        if variance > 0 and (z := (t - mean) / variance**0.5) < FAINT:  # nor to say that it is far from any level
+            return float(log_ndtr(-z)) / math.log(10)
         test = combine((layer_test(order, matrix(order), self.seed) for order in groups), redraw)
         return None if test is None else min(test.log10_p, least) if test.at_floor else test.log10_p
 
@@ -135,6 +141,7 @@ def _square(gram: np.ndarray, i: int, j: int) -> float:
 
 
 SURE = -30.0  # log10 p that no number of models asks more than
+FAINT = 3.0  # standard deviations below which nothing is joined, whatever the tail looks like
 
 
 def marks(matrices: Sequence[torch.Tensor]) -> frozenset[str]:
