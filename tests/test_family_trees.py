@@ -307,7 +307,7 @@ class TestLarge:
     def test_generations(self, nursery: Nursery, record: Callable[..., None]) -> None:
         """The families of tests/test_trust.py."""
         found = {
-            f"{kind}, {evidence}": generations(nursery.lines(kind, "large"), evidence, 12 if evidence == "weights" else 6)
+            f"{kind}, {evidence}": generations(nursery.lines(kind, "large"), evidence, 6 if evidence == "weights" else 3)
             for kind in ("fc", "resnet", "vit", "llama") for evidence in ("weights", "features")
             if evidence == "weights" or kind in ("resnet", "vit")
         }  # fmt: skip
