@@ -237,11 +237,12 @@ def _first(child: Member, candidates: Sequence[Member], evidence: str) -> str:
     return max(answer.candidates, key=lambda c: c.evidence["features"]["taps"][0]["scores"]["l2"]["exact"]).ref
 
 
-class TestReduced:
-    @pytest.fixture(scope="class")
-    def family(self, nursery: Nursery) -> Family:
-        return nursery.trees("fc", "reduced")
+@pytest.fixture(scope="module")
+def family(nursery: Nursery) -> Family:
+    return nursery.trees("fc", "reduced")
 
+
+class TestReduced:
     @pytest.mark.parametrize("kind", KINDS["reduced"])
     def test_trees_are_found_and_what_is_directed_is_right(self, nursery: Nursery, kind: str) -> None:
         found = figures(nursery.trees(kind, "reduced").members)
