@@ -14,7 +14,7 @@ from .groups import Groups, related_groups
 from .kinship import Kinship
 from .mixtures import Mixture, fit, mixtures
 from .rooting import Rooted, Signals, between, numbers, root
-from .spanning import Edge, cut_gap, edge, neighbours, resample, spanning_tree, straighten
+from .spanning import Edge, cut_gap, edge, neighbours, resample, side, spanning_tree, straighten
 from .untouched import Untouched
 
 MOST = 8  # neighbours of an edge that are asked whether untouched weights confirm it
@@ -59,23 +59,45 @@ def grow(
     signals, untouched = Signals(kin), Untouched([matrix.units for matrix in kin.matrices])
     gram = kin.grams.sum(0)
     alike = gram > LIKE * np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
-    joined = related_groups(kin.information, alike, test, alpha)
-    grown = Grown([], [], [], {}, joined)
+    merges = {merge.model: merge for merge in mixtures(gram, range(kin.models))}
+    plain = [i for i in range(kin.models) if i not in merges]  # an exact merge must not join what it was made of
+    inner = np.ix_(plain, plain)
+    joined = related_groups(kin.information[inner], alike[inner], lambda i, j: test(plain[i], plain[j]), alpha)
+    joined.members = [[plain[i] for i in members] for members in joined.members]
+    joined.links = [(plain[i], plain[j]) for i, j in joined.links]
+    for merge in merges.values():
+        next(members for members in joined.members if merge.sources[0] in members).append(merge.model)
+    _below_merges(joined, kin.information, [*merges])
+    grown = Grown([], [], [], {}, joined, [*merges.values()])
     sources = {i: {j for k, j in joined.links if k == i} for i, _ in joined.links}
     for members in joined.members:
-        _tree(grown, kin, signals, untouched, members, sources, one_way, seed)
+        own = {i: merges[i] for i in members if i in merges}
+        _tree(grown, kin, signals, untouched, sorted(members), sources, own, one_way)
     return grown
+
+
+def _below_merges(joined: Groups, information: np.ndarray, merges: Sequence[int]) -> None:
+    """What looks like a merge and is nearest to a known one descends from that: into its group, without links of its
+    own."""
+    for one in {one for one, _ in joined.links}:
+        nearest = max((k for k in range(len(information)) if k != one), key=lambda k: information[one, k])
+        if nearest in merges:
+            next(members for members in joined.members if one in members).remove(one)
+            next(members for members in joined.members if nearest in members).append(one)
+            joined.links = [link for link in joined.links if link[0] != one]
+    joined.members = [members for members in joined.members if members]
 
 
 def _tree(
     grown: Grown, kin: Kinship, signals: Signals, untouched: Untouched, members: Sequence[int],
-    sources: Mapping[int, set[int]], one_way: Callable[[int, int], bool | None], seed: int,
+    sources: Mapping[int, set[int]], merges: Mapping[int, Mixture], one_way: Callable[[int, int], bool | None],
 ) -> None:  # fmt: skip
     gram = kin.grams.sum(0)
-    merges = {merge.model: merge for merge in mixtures(gram, members)}
-    barred = {edge(m.model, source) for m in merges.values() for source in m.sources[1:]}
+    barred = {edge(m.model, source) for m in merges.values() for source in m.sources[1:] if source in members}
     information = _within(kin.information, members, barred)
     local = straighten(spanning_tree(information), information, members, untouched)
+    for mixed in merges.values():
+        local = _hung(local, members.index(mixed.model), members.index(mixed.sources[0]), len(members))
     edges = {edge(members[a], members[b]) for a, b in local}
     sure = _probabilities(local, kin, members, barred, information, untouched)
     tree, hidden = _ancestors(edges, members, signals, untouched, merges)
@@ -101,11 +123,17 @@ def _tree(
     for i in members:
         if i in sources:
             _weigh(grown, gram, i, sorted(sources[i]))
-    grown.merges += merges.values()
     grown.groups.append(nodes)
     grown.tops.append(_top(found, least))
     grown.distances |= {edge(a, b): signals.square[a, b] for a, b in tree if min(a, b) >= 0}
     grown.distances |= hidden_distances(hidden, signals.square)
+
+
+def _hung(tree: set[Edge], merge: int, source: int, models: int) -> set[Edge]:
+    """The tree with a merge on its heaviest source."""
+    around = neighbours(tree, models)
+    toward = next(near for near in around[merge] if side(around, near, merge)[source])
+    return (tree - {edge(merge, toward)}) | {edge(merge, source)}
 
 
 def _weigh(grown: Grown, gram: np.ndarray, merge: int, sources: Sequence[int]) -> None:
