@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,19 +15,19 @@ from .architecture import align, describe
 from .conventions import cuts
 from .errors import ArgumentError, CheckpointError, NothingToCompareError
 from .forest.grow import Branch, Grown
-from .forest.kinship import distance2
 from .forest.methods import METHODS
-from .forest.reading import ONE_WAY, Kin, by_architecture, defects, finite, gather
+from .forest.reading import Kin, by_architecture, defects, finite, gather
 from .forest.spanning import edge, four_point
 from .hub.candidates import claims_of
 from .hub.checkpoint import Checkpoint
 from .hub.opener import Opener, identity
 from .hub.view import View
 from .parallel import together, world
-from .question import blank, budget_of, check, paired, plan_reading, shared_rows, skipped, some
+from .question import blank, budget_of, check, paired, plan_reading, shared_rows, skipped, some, versions
 from .records import ModelRef, Progress, Relation
 from .trees import Edge, Node, Phylogeny
 from .weights.reading import Readings, read_together
+from .weights.relation import ONE_WAY
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from .question import Model
 
     Method = Callable[..., Grown]
-
-PACKAGES = ("hf_lineage", "huggingface_hub", "numpy", "torch")
 
 
 @together
@@ -93,7 +90,7 @@ def phylogeny(
         roots=tuple(answer.roots), quality=_pooled(answer), method=method, left_out=dict(sorted(left_out.items())),
         notes=(*answer.notes, *skipped(opened)), bytes_read=opener.bytes_read + answer.elsewhere,
         seconds=world().gather(round(time.monotonic() - started, 3))[0], seed=seed, alpha=alpha,
-        versions={name: version(name) for name in PACKAGES},
+        versions=versions(),
     )  # fmt: skip
 
 
@@ -274,8 +271,8 @@ class _Forest:
         named = min(a, b) >= 0
         square = grown.distances.get(edge(a, b))
         if square is None and named:
-            square = float(distance2(known.kin.grams.sum(0))[a, b])
-        norms = [float(known.kin.grams[:, i, i].sum()) for i in (a, b) if i >= 0]
+            square = float(known.kin.square[a, b])
+        norms = [float(known.kin.gram[i, i]) for i in (a, b) if i >= 0]
         distance = None if square is None else math.sqrt(square) / math.prod(norms) ** (0.5 / len(norms))
         equal = named and known.equal(a, b) and not (known.grown(a, b) or known.grown(b, a))
         directed = branch.first is not None and not equal
@@ -288,10 +285,15 @@ class _Forest:
 
     def _claimed(self, known: Kin, a: int, b: int, directed: bool) -> Literal["same", "reversed"] | None:
         """What the files of the two say of each other."""
-        for parent, child, answer in ((a, b, "same"), (b, a, "reversed")):
+
+        def names(child: int, parent: int) -> bool:
             candidate = blank(known.models[parent], "compared")
-            if any(self.opener.same_model(claim.ref, candidate) for claim in claims_of(known.models[child])):
-                return answer if directed else "same"  # type: ignore[return-value]
+            return any(self.opener.same_model(claim.ref, candidate) for claim in claims_of(known.models[child]))
+
+        if names(b, a):
+            return "same"
+        if names(a, b):
+            return "reversed" if directed else "same"
         return None
 
 
@@ -312,7 +314,7 @@ def _relation(known: Kin, a: int, b: int, directed: bool, equal: bool, merge: bo
 
 def _quality(known: Kin, grown: Grown) -> dict[str, Any]:
     """How tree-like the distances are, and how sure the groups: see README."""
-    square = distance2(known.kin.grams.sum(0))
+    square = known.kin.square
     groups = [[i for i in group if i >= 0] for group in grown.groups]
     measured = [(four_point(square[np.ix_(group, group)], known.seed), len(group)) for group in groups]
     failing = [(delta, size) for delta, size in measured if delta is not None]

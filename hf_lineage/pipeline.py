@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from . import remarks, verdict
@@ -32,6 +31,7 @@ from .question import (
     shared_rows,
     skipped,
     some,
+    versions,
     within,
 )
 from .records import Candidate, Claim, LayerLineage, Lineage, Progress
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
     from .features.evidence import Settings, Source
     from .question import Model
-
-PACKAGES = ("hf_lineage", "huggingface_hub", "numpy", "torch")
 
 
 @together
@@ -157,7 +155,7 @@ def trace(
         candidates=tuple(ranked), claims=tuple(checked), undeclared=tuple(undeclared),
         notes=(*notes, *skipped([source, *opened])), bytes_read=opener.bytes_read + elsewhere,
         seconds=world().gather(round(time.monotonic() - started, 3))[0], seed=seed, alpha=alpha,
-        versions={name: version(name) for name in PACKAGES},
+        versions=versions(),
     )  # fmt: skip
 
 
@@ -220,7 +218,7 @@ def trace_layers(
         revisions={ref: revisions[ref] for ref in found["candidates"]},
         notes=(*notes, *skipped([asked.source, *asked.opened])), bytes_read=asked.opener.bytes_read + elsewhere,
         seconds=world().gather(round(time.monotonic() - started, 3))[0], seed=seed, alpha=alpha,
-        versions={name: version(name) for name in PACKAGES},
+        versions=versions(),
     )  # fmt: skip
 
 

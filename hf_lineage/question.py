@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     Model = str | Path | ModelRef | torch.nn.Module
 
 EVIDENCE = ("weights", "features")
+PACKAGES = ("hf_lineage", "huggingface_hub", "numpy", "torch")
 LEAST_SAMPLE = 100_000  # bytes of a model below which a smaller sample is no advice
 UNITS_PER_MODEL, UNITS_IN_ALL = 64 << 20, 1 << 30  # bytes of hidden units kept in memory
 Lined = tuple[Checkpoint, Alignment]  # a candidate and how it lines up with the child
@@ -217,6 +219,11 @@ def shared_rows(comparable: Sequence[tuple[Checkpoint, Alignment]]) -> dict[str,
         for name, both in alignment.grown.items():
             rows[name] = min(*both, rows.get(name, both[0]))
     return rows
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that an answer depends on."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def blank(checkpoint: Checkpoint, status: Status, *reasons: str) -> Candidate:

@@ -19,11 +19,11 @@ from .records import PARENT_RELATIONS, Candidate, Claim, ClaimStatus, Relation, 
 from .weights.direction import Position, origin, relatives
 from .weights.evidence import WeightsComparison, WeightsEvidence
 from .weights.independence import holm
+from .weights.relation import ONE_WAY
 
 UNKNOWN = Direction(1 / 3, 1 / 3, 1 / 3)  # units put in order lose the scales that would tell who came first
 MATCHED = 4.0  # what a disguise that was seen through counts for in place of −log10 p: no stranger in 13,873 has it
 KIN = 4.0  # Fisher's z of a correlation above which a candidate counts as kin when the features are made
-ONE_WAY = ("cast", "quantized", "pruned")
 FROZEN = 0.05  # share of the compared weights that must be untouched to speak of frozen parts
 
 

@@ -168,9 +168,7 @@ def train_trees(
                 plan = _plan(folder, arguments, f"{parent.name}-{child}", parent, turn)
                 plan.recipe["lr"] *= shorten
                 if turn % 2:  # Adam's own decay is a term of the gradient, and kills whatever has none
-                    plan.recipe["optimizer"] = (
-                        plan.recipe["optimizer"].replace("adamw", "adam").replace("adam", "adamw")
-                    )
+                    plan.recipe["optimizer"] = {"adam": "adamw"}.get(plan.recipe["optimizer"], plan.recipe["optimizer"])
                     plan.recipe["weight_decay"] = DECAY[plan.recipe["optimizer"]]
                 born.append(plan)
         plans, parents = plans + born, born

@@ -15,7 +15,6 @@ those of the highest silhouette (Rousseeuw 1987), the mean over models of (b −
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +25,9 @@ import numpy as np
 from sklearn.cluster import AgglomerativeClustering, KMeans, MeanShift, estimate_bandwidth, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin, silhouette_score
+
+from ..weights.independence import digest
+from .kinship import distance2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,7 +72,7 @@ class Points:
     @property
     def distance2(self) -> np.ndarray:
         """‖xᵢ − xⱼ‖² ≥ 0, (M, M)."""
-        return _distance2(self.gram)
+        return distance2(self.gram)
 
     @property
     def coordinates(self) -> np.ndarray:
@@ -124,7 +126,7 @@ def fake_distances(points: Points, proxy: str, draws: int, seed: int) -> np.ndar
     # directions, whose root is 1e-8, copies are equally far
     values = np.where(values > NOTHING * len(values) * values.max(), values, 0.0)
     root = (vectors * np.sqrt(values)) @ vectors.T
-    normal = np.random.default_rng(_digest(seed, proxy)).standard_normal((draws, len(root)))
+    normal = np.random.default_rng(digest(seed, proxy)).standard_normal((draws, len(root)))
     return points.norms2 - 2 * normal @ root
 
 
@@ -175,11 +177,11 @@ def _numbers(x: np.ndarray) -> Sequence[float]:
 
 
 def _kmeans(x: np.ndarray, setting: float, seed: int) -> np.ndarray:
-    return KMeans(int(setting), n_init=STARTS, random_state=_digest(seed, "kmeans") % 2**32).fit(x).labels_
+    return KMeans(int(setting), n_init=STARTS, random_state=digest(seed, "kmeans") % 2**32).fit(x).labels_
 
 
 def _kmeans_start(x: np.ndarray, setting: float, seed: int) -> np.ndarray:
-    return kmeans_plusplus(x, int(setting), random_state=_digest(seed, "kmeans") % 2**32)[0]
+    return kmeans_plusplus(x, int(setting), random_state=digest(seed, "kmeans") % 2**32)[0]
 
 
 def _kmeans_step(x: np.ndarray, centres: np.ndarray, setting: float) -> tuple[np.ndarray, np.ndarray]:
@@ -332,7 +334,7 @@ def _along(
     best: tuple[float, np.ndarray | None] = -math.inf, None
     for probability in RHOS if rho is None else (rho,):
         starts = [
-            _rounds(x, how, setting, probability, distances, rule, _digest(seed, f"start {start}"))
+            _rounds(x, how, setting, probability, distances, rule, digest(seed, f"start {start}"))
             for start in range(how.starts)
         ]
         labels = min(starts, key=lambda found: round(_within(x, found), 9))
@@ -347,7 +349,7 @@ def _rounds(
 ) -> np.ndarray:
     """Rounds from one start until the labels stay."""
     assert how.start is not None and how.step is not None
-    rng = np.random.default_rng(_digest(seed, "rho"))
+    rng = np.random.default_rng(digest(seed, "rho"))
     centres = how.start(x, setting, seed)
     labels = np.full(len(x), -1)
     for _ in range(ROUNDS):
@@ -386,7 +388,7 @@ def _within(x: np.ndarray, labels: np.ndarray) -> float:
 
 def _copies(x: np.ndarray) -> np.ndarray:
     """Labels (M,) that only equal models share."""
-    return np.unique(_distance2(x @ x.T) <= 4 * NOTHING * (x**2).sum(), axis=0, return_inverse=True)[1].reshape(-1)
+    return np.unique(distance2(x @ x.T) <= 4 * NOTHING * (x**2).sum(), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _least(values: np.ndarray) -> np.ndarray:
@@ -399,19 +401,8 @@ def _distinct(x: np.ndarray) -> int:
     return int(_copies(x).max()) + 1
 
 
-def _distance2(gram: np.ndarray) -> np.ndarray:
-    norms = np.diag(gram)
-    between = np.maximum(norms[:, None] + norms[None, :] - gram - gram.T, 0.0)
-    np.fill_diagonal(between, 0.0)
-    return between
-
-
 def _quiet(fit: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """Without scikit-learn's warning that equal models leave clusters empty: they may."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return fit(*arguments, **options)
-
-
-def _digest(seed: int, text: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "little")

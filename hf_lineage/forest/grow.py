@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from .spanning import Edge, cut_gap, edge, neighbours, resample, side, spanning_
 from .untouched import Untouched
 
 MOST = 8  # neighbours of an edge that are asked whether untouched weights confirm it
-LIKE = 0.5  # cosine from which models are called related where no test applies
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +43,10 @@ class Grown:
     tops: list[int | None]
     distances: dict[Edge, float]
     joined: Groups
-    merges: list[Mixture] = field(default_factory=list)
 
 
 def grow(
-    kin: Kinship, test: Callable[[int, int], float | None], one_way: Callable[[int, int], bool | None], alpha: float,
-    seed: int,
+    kin: Kinship, test: Callable[[int, int], float | None], one_way: Callable[[int, int], bool | None], alpha: float
 ) -> Grown:  # fmt: skip
     """Groups by the permutation test, in each the tree of information, unnamed ancestors, merges, and the root.
 
@@ -57,18 +54,16 @@ def grow(
     (True) or i of j (False), None where it says nothing.
     """
     signals, untouched = Signals(kin), Untouched([matrix.units for matrix in kin.matrices])
-    gram = kin.grams.sum(0)
-    alike = gram > LIKE * np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
-    merges = {merge.model: merge for merge in mixtures(gram, range(kin.models))}
+    merges = {merge.model: merge for merge in mixtures(kin.gram, range(kin.models))}
     plain = [i for i in range(kin.models) if i not in merges]  # an exact merge must not join what it was made of
     inner = np.ix_(plain, plain)
-    joined = related_groups(kin.information[inner], alike[inner], lambda i, j: test(plain[i], plain[j]), alpha)
+    joined = related_groups(kin.information[inner], kin.alike[inner], lambda i, j: test(plain[i], plain[j]), alpha)
     joined.members = [[plain[i] for i in members] for members in joined.members]
     joined.links = [(plain[i], plain[j]) for i, j in joined.links]
     for merge in merges.values():
         next(members for members in joined.members if merge.sources[0] in members).append(merge.model)
     _below_merges(joined, kin.information, [*merges])
-    grown = Grown([], [], [], {}, joined, [*merges.values()])
+    grown = Grown([], [], [], {}, joined)
     sources = {i: {j for k, j in joined.links if k == i} for i, _ in joined.links}
     for members in joined.members:
         own = {i: merges[i] for i in members if i in merges}
@@ -92,7 +87,6 @@ def _tree(
     grown: Grown, kin: Kinship, signals: Signals, untouched: Untouched, members: Sequence[int],
     sources: Mapping[int, set[int]], merges: Mapping[int, Mixture], one_way: Callable[[int, int], bool | None],
 ) -> None:  # fmt: skip
-    gram = kin.grams.sum(0)
     barred = {edge(m.model, source) for m in merges.values() for source in m.sources[1:] if source in members}
     information = _within(kin.information, members, barred)
     local = straighten(spanning_tree(information), information, members, untouched)
@@ -122,7 +116,7 @@ def _tree(
             grown.branches.append(Branch(parent, child, first if first >= least else None, probability, linked))
     for i in members:
         if i in sources:
-            _weigh(grown, gram, i, sorted(sources[i]))
+            _weigh(grown, kin.gram, i, sorted(sources[i]))
     grown.groups.append(nodes)
     grown.tops.append(_top(found, least))
     grown.distances |= {edge(a, b): signals.square[a, b] for a, b in tree if min(a, b) >= 0}

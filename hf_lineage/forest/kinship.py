@@ -19,6 +19,7 @@ from ..weights.moments import Moments
 
 PIECES = 16  # about, at least, into which the information is cut for the bootstrap: matrices, or runs of rows
 CELLS = 1 << 22  # numbers of per-unit Gram matrices made at once: 32 MB
+LIKE = 0.5  # cosine from which models are called related where no test applies
 SPECTRUM = 256  # rows and columns of a matrix whose singular values are looked at
 ENTRIES = 1 << 15  # of one matrix are looked at for the asymmetry of one pair
 
@@ -56,6 +57,21 @@ class Kinship:
     def sizes(self) -> np.ndarray:
         """Weights of each matrix, (T,)."""
         return np.array([matrix.size for matrix in self.matrices], dtype=np.float64)
+
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """Products of the models over all matrices, (M, M)."""
+        return self.grams.sum(0)
+
+    @cached_property
+    def square(self) -> np.ndarray:
+        """Squared distances over all matrices, (M, M)."""
+        return distance2(self.gram)
+
+    @cached_property
+    def alike(self) -> np.ndarray:
+        """Which models count as related where no test applies, (M, M) bool."""
+        return self.gram > LIKE * np.sqrt(np.outer(np.diag(self.gram), np.diag(self.gram)))
 
     @cached_property
     def information(self) -> np.ndarray:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from .baselines import by_distance, by_norms, mother
 from .clustering import Points, after_clustering, along_clustering
 from .groups import Groups, related_groups
-from .grow import LIKE, Branch, Grown, grow
-from .kinship import distance2
+from .grow import Branch, Grown, grow
 from .reading import Kin
 from .spanning import edge
 
 
 def _information(known: Kin, alpha: float, seed: int) -> Grown:
-    return grow(known.kin, known.test, known.one_way, alpha, seed)
+    return grow(known.kin, known.test, known.one_way, alpha)
 
 
 def _clustering(
@@ -32,9 +29,7 @@ def _clustering(
 
 def _baseline(known: Kin, alpha: float, seed: int, find: Callable[..., list[int | None]]) -> Grown:
     """The groups are those of the permutation test, which favours it."""
-    gram = known.kin.grams.sum(0)
-    alike = gram > LIKE * np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
-    joined = related_groups(known.kin.information, alike, known.test, alpha)
+    joined = related_groups(known.kin.information, known.kin.alike, known.test, alpha)
     return _grown(known, find(_points(known), joined.members), joined)
 
 
@@ -49,7 +44,7 @@ def _points(known: Kin) -> Points:
 
 
 def _grown(known: Kin, parents: Sequence[int | None], joined: Groups) -> Grown:
-    square = distance2(known.kin.grams.sum(0))
+    square = known.kin.square
     branches = [Branch(p, i, 1.0, None) for i, p in enumerate(parents) if p is not None]
     tops = [next((i for i in group if parents[i] is None), None) for group in joined.members]
     distances = {edge(b.parent, b.child): float(square[b.parent, b.child]) for b in branches}

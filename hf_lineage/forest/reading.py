@@ -18,11 +18,12 @@ from ..hub.view import View
 from ..weights.evidence import TOO_BAD, orders_read
 from ..weights.independence import bound, closed_form, combine, draw, layer_test, products
 from ..weights.reading import Readings
-from ..weights.relation import Kind, change, summarise
+from ..weights.relation import ONE_WAY, Kind, change, summarise
 from .kinship import Kinship, Matrix, kinship
 from .kinship import products as inner_products
 
-ONE_WAY = ("cast", "quantized", "pruned")
+SURE = -30.0  # log10 p that no number of models asks more than
+FAINT = 3.0  # standard deviations below which nothing is joined, whatever the tail looks like
 COARSE = 512  # different values in a row, below which they lie on a lattice
 FEW = 0.95  # share of different values in a row: floats have hardly any twice
 ZEROS = 0.05  # share of zeros that training does not make
@@ -66,14 +67,16 @@ class Kin:
         def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
             return draw(matrix(order), order, self.seed + 1, count)
 
-        made = [matrix(order) for order in groups]
-        least = bound(made)
+        made = {order: matrix(order) for order in groups}
+        least = bound(made.values())
         if least < SURE:  # no draws are needed to say so
             return least
-        t, mean, variance = (sum(values) for values in zip(*map(closed_form, made), strict=True)) if made else (0, 0, 0)
+        t, mean, variance = (
+            (sum(values) for values in zip(*map(closed_form, made.values()), strict=True)) if made else (0, 0, 0)
+        )
         if variance > 0 and (z := (t - mean) / variance**0.5) < FAINT:  # nor to say that it is far from any level
             return float(log_ndtr(-z)) / math.log(10)
-        test = combine((layer_test(order, matrix(order), self.seed) for order in groups), redraw)
+        test = combine((layer_test(order, c, self.seed) for order, c in made.items()), redraw)
         return None if test is None else min(test.log10_p, least) if test.at_floor else test.log10_p
 
     def equal(self, i: int, j: int) -> bool:
@@ -138,10 +141,6 @@ def _square(gram: np.ndarray, i: int, j: int) -> float:
         return float(gram[i or j, i or j]) if i != j else 0.0
     away = gram[i, i] + gram[j, j] - 2 * gram[i, j]
     return 0.0 if away <= 1e-12 * (gram[i, i] + gram[j, j]) else float(away)
-
-
-SURE = -30.0  # log10 p that no number of models asks more than
-FAINT = 3.0  # standard deviations below which nothing is joined, whatever the tail looks like
 
 
 def marks(matrices: Sequence[torch.Tensor]) -> frozenset[str]:

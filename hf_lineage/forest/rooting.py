@@ -51,7 +51,7 @@ class Signals:
 
     def __init__(self, kin: Kinship) -> None:
         self.kin = kin
-        self.square = np.maximum(distance2(kin.grams.sum(0)), 0.0)
+        self.square = kin.square
         self.norm2 = np.einsum("tii->i", kin.grams)
         own = np.einsum("tii->ti", kin.grams)
         self._changed = distance2(kin.grams) > 1e-14 * own[:, :, None]

@@ -125,7 +125,7 @@ def draw(c: np.ndarray, order: str, seed: int, draws: int) -> tuple[np.ndarray, 
     (see the top) without its diagonal. Two arrays (draws,)."""
     mean = c.sum() / len(c)
     diagonal = np.diag(c) - c.mean(0) - c.mean(1) + c.mean()
-    rng = np.random.default_rng(_digest(seed, order))
+    rng = np.random.default_rng(digest(seed, order))
     rows = np.arange(len(c))
     values, fixed = np.empty(draws), np.empty(draws)
     step = max(1, 2_000_000 // len(c))
@@ -217,5 +217,6 @@ def _shape(values: np.ndarray) -> tuple[float, float]:
     return float((centred**3).mean() / variance**1.5), float((centred**4).mean() / variance**2 - 3)
 
 
-def _digest(seed: int, text: str) -> int:
+def digest(seed: int, text: str) -> int:
+    """A seed that belongs to a text."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "little")

@@ -22,6 +22,7 @@ _HALF_ULP = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}  # largest relat
 _SMALLEST = {"BF16": 0.0, "F16": 2.0**-25, "F32": 0.0}  # and its largest error among subnormals, where they matter
 _LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}
 
+ONE_WAY: tuple[Kind, ...] = ("cast", "quantized", "pruned")  # what can only be done to a parent
 BITS = (2, 3, 4, 5, 6, 8)
 LEVELS = 255  # steps between the lowest and the highest value of an 8-bit lattice
 GROUPS, CHUNK, SAMPLE = 64, 8, 256  # groups looked at, at once, and values of each: 20 ms, and plenty of evidence
