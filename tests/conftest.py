@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -10,8 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers that wait for each other would spin
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import save, save_file
 
 from hf_lineage.experiments.families import Family, train_family, train_trees, train_twins, train_unrelated
@@ -151,6 +156,13 @@ TREES: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+def once(train: Callable[..., Family], folder: Path | str, *args: Any, **kwargs: Any) -> Family:
+    """Train a family, or read it: the first of pytest's workers trains, another one that needs it waits."""
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        return train(folder, *args, **kwargs)
+
+
 class Nursery:
     """Families by name, trained when first asked for and kept for the session."""
 
@@ -158,52 +170,55 @@ class Nursery:
         self.folder = folder
 
     def family(self, architecture: str, scale: str) -> Family:
-        return train_family(self.folder / scale / architecture, architecture, seed=1, **FAMILIES[scale][architecture])
+        return once(
+            train_family, self.folder / scale / architecture, architecture, seed=1, **FAMILIES[scale][architecture]
+        )
 
     def lines(self, architecture: str, scale: str) -> Family:
         folder = self.folder / scale / f"lines-{architecture}"
-        return train_family(folder, architecture, generations=4, seed=7, **LINES[scale][architecture])
+        return once(train_family, folder, architecture, generations=4, seed=7, **LINES[scale][architecture])
 
     def twins(self, architecture: str, scale: str) -> list[Family]:
         shortened = SHORTENED if scale == "large" else SHORTENED[:2]
         return [
-            train_twins(
-                self.folder / scale / f"twins-{architecture}-{shorten}", architecture, TWINS[scale][architecture], seed=8,
-                shorten=shorten,
+            once(
+                train_twins, self.folder / scale / f"twins-{architecture}-{shorten}", architecture,
+                TWINS[scale][architecture], seed=8, shorten=shorten,
             )
             for shorten in shortened
         ]  # fmt: skip
 
     def sources(self, kind: str, scale: str) -> Family:
-        return train_family(self.folder / scale / f"sources-{kind}", kind.split("-")[0], **SOURCES[scale][kind])
+        return once(train_family, self.folder / scale / f"sources-{kind}", kind.split("-")[0], **SOURCES[scale][kind])
 
     def trees(self, kind: str, scale: str) -> Family:
         folder = self.folder / scale / f"trees-{kind}"
-        return train_trees(folder, kind.split("-")[0], **TREES[scale][kind])
+        return once(train_trees, folder, kind.split("-")[0], **TREES[scale][kind])
 
     def hidden(self, architecture: str, scale: str) -> tuple[Family, Family]:
         sizes, counts, strangers = HIDDEN[scale][architecture]
         folder = self.folder / scale / f"hidden-{architecture}"
         return (
-            train_family(f"{folder}-family", architecture, seed=11, sizes=sizes, **counts),
-            train_unrelated(f"{folder}-unrelated", architecture, strangers, seed=11, sizes=sizes),
+            once(train_family, f"{folder}-family", architecture, seed=11, sizes=sizes, **counts),
+            once(train_unrelated, f"{folder}-unrelated", architecture, strangers, seed=11, sizes=sizes),
         )
 
     def big(self, architecture: str) -> Family:
         folder = self.folder / "big" / architecture
-        return train_family(folder, architecture, roots=3, children=1, seed=2, sizes=BIG[architecture])
+        return once(train_family, folder, architecture, roots=3, children=1, seed=2, sizes=BIG[architecture])
 
     def unrelated(self, kind: str, scale: str) -> Family:
         decay = 0.03 if kind == "fc-decayed" else 0.0
         folder = self.folder / scale / f"unrelated-{kind}"
-        return train_unrelated(folder, kind.split("-")[0], UNRELATED[scale][kind], seed=3, weight_decay=decay)
+        return once(train_unrelated, folder, kind.split("-")[0], UNRELATED[scale][kind], seed=3, weight_decay=decay)
 
 
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Nursery:
     """Trained families; `--families FOLDER` keeps them between runs."""
-    kept = pytestconfig.getoption("--families")
-    return Nursery(Path(kept) if kept else tmp_path_factory.mktemp("families"))
+    kept, base = pytestconfig.getoption("--families"), tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # each worker has a folder in there
+    return Nursery(Path(kept) if kept else shared / "families")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -19,7 +19,7 @@ def test_demo(tmp_path: Path) -> None:
     assert (tmp_path / "family" / "lineage.png").read_bytes().startswith(b"\x89PNG")
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert again.stdout == first.stdout, "the family is kept, and the answer is the same"
-    last = first.stdout.strip().splitlines()[-1].split("hf-lineage ")[1].split()
-    assert (
-        subprocess.run([sys.executable, "-m", "hf_lineage", *last], cwd=tmp_path, capture_output=True).returncode == 0
-    )
+    said = [line.partition("hf-lineage ")[2] for line in first.stdout.splitlines() if "hf-lineage " in line]
+    assert [line.split()[0] for line in said] == ["trace", "layers", "tree"]
+    tree = subprocess.run(f"{sys.executable} -m hf_lineage {said[-1]}", shell=True, cwd=tmp_path, capture_output=True)
+    assert tree.returncode == 0, tree.stderr[-2000:]
