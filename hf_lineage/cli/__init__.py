@@ -1,0 +1,50 @@
+"""Thin commands: parse, call one function, print. Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ..errors import ArgumentError, LineageError, ModelNotFoundError, ReferenceSyntaxError
+from ..records import printable
+from .ask import layers, trace, tree
+from .demo import demo
+from .surface import say
+
+# most specific first; only the child's own trouble leaves `trace` as an exception, a candidate's is listed
+EXIT = ((ModelNotFoundError, 3), (ArgumentError, 2), (ReferenceSyntaxError, 2), (LineageError, 1))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hf_lineage", prog_name="hf-lineage")
+def cli() -> None:
+    """Which model was this one fine-tuned from, and how sure is that?
+
+    \b
+    hf-lineage demo                                       see it work, offline
+    hf-lineage trace user/child -c org/a -c org/b         ask about a model
+    hf-lineage layers user/merge -c org/a -c org/b        which layer came from where
+    hf-lineage tree org/a org/b user/c user/d             who descends from whom
+    """
+
+
+for command in (trace, layers, tree, demo):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: one line for what can go wrong, a traceback for a bug."""
+    try:
+        cli(arguments, standalone_mode=False)
+    except LineageError as error:
+        say(f"error: {printable(str(error))}")
+        sys.exit(next(code for kind, code in EXIT if isinstance(error, kind)))
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        say("interrupted")
+        sys.exit(130)
