@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .surface import Bar, check_picture, check_writable, is_first, save
+from .surface import Bar, check_picture, check_writable, formats, is_first, mode, save, show
 
 QUESTION = (
     click.argument("child"),
@@ -49,7 +49,7 @@ QUESTION = (
     click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this over all models."),
     click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …"),
     click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document, schema hf_lineage/1."),
+    formats,
     click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture."),
 )
 
@@ -72,7 +72,7 @@ def _question(command: Callable[..., None]) -> Callable[..., None]:
     help="Save a picture of the features' similarity against depth, before and after linearisation.",
 )
 def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], probes: str | None,
-          taps: tuple[str, ...], step: str, as_json: bool, explain: bool, plot: Path | None, profile: Path | None,
+          taps: tuple[str, ...], step: str, form: str, explain: bool, plot: Path | None, profile: Path | None,
           **options: Any) -> None:  # fmt: skip
     """Find the parent of CHILD among candidates.
 
@@ -111,8 +111,8 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
         lineage = run(child, list(candidates) or None, progress=progress, **options)
     if not first:
         return
-    click.echo(lineage.to_json() if as_json else str(lineage))
-    if explain and not as_json:
+    show(lineage, form, [lineage.parent])
+    if explain and mode(form) in ("human", "agent"):
         click.echo("\n" + textwrap.fill(lineage.explain(), 80, break_on_hyphens=False))
     if plot:
         save(lambda: lineage.plot(plot), "picture", plot)
@@ -128,7 +128,7 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
     metavar="FILE",
     help="Save a mergekit YAML from which the child's blocks can be made again.",
 )
-def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: str, as_json: bool, plot: Path | None,
+def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: str, form: str, plot: Path | None,
            recipe: Path | None, **options: Any) -> None:  # fmt: skip
     """Find which block of CHILD came from where, and in what proportion.
 
@@ -158,7 +158,7 @@ def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: st
         found = run(child, list(candidates) or None, progress=progress, **options)
     if not first:
         return
-    click.echo(found.to_json() if as_json else str(found))
+    show(found, form, dict.fromkeys(block.parent for block in found.blocks))
     if plot:
         save(lambda: found.plot(plot), "picture", plot)
     if recipe:
@@ -192,7 +192,7 @@ METHODS = (
 @click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this over all models.")
 @click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …")
 @click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, schema hf_lineage/1.")
+@formats
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture.")
 @click.option(
     "--style",
@@ -204,7 +204,7 @@ METHODS = (
 @click.option(
     "--newick", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the trees as Newick."
 )
-def tree(models: tuple[str, ...], as_json: bool, plot: Path | None, style: Any, newick: Path | None,
+def tree(models: tuple[str, ...], form: str, plot: Path | None, style: Any, newick: Path | None,
          **options: Any) -> None:  # fmt: skip
     """Find out who descends from whom among models: REF... and nothing else.
 
@@ -233,7 +233,7 @@ def tree(models: tuple[str, ...], as_json: bool, plot: Path | None, style: Any, 
         found = run(models, progress=progress, **options)
     if not first:
         return
-    click.echo(found.to_json() if as_json else str(found))
+    show(found, form, found.roots)
     if plot:
         save(lambda: found.plot(plot, style=style), "picture", plot)
     if newick:

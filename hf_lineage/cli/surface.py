@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,52 @@ from ..parallel import world
 from ..records import printable
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from ..records import Progress
 
+    class Answer(Protocol):
+        def to_json(self) -> str: ...
+        def to_markdown(self) -> str: ...
+
+
+MODES = ("auto", "human", "agent", "json", "quiet")  # those of the `hf` command
 PICTURES = (".png", ".svg", ".pdf", ".webp", ".jpg", ".jpeg")
+
+
+def formats(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how an answer is printed, for a parameter `form`: one of `MODES`."""
+    for declare in (
+        click.option("-q", "--quiet", "form", flag_value="quiet", help="Print only ids, one a line."),
+        click.option("--json", "form", flag_value="json", help="Print one JSON document, schema hf_lineage/1."),
+        click.option(
+            "--format", "form", type=click.Choice(MODES), default="auto", show_default=True,
+            help="As of the hf command; auto is agent if AI_AGENT or AGENT is set, else human.",
+        ),
+    ):  # fmt: skip
+        command = declare(command)
+    return command
+
+
+def mode(form: str) -> str:
+    """What `auto` means here. Other marks of agents, which `hf` looks up on the Hub, are not asked for."""
+    if form != "auto":
+        return form
+    return "agent" if os.environ.get("AI_AGENT") or os.environ.get("AGENT") else "human"
+
+
+def show(answer: Answer, form: str, ids: Iterable[str | None]) -> None:
+    """Print an answer: a table for people, Markdown without shortened names for agents, JSON, or nothing but `ids`."""
+    match mode(form):
+        case "json":
+            click.echo(answer.to_json())
+        case "agent":
+            click.echo(answer.to_markdown(), nl=False)
+        case "quiet":
+            for name in filter(None, ids):
+                click.echo(printable(name))
+        case _:
+            click.echo(str(answer))
 
 
 def check_picture(path: Path) -> None:
