@@ -77,6 +77,8 @@ class Hub:
         self.token = token
         self.endpoint = constants.ENDPOINT
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="hf-lineage-range")
+        self.requests = 0  # sent so far; a retry of one is not counted again
+        self._lock = Lock()
         self._canonical: dict[str, str] = {}
 
     def repo(self, ref: ModelRef) -> HubRepo:
@@ -95,17 +97,37 @@ class Hub:
                 self._canonical[name] = name
         return self._canonical[name]
 
-    def _info(self, ref: ModelRef, expand: list[str]) -> ModelInfo:
-        # `HfApi.model_info` neither retries nor honours rate limits; `http_backoff` does both
-        revision = f"/revision/{quote(ref.revision, safe='')}" if ref.revision else ""
-        url = f"{self.endpoint}/api/models/{ref.name}{revision}"
+    def get(self, url: str, params: dict[str, Any], what: str) -> tuple[Any, str | None]:
+        """The JSON at an address of the API, and where its next page is: on the endpoint, or it is not followed.
+
+        Retried, rate limits honoured: `HfApi.model_info` and `list_models` do neither. Raises our errors about `what`.
+        """
+        self.count()
         headers = build_hf_headers(token=self.token, library_name="hf_lineage")
-        with explained(f"`{ref}`"):
+        with explained(what):
             response = http_backoff(
-                "GET", url, params={"expand": expand}, headers=headers, timeout=TIMEOUT, retry_on_exceptions=PASSING
+                "GET", url, params=params or None, headers=headers, timeout=TIMEOUT, retry_on_exceptions=PASSING
             )
             hf_raise_for_status(response)
-            return ModelInfo(**response.json())
+            following = response.links.get("next", {}).get("url")
+            try:
+                data = response.json()
+            except ValueError as error:
+                raise HubUnavailableError(f"{what}: the Hub sent no JSON. Is a proxy in between?") from error
+        return data, following if following and same_origin(following, self.endpoint) else None
+
+    def count(self) -> None:
+        """Note that a request is being sent."""
+        with self._lock:
+            self.requests += 1
+
+    def _info(self, ref: ModelRef, expand: list[str]) -> ModelInfo:
+        revision = f"/revision/{quote(ref.revision, safe='')}" if ref.revision else ""
+        url = f"{self.endpoint}/api/models/{ref.name}{revision}"
+        data, _ = self.get(url, {"expand": expand}, f"`{ref}`")
+        if not isinstance(data, dict):
+            raise HubUnavailableError(f"Expected a model for `{ref}`, got {type(data).__name__}. Try again later.")
+        return ModelInfo(**data)
 
 
 class HubRepo:
@@ -159,6 +181,7 @@ class RemoteFile:
     @cached_property
     def _meta(self) -> Any:
         hub = self.repo.hub
+        hub.count()
         with explained(f"`{self.where}`"):
             return get_hf_file_metadata(
                 self._url, token=hub.token, timeout=TIMEOUT, endpoint=hub.endpoint, retry_on_errors=True
@@ -204,6 +227,7 @@ class RemoteFile:
         if same_origin(meta.location, self.repo.hub.endpoint):
             headers = build_hf_headers(token=self.repo.hub.token, library_name="hf_lineage", headers=headers)
         body, failure = bytearray(), None
+        self.repo.hub.count()
         request = http_stream_backoff("GET", meta.location, headers=headers, timeout=TIMEOUT)
         with explained(f"`{self.where}`"), request as response:
             if response.status_code == 403 and not same_origin(meta.location, self.repo.hub.endpoint):

@@ -1,0 +1,122 @@
+"""Models that the Hub lists: by tag, author, text, size or collection. One request a page, counted and bounded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from ..errors import ArgumentError
+from ..records import is_repo_id
+from .client import Hub, same_origin
+
+PAGE = 100  # models a page; more of them make an answer of megabytes
+FIELDS = (
+    "sha",
+    "tags",
+    "safetensors",
+    "config",
+    "cardData",
+    "createdAt",
+    "lastModified",
+    "downloads",
+    "gated",
+    "private",
+)
+_BASE = re.compile(r"base_model:(?:[a-z]+:)?(.+)")
+_SLUG = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,200}")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One model of a listing, as far as it tells; strangers wrote the card and the config."""
+
+    id: str
+    sha: str | None
+    bases: tuple[str, ...]  # that its card names
+    parameters: int | None
+    dtypes: tuple[str, ...]
+    model_type: str | None
+    created: str | None  # ISO 8601, at the earliest 2022-03-02
+    modified: str | None
+    downloads: int
+    gated: bool
+    private: bool
+
+
+def listing(
+    hub: Hub, *, filters: Sequence[str] = (), author: str | None = None, search: str | None = None,
+    parameters: tuple[int, int] | None = None, sort: str = "downloads", limit: int = PAGE,
+) -> Iterator[Listed]:  # fmt: skip
+    """At most `limit` models that have all tags of `filters`, the most downloaded (or latest modified) first.
+
+    `parameters`: least and most, of those the Hub counted in safetensors headers. Raises what `Hub.get` does.
+    """
+    asked: dict[str, Any] = {"sort": sort, "limit": min(limit, PAGE), "expand": FIELDS}
+    asked |= {"filter": list(filters)} if filters else {}
+    asked |= {"author": author} if author else {}
+    asked |= {"search": search} if search else {}
+    asked |= {"num_parameters": f"min:{parameters[0]},max:{parameters[1]}"} if parameters else {}
+    url: str | None = f"{hub.endpoint}/api/models"
+    left = limit
+    while url and left > 0:
+        answer, url = hub.get(url, asked, "a listing of models")
+        page = _list(answer)
+        for item in page[:left]:
+            if isinstance(item, dict) and isinstance(item.get("id"), str) and is_repo_id(item["id"]):
+                left -= 1
+                yield _listed(item)
+        if not page:
+            return
+        asked = {}  # the next page's url has it
+
+
+def collection(hub: Hub, slug: str) -> list[str]:
+    """The models of a collection: `org/title-0123abcd`, or the address of its page."""
+    if slug.startswith(("http://", "https://")):
+        if not same_origin(slug, hub.endpoint):
+            raise ArgumentError(f"Expected a collection of {hub.endpoint}, got {slug[:120]!r}.")
+        slug = urlsplit(slug).path.removeprefix("/collections/").strip("/")
+    if not _SLUG.fullmatch(slug):
+        raise ArgumentError(f"Expected a collection such as `org/title-0123abcd`, got {slug[:120]!r}.")
+    answer, _ = hub.get(f"{hub.endpoint}/api/collections/{quote(slug)}", {}, f"the collection `{slug}`")
+    items = [_dict(item) for item in _list(_dict(answer).get("items"))]
+    names = [item.get("id") for item in items if item.get("type") == "model"]
+    return [name for name in dict.fromkeys(names) if isinstance(name, str) and is_repo_id(name)]
+
+
+def _listed(item: dict[str, Any]) -> Listed:
+    tags = [tag for tag in _list(item.get("tags")) if isinstance(tag, str)]
+    card, config = _dict(item.get("cardData")), _dict(item.get("config"))
+    declared = card.get("base_model")
+    named = [declared] if isinstance(declared, str) else _list(declared)
+    named += [match[1] for match in map(_BASE.fullmatch, tags) if match]
+    counts = _dict(item.get("safetensors"))
+    total, model_type = counts.get("total"), config.get("model_type")
+    return Listed(
+        item["id"],
+        item.get("sha") if isinstance(item.get("sha"), str) else None,
+        tuple(dict.fromkeys(base for base in named if isinstance(base, str) and is_repo_id(base))),
+        total if isinstance(total, int) else None,
+        tuple(str(name) for name in _dict(counts.get("parameters"))),
+        model_type if isinstance(model_type, str) else None,
+        _text(item.get("createdAt")),
+        _text(item.get("lastModified")),
+        item["downloads"] if isinstance(item.get("downloads"), int) else 0,
+        bool(item.get("gated")),
+        bool(item.get("private")),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and len(value) < 40 else None
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
