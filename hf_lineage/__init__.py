@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .discovery import find_candidates as find_candidates
     from .errors import LineageError as LineageError
     from .family import phylogeny as phylogeny
     from .pipeline import trace as trace
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
 # imported when first used: `import hf_lineage` costs nothing
 _HOMES = {
     "LayerLineage": "records", "Lineage": "records", "LineageError": "errors", "ModelRef": "records",
-    "Phylogeny": "trees", "phylogeny": "family", "trace": "pipeline", "trace_layers": "pipeline",
+    "Phylogeny": "trees", "find_candidates": "discovery", "phylogeny": "family", "trace": "pipeline",
+    "trace_layers": "pipeline",
 }  # fmt: skip
-__all__ = ["LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "phylogeny", "trace", "trace_layers"]
+__all__ = [
+    "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "find_candidates", "phylogeny", "trace",
+    "trace_layers",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

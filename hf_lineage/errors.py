@@ -11,6 +11,7 @@
     │   ├── NoWeightsError        no safetensors file where one is expected
     │   ├── PickleRefusedError    only pickled weights, and `allow_pickle` was not given
     │   └── BrokenFileError       a header, index or byte range that contradicts itself
+    ├── CardError                 a model card that cannot be edited, or that the Hub refuses
     ├── NothingToCompareError     weights were read, but none of them can be judged
     └── ProcessLostError          one of several processes died, hangs or failed
 
@@ -63,6 +64,10 @@ class PickleRefusedError(CheckpointError):
 
 class BrokenFileError(CheckpointError):
     """A header, an index or an answered byte range contradicts itself."""
+
+
+class CardError(LineageError):
+    """A model card that cannot be edited without harm, or whose metadata the Hub refuses."""
 
 
 class NothingToCompareError(LineageError):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import remarks, verdict
-from .architecture import Alignment, Architecture, align, describe
-from .errors import ArgumentError, LineageError, NothingToCompareError
+from .architecture import Alignment, Architecture, align
+from .discovery import Search
+from .errors import ArgumentError, LineageError, NoCandidatesError, NothingToCompareError
 from .hub.checkpoint import Checkpoint
 from .hub.opener import Opener
-from .hub.view import View
+from .inquiry import Inquiry, is_claimed, judge
 from .layers import Study, alike, gather, origins, scored
 from .merging import making
 from .parallel import together, world
@@ -30,24 +29,23 @@ from .question import (
     plan_reading,
     shared_rows,
     skipped,
-    some,
     versions,
     within,
 )
-from .records import Candidate, Claim, LayerLineage, Lineage, Progress
+from .records import Candidate, LayerLineage, Lineage, Progress
 from .weights.evidence import WeightsComparison
-from .weights.evidence import compare as compare_weights
 from .weights.places import Block, Places, line_up, place
-from .weights.reading import Readings, read_together
-from .weights.relation import change, summarise
-from .weights.sample import Plan
-from .weights.uncover import Disguise, applies, realign, uncover
+from .weights.reading import read_together
 
 if TYPE_CHECKING:
     import torch
 
     from .features.evidence import Settings, Source
     from .question import Model
+
+OVERWHELMING = -10.0  # log10 of the p-value at which a parent ends the search for others
+SEARCHED, LEAST_SEARCHED = 1 << 30, 4 << 20  # bytes read of all models that a search found, and of each at least
+MOST_SOURCES = 16  # candidates whose blocks are compared where nobody named any
 
 
 @together
@@ -62,7 +60,8 @@ def trace(
 
     child, candidates: Hub repo ids (`"org/name"`, `"org/name@revision"`), paths (a `Path`, or text that starts
         with `.`, `/` or `~`), or modules in memory (`requested` then says which: `candidates[1]`).
-        `candidates=None` takes what the child's own card, configs and merge recipe declare.
+        `candidates=None` searches: what the child's own files declare, then wider rings of the Hub until one candidate
+        is beyond doubt (`discovery.py`); `facts["found_by"]` says which rule led to each.
     evidence: `"weights"`: the permutation test over hidden units for "is it related at all", the distance of the
         aligned weights for "which one" (`weights/independence.py`, `weights/moments.py`). No data is needed.
         `"features"`: how alike the features of some inputs are, before and after the step towards the child (Neural
@@ -93,7 +92,66 @@ def trace(
     names = [evidence] if isinstance(evidence, str) else list(evidence)
     check(names, alpha, max_bytes, device)
     settings = features_settings(names, probes, taps, metric, step, token, device, seed)
-    asked = ask(child, candidates, token, allow_pickle)
+    how = _How(tuple(names), settings, alpha, device, sample, max_bytes, progress, seed, started)
+    opener = Opener(token, allow_pickle)
+    if candidates is None:
+        return _search(opener.open(child), child, opener, how)
+    return _trace(ask(child, candidates, opener), how)
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How one question is to be answered. `most`: bytes of a model that are read at most where nobody said how many."""
+
+    names: tuple[str, ...]
+    settings: Settings | None
+    alpha: float
+    device: str | torch.device | None
+    sample: str | float | int | None
+    max_bytes: int | None
+    progress: Progress | None
+    seed: int
+    started: float
+    most: int | None = None
+
+
+def _search(ours: Checkpoint, child: Model, opener: Opener, how: _How) -> Lineage:
+    """Trace among wider and wider rings of candidates, until one is enough."""
+    search = Search(ours, opener, progress=how.progress)
+    lineage: Lineage | None = None
+    trouble: LineageError | None = None
+    while refs := world().gather([*search.refs] if world().main and search.widen(lineage) else None)[0]:
+        per_model = max(LEAST_SEARCHED, SEARCHED // (1 + len(refs)))
+        try:
+            lineage = _trace(ask(child, refs, opener), replace(how, most=per_model if how.sample is None else None))
+        except (NoCandidatesError, NothingToCompareError) as error:  # the next ring may hold something better
+            trouble = error
+            continue
+        if _is_enough(lineage) or "weights" not in how.names:
+            break
+    if lineage is None and trouble:
+        raise trouble
+    if lineage is None:
+        raise NoCandidatesError(
+            f"Expected candidate parents of `{ours.ref.name}`: it declares none, and none was found on the Hub "
+            f"({search.requests} requests). {' '.join([*search.notes, 'Name some: -c org/name, or candidates=[…].'])}"
+        )
+    rules = world().gather({c.ref: search.rules(c.ref) for c in lineage.candidates})[0]
+    notes = world().gather(remarks.of_search(rules, search.requests, search.notes))[0]
+    found = [replace(c, facts={**c.facts, "found_by": rules[c.ref]}) for c in lineage.candidates]
+    return replace(lineage, candidates=tuple(found), notes=(*notes, *lineage.notes))
+
+
+def _is_enough(lineage: Lineage) -> bool:
+    """Whether no wider ring need be looked at: a parent beyond all doubt, or a claim that the weights bear out."""
+    best = lineage.candidates[0]
+    sure = lineage.parent is not None and (best.log10_p or 0.0) <= OVERWHELMING
+    return sure or lineage.verdict == "identical" or any(claim.status == "confirmed" for claim in lineage.claims)
+
+
+def _trace(asked: Question, how: _How) -> Lineage:
+    names, settings, alpha, device, progress = how.names, how.settings, how.alpha, how.device, how.progress
+    max_bytes, seed = how.max_bytes, how.seed
     opener, ours, source, opened, claims = asked.opener, asked.child, asked.source, asked.opened, asked.claims
     whole, architecture, views, notes = asked.whole, asked.architecture, asked.views, [*asked.notes]
     comparable, rest = _line_up(whole, architecture, views)
@@ -113,9 +171,10 @@ def trace(
         ran = run_child(source, whole, settings)  # before the weights: a child that cannot run ends the question
         by_child = opener.bytes_read - before
     if comparable and "weights" in names:
-        budget = budget_of(seen, [model for model, _ in comparable], paired(architecture, comparable), sample)
+        budget = budget_of(seen, [model for model, _ in comparable], paired(architecture, comparable), how.sample)
+        budget = min(budget, how.most) if budget and how.most else budget
         plan = plan_reading(seen, architecture, comparable, budget, max_bytes, seed, beside)
-        study = _Study(seen, architecture, plan, device or "cpu", progress, alpha, seed)
+        study = Inquiry(seen, architecture, plan, device or "cpu", progress, alpha, seed)
         readings, comparison = study.read(comparable)
         read = set(readings.moments) & set(architecture.trunk)
         if not read and plan.sampled:
@@ -124,10 +183,10 @@ def trace(
             raise NothingToCompareError(
                 f"Every tensor of `{ours.ref.name}` that was read holds NaN, Inf or only zeros. Export it again."
             )
-        claimed = {i for i, (model, _) in enumerate(comparable) if _is_claimed(model, claims, opener)}
+        claimed = {i for i, (model, _) in enumerate(comparable) if is_claimed(model, claims, opener)}
         comparable, readings, comparison, disguises = study.uncover(comparable, readings, comparison, claimed)
         elsewhere = readings.elsewhere
-        judged, none = _judge(study, comparable, readings, comparison, disguises)
+        judged, none = judge(study, comparable, readings, comparison, disguises)
         rest += _refuse(comparable, comparison, readings.failed)
         notes += remarks.of_trace(plan, architecture, comparison)
 
@@ -154,7 +213,7 @@ def trace(
         child=ours.ref, requested=ours.requested, verdict=said, parent=parent, none_probability=none,
         candidates=tuple(ranked), claims=tuple(checked), undeclared=tuple(undeclared),
         notes=(*notes, *skipped([source, *opened])), bytes_read=opener.bytes_read + elsewhere,
-        seconds=world().gather(round(time.monotonic() - started, 3))[0], seed=seed, alpha=alpha,
+        seconds=world().gather(round(time.monotonic() - how.started, 3))[0], seed=seed, alpha=alpha,
         versions=versions(),
     )  # fmt: skip
 
@@ -187,7 +246,8 @@ def trace_layers(
     names = [evidence] if isinstance(evidence, str) else list(evidence)
     check(names, alpha, max_bytes, device)
     settings = features_settings(names, probes, None, metric, step, token, device, seed)
-    asked = ask(child, candidates, token, allow_pickle)
+    opener = Opener(token, allow_pickle)
+    asked = ask(child, _sources(opener.open(child), opener) if candidates is None else candidates, opener)
     labels = _labels(asked.views)
     found: dict[str, Any] = {"candidates": (), "blocks": (), "places": {}, "scores": {}}
     notes, elsewhere, beside = list(asked.notes), 0, 0
@@ -220,6 +280,18 @@ def trace_layers(
         seconds=world().gather(round(time.monotonic() - started, 3))[0], seed=seed, alpha=alpha,
         versions=versions(),
     )  # fmt: skip
+
+
+def _sources(ours: Checkpoint, opener: Opener) -> list[str]:
+    """What the child declares; if it declares nothing, the first ring that holds a candidate."""
+    search = Search(ours, opener, most=MOST_SOURCES)
+    refs = world().gather([*search.refs] if world().main and search.widen() else [])[0]
+    if not refs:
+        raise NoCandidatesError(
+            f"Expected models that `{ours.ref.name}` could be made of: it declares none, and none was found on the "
+            "Hub. Name some: -c org/name, or candidates=[…]."
+        )
+    return refs
 
 
 def _layers_by_weights(
@@ -323,102 +395,6 @@ def _line_up(
         else:
             comparable.append((checkpoint, alignment))
     return comparable, rest
-
-
-def _left_out(alignment: Alignment, heads: frozenset[str]) -> tuple[str, ...]:
-    """Tensors of the child's trunk that the candidate has no partner for, for the candidate's `reasons`."""
-    names = [name for name in alignment.unmatched if name not in heads]
-    return (f"left out: {some([f'{name} ({alignment.unmatched[name]})' for name in names], 3)}",) if names else ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Study:
-    """What stays the same while the candidates of one question are read."""
-
-    child: View
-    architecture: Architecture
-    plan: Plan
-    device: str | torch.device
-    progress: Progress | None
-    alpha: float
-    seed: int
-
-    def read(self, comparable: Sequence[tuple[Checkpoint, Alignment]]) -> tuple[Readings, WeightsComparison]:
-        models, alignments = [model for model, _ in comparable], [alignment for _, alignment in comparable]
-        readings = read_together(
-            self.child, models, alignments, self.plan, device=self.device, progress=self.progress
-        )  # fmt: skip
-        return readings, compare_weights(readings, self.architecture, self.child, len(comparable), seed=self.seed)
-
-    def uncover(
-        self, comparable: list[Lined], readings: Readings, comparison: WeightsComparison, claimed: AbstractSet[int]
-    ) -> tuple[list[Lined], Readings, WeightsComparison, dict[int, Disguise]]:
-        """Look behind a disguise if the first test calls no candidate related, and of claimed ones in any case: nobody
-        is contradicted unseen. What is found is put in the child's order, and everything is read again. A sample holds
-        too few units for that."""
-        tests = 2 if not self.plan.sampled and applies(readings, self.architecture, self.child) else 1
-        level = self.alpha / max(1, len(comparison.found)) / tests
-        first = {i: item.test for i, item in comparison.found.items()}
-        strange = {i for i, test in first.items() if test and test.p > level and not self.plan.sampled}
-        if any(test and test.p <= level for test in first.values()):
-            strange &= claimed
-        found = {
-            i: uncover(readings, self.architecture, self.child, i, self.seed) for i in comparison.found if i in strange
-        }
-        matched = {i: disguise.match for i, disguise in found.items() if disguise.matched and disguise.match}
-        if matched:
-            comparable = [
-                realign(model, alignment, self.architecture, matched[i]) if i in matched else (model, alignment)
-                for i, (model, alignment) in enumerate(comparable)
-            ]
-            elsewhere = readings.elsewhere
-            readings, comparison = self.read(comparable)
-            readings = replace(readings, elsewhere=readings.elsewhere + elsewhere)
-        for i, item in comparison.found.items():
-            blind = found[i].blind if i in found else None
-            # units that were put in order by looking at them can be tested no more: what was found before stays
-            comparison.found[i] = replace(item, test=first.get(i), blind=blind, tests=tests)
-        return comparable, readings, comparison, {i: found[i] for i in matched}
-
-
-def _is_claimed(model: Checkpoint, claims: Sequence[Claim], opener: Opener) -> bool:
-    return any(opener.same_model(claim.ref, blank(model, "compared")) for claim in claims)
-
-
-def _judge(
-    study: _Study, comparable: Sequence[Lined], readings: Readings, comparison: WeightsComparison,
-    disguises: Mapping[int, Disguise],
-) -> tuple[list[Candidate], float | None]:  # fmt: skip
-    architecture, child = study.architecture, study.child
-    counts = {name: child[name].count for name in architecture.weights}
-    shortened = shared_rows(comparable).keys()
-    read = frozenset(architecture.trunk) & (readings.members.keys() if study.plan.sampled else counts.keys())
-    pairs, blanks = [], []
-    for i in comparison.found:
-        model, alignment = comparable[i]
-        whole = len(alignment.pairs) == len(architecture.weights) == len(describe(model).weights) and not shortened
-        pairs.append(
-            verdict.Pair(
-                whole and not study.plan.sampled,  # what is equal in a sample only is not said to be identical
-                None if shortened else read,
-                alignment.grown,
-                functools.cache(functools.partial(_what, readings, i, counts, back=False)),
-                functools.cache(functools.partial(_what, readings, i, counts, back=True)),
-                disguises[i].to_dict() if i in disguises else None,
-            )
-        )
-        blanks.append(blank(model, "compared", *_left_out(alignment, architecture.heads)))
-    return verdict.judge(blanks, comparison, pairs, architecture.heads, counts, study.alpha)
-
-
-def _what(readings: Readings, candidate: int, counts: Mapping[str, int], back: bool) -> tuple[str, dict[str, Any]]:
-    """What was done to the candidate to get the child; with `back`, to the child to get the candidate."""
-    changes = {}
-    for name, members in readings.members.items():
-        if candidate in members and name in readings.units and readings.usable(name, candidate):
-            made, start = (readings.units.matrix(model, name) for model in (0, candidate + 1))
-            changes[name] = change(start, made) if back else change(made, start)
-    return summarise(changes, counts)
 
 
 def _refuse(

@@ -67,13 +67,18 @@ class Question:
         return tuple(model for model in self.wanted if hasattr(model, "state_dict"))
 
 
-def ask(child: Model, candidates: Iterable[Model] | None, token: str | bool | None, allow_pickle: bool) -> Question:
-    """Open the child and its candidates; None: those that its own files declare."""
-    opener = Opener(token, allow_pickle)
+def ask(child: Model, candidates: Iterable[Model], opener: Opener) -> Question:
+    """Open the child and its candidates, and see what its files declare."""
+    if isinstance(candidates, (str, Path)) or hasattr(candidates, "state_dict"):
+        raise ArgumentError(f"Expected a list of candidates, got a single {type(candidates).__name__}.")
+    wanted = list(candidates)
     ours = opener.open(child)
     claims = claims_of(ours)
-    source = _base_of(ours, opener) if ours.adapter_base else ours
-    wanted = _wanted(candidates, [claim.ref for claim in claims], ours)
+    source = base_of(ours, opener) if ours.adapter_base else ours
+    if not wanted:
+        raise NoCandidatesError(
+            f"Expected candidate parents of `{ours.ref.name}`, got none. Name some: -c org/name, or candidates=[…]."
+        )
     opened, unreadable = opener.open_all(wanted)
     opened, notes = _distinct(opened, ours)
     if not opened and not unreadable:
@@ -126,7 +131,7 @@ def features_settings(
     return Settings(probes, taps, metric, step, token, device or "cpu", seed)
 
 
-def _base_of(adapter: Checkpoint, opener: Opener) -> Checkpoint:
+def base_of(adapter: Checkpoint, opener: Opener) -> Checkpoint:
     """The base an adapter declares. What a repo's file names must not open a path on this machine."""
     base = adapter.adapter_base or ""
     if adapter.ref.kind == "hub" and not is_repo_id(base):
@@ -137,18 +142,6 @@ def _base_of(adapter: Checkpoint, opener: Opener) -> Checkpoint:
         return opener.open(base)
     except LineageError as error:
         raise CheckpointError(f"`{adapter.ref.name}` is a LoRA adapter; its base cannot be opened: {error}") from error
-
-
-def _wanted(candidates: Iterable[Model] | None, declared: Sequence[str], child: Checkpoint) -> list[Model]:
-    if isinstance(candidates, (str, Path)) or hasattr(candidates, "state_dict"):
-        raise ArgumentError(f"Expected a list of candidates, got a single {type(candidates).__name__}.")
-    wanted: list[Model] = list(dict.fromkeys(declared)) if candidates is None else list(candidates)
-    if not wanted:
-        raise NoCandidatesError(
-            f"Expected candidate parents of `{child.ref.name}`, none were given"
-            f"{' and it declares none' if candidates is None else ''}. Name some: -c org/name, or candidates=[…]."
-        )
-    return wanted
 
 
 def _distinct(opened: Sequence[Checkpoint], child: Checkpoint) -> tuple[list[Checkpoint], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
@@ -24,6 +25,15 @@ def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) ->
         why = "the sample is too small for that" if plan.sampled else "none are known there"
         notes.append(f"No p-value for {some(untested)}: the test needs {MIN_UNITS} hidden units of a layer; {why}.")
     return notes
+
+
+def of_search(rules: Mapping[str, Sequence[str]], requests: int, cut_short: Sequence[str]) -> list[str]:
+    """For candidates that nobody named: which rules led to how many of them; nothing of those the child declares."""
+    if all(rule.startswith("declared") for found in rules.values() for rule in found[:1]):
+        return list(cut_short)
+    counts = Counter(found[0] for found in rules.values() if found)
+    told = ", ".join(f"{rule} ({count})" if count > 1 else rule for rule, count in counts.most_common(5))
+    return [f"Candidates were searched for ({requests} requests so far) and found by: {told}.", *cut_short]
 
 
 def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparison) -> list[str]:

@@ -17,7 +17,7 @@ import hf_lineage as hl
 from hf_lineage.errors import HubUnavailableError, NoCandidatesError
 from hf_lineage.hub.candidates import MOST, claims_of
 from hf_lineage.hub.checkpoint import open_checkpoint
-from hf_lineage.hub.client import MAX_TEXT, card_data, yaml_data
+from hf_lineage.hub.texts import MAX_TEXT, card_data, yaml_data
 from hf_lineage.records import Claim, Lineage
 from hf_lineage.testing import MiniHub
 
@@ -212,7 +212,7 @@ class TestHostileFiles:
         assert yaml_data(BAD_YAML[name].encode()) == {}
 
     def test_yaml_of_too_many_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("hf_lineage.hub.client.MAX_NODES", 1000)
+        monkeypatch.setattr("hf_lineage.hub.texts.MAX_NODES", 1000)
         assert yaml_data(b"a: [" + b"x," * 900 + b"]") and yaml_data(b"a: [" + b"x," * 1100 + b"]") == {}
         assert yaml_data(b"a: &a [x, x]\nb: [" + b"*a," * 300 + b"]")
         assert yaml_data(b"a: &a [x, x]\nb: [" + b"*a," * 400 + b"]") == {}
@@ -330,8 +330,9 @@ class TestStatus:
         assert lineage.undeclared == (str(folders["parent"]),)
 
     def test_junk_declares_nothing(self, lab: MiniHub, nets) -> None:
-        with pytest.raises(NoCandidatesError):
-            self.trace(lab, nets, {**config("./checkpoint-500"), **recipe(base_model="./x")}, None)
+        lineage = self.trace(lab, nets, {**config("./checkpoint-500"), **recipe(base_model="./x")}, None)
+        assert lineage.claims == () and lineage.parent == "lab/parent", "found on the Hub instead"
+        assert lineage.candidates[0].facts["found_by"] == ("same size",)
 
     def test_a_card_that_crashed_the_parser(self, folders: dict[str, Path]) -> None:
         (folders["child"] / "README.md").write_text("---\nbase_model: lab/parent\nx: !!bool y\n---\n")

@@ -61,7 +61,7 @@ def test_the_hub(capsys, lab: MiniHub) -> None:
     [
         (["trace", "./nowhere", "-c", "./x"], 3, "Expected a model folder"),
         (["trace", "no such id!", "-c", "a/b"], 2, "Expected a repo id"),
-        (["trace", "{child}"], 1, "none were given"),
+        (["trace", "{child}"], 1, "it declares none"),
         (["trace", "{child}", "-c", "./nowhere"], 1, "No candidate could be read"),
         (["trace", "{child}", "-c", "{parent}", "--sample", "lots"], 2, "Expected `sample`"),
         (["trace", "{child}", "-c", "{parent}", "--evidence", "tarot"], 2, "Expected `evidence`"),

@@ -9,6 +9,8 @@ import click
 from ..errors import ArgumentError, LineageError, ModelNotFoundError, ReferenceSyntaxError
 from ..records import printable
 from .ask import layers, trace, tree
+from .audit import audit
+from .candidates import candidates
 from .demo import demo
 from .surface import say
 
@@ -26,10 +28,11 @@ def cli() -> None:
     hf-lineage trace user/child -c org/a -c org/b         ask about a model
     hf-lineage layers user/merge -c org/a -c org/b        which layer came from where
     hf-lineage tree org/a org/b user/c user/d             who descends from whom
+    hf-lineage candidates user/child                      who could be the parent
     """
 
 
-for command in (trace, layers, tree, demo):
+for command in (trace, layers, tree, candidates, demo):
     cli.add_command(command)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..conventions import canonical
 from ..errors import ArgumentError, CheckpointError
 from ..hub.checkpoint import Checkpoint
-from ..hub.client import json_data
+from ..hub.texts import json_data
 from ..records import printable
 from .configs import building, checked, unknown
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ArgumentError, BrokenFileError, CheckpointError, NoWeightsError, PickleRefusedError
 from ..records import Entry, ModelRef, Slice
-from .client import MAX_TEXT, json_data, yaml_data
 from .header import BITS, MAX_INDEX, header_length, parse_header, parse_index
 from .local import LocalRepo
+from .texts import MAX_TEXT, json_data, yaml_data
 
 if TYPE_CHECKING:
     import torch
@@ -129,6 +129,12 @@ class FileCheckpoint(Checkpoint):
     ) -> None:
         super().__init__(ref, requested, entries)
         self._sources, self._remote = sources, remote
+        self._kept: dict[Slice, torch.Tensor] = {}
+        self._room = 0  # bytes that may still be kept
+
+    def keep(self, room: int) -> None:
+        """Remember what is read from now on, up to so many bytes: the same may be asked for again."""
+        self._room = room
 
     @property
     def bytes_read(self) -> int:
@@ -139,6 +145,14 @@ class FileCheckpoint(Checkpoint):
         return self._remote
 
     def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
+        missing = [piece for piece in slices if piece not in self._kept]
+        found = dict(zip(missing, self._fetch(missing), strict=True))
+        for piece, values in found.items():
+            if values.nbytes <= self._room:
+                self._kept[piece], self._room = values.clone(), self._room - values.nbytes
+        return [found[piece] if piece in found else self._kept[piece].clone() for piece in slices]
+
+    def _fetch(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
         wanted: dict[int, list[tuple[int, Slice]]] = {}
         for position, piece in enumerate(slices):
             wanted.setdefault(self[piece.name].file, []).append((position, piece))
@@ -281,7 +295,7 @@ def _open_shards(repo: LocalRepo | HubRepo, index: str) -> FileCheckpoint:
 
 def _open_files(repo: LocalRepo | HubRepo, names: Sequence[str]) -> FileCheckpoint:
     """Headers of all files, several at once."""
-    remote = repo.ref.kind == "hub"
+    remote = not isinstance(repo, LocalRepo)
 
     def look(job: tuple[int, str]) -> tuple[Source, dict[str, Entry], list[str]]:
         index, name = job

@@ -6,21 +6,26 @@ location. The token travels only to the endpoint's own origin; a redirect or a C
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import yaml
-from huggingface_hub import ModelInfo, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import (
+    ModelInfo,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    is_offline_mode,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -32,8 +37,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, http_stream_backoff, httpx
+from huggingface_hub.utils import (
+    build_hf_headers,
+    hf_raise_for_status,
+    http_backoff,
+    http_stream_backoff,
+    httpx,
+)
 
 from ..errors import (
     AccessDeniedError,
@@ -44,10 +54,11 @@ from ..errors import (
     ModelNotFoundError,
 )
 from ..records import ModelRef
+from .cache import CachedRepo, cached_repo
+from .texts import MAX_TEXT as MAX_TEXT
+from .texts import card_data as card_data
+from .texts import yaml_data as yaml_data
 
-MAX_TEXT = 1_000_000  # bytes of a card or config that are looked at
-MAX_NODES = 100_000  # values of a YAML document, aliases written out; a card that lists thousands of scores has fewer
-MAX_NUMBER = 100  # characters of a YAML value that is no text; reading a longer one takes quadratic time
 MAX_REQUEST = 2 << 20  # bytes asked for in one range: a batch of 8 MB then travels on several connections
 MAX_GAP = 1 << 16  # unread bytes that may be fetched along, to save a request …
 WASTE = 0.05  # … if they are at most this share of the bytes that are wanted
@@ -80,13 +91,32 @@ class Hub:
         self.requests = 0  # sent so far; a retry of one is not counted again
         self._lock = Lock()
         self._canonical: dict[str, str] = {}
+        self._known: dict[str, ModelInfo] = {}
 
-    def repo(self, ref: ModelRef) -> HubRepo:
-        """The repo at a commit: canonical id, file names, card. One request."""
-        info = self._info(ref, ["sha", "siblings", "cardData"])
+    @property
+    def offline(self) -> bool:
+        """Whether only the cache may be used (HF_HUB_OFFLINE)."""
+        return is_offline_mode()
+
+    def repo(self, ref: ModelRef) -> HubRepo | CachedRepo:
+        """The repo at a commit: canonical id, file names, card. One request, none for what a listing told.
+
+        In offline mode it is what the cache has of it.
+        """
+        if self.offline:
+            return cached_repo(ref)
+        known = self._known.get(ref.name) if ref.revision is None else None
+        info = known or self._info(ref, ["sha", "siblings", "cardData", "createdAt"])
         if not info.sha:
             raise HubUnavailableError(f"Expected a commit for `{ref}`, got none. Try again later.")
         return HubRepo(self, ModelRef("hub", info.id, info.sha), str(ref), info)
+
+    def know(self, item: dict[str, Any]) -> None:
+        """Keep what a listing told of a model, its commit and files among them."""
+        with suppress(Exception):  # a stranger wrote the card: what cannot be parsed is asked for when needed
+            info = ModelInfo(**item)
+            if info.sha and info.siblings:
+                self._known[info.id] = info
 
     def canonical(self, name: str) -> str:
         """The id a repo has now, renames followed; `name` itself where the Hub does not tell."""
@@ -138,6 +168,7 @@ class HubRepo:
         self.only = None
         self.files = frozenset(file.rfilename for file in info.siblings or ())
         self.card: dict = info.card_data.to_dict() if info.card_data else {}
+        self.created = info.created_at.isoformat() if info.created_at else None
 
     def read_small(self, name: str, limit: int) -> bytes:
         """A whole small file. Raises `BrokenFileError` if it is longer than `limit`."""
@@ -306,51 +337,6 @@ def same_origin(url: str, endpoint: str) -> bool:
     """
     a, b = urlsplit(url), urlsplit(endpoint)
     return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
-
-
-def card_data(raw: bytes) -> dict:
-    """Metadata of a model card; empty where there is none or it cannot be read."""
-    block = REGEX_YAML_BLOCK.search(raw.decode("utf-8-sig", errors="replace"))
-    return yaml_data(block[2].encode()) if block else {}
-
-
-def json_data(raw: bytes) -> dict:
-    """A JSON object that a stranger wrote; empty where it is none or cannot be read."""
-    try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def yaml_data(raw: bytes) -> dict:
-    """A YAML mapping that a stranger wrote; empty where it is none or cannot be read."""
-    try:
-        data = yaml.load(raw.decode("utf-8-sig"), _BoundedLoader)
-    except Exception:  # PyYAML trips over values it does not expect in any way: `!!bool x` is a KeyError
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-class _BoundedLoader(yaml.SafeLoader):
-    """Plain values only, and no more than `MAX_NODES`: a few lines of aliases can stand for gigabytes."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._count = 0
-        self._weight: dict[int, int] = {}  # of a node with all below it, aliases written out
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        before, is_alias = self._count, self.check_event(yaml.AliasEvent)
-        node = super().compose_node(parent, index)
-        # an alias of a node that is not finished yet holds itself
-        self._count += self._weight.get(id(node), MAX_NODES) if is_alias else 1
-        if self._count > MAX_NODES:
-            raise yaml.YAMLError("too many values")
-        if isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":str") and len(node.value) > MAX_NUMBER:
-            raise yaml.YAMLError("a number that is too long")
-        self._weight[id(node)] = self._count - before
-        return node
 
 
 @contextmanager

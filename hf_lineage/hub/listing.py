@@ -50,15 +50,16 @@ def listing(
     hub: Hub, *, filters: Sequence[str] = (), author: str | None = None, search: str | None = None,
     parameters: tuple[int, int] | None = None, sort: str = "downloads", limit: int = PAGE,
 ) -> Iterator[Listed]:  # fmt: skip
-    """At most `limit` models that have all tags of `filters`, the most downloaded (or latest modified) first.
+    """At most `limit` models that have all tags of `filters`, the most of what `sort` says (`"lastModified"`) first.
 
-    `parameters`: least and most, of those the Hub counted in safetensors headers. Raises what `Hub.get` does.
+    `parameters`: least and most, of those the Hub counted in safetensors headers. The client then knows commit and
+    files of each, so that opening it costs no request of the API. Raises what `Hub.get` does.
     """
     asked: dict[str, Any] = {"sort": sort, "limit": min(limit, PAGE), "expand": FIELDS}
     asked |= {"filter": list(filters)} if filters else {}
     asked |= {"author": author} if author else {}
     asked |= {"search": search} if search else {}
-    asked |= {"num_parameters": f"min:{parameters[0]},max:{parameters[1]}"} if parameters else {}
+    asked |= {"num_parameters": _range(*parameters)} if parameters else {}
     url: str | None = f"{hub.endpoint}/api/models"
     left = limit
     while url and left > 0:
@@ -67,6 +68,7 @@ def listing(
         for item in page[:left]:
             if isinstance(item, dict) and isinstance(item.get("id"), str) and is_repo_id(item["id"]):
                 left -= 1
+                hub.know(item)
                 yield _listed(item)
         if not page:
             return
@@ -108,6 +110,16 @@ def _listed(item: dict[str, Any]) -> Listed:
         bool(item.get("gated")),
         bool(item.get("private")),
     )
+
+
+def _range(least: int, most: int) -> str:
+    """The Hub's own spelling, in thousands or millions: what lies beyond is left to the caller.
+
+    >>> _range(79_600, 80_400), _range(12_345_678, 2_000_000_001)
+    ('min:79K,max:81K', 'min:12M,max:2001M')
+    """
+    unit, letter = (1000, "K") if most < 10_000_000 else (1_000_000, "M")
+    return f"min:{least // unit}{letter},max:{-(-most // unit)}{letter}"
 
 
 def _text(value: Any) -> str | None:

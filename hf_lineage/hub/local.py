@@ -9,7 +9,7 @@ from threading import Lock
 
 from ..errors import AccessDeniedError, BrokenFileError, CheckpointError, ModelNotFoundError
 from ..records import ModelRef
-from .client import MAX_TEXT, card_data
+from .texts import MAX_TEXT, card_data
 
 Extent = tuple[int, int]
 

@@ -27,9 +27,22 @@ class Opener:
         self._token, self._allow_pickle = token, allow_pickle
         self._hub: Hub | None = None
         self._opened: list[Checkpoint] = []
+        self._by_ref: dict[ModelRef, Checkpoint] = {}
+
+    @property
+    def hub(self) -> Hub:
+        """The client of all repos on the Hub."""
+        if self._hub is None:
+            from .client import Hub
+
+            self._hub = Hub(self._token)
+        return self._hub
 
     def open(self, model: Model) -> Checkpoint:
-        """Open one model; see `open_checkpoint` for what it raises."""
+        """Open one model, once; see `open_checkpoint` for what it raises."""
+        ref = ModelRef.parse(model) if isinstance(model, (str, Path, ModelRef)) else None
+        if ref in self._by_ref:
+            return self._by_ref[ref]
         try:
             checkpoint = open_checkpoint(model, hub=self._client(model), allow_pickle=self._allow_pickle)
         except (ModelNotFoundError, HubUnavailableError) as error:
@@ -38,6 +51,8 @@ class Opener:
                 raise type(error)(f"{error} There is a local `./{name}`: write it so if that is meant.") from error
             raise
         self._opened.append(checkpoint)
+        if ref is not None:
+            self._by_ref[ref] = checkpoint
         return checkpoint
 
     def open_all(self, models: Sequence[Model], called: str = "candidates") -> tuple[list[Checkpoint], list[Candidate]]:
@@ -70,6 +85,18 @@ class Opener:
         """Bytes read of all models opened, headers included."""
         return sum(checkpoint.bytes_read for checkpoint in self._opened)
 
+    @property
+    def requests(self) -> int:
+        """Requests sent to the Hub."""
+        return self._hub.requests if self._hub else 0
+
+    @property
+    def cached(self) -> list[str]:
+        """Ids of the models in the Hub's cache on this machine."""
+        from .cache import cached_models
+
+        return cached_models()
+
     def same_model(self, claim: str, candidate: Candidate) -> bool:
         """Whether a claimed id means this candidate: the same id, its canonical id, or the folder of a mirror.
 
@@ -84,11 +111,7 @@ class Opener:
 
     def _client(self, model: Model) -> Hub | None:
         is_repo = isinstance(model, str) and ModelRef.parse(model).kind == "hub"
-        if self._hub is None and (is_repo or (isinstance(model, ModelRef) and model.kind == "hub")):
-            from .client import Hub
-
-            self._hub = Hub(self._token)
-        return self._hub
+        return self.hub if is_repo or (isinstance(model, ModelRef) and model.kind == "hub") else self._hub
 
 
 def identity(checkpoint: Checkpoint) -> tuple:
