@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .question import Model
 
 OVERWHELMING = -10.0  # log10 of the p-value at which a parent ends the search for others
-SEARCHED, LEAST_SEARCHED = 1 << 30, 4 << 20  # bytes read of all models that a search found, and of each at least
+SEARCHED, LEAST_SEARCHED = 256 << 20, 4 << 20  # bytes read of all models that a search found, and of each at least
 MOST_SOURCES = 16  # candidates whose blocks are compared where nobody named any
 
 

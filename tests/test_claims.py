@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import save, save_file
 
 import hf_lineage as hl
-from hf_lineage.errors import HubUnavailableError, NoCandidatesError
+from hf_lineage.errors import HubUnavailableError
 from hf_lineage.hub.candidates import MOST, claims_of
 from hf_lineage.hub.checkpoint import open_checkpoint
 from hf_lineage.hub.texts import MAX_TEXT, card_data, yaml_data
@@ -331,7 +331,7 @@ class TestStatus:
 
     def test_junk_declares_nothing(self, lab: MiniHub, nets) -> None:
         lineage = self.trace(lab, nets, {**config("./checkpoint-500"), **recipe(base_model="./x")}, None)
-        assert lineage.claims == () and lineage.parent == "lab/parent", "found on the Hub instead"
+        assert lineage.claims == () and lineage.verdict == "identical" and lineage.parent == "lab/child", "found on the Hub"
         assert lineage.candidates[0].facts["found_by"] == ("same size",)
 
     def test_a_card_that_crashed_the_parser(self, folders: dict[str, Path]) -> None:

@@ -92,8 +92,8 @@ class TestMetadata:
         assert len(list(HfApi(token="hf_bob").list_models())) == 6
         with pytest.raises(HfHubHTTPError, match="baseModels"):
             list(HfApi().list_models(expand=["baseModels"]))
-        with pytest.raises(HfHubHTTPError, match="num_parameters"):
-            list(HfApi().list_models(num_parameters="min:1M"))
+        with pytest.raises(HfHubHTTPError, match="apps"):
+            list(HfApi().list_models(apps="vllm"))
 
     def test_whoami(self, hub: MiniHub) -> None:
         hub.tokens["hf_carol"] = "carol"

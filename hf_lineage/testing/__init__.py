@@ -16,8 +16,38 @@ another origin). The cache is an empty folder, no token is sent unless passed, a
 noted in `hub.waits` instead of slept. Outside pytest: `with MiniHub() as hub: ...`, then `hub.environment()`
 for a child process, or `endpoint=hub.url`.
 
-Access: `hub.tokens` maps token to user. A private repo is hidden, and the files of a gated one are refused,
-unless the user is its namespace or one of its `readers`.
+What the client may do, besides reading files, trees, commits, refs and metadata:
+
+    list      models by filter, author, search, pipeline_tag, num_parameters, gated; sorted; in pages of
+              `hub.page_size`. What the stand-in does not know it refuses, as the Hub does what is no property of
+              a listing (baseModels, childrenModelCount, usedStorage)
+    write     `create_commit`, `upload_file`, `metadata_update`, `ModelCard.push_to_hub`, ..., to a branch or as a
+              pull request; a stale parent commit is refused, and so is a card that is not valid; large files go
+              to the CDN (without xet). `create_repo`, `delete_repo`
+    discuss   open, comment, edit, rename, close, reopen; pull requests with diff and conflicts, which merge
+    collect   `get_collection`, `list_collections` of what `hub.add_collection(slug, title=..., items=[...])` made
+
+    def test_pull_request(hub):
+        hub.add("lab/base", files={"config.json": b"{}"})
+        change = CommitOperationAdd("config.json", b"{} ")
+        HfApi(token="hf_bob").create_commit("lab/base", [change], commit_message="More space", create_pr=True)
+        pull = hub.repos["lab/base"].discussions[1]
+        assert (pull.title, pull.author, pull.status) == ("More space", "bob", "open")
+        hub.orgs["alice"] = {"lab"}
+        HfApi(token="hf_alice").merge_pull_request("lab/base", 1)
+        assert pull.merged == hub.repos["lab/base"].refs["main"]
+
+Dates come from a clock of each repo: `created` or `modified`, given to `hub.add`, and a second later with every
+commit or comment, unless `hub.commit(..., modified=...)` says when.
+
+Access: `hub.tokens` maps token to user, `hub.orgs` user to organisations. A private repo is hidden, and the files
+of a gated one are refused, unless its namespace is the user or one of these, or the user is one of its `readers`.
+Who reads a repo may discuss it and open pull requests, only its namespace pushes and merges. A token whose
+`hub.roles` entry is "read" writes nothing, no pull request either (which is stricter than the Hub).
+
+Limits: `hub.counts` counts requests to "api", "resolve" and "cdn". Those without a token that exceed, say,
+`hub.limits["api"] = 500` in a window of `hub.window` seconds are told to wait; what `hub.waits` notes counts as
+waited.
 
 Faults, `hub.fault(kind, on=..., file=..., times=1, after=0, value=...)`; `hub.faults.clear()` ends them:
 
@@ -27,12 +57,14 @@ Faults, `hub.fault(kind, on=..., file=..., times=1, after=0, value=...)`; `hub.f
     "wrong_range"    a Content-Range one byte off                                     default on="file"
     "truncate"       the connection closes after `value` bytes of the body (0: half)  default on="file"
     "resize"         the file is `value` bytes longer (negative: shorter)             default on="file"
-    "drop"           the connection closes without an answer                          default on="file"
-    "delay"          the answer comes `value` seconds late                            default on="any"
+    "drop"           the connection closes without an answer, and nothing was done    default on="file"
+    "lost"           it was done, then the connection closes without an answer        default on="write"
+    "delay"          it begins, or is answered, `value` seconds late                  default on="any"
 
-`on` is "api", "resolve", "cdn", "any", or "file": a GET that is answered with a file's bytes, wherever from.
-`file` is a pattern for `org/name/path` (of an API call: `org/name`). The first `after` matching requests
-pass, the next `times` fail (None: all). Of several matching faults the oldest acts, besides any delays.
+`on` is "api", "resolve", "cdn", "any", "file": a GET that is answered with a file's bytes, wherever from, or
+"write": an API call that changes a repo or a discussion. `file` is a pattern for `org/name/path` (of an API call
+or an upload: `org/name`). The first `after` matching requests pass, the next `times` fail (None: all). Of several
+matching faults the oldest acts, besides any delays.
 """
 
 from __future__ import annotations

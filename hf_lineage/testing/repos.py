@@ -1,4 +1,4 @@
-"""What the stand-in holds: repos with commits and files, requests, faults, and what the Hub computes from files."""
+"""What the stand-in holds: repos, files, discussions, requests, faults, and what the Hub computes from files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, parse_qsl
 
 Source = bytes | str | Path
-Place = Literal["api", "resolve", "cdn", "file", "any"]
-Kind = int | Literal["expired", "ignore_range", "wrong_range", "truncate", "resize", "drop", "delay"]
+Place = Literal["api", "resolve", "cdn", "write", "file", "any"]
+Kind = int | Literal["expired", "ignore_range", "wrong_range", "truncate", "resize", "drop", "lost", "delay"]
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".png", ".npz")
 LFS_SIZE = 10 << 20  # bytes; longer files are LFS files whatever their name
 HASHED_SIZE = 64 << 20  # bytes; longer files on disk get a made-up checksum: a real one takes seconds
 CONFIG = {"architectures", "model_type", "architecture", "num_classes", "auto_map", "quantization_config"}
+RELATIONS = ("adapter", "finetune", "merge", "quantized")
 
 
 @dataclass(slots=True)
@@ -37,6 +39,7 @@ class Request:
     authorised: bool  # it carried an Authorization header
     user: str | None  # the user of its token, if the token is known
     body: bytes = field(repr=False)
+    role: str = "write"  # of its token, "read" or "write"
     status: int = 0  # 0: the connection was dropped
     bytes_sent: int = 0  # of the answer's body
 
@@ -47,6 +50,11 @@ class Request:
     def values(self, name: str) -> list[str]:
         """A parameter that may come several times."""
         return parse_qs(self.query).get(name, [])
+
+    def json(self) -> dict[str, Any]:
+        """The body of a POST; none is an empty one."""
+        data = json.loads(self.body or b"{}")
+        return data if isinstance(data, dict) else {}
 
 
 @dataclass(slots=True)
@@ -74,10 +82,10 @@ class Fault:
 class File:
     """A file's content: bytes, or a path that is read piece by piece when somebody asks for it."""
 
-    def __init__(self, name: str, source: bytes | Path) -> None:
+    def __init__(self, name: str, source: bytes | Path, lfs: bool | None = None) -> None:
         self.source = source
         self.size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        self.lfs = name.endswith(LFS_SUFFIXES) or self.size > LFS_SIZE
+        self.lfs = is_large(name, self.size) if lfs is None else lfs
 
     def chunks(self, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from `start` to `stop`, zeros behind the end."""
@@ -112,9 +120,50 @@ class File:
         return f"{head}\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
 
 
+def is_large(name: str, size: int) -> bool:
+    """Whether the Hub keeps a file of this name outside git."""
+    return name.endswith(LFS_SUFFIXES) or size > LFS_SIZE
+
+
+@dataclass(slots=True)
+class Commit:
+    """What git says of a commit besides its files."""
+
+    title: str
+    message: str
+    author: str
+    date: str
+    parent: str | None
+
+
+@dataclass(slots=True)
+class Discussion:
+    """A discussion, or a pull request: then its files are the commit that `refs/pr/<num>` points to."""
+
+    num: int
+    title: str
+    author: str
+    created: str
+    status: str = "open"  # "draft", "open", "closed" or "merged"
+    is_pull_request: bool = False
+    base: str = ""  # the commit of main that a pull request starts from
+    merged: str = ""  # the commit of main that it became
+    events: list[dict[str, Any]] = field(default_factory=list)  # as the API shows them
+
+    def add(self, kind: str, user: str, now: str, data: dict[str, Any]) -> dict[str, Any]:
+        """One more event."""
+        event = {"id": digest(f"{self.num} {len(self.events)}"), "type": kind, "createdAt": now, "data": data}
+        self.events.append({**event, "author": {"name": user, "type": "user"}})
+        return self.events[-1]
+
+    @property
+    def comments(self) -> list[str]:
+        return [event["data"]["latest"]["raw"] for event in self.events if event["type"] == "comment"]
+
+
 @dataclass
 class Repo:
-    """A model repo: all its commits, and where its branches point."""
+    """A model repo: all its commits, where its branches point, and what people say about it."""
 
     id: str
     private: bool = False
@@ -122,20 +171,58 @@ class Repo:
     readers: frozenset[str] = frozenset()
     downloads: int = 0
     likes: int = 0
+    trending: float = 0
     created: str = "2024-01-01T00:00:00.000Z"
+    modified: str = ""  # of main; empty: as created
     commits: dict[str, dict[str, File]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    history: dict[str, Commit] = field(default_factory=dict)  # by sha
+    discussions: dict[int, Discussion] = field(default_factory=dict)  # by number
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)  # by sha: read from files once
 
-    def commit(self, files: Mapping[str, File], ref: str) -> str:
+    def __post_init__(self) -> None:
+        self.created = moment(self.created)
+        self.modified = self.now = moment(self.modified or self.created)
+
+    def tick(self) -> str:
+        """The next second of the repo's own clock: the same test gives the same dates."""
+        self.now = moment(self.now, seconds=1)
+        return self.now
+
+    def commit(
+        self,
+        files: Mapping[str, File],
+        ref: str,
+        *,
+        title: str = "Update",
+        message: str = "",
+        author: str = "",
+        modified: str = "",
+        parent: str | None = None,
+    ) -> str:
         """Make `files` the content of `ref`. The same history gives the same sha."""
         content = [(path, files[path].oid) for path in sorted(files)]
         sha = hashlib.sha1(f"{self.id} {len(self.commits)} {ref} {content}".encode()).hexdigest()
+        if modified:
+            self.now = moment(modified)
+        elif self.commits:
+            self.tick()
+        parent = parent or self.refs.get(ref)
+        self.history[sha] = Commit(title, message, author or self.id.split("/")[0], self.now, parent)
         self.commits[sha] = dict(files)
         self.refs[ref] = sha
+        if ref == "main":
+            self.modified = self.now
         return sha
+
+    def pull(self, ref: str) -> Discussion | None:
+        """The pull request whose commits `ref` holds."""
+        number = ref.removeprefix("refs/pr/")
+        return self.discussions.get(int(number)) if ref.startswith("refs/pr/") and number.isdigit() else None
 
     def find(self, revision: str) -> str | None:
         """The commit a branch, a sha or the beginning of a sha means."""
+        revision = revision.removeprefix("refs/heads/")
         if revision in self.refs:
             return self.refs[revision]
         hits = [sha for sha in self.commits if len(revision) >= 7 and sha.startswith(revision)]
@@ -145,20 +232,79 @@ class Repo:
         return user is not None and (user == self.id.split("/")[0] or user in self.readers)
 
 
+def moment(text: str, seconds: float = 0) -> str:
+    """A date as the API spells it, some seconds later."""
+    date = datetime.fromisoformat(text)
+    date = (date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC) + timedelta(seconds=seconds)
+    return date.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 # What the Hub computes from a repo's files.
+
+
+def card_block(text: str) -> str | None:
+    """The YAML at the top of a card."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    block = REGEX_YAML_BLOCK.search(text)
+    return block.group(2) if block else None
 
 
 def card_data(files: Mapping[str, File]) -> dict[str, Any]:
     """The YAML of README.md; empty if there is none or it is broken."""
     import yaml  # type: ignore[import-untyped,unused-ignore]
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     text = files["README.md"].read().decode("utf-8-sig", "replace") if "README.md" in files else ""
-    block = REGEX_YAML_BLOCK.search(text)
     with suppress(yaml.YAMLError):
-        data = yaml.safe_load(block.group(2)) if block else None
+        data = yaml.safe_load(card_block(text) or "")
         return data if isinstance(data, dict) else {}
     return {}
+
+
+def card_problems(text: str) -> tuple[list[str], list[str]]:
+    """Errors and warnings of the Hub about a card's metadata."""
+    import yaml
+
+    block = card_block(text)
+    if block is None:
+        return [], ["empty or missing yaml metadata in repo card"]
+    try:
+        data = yaml.safe_load(block)
+    except yaml.YAMLError as error:
+        return [f"Invalid YAML: {error}"], []
+    if data is None:
+        return [], ["empty or missing yaml metadata in repo card"]
+    return (_field_problems(data) if isinstance(data, dict) else ["metadata must be an object"]), []
+
+
+def _field_problems(data: dict[str, Any]) -> list[str]:
+    problems = [
+        f'"base_model" with value "{base}" is not valid. Use a model id from https://hf.co/models.'
+        for base in _listed(data.get("base_model"))
+        if not _is_repo_id(base)
+    ]
+    if data.get("base_model_relation") not in (None, *RELATIONS):
+        problems.append(f'"base_model_relation" must be one of [{", ".join(RELATIONS)}]')
+    for name in ("license", "tags", "library_name", "pipeline_tag"):
+        value, listable = data.get(name), name in ("license", "tags")
+        values = value if listable and isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(one, str) for one in values):
+            problems.append(f'"{name}" must be a string' + (" or an array of strings" if listable else ""))
+    return problems
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _is_repo_id(name: Any) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def parameter_counts(files: Mapping[str, File]) -> dict[str, Any] | None:
@@ -176,21 +322,10 @@ def parameter_counts(files: Mapping[str, File]) -> dict[str, Any] | None:
 
 
 def model_data(repo: Repo, sha: str) -> dict[str, Any]:
-    """Everything the API can tell of a model."""
-    files, card, config = repo.commits[sha], card_data(repo.commits[sha]), {}
-    with suppress(KeyError, ValueError):
-        config = dict(json.loads(files["config.json"].read()))
-    declared = card.get("base_model") or []
-    listed = [declared] if isinstance(declared, str) else declared if isinstance(declared, list) else []
-    bases = [base for base in listed if isinstance(base, str)]
-    inferred = "adapter" if "adapter_config.json" in files else "merge" if len(bases) > 1 else "finetune"
-    relation = card.get("base_model_relation") or inferred
-    library = card.get("library_name") or ("timm" if "pretrained_cfg" in config else None)
-    formats = ["safetensors"] if any(path.endswith(".safetensors") for path in files) else []
-    tags = [library, *formats, config.get("model_type"), card.get("pipeline_tag"), *(card.get("tags") or ())]
-    tags += [f"base_model:{prefix}{base}" for base in bases for prefix in ("", f"{relation}:")]
-    parents = {"relation": relation, "models": [{"_id": digest(base), "id": base} for base in bases]}
-    data = {
+    """Everything the API can tell of a model; what its files say is computed once for a commit."""
+    if sha not in repo.facts:
+        repo.facts[sha] = _file_facts(repo.commits[sha])
+    return {
         "_id": digest(repo.id),
         "id": repo.id,
         "modelId": repo.id,
@@ -199,23 +334,47 @@ def model_data(repo: Repo, sha: str) -> dict[str, Any]:
         "gated": repo.gated,
         "disabled": False,
         "spaces": [],
-        "trendingScore": 0,
+        "trendingScore": repo.trending,
         "downloads": repo.downloads,
         "likes": repo.likes,
         "sha": sha,
-        "lastModified": repo.created,
+        "lastModified": repo.modified,
         "createdAt": repo.created,
+        **repo.facts[sha],
+    }
+
+
+def _file_facts(files: Mapping[str, File]) -> dict[str, Any]:
+    card, config = card_data(files), _json_file(files, "config.json")
+    bases = [base for base in _listed(card.get("base_model")) if isinstance(base, str) and base]
+    inferred = "adapter" if "adapter_config.json" in files else "merge" if len(bases) > 1 else "finetune"
+    relation = card.get("base_model_relation") or inferred
+    library = card.get("library_name") or ("timm" if "pretrained_cfg" in config else None)
+    formats = ["safetensors"] if any(path.endswith(".safetensors") for path in files) else []
+    tags = [library, *formats, config.get("model_type"), card.get("pipeline_tag"), *(card.get("tags") or ())]
+    tags += [f"base_model:{prefix}{base}" for base in bases for prefix in ("", f"{relation}:")]
+    parents = {"relation": relation, "models": [{"_id": digest(base), "id": base} for base in bases]}
+    adapter = _json_file(files, "adapter_config.json")
+    peft = {key: adapter[key] for key in ("base_model_name_or_path", "task_type") if key in adapter}
+    facts = {
         "cardData": card,
         "library_name": library,
         "pipeline_tag": card.get("pipeline_tag"),
         "tags": [tag for tag in tags if tag] + ["region:us"],
-        "config": {key: config[key] for key in config if key in CONFIG},
+        "config": {key: config[key] for key in config if key in CONFIG} | ({"peft": peft} if peft else {}),
         "siblings": [{"rfilename": path} for path in sorted(files)],
         "usedStorage": sum(file.size for file in files.values()),
         "safetensors": parameter_counts(files),
         "baseModels": parents if bases else None,
     }
-    return {key: value for key, value in data.items() if value is not None}
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _json_file(files: Mapping[str, File], path: str) -> dict[str, Any]:
+    """A file's JSON object; empty if there is none or it is broken."""
+    with suppress(KeyError, ValueError, TypeError):
+        return dict(json.loads(files[path].read()))
+    return {}
 
 
 def digest(name: str) -> str:

@@ -10,16 +10,19 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingTCPServer
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from .repos import Fault, File, Kind, Place, Repo, Request, Source
-from .routes import ROUTES, Answer, Refused
+from . import discussions, routes, writes
+from .answers import Answer, Refused, Route, writer
+from .repos import Fault, File, Kind, Place, Repo, Request, Source, digest, moment
+
+ROUTES = (*writes.ROUTES, *discussions.ROUTES, *routes.ROUTES)  # in this order: `_model` comes last
 
 
 class MiniHub:
@@ -37,13 +40,22 @@ class MiniHub:
         self.repos: dict[str, Repo] = {}
         self.renamed: dict[str, str] = {}
         self.tokens = {"hf_alice": "alice", "hf_bob": "bob"}
+        self.roles: dict[str, Literal["read", "write"]] = {}  # of tokens; "write" unless given
+        self.orgs: dict[str, set[str]] = {}  # organisations of each user
+        self.collections: dict[str, dict[str, Any]] = {}  # by slug, as the API shows them
         self.faults: list[Fault] = []
         self.log: list[Request] = []
         self.bytes_served: Counter[str] = Counter()  # by `org/name/path`
         self.waits: list[float] = []  # seconds that this process' client wanted to wait before retries
         self.page_size = 1000  # of a listing
+        self.limits: dict[str, int] = {}  # requests without a token in one window, by "api", "resolve", "cdn"
+        self.window = 300.0  # seconds, counting those that the client wanted to wait
+        self.counts: Counter[str] = Counter()  # all requests, by the same names
         self.url_lifetime = 3600.0  # seconds a signed url is good for
-        self._signed: dict[str, tuple[File | None, str, float]] = {}
+        self._signed: dict[str, tuple[File | None, str, float]] = {}  # content, key and end of a url
+        self._uploads: dict[str, tuple[int, str, float]] = {}  # size, key and end
+        self._blobs: dict[str, File] = {}  # uploaded, by sha256
+        self._spent: dict[str, tuple[float, int]] = {}  # start of the window, and requests in it
 
     @property
     def leaks(self) -> list[Request]:
@@ -60,15 +72,32 @@ class MiniHub:
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         return self.add(name, {path.relative_to(folder).as_posix(): path for path in paths}, **about)
 
-    def commit(self, name: str, files: Mapping[str, Source | None], ref: str = "main") -> str:
-        """Change files (None: delete) of a branch and return the new sha; old shas stay readable."""
-        repo = self.repos[name]
-        content = dict(repo.commits.get(repo.refs.get(ref, repo.refs.get("main", "")), {}))
-        for path, source in files.items():
-            content.pop(path, None)
-            if source is not None:
-                content[path] = File(path, source.encode() if isinstance(source, str) else source)
-        return repo.commit(content, ref)
+    def commit(self, name: str, files: Mapping[str, Source | None], ref: str = "main", **about: str) -> str:
+        """Change files (None: delete) of a branch and return the new sha; old shas stay readable.
+
+        `about` may be title, message, author and modified, the date.
+        """
+        with self._lock:
+            repo = self.repos[name]
+            content = dict(repo.commits.get(repo.refs.get(ref, repo.refs.get("main", "")), {}))
+            for path, source in files.items():
+                content.pop(path, None)
+                if source is not None:
+                    content[path] = File(path, source.encode() if isinstance(source, str) else source)
+            return repo.commit(content, ref, **about)
+
+    def add_collection(self, slug: str, *, title: str, items: Sequence[str], **about: Any) -> None:
+        """A collection of models, and of data sets where an item starts with `datasets/`; `about`: description, ..."""
+        shown = []
+        for position, item in enumerate(items):
+            kind = "dataset" if item.startswith("datasets/") else "model"
+            name = item.removeprefix("datasets/")
+            shown.append({"_id": digest(f"{slug} {item}"), "id": name, "type": kind, "position": position})
+        owner = slug.split("/")[0]
+        usual = {"private": False, "theme": "green", "upvotes": 0, "description": ""}
+        usual["lastUpdated"] = moment("2024-01-01")
+        owned = {"slug": slug, "title": title, "owner": {"name": owner, "type": "user"}}
+        self.collections[slug] = {**usual, **owned, "items": shown, **about}
 
     def rename(self, old: str, new: str) -> None:
         """Redirect `old` to `new` (307), and move the repo there if there is one."""
@@ -88,7 +117,7 @@ class MiniHub:
         value: float = 0,
     ) -> Fault:
         """Let something go wrong; the table is in the module's docstring."""
-        usual: dict[Kind, Place] = {"expired": "cdn", "delay": "any"}
+        usual: dict[Kind, Place] = {"expired": "cdn", "delay": "any", "lost": "write"}
         place = on or ("resolve" if isinstance(kind, int) else usual.get(kind, "file"))
         fault = Fault(kind, place, file, math.inf if times is None else times, after, value)
         self.faults.append(fault)
@@ -138,7 +167,7 @@ class MiniHub:
     def _open(self, name: str, revision: str, user: str | None) -> tuple[Repo, str]:
         """The repo and the commit. Like the Hub, it does not tell a hidden repo from a missing one."""
         repo = self.repos.get(name)
-        if repo is None or (repo.private and not repo.admits(user)):
+        if repo is None or (repo.private and not self._admits(repo, user)):
             raise Refused(404 if user else 401, "RepoNotFound", "Repository not found")
         sha = repo.find(revision)
         if sha is None:
@@ -151,53 +180,125 @@ class MiniHub:
             self._signed[signature] = (file, key, expires)
         return f"{self.cdn_url}/repos/{file.sha256}?Expires={int(expires)}&Signature={signature}"
 
+    def _sign_upload(self, sha256: str, size: int, key: str) -> str:
+        with self._lock:
+            signature, expires = f"u{len(self._uploads)}", time.time() + self.url_lifetime
+            self._uploads[signature] = (size, key, expires)
+        return f"{self.cdn_url}/uploads/{sha256}?Signature={signature}"
+
+    def _admits(self, repo: Repo, user: str | None) -> bool:
+        """Whether a user sees a private repo, and the files of a gated one."""
+        return repo.admits(user) or self._may_push(repo.id, user)
+
+    def _may_push(self, name: str, user: str | None) -> bool:
+        return user is not None and name.split("/")[0] in {user, *self.orgs.get(user, ())}
+
+    def _spend(self, place: str, call: Request) -> Answer | None:
+        """Count a request; a refusal if it is one too many without a token."""
+        with self._lock:
+            self.counts[place] += 1
+            if place not in self.limits or call.user is not None:
+                return None
+            now = time.monotonic() + sum(self.waits)
+            start, used = self._spent.get(place, (now, 0))
+            if now - start >= self.window:
+                start, used = now, 0
+            self._spent[place] = (start, used + 1)
+        if used < self.limits[place]:
+            return None
+        return _too_many(place, math.ceil(start + self.window - now))
+
     def _answer(self, call: Request) -> Answer:
         """The answer with the faults that strike it."""
-        answer = self._route(call)
         where = "cdn" if call.app == "cdn" else "resolve" if "/resolve/" in call.path else "api"
-        file = answer.body if call.method == "GET" and isinstance(answer.body, File) else None
-        places = {"any", where} | ({"file"} if file else set())
-        with self._lock:
-            delays = [f.value for f in self.faults if f.kind == "delay" and f.strikes(places, answer.key)]
-            others = (f for f in self.faults if f.kind != "delay" and f.strikes(places, answer.key))
-            fault = next(others, None)
-        time.sleep(sum(delays))
+        if refusal := self._spend(where, call):
+            return refusal
+        found, parts = _match(call)
+        key = self._key(call, parts)
+        # what changes something must not take effect if a fault is to prevent it; a reading's fault needs the answer
+        reading = call.method in ("GET", "HEAD")
+        answer = self._route(found, parts, key, call) if reading else None
+        file = answer.body if answer and call.method == "GET" and isinstance(answer.body, File) else None
+        places = {"any", where} | ({"file"} if file else set()) | ({"write"} if found and found.changes else set())
+        fault = self._strike(places, key)
         if fault and (fault.kind == "expired" or isinstance(fault.kind, int)):
-            return self._failure(fault, call)
+            return self._failure(fault, call, where)
         if fault and fault.kind == "drop":
+            return Answer(0)
+        answer = answer or self._route(found, parts, key, call)
+        if fault and fault.kind == "lost":
             return Answer(0)
         if file:
             _cut_out(answer, file, call.range, fault)
         return answer
 
-    def _route(self, call: Request) -> Answer:
+    def _strike(self, places: set[str], key: str) -> Fault | None:
+        """The fault that hits a request, after its delays."""
+        with self._lock:
+            delays = [f.value for f in self.faults if f.kind == "delay" and f.strikes(places, key)]
+            others = (f for f in self.faults if f.kind != "delay" and f.strikes(places, key))
+            fault = next(others, None)
+        time.sleep(sum(delays))
+        return fault
+
+    def _key(self, call: Request, parts: dict[str, str]) -> str:
+        """What a fault's pattern is held against: `org/name/path` of a file, `org/name` of an API call."""
+        signature = call.value("Signature") if call.app == "cdn" else ""
+        if signature in self._uploads:
+            return self._uploads[signature][1]
+        if signature in self._signed:
+            return self._signed[signature][1]
+        if call.path.startswith("/api/repos/"):  # only the body names the repo
+            asked = call.json()
+            return f"{asked.get('organization') or call.user}/{asked.get('name')}"
+        return "/".join(parts[name] for name in ("repo", "path") if name in parts)
+
+    def _route(self, found: Route | None, parts: dict[str, str], key: str, call: Request) -> Answer:
         if call.app == "hub" and call.authorised and call.user is None:
             return Refused(401, message="Invalid credentials in Authorization header").answer
-        for app, methods, pattern, route in ROUTES:
-            match = pattern.fullmatch(call.path)
-            if app != call.app or call.method not in methods.split() or match is None:
-                continue
-            parts = {name: unquote(part) for name, part in match.groupdict().items() if part is not None}
-            key = "/".join(parts[name] for name in ("repo", "path") if name in parts)
-            if new := self.renamed.get(parts.get("repo", "")):
-                start, stop = match.span("repo")
-                target = call.path[:start] + new + call.path[stop:] + (f"?{call.query}" if call.query else "")
-                return Answer(307, headers={"Location": target}, key=key)
-            try:
-                answer = route(self, call, **parts)
-            except Refused as refused:
-                answer = refused.answer
-            answer.key = answer.key or key
-            return answer
-        return Refused(404, message=f"The stand-in has no {call.method} {call.path}").answer
+        if found is None:
+            return Refused(404, message=f"The stand-in has no {call.method} {call.path}").answer
+        if new := self.renamed.get(parts.get("repo", "")):
+            match = found.pattern.fullmatch(call.path)
+            start, stop = match.span("repo") if match else (0, 0)
+            target = call.path[:start] + new + call.path[stop:] + (f"?{call.query}" if call.query else "")
+            return Answer(307, headers={"Location": target}, key=key)
+        try:
+            with self._lock if found.changes else nullcontext():
+                if found.changes:
+                    writer(call)  # refused before anything is looked up
+                answer = found.answer(self, call, **parts)
+        except Refused as refused:
+            answer = refused.answer
+        answer.key = answer.key or key
+        return answer
 
-    def _failure(self, fault: Fault, call: Request) -> Answer:
+    def _failure(self, fault: Fault, call: Request, place: str) -> Answer:
         if fault.kind == "expired":
-            self._signed[call.value("Signature")] = (None, "", 0.0)
+            signature = call.value("Signature")
+            if signature in self._uploads:
+                self._uploads[signature] = (-1, "", 0.0)
+            else:
+                self._signed[signature] = (None, "", 0.0)
             return Refused(403, message="Request has expired").answer
-        status, seconds = int(fault.kind), str(int(fault.value))
-        limit = f'"resolvers";r=0;t={seconds}' if status == 429 else ""
-        return Refused(status, message="a fault", Retry_After=seconds, RateLimit=limit).answer
+        if fault.kind == 429:
+            return _too_many(place, int(fault.value))
+        return Refused(int(fault.kind), message="a fault", Retry_After=str(int(fault.value))).answer
+
+
+def _match(call: Request) -> tuple[Route | None, dict[str, str]]:
+    """The route of a call, and the parts of its url."""
+    for found in ROUTES:
+        match = found.pattern.fullmatch(call.path)
+        if found.app == call.app and call.method in found.methods.split() and match:
+            return found, {name: unquote(part) for name, part in match.groupdict().items() if part is not None}
+    return None, {}
+
+
+def _too_many(place: str, seconds: int) -> Answer:
+    name = "resolvers" if place == "resolve" else place
+    message = f"We had to rate limit you: too many requests to {name}."
+    return Refused(429, message=message, Retry_After=str(seconds), RateLimit=f'"{name}";r=0;t={seconds}').answer
 
 
 def _cut_out(answer: Answer, file: File, asked: str | None, fault: Fault | None) -> None:
@@ -228,10 +329,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         hub, authorization = self.server.hub, self.headers.get("Authorization", "")
-        url, user = urlsplit(self.path), hub.tokens.get(authorization.removeprefix("Bearer "))
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        about = (self.headers.get("Range"), bool(authorization), user, body)
-        call = Request(self.server.app, self.command, url.path, url.query, *about)
+        url, token = urlsplit(self.path), authorization.removeprefix("Bearer ")
+        about = (self.headers.get("Range"), bool(authorization), hub.tokens.get(token), self._body())
+        role = hub.roles.get(token, "write")
+        call = Request(self.server.app, self.command, url.path, url.query, *about, role)
         answer = hub._answer(call)
         call.status = answer.status
         with hub._lock:
@@ -240,6 +341,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(answer, call)
         else:
             self.close_connection = True
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
