@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,6 +72,17 @@ def phylogeny(
     opener, opened, left_out, notes = _open(models, token, allow_pickle)
     if not opened:
         raise NothingToCompareError(f"No model could be read. {_some_reasons(left_out)}")
+    answer = grow(opener, opened, left_out, notes, method, alpha, rho, device, sample, max_bytes, progress, seed)
+    seconds = world().gather(round(time.monotonic() - started, 3))[0]
+    return replace(answer, seconds=seconds)
+
+
+def grow(
+    opener: Opener, opened: Sequence[Checkpoint], left_out: dict[str, str], notes: list[str], method: str, alpha: float,
+    rho: float | None, device: str | torch.device | None, sample: str | float | int | None, max_bytes: int | None,
+    progress: Progress | None, seed: int,
+) -> Phylogeny:  # fmt: skip
+    """The forest of models that are open."""
     views = [View(model, cuts(model)) for model in opened]
     answer = _Forest(opener, _ids(views), left_out, notes)
     kinds = by_architecture(views)
@@ -89,8 +100,7 @@ def phylogeny(
         nodes=tuple(answer.nodes), edges=tuple(sorted(answer.edges, key=lambda e: (e.child, e.parent))),
         roots=tuple(answer.roots), quality=_pooled(answer), method=method, left_out=dict(sorted(left_out.items())),
         notes=(*answer.notes, *skipped(opened)), bytes_read=opener.bytes_read + answer.elsewhere,
-        seconds=world().gather(round(time.monotonic() - started, 3))[0], seed=seed, alpha=alpha,
-        versions=versions(),
+        seed=seed, alpha=alpha, versions=versions(),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from . import remarks, verdict
 from .architecture import Alignment, Architecture, align
 from .discovery import Search
 from .errors import ArgumentError, LineageError, NoCandidatesError, NothingToCompareError
+from .family import grow
 from .hub.checkpoint import Checkpoint
 from .hub.opener import Opener
 from .inquiry import Inquiry, is_claimed, judge
@@ -33,6 +34,7 @@ from .question import (
     within,
 )
 from .records import Candidate, LayerLineage, Lineage, Progress
+from .relatives import relatives, settle
 from .weights.evidence import WeightsComparison
 from .weights.places import Block, Places, line_up, place
 from .weights.reading import read_together
@@ -112,6 +114,7 @@ class _How:
     progress: Progress | None
     seed: int
     started: float
+    searched: bool = False
     most: int | None = None
 
 
@@ -123,7 +126,8 @@ def _search(ours: Checkpoint, child: Model, opener: Opener, how: _How) -> Lineag
     while refs := world().gather([*search.refs] if world().main and search.widen(lineage) else None)[0]:
         per_model = max(LEAST_SEARCHED, SEARCHED // (1 + len(refs)))
         try:
-            lineage = _trace(ask(child, refs, opener), replace(how, most=per_model if how.sample is None else None))
+            asked = ask(child, refs, opener)
+            lineage = _trace(asked, replace(how, searched=True, most=per_model if how.sample is None else None))
         except (NoCandidatesError, NothingToCompareError) as error:  # the next ring may hold something better
             trouble = error
             continue
@@ -187,6 +191,8 @@ def _trace(asked: Question, how: _How) -> Lineage:
         comparable, readings, comparison, disguises = study.uncover(comparable, readings, comparison, claimed)
         elsewhere = readings.elsewhere
         judged, none = judge(study, comparable, readings, comparison, disguises)
+        if how.searched:
+            judged = _settle(asked, judged, none or 0.0, budget, how)
         rest += _refuse(comparable, comparison, readings.failed)
         notes += remarks.of_trace(plan, architecture, comparison)
 
@@ -216,6 +222,29 @@ def _trace(asked: Question, how: _How) -> Lineage:
         seconds=world().gather(round(time.monotonic() - how.started, 3))[0], seed=seed, alpha=alpha,
         versions=versions(),
     )  # fmt: skip
+
+
+def _settle(asked: Question, judged: list[Candidate], none: float, budget: int | None, how: _How) -> list[Candidate]:
+    """Let the tree of the child and its relatives say which of them is the parent."""
+    related = {(c.ref, c.revision) for c in relatives(judged, how.alpha)}
+    models = [asked.source, *(m for m in asked.opened if (m.ref.name, m.ref.revision) in related)]
+    if len(models) < 3:
+        return judged
+    tree = grow(
+        asked.opener,
+        models,
+        {},
+        [],
+        "information",
+        1e-2,
+        None,
+        how.device,
+        budget,
+        how.max_bytes,
+        how.progress,
+        how.seed,
+    )
+    return settle(judged, none, tree, (asked.source.ref.name, asked.source.ref.revision))
 
 
 @together

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import save, save_file
 
-from hf_lineage.experiments.families import Family, train_family, train_trees, train_twins, train_unrelated
+from hf_lineage.experiments.families import Family, Member, train_family, train_trees, train_twins, train_unrelated
 
 pytest_plugins = ["hf_lineage.testing"]
 
@@ -95,7 +95,7 @@ BIG: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3},
 }
 UNRELATED = {
-    "reduced": {"fc": 20, "fc-decayed": 16, "resnet": 6, "vit": 6},
+    "reduced": {"fc": 20, "fc-decayed": 16, "resnet": 6, "vit": 6, "llama": 6},
     "large": {"fc": 57, "fc-decayed": 57, "resnet": 22, "vit": 22},
 }
 
@@ -211,6 +211,11 @@ class Nursery:
         decay = 0.03 if kind == "fc-decayed" else 0.0
         folder = self.folder / scale / f"unrelated-{kind}"
         return once(train_unrelated, folder, kind.split("-")[0], UNRELATED[scale][kind], seed=3, weight_decay=decay)
+
+    def strangers(self, architecture: str) -> list[Member]:
+        """Networks of a family's shapes and recipes that have nothing to do with it."""
+        kinds = [architecture, "fc-decayed"] if architecture == "fc" else [architecture]
+        return [member for kind in kinds for member in self.unrelated(kind, "reduced").members]
 
 
 @pytest.fixture(scope="session")

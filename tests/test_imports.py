@@ -37,8 +37,9 @@ MAY_IMPORT = {
     "merging": "records layers weights",
     "proposals": "records report",  # as records
     "discovery": "errors records architecture conventions hub question proposals",
+    "relatives": "records trees",
     "inquiry": "records architecture hub weights question verdict",
-    "pipeline": "errors records architecture hub parallel weights features question remarks verdict layers merging discovery inquiry",
+    "pipeline": "errors records architecture hub parallel weights features question remarks verdict layers merging discovery inquiry family relatives",
     "annotation": "errors records hub report",
     "auditing": "errors records hub weights report pipeline question",
     "experiments": "errors records trees calibration pipeline family forest report",
@@ -65,6 +66,7 @@ HOME = {
     "click": {f"cli/{name}.py" for name in ("__init__", "annotate", "ask", "audit", "candidates", "demo", "surface")},
     "tqdm": {"cli/surface.py"},
     "cyclonedx": {"report/bom.py"},
+    "packageurl": {"report/bom.py"},
     "accelerate": {"parallel.py", "features/streaming.py"},
     "timm": {"experiments/networks.py", "features/networks.py"},
     "transformers": {"experiments/networks.py", "features/networks.py"},
@@ -148,13 +150,13 @@ def test_the_table_has_no_cycle() -> None:
 
 def test_public_names_are_those_that_work() -> None:
     names = [
-        "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "find_candidates", "phylogeny", "trace",
-        "trace_layers",
+        "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "annotate", "audit", "find_candidates",
+        "phylogeny", "trace", "trace_layers",
     ]  # fmt: skip
     assert hf_lineage.__all__ == names == dir(hf_lineage)
     assert all(getattr(hf_lineage, name) for name in hf_lineage.__all__)
-    with pytest.raises(AttributeError, match="audit"):
-        hf_lineage.audit  # noqa: B018
+    with pytest.raises(AttributeError, match="verify"):
+        hf_lineage.verify  # noqa: B018
 
 
 def test_no_public_name_is_a_module() -> None:

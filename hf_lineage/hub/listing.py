@@ -14,17 +14,9 @@ from .client import Hub, same_origin
 
 PAGE = 100  # models a page; more of them make an answer of megabytes
 FIELDS = (
-    "sha",
-    "tags",
-    "safetensors",
-    "config",
-    "cardData",
-    "createdAt",
-    "lastModified",
-    "downloads",
-    "gated",
+    "sha", "tags", "siblings", "safetensors", "config", "cardData", "createdAt", "lastModified", "downloads", "gated",
     "private",
-)
+)  # fmt: skip
 _BASE = re.compile(r"base_model:(?:[a-z]+:)?(.+)")
 _SLUG = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,200}")
 
