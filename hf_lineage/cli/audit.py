@@ -1,0 +1,162 @@
+"""`audit`: what many models declare, checked; printed as it comes, kept in files."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ArgumentError
+from ..parallel import world
+from ..records import printable
+from .surface import Bar, check_writable, formats, mode, save, say
+
+if TYPE_CHECKING:
+    from ..auditing import AuditRecord, Member
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+OPTIONS = (
+    click.argument("file", required=False, type=click.Path(allow_dash=True)),
+    click.option("--author", metavar="ORG", help="All models of a user or an organisation, latest changed first."),
+    click.option("--collection", metavar="SLUG", help="All models of a collection; its page's address will do."),
+    click.option("--since", metavar="WHEN", help="Only what was changed since: 2026-01-01, 2026-01-01T10:00, 36h, 7d."),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Audit at most so many."),
+    click.option("--search", is_flag=True, help="Look for parents that nobody declares, too; many more requests."),
+    click.option("--journal", type=FILE, metavar="FILE", help="Keep what is finished; started again, go on there."),
+    click.option("--sarif", type=FILE, metavar="FILE", help="Save the findings as SARIF 2.1.0, for code scanning."),
+    click.option("--markdown", type=FILE, metavar="FILE", help="Save the report as Markdown."),
+    click.option(
+        "--sample",
+        metavar="HOW",
+        help="'all', 'auto', a fraction (0.5%) or bytes. "
+        "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
+    ),
+    click.option("--alpha", type=float, default=1e-3, show_default=True, help="Family-wise error, of each model."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations."),
+    click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this of a model and its bases."),
+    click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …"),
+    click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
+    formats,
+)
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    for declare in reversed(OPTIONS):
+        command = declare(command)
+    return command
+
+
+@click.command()
+@_options
+@click.pass_context
+def audit(context: click.Context, file: str | None, author: str | None, collection: str | None, since: str | None,
+          limit: int | None, form: str, sarif: Path | None, markdown: Path | None, **options: Any) -> None:  # fmt: skip
+    """Check what models declare as their base (base_model) against their weights.
+
+    The models are those of FILE (a repo id or path a line, # for comments, - for the standard input), of a
+    collection and of an author, together. --json prints a JSON document a line for each model as soon as it is
+    finished, --format agent the same as tab-separated values, -q only the models whose claim is contradicted.
+
+    \b
+    Examples:
+      hf-lineage audit models.txt
+      hf-lineage audit --author my-org --since 7d
+      hf-lineage audit --collection my-org/released-0123abcd --markdown audit.md
+      hf-lineage audit --author my-org --journal audit.jsonl      go on where it was interrupted
+      hf-lineage audit models.txt --sarif audit.sarif             for code scanning
+      echo org/name | hf-lineage audit - --search                 who else could be the parent
+
+    \b
+    Exit codes: 0 no contradicted claim (also when some models could not be read: they are listed),
+    1 an error, or no model could be read, 2 wrong usage, 3 the author or collection has no models,
+    4 a contradicted claim was found, 130 interrupted (the files are written for what is finished).
+    """
+    if not (file or author or collection):
+        raise click.UsageError("Expected models: a FILE, --author or --collection.", context)
+    if world().size > 1:
+        raise ArgumentError("Expected one process: an audit runs in one, without torchrun or accelerate launch.")
+    for path, what in ((sarif, "SARIF file"), (markdown, "report"), (options["journal"], "journal")):
+        if path:
+            check_writable(path, what)
+    from ..auditing import audit as run
+    from ..auditing import members
+
+    found = members(author=author, collection=collection, file=file, since=since, limit=limit)
+    with ExitStack() as shown:
+        progress = shown.enter_context(Bar())
+        records = run([member.ref for member in found], progress=progress, **options)
+        output = _Output(mode(form))
+        complete = False
+        try:
+            for record in records:
+                output.add(record)
+            complete = True
+        finally:  # what is finished is told and kept, also after Ctrl-C
+            shown.close()
+            output.end()
+            _save(output.records, found, sarif, markdown, complete)
+    if any(record.status == "contradicted" for record in output.records):
+        sys.exit(4)  # `main` runs commands such that click's own exit would be lost
+    if output.records and all(record.status == "failed" for record in output.records):
+        sys.exit(1)
+
+
+class _Output:
+    """Prints records: people get a table at the end, programs a line each at once."""
+
+    def __init__(self, form: str) -> None:
+        from .. import auditing as report
+
+        self._form, self._report = form, report
+        self.records: list[AuditRecord] = []
+        if form == "agent":
+            click.echo(report.tsv_head())
+
+    def add(self, record: AuditRecord) -> None:
+        """Take note of a record."""
+        import json
+
+        self.records.append(record)
+        match self._form:
+            case "json":
+                click.echo(json.dumps(record.to_dict(), ensure_ascii=False, allow_nan=False))
+            case "agent":
+                click.echo(self._report.tsv(record))
+            case "quiet" if record.status == "contradicted":
+                click.echo(printable(record.ref))
+
+    def end(self) -> None:
+        """Say what it came to."""
+        if self._form == "human":
+            click.echo(self._report.table(self.records))
+        elif self._form != "quiet":
+            say(self._report.summary(self.records))
+
+
+def _save(
+    records: list[AuditRecord], found: list[Member], sarif: Path | None, markdown: Path | None, complete: bool
+) -> None:
+    from .. import auditing as report
+
+    if sarif:
+        places = {m.ref: (_address(m.file), m.line) for m in found if m.file and m.line}
+        hub = re.sub("//[^/@]*@", "//", os.environ.get("HF_ENDPOINT") or report.HUB)  # without a password
+        text = report.sarif(records, version("hf_lineage"), places, hub=hub, complete=complete)
+        save(lambda: sarif.write_text(text, encoding="utf-8"), "SARIF", sarif)
+    if markdown:
+        save(lambda: markdown.write_text(report.markdown(records, complete), encoding="utf-8"), "report", markdown)
+
+
+def _address(file: str) -> str:
+    """A file as SARIF names it: relative to where we are, which is the root of the checkout in CI."""
+    from urllib.parse import quote
+
+    path = Path(file).absolute()
+    return quote(path.relative_to(Path.cwd()).as_posix()) if path.is_relative_to(Path.cwd()) else path.as_uri()

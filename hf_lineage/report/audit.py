@@ -1,0 +1,239 @@
+"""An audit as a table for 80 columns, Markdown, tab-separated lines and SARIF 2.1.0. Strangers wrote the names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+from ..records import printable
+from .text import WIDTH, size_text
+from .words import code, shorten
+
+if TYPE_CHECKING:
+    from ..auditing import AuditRecord, Finding
+
+    Place = tuple[str, int]  # a file's address, as SARIF wants it, and the line
+
+Status = Literal["contradicted", "undeclared", "failed", "relative", "not_testable", "no_claim", "confirmed"]
+HUB = "https://huggingface.co"
+SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+ROOM = WIDTH - 25  # of both names, beside status, p-value and the gaps
+COLUMNS = ("status", "model", "revision", "claims", "parent", "p_value", "probability", "relation", "reason")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a status is called in SARIF, how grave it is there, what it means and what to do about it."""
+
+    id: str
+    level: Literal["error", "warning", "note"]
+    title: str
+    help: str
+
+
+# Every status, worst first; None: nothing to report. All surfaces take the order and the words from here.
+RULES: Mapping[Status, Rule | None] = {
+    "contradicted": Rule(
+        "contradicted-base-model", "error", "The declared base model is contradicted by the weights",
+        "The card, a config, an adapter or a merge recipe names a base model, and the weights show no sign of a common "
+        "origin with it. Check it with `hf-lineage trace MODEL -c BASE --sample all`, which sees through disguises. "
+        "Then correct base_model, or upload the weights that were meant.",
+    ),
+    "undeclared": Rule(
+        "undeclared-parent", "warning", "The weights come from a model that no file names",
+        "A model was found that this one was fine-tuned from, and no file of the repo names it. Add it as base_model, "
+        "and check that its licence was followed.",
+    ),
+    "failed": Rule(
+        "unreadable-model", "warning", "The model could not be audited",
+        "The repo, its files or its weights could not be read; the message says why. Nothing is known of its claims.",
+    ),
+    "relative": Rule(
+        "base-model-is-a-relative", "note", "The declared base model is a relative, not the parent",
+        "The two share an origin, but as siblings, ancestors or descendants do. Name the model that training started "
+        "from.",
+    ),
+    "not_testable": Rule(
+        "base-model-not-testable", "note", "The declared base model could not be tested",
+        "The base is missing, gated, of another architecture or an adapter's, or the evidence decides nothing. It is "
+        "neither confirmed nor contradicted.",
+    ),
+    "no_claim": None,
+    "confirmed": None,
+}  # fmt: skip
+MEANING: Mapping[Status, str] = {
+    **{status: rule.title for status, rule in RULES.items() if rule},
+    "no_claim": "No file of the repo names a base model",
+    "confirmed": "The weights bear out every declared base model",
+}
+BY_ID = {rule.id: rule for rule in RULES.values() if rule}
+
+
+def worst_first(records: Iterable[AuditRecord]) -> list[AuditRecord]:
+    """Sorted by status, then by name."""
+    order = list(RULES)
+    return sorted(records, key=lambda record: (order.index(record.status), record.ref.lower(), record.requested))
+
+
+def summary(records: Sequence[AuditRecord]) -> str:
+    """How many models of each status, worst first, and what it cost."""
+    counts = Counter(record.status for record in records)
+    told = ", ".join(f"{counts[status]} {_words(status)}" for status in RULES if counts[status])
+    cost = f"{size_text(sum(r.bytes_read for r in records))} in {sum(r.seconds for r in records):.1f} s"
+    models = "1 model" if len(records) == 1 else f"{len(records)} models"
+    return f"{models}: {told or 'nothing to audit'}; read {cost}"
+
+
+def table(records: Sequence[AuditRecord]) -> str:
+    """Every model, worst first, in at most 80 columns; below what is wrong, why."""
+    names = [max([5, *(len(printable(text)) for text in column)]) for column in _shown(records)]
+    model = min(names[0], max(28, ROOM - names[1]))
+    base = min(names[1], ROOM - model)
+    lines = [f"{'status':<12}  {'model':<{model}}  {'names':<{base}}  p-value"] if records else []
+    for record in worst_first(records):
+        name, claimed = shorten(printable(_name(record)), model), shorten(printable(_claimed(record)), base)
+        lines.append(f"{_words(record.status):<12}  {name:<{model}}  {claimed:<{base}}  {_p(record.p_value)}".rstrip())
+        if record.findings:
+            lines += textwrap.wrap(
+                printable(record.reason), WIDTH, initial_indent=" " * 14, subsequent_indent=" " * 14,
+                break_on_hyphens=False,
+            )  # fmt: skip
+    return "\n".join([*lines, *([""] if lines else []), *textwrap.wrap(summary(records), WIDTH)])
+
+
+def markdown(records: Sequence[AuditRecord], complete: bool = True) -> str:
+    """Counts, a table worst first, and what each status means; every foreign name is escaped."""
+    head = ["# Audit of declared base models", "", f"{summary(records)}.", ""]
+    if not complete:
+        head += ["**Interrupted: this is a part of the audit.**", ""]
+    rows = ["| status | model | names | p-value | parent found | why |", "|---|---|---|---:|---|---|"]
+    for record in worst_first(records):
+        claims = " ".join(code(ref) for ref in dict.fromkeys(claim.ref for claim in record.claims))
+        parent = code(record.parent) if record.parent else ""
+        why = code(record.reason.replace("`", "'")) if record.reason else ""
+        p_value = _p(record.p_value).replace("<", "&lt;")
+        rows.append(f"| {_words(record.status)} | {code(_name(record))} | {claims} | {p_value} | {parent} | {why} |")
+    counts = Counter(record.status for record in records)
+    meaning = ["| status | models | means |", "|---|---:|---|"]
+    meaning += [f"| {_words(status)} | {counts[status]} | {MEANING[status]} |" for status in RULES]
+    return "\n".join([*head, *rows, "", *meaning]) + "\n"
+
+
+def tsv_head() -> str:
+    """The first line of tab-separated records."""
+    return "\t".join(COLUMNS)
+
+
+def tsv(record: AuditRecord) -> str:
+    """One record as a line of tab-separated fields; no field holds a tab or a newline."""
+    told = record.to_dict() | {"model": record.ref, "claims": " ".join(claim.ref for claim in record.claims)}
+    return "\t".join("" if told[name] is None else printable(str(told[name])) for name in COLUMNS)
+
+
+def sarif(
+    records: Sequence[AuditRecord], version: str, places: Mapping[str, Place] | None = None, *,
+    hub: str = HUB, complete: bool = True,
+) -> str:  # fmt: skip
+    """SARIF 2.1.0: a result for each finding, in the audit's order; confirmed and no-claim models have none.
+
+    places: where a model was named, by `requested`: file and line. GitHub's code scanning accepts only files of the
+    checkout. The others are located at their card, at the audited commit. A fingerprint is made of model, rule and
+    base, so that the next commit's finding is the same alert.
+    """
+    indexes = {name: i for i, name in enumerate(BY_ID)}
+    results = [
+        _result(record, finding, indexes[finding.rule], (places or {}).get(record.requested), hub)
+        for record in records for finding in record.findings
+    ]  # fmt: skip
+    driver = {
+        "name": "hf-lineage", "version": version, "semanticVersion": version, "informationUri": "https://hf.co/docs/hub/model-cards",
+        "rules": [_rule(rule) for rule in BY_ID.values()],
+    }  # fmt: skip
+    run: dict[str, Any] = {
+        "tool": {"driver": driver},
+        "automationDetails": {"id": "hf-lineage/audit/"},
+        "columnKind": "unicodeCodePoints",
+        "invocations": [{"executionSuccessful": complete}],
+        "results": results,
+    }
+    document = {"$schema": SARIF, "version": "2.1.0", "runs": [run]}
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    return {
+        "id": rule.id,
+        "name": "".join(part.capitalize() for part in rule.id.split("-")),
+        "shortDescription": {"text": rule.title},
+        "fullDescription": {"text": rule.help},
+        "help": {"text": rule.help, "markdown": rule.help},
+        "defaultConfiguration": {"level": rule.level},
+        "properties": {"tags": ["provenance", "supply-chain"], "precision": "high"},
+    }
+
+
+def _result(record: AuditRecord, finding: Finding, index: int, place: Place | None, hub: str) -> dict[str, Any]:
+    rule = BY_ID[finding.rule]
+    mark = hashlib.sha256("\n".join([record.ref, finding.rule, finding.base or ""]).encode()).hexdigest()[:32]
+    about = f" names {finding.base} ({', '.join(finding.sources)})" if finding.sources else ""
+    physical: dict[str, Any] = {"artifactLocation": {"uri": place[0] if place else _card(record, hub)}}
+    physical["region"] = {"startLine": place[1] if place else 1}
+    figures = {name: getattr(finding, name) for name in ("p_value", "probability", "relation")}
+    told = {"model": record.ref, "revision": record.revision, "base": finding.base, "parent": record.parent, **figures}
+    return {
+        "ruleId": rule.id,
+        "ruleIndex": index,
+        "level": rule.level,
+        "message": {"text": _message(f"{record.ref}{about}: {finding.reason}")},
+        "locations": [{"physicalLocation": physical}],
+        "partialFingerprints": {"primaryLocationLineHash": f"{mark}:1", "hfLineage/v1": mark},
+        "properties": {name: printable(v) if isinstance(v, str) else v for name, v in told.items() if v is not None},
+    }
+
+
+def _card(record: AuditRecord, hub: str) -> str:
+    if record.ref[:1] in "./~":
+        return quote(f"{record.ref.removeprefix('./')}/README.md")
+    return f"{hub}/{quote(record.ref)}/blob/{quote(record.revision or 'main', safe='')}/README.md"
+
+
+def _message(text: str) -> str:
+    """Plain text for a SARIF message: no link, no placeholder, no address that a viewer would make a link of.
+
+    >>> _message("a [b](https://c) {0}")
+    'a ?b?(https: c) ?0?'
+    """
+    return re.sub(r"[\[\]{}<>|\\]", "?", printable(text)).replace("://", ": ").replace("`", "'")
+
+
+def _shown(records: Sequence[AuditRecord]) -> tuple[list[str], list[str]]:
+    return [_name(record) for record in records], [_claimed(record) for record in records]
+
+
+def _name(record: AuditRecord) -> str:
+    """The model, with the revision if one was asked for."""
+    _, at, revision = record.requested.partition("@")
+    return f"{record.ref}@{revision}" if at and record.ref[:1] not in "./~" else record.ref
+
+
+def _claimed(record: AuditRecord) -> str:
+    """The model that the status is about, and how many others are named."""
+    refs = list(dict.fromkeys([*(f.base for f in record.findings if f.base), *(c.ref for c in record.claims)]))
+    return f"{refs[0]} +{len(refs) - 1}" if len(refs) > 1 else "".join(refs) or "-"
+
+
+def _words(status: str) -> str:
+    return status.replace("_", " ")
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "<1e-300" if value < 1e-300 else f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}"
