@@ -34,7 +34,7 @@ from .question import (
     within,
 )
 from .records import Candidate, LayerLineage, Lineage, Progress
-from .relatives import relatives, settle
+from .relatives import is_enough, log10_raw, relatives, settle, together_again, unrelated
 from .weights.evidence import WeightsComparison
 from .weights.places import Block, Places, line_up, place
 from .weights.reading import read_together
@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     from .features.evidence import Settings, Source
     from .question import Model
 
-OVERWHELMING = -10.0  # log10 of the p-value at which a parent ends the search for others
-SEARCHED, LEAST_SEARCHED = 256 << 20, 4 << 20  # bytes read of all models that a search found, and of each at least
+CANDIDATES, REQUESTS = 256, 2500  # models that a search looks at, and requests it may send
+CHUNK = 64  # of them that are compared at once
+SEARCHED, LEAST_SEARCHED = 256 << 20, 1 << 20  # bytes read of all models that a search found, and of each at least
 MOST_SOURCES = 16  # candidates whose blocks are compared where nobody named any
 
 
@@ -120,18 +121,16 @@ class _How:
 
 def _search(ours: Checkpoint, child: Model, opener: Opener, how: _How) -> Lineage:
     """Trace among wider and wider rings of candidates, until one is enough."""
-    search = Search(ours, opener, progress=how.progress)
+    search = Search(ours, opener, CANDIDATES, REQUESTS, progress=how.progress)
     lineage: Lineage | None = None
     trouble: LineageError | None = None
     while refs := world().gather([*search.refs] if world().main and search.widen(lineage) else None)[0]:
-        per_model = max(LEAST_SEARCHED, SEARCHED // (1 + len(refs)))
         try:
-            asked = ask(child, refs, opener)
-            lineage = _trace(asked, replace(how, searched=True, most=per_model if how.sample is None else None))
+            lineage = _ring(child, refs, lineage, opener, how)
         except (NoCandidatesError, NothingToCompareError) as error:  # the next ring may hold something better
             trouble = error
             continue
-        if _is_enough(lineage) or "weights" not in how.names:
+        if is_enough(lineage) or "weights" not in how.names:
             break
     if lineage is None and trouble:
         raise trouble
@@ -146,11 +145,29 @@ def _search(ours: Checkpoint, child: Model, opener: Opener, how: _How) -> Lineag
     return replace(lineage, candidates=tuple(found), notes=(*notes, *lineage.notes))
 
 
-def _is_enough(lineage: Lineage) -> bool:
-    """Whether no wider ring need be looked at: a parent beyond all doubt, or a claim that the weights bear out."""
-    best = lineage.candidates[0]
-    sure = lineage.parent is not None and (best.log10_p or 0.0) <= OVERWHELMING
-    return sure or lineage.verdict == "identical" or any(claim.status == "confirmed" for claim in lineage.claims)
+def _ring(child: Model, refs: Sequence[str], before: Lineage | None, opener: Opener, how: _How) -> Lineage:
+    """The answer about all candidates so far. The new ones are screened, a chunk at once; who shows no common origin
+    is not read again, and counts among the p-values; the relatives are then asked together, and their tree decides."""
+    strangers = [*unrelated(before)]
+    away = {c.requested for c in strangers}
+    known = {c.requested: c for c in before.candidates} if before else {}
+    new, kept = [ref for ref in refs if ref not in known], [ref for ref in refs if ref in known and ref not in away]
+    seen = {name: raw for name, c in known.items() if (raw := log10_raw(c)) is not None}
+    most = max(LEAST_SEARCHED, SEARCHED // (1 + len(new)))
+    screening = replace(how, most=most if how.sample is None else None)
+    lineage = before
+    for at in range(0, len(new), CHUNK):
+        chunk = new[at : at + CHUNK]
+        lineage = _trace(ask(child, [*kept, *chunk], opener), screening)
+        strangers += unrelated(lineage)
+        away = {c.requested for c in strangers}
+        kept = [ref for ref in [*kept, *chunk] if ref not in away]
+        seen |= {c.requested: raw for c in lineage.candidates if (raw := log10_raw(c)) is not None}
+    if kept and (before or len(new) > 1):
+        finer = max(most, SEARCHED // (1 + len(kept))) if screening.most else None
+        lineage = _trace(ask(child, kept, opener), replace(screening, searched=True, most=finer))
+    assert lineage is not None, "a ring holds a candidate"
+    return together_again(lineage, strangers, seen, how.alpha)
 
 
 def _trace(asked: Question, how: _How) -> Lineage:

@@ -1,4 +1,4 @@
-"""Which of several relatives is the parent: a tree of all of them tells it better than each pair alone.
+"""What a search makes of many answers: strangers put aside, and of several relatives the parent, by their tree.
 
 Siblings that a search turned up are often as near to the child as its parent is. Where two steps meet in a model and
 whether they go the same way says who is between whom (`forest/rooting.py`); a pair cannot show that.
@@ -6,14 +6,63 @@ whether they go the same way says who is between whom (`forest/rooting.py`); a p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .records import PARENT_RELATIONS, Candidate, Relation
+from . import verdict
+from .records import PARENT_RELATIONS, Candidate, Lineage, Relation
 from .trees import Edge, Phylogeny
+from .weights.independence import holm
 
+OVERWHELMING = -10.0  # log10 of the p-value at which a parent ends the search for others
 MOST = 24  # relatives that make the tree, the nearest; its cost grows with their square
+
+
+def is_enough(lineage: Lineage) -> bool:
+    """Whether no wider ring need be looked at: a parent beyond all doubt, or a claim that the weights bear out."""
+    best = lineage.candidates[0]
+    sure = lineage.parent is not None and (best.log10_p or 0.0) <= OVERWHELMING
+    return sure or lineage.verdict == "identical" or any(claim.status == "confirmed" for claim in lineage.claims)
+
+
+def unrelated(lineage: Lineage | None) -> list[Candidate]:
+    """The candidates that need not be read again: no sign of a common origin, or nothing that could be compared."""
+    return [c for c in lineage.candidates if c.status != "compared" or c.relation == "none"] if lineage else []
+
+
+def together_again(
+    lineage: Lineage, strangers: Sequence[Candidate], screened: Mapping[str, float], alpha: float
+) -> Lineage:
+    """The answer with the candidates that were put aside before: their probability is 0, and p-values count them all.
+
+    screened: log10 of the raw p-values by which candidates were kept or put aside. Of one that was read again the
+    larger of both counts, so that being kept is no advantage. Holm's adjustment is taken over everybody; a relative
+    whose p-value is then above `alpha` is none.
+    """
+    here = {(c.ref, c.requested) for c in lineage.candidates}
+    others = [replace(c, probability=0.0 if c.probability is not None else None) for c in strangers]
+    everybody = [*lineage.candidates, *(c for c in others if (c.ref, c.requested) not in here)]
+    tested = {i: raw for i, c in enumerate(everybody) if (raw := log10_raw(c)) is not None}
+    larger = [max(raw, screened.get(everybody[i].requested, raw)) for i, raw in tested.items()]
+    for i, raw, log10_p in zip(tested, larger, holm(larger), strict=True):
+        told = replace(everybody[i], p_raw=10.0**raw, p_value=10.0**log10_p, log10_p=log10_p)
+        lost = log10_p > math.log10(alpha) and told.relation not in (None, "identical")
+        everybody[i] = replace(told, relation="none") if lost else told
+    everybody.sort(key=verdict.order)
+    said, parent = verdict.conclude(everybody, alpha)
+    undeclared = lineage.undeclared if parent == lineage.parent else ()
+    return replace(lineage, candidates=tuple(everybody), verdict=said, parent=parent, undeclared=undeclared)
+
+
+def log10_raw(candidate: Candidate) -> float | None:
+    """log10 of `p_raw`; of one too small for a float, that of the test it came from; None where none applies."""
+    if candidate.p_raw is None or candidate.p_raw > 0:
+        return None if candidate.p_raw is None else math.log10(candidate.p_raw)
+    about = candidate.evidence["weights"]
+    tests = [about[name]["log10_p"] for name in ("test", "blind") if about[name]]
+    return float(min(tests)) + math.log10(about["tests"])
 
 
 def relatives(candidates: Sequence[Candidate], alpha: float) -> list[Candidate]:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "merging": "records layers weights",
     "proposals": "records report",  # as records
     "discovery": "errors records architecture conventions hub question proposals",
-    "relatives": "records trees",
+    "relatives": "records trees verdict weights",
     "inquiry": "records architecture hub weights question verdict",
     "pipeline": "errors records architecture hub parallel weights features question remarks verdict layers merging discovery inquiry family relatives",
     "annotation": "errors records hub report",

@@ -190,4 +190,4 @@ def test_search_at_large(hub: MiniHub, nursery: Nursery, record: Callable[[str, 
         print(kind, json.dumps(figures[kind], indent=2))
         record("search", {"seed": 5, **figures})
         assert len(town.names) >= 30 and figures[kind]["parent among the candidates"] == len(rows)
-        assert figures[kind]["contradicted"] == len(lying)
+        assert figures[kind]["parent first"] >= 0.85 * len(rows) and figures[kind]["contradicted"] == len(lying)
