@@ -126,7 +126,10 @@ def _search(ours: Checkpoint, child: Model, opener: Opener, how: _How) -> Lineag
     trouble: LineageError | None = None
     while refs := world().gather([*search.refs] if world().main and search.widen(lineage) else None)[0]:
         try:
-            lineage = _ring(child, refs, lineage, opener, how)
+            if ours.adapter_base:  # its base is traced in its place: nobody but the base is looked for
+                lineage = _trace(ask(child, refs[:CHUNK], opener), how)
+            else:
+                lineage = _ring(child, refs, lineage, opener, how)
         except (NoCandidatesError, NothingToCompareError) as error:  # the next ring may hold something better
             trouble = error
             continue
@@ -167,7 +170,7 @@ def _ring(child: Model, refs: Sequence[str], before: Lineage | None, opener: Ope
         finer = max(most, SEARCHED // (1 + len(kept))) if screening.most else None
         lineage = _trace(ask(child, kept, opener), replace(screening, searched=True, most=finer))
     assert lineage is not None, "a ring holds a candidate"
-    return together_again(lineage, strangers, seen, how.alpha)
+    return together_again(lineage, strangers, seen, how.alpha, opener.same_model)
 
 
 def _trace(asked: Question, how: _How) -> Lineage:
@@ -329,9 +332,11 @@ def trace_layers(
 
 
 def _sources(ours: Checkpoint, opener: Opener) -> list[str]:
-    """What the child declares; if it declares nothing, the first ring that holds a candidate."""
+    """What the child declares; if none of that can be compared, the first ring that holds a candidate, too."""
     search = Search(ours, opener, most=MOST_SOURCES)
-    refs = world().gather([*search.refs] if world().main and search.widen() else [])[0]
+    while world().main and not search.comparable and search.widen():
+        pass
+    refs = world().gather([*search.refs] if world().main else [])[0]
     if not refs:
         raise NoCandidatesError(
             f"Expected models that `{ours.ref.name}` could be made of: it declares none, and none was found on the "

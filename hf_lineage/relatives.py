@@ -7,7 +7,7 @@ whether they go the same way says who is between whom (`forest/rooting.py`); a p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,13 +33,14 @@ def unrelated(lineage: Lineage | None) -> list[Candidate]:
 
 
 def together_again(
-    lineage: Lineage, strangers: Sequence[Candidate], screened: Mapping[str, float], alpha: float
-) -> Lineage:
+    lineage: Lineage, strangers: Sequence[Candidate], screened: Mapping[str, float], alpha: float,
+    same: Callable[[str, Candidate], bool],
+) -> Lineage:  # fmt: skip
     """The answer with the candidates that were put aside before: their probability is 0, and p-values count them all.
 
     screened: log10 of the raw p-values by which candidates were kept or put aside. Of one that was read again the
     larger of both counts, so that being kept is no advantage. Holm's adjustment is taken over everybody; a relative
-    whose p-value is then above `alpha` is none.
+    whose p-value is then above `alpha` is none. `same` says whether a claimed id means a candidate.
     """
     here = {(c.ref, c.requested) for c in lineage.candidates}
     others = [replace(c, probability=0.0 if c.probability is not None else None) for c in strangers]
@@ -52,8 +53,11 @@ def together_again(
         everybody[i] = replace(told, relation="none") if lost else told
     everybody.sort(key=verdict.order)
     said, parent = verdict.conclude(everybody, alpha)
-    undeclared = lineage.undeclared if parent == lineage.parent else ()
-    return replace(lineage, candidates=tuple(everybody), verdict=said, parent=parent, undeclared=undeclared)
+    claims, undeclared = verdict.weigh_claims(lineage.claims, everybody, parent, same)
+    return replace(
+        lineage, candidates=tuple(everybody), verdict=said, parent=parent, claims=tuple(claims),
+        undeclared=tuple(undeclared),
+    )  # fmt: skip
 
 
 def log10_raw(candidate: Candidate) -> float | None:
@@ -86,11 +90,12 @@ def settle(
 
     `child`, (ref, revision), hangs on one of them by an edge of probability q whose direction has probability d: that
     one is the parent with probability (1 − none)·q·d, and the others share what is left in the proportions they had.
+    Copies of one model have its place in the tree and share its probability: which of them was used does not show.
     An edge without a direction counts d = 1/2. `none`, that the parent is not among the candidates, stays: a tree
     seldom shows that somebody is missing. A child that came first in its tree, or is a merge, is left as the pairs
     had it.
     """
-    ids = {(node.ref, node.revision): node.id for node in tree.nodes if node.ref}
+    ids = {(node.ref, node.revision): node.duplicate_of or node.id for node in tree.nodes if node.ref}
     me = ids.get(child)
     above = [edge for edge in tree.edges if edge.directed and edge.child == me]
     beside = [edge for edge in tree.edges if not edge.directed and me in (edge.child, edge.parent)]
@@ -98,21 +103,23 @@ def settle(
         return list(candidates)
     edge = (above or beside)[0]
     other = edge.parent if edge.child == me else edge.child
-    sure = (edge.probability or 0.0) * (edge.direction or 0.5)
-    named = [c for c in candidates if ids.get((c.ref, c.revision)) == other]
-    if not named:  # an ancestor that is missing from the set
+    places = [ids.get((c.ref, c.revision)) for c in candidates]
+    named = places.count(other)
+    if not named or edge.probability is None:  # an ancestor that is missing from the set
         return list(candidates)
-    rest = sum(c.probability or 0.0 for c in candidates if c is not named[0])
-    share = (1 - none) * (1 - sure) / rest if rest else 0.0
+    others = [0.0 if place == other else c.probability or 0.0 for c, place in zip(candidates, places, strict=True)]
+    if not sum(others):  # the pairs gave all to one: whoever else is in the tree
+        others = [float(place not in (None, other)) for place in places]
+    rest = sum(others)
+    sure = edge.probability * (edge.direction or 0.5) if rest else 1.0
     settled = []
-    for c in candidates:
-        inside = ids.get((c.ref, c.revision))
+    for c, inside, weight in zip(candidates, places, others, strict=True):
         told: dict[str, Any] = {}
-        probability = (1 - none) * sure if c is named[0] else (c.probability or 0.0) * share
+        probability = (1 - none) * (sure / named if inside == other else (1 - sure) * weight / (rest or 1.0))
         if inside is not None:
             relation, first = _relation(c, edge, me, inside, tree)
             told = {"relation": relation, "facts": {**c.facts, "first": first or c.facts.get("first")}}
-            told["evidence"] = {**c.evidence, "tree": _evidence(edge, tree, c is named[0])}
+            told["evidence"] = {**c.evidence, "tree": _evidence(edge, tree, inside == other)}
         settled.append(replace(c, probability=probability, **told))
     return settled
 
