@@ -11,6 +11,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .annotation import annotate as annotate
+    from .auditing import audit as audit
     from .discovery import find_candidates as find_candidates
     from .errors import LineageError as LineageError
     from .family import phylogeny as phylogeny
@@ -24,12 +26,12 @@ if TYPE_CHECKING:
 # imported when first used: `import hf_lineage` costs nothing
 _HOMES = {
     "LayerLineage": "records", "Lineage": "records", "LineageError": "errors", "ModelRef": "records",
-    "Phylogeny": "trees", "find_candidates": "discovery", "phylogeny": "family", "trace": "pipeline",
-    "trace_layers": "pipeline",
+    "Phylogeny": "trees", "annotate": "annotation", "audit": "auditing", "find_candidates": "discovery",
+    "phylogeny": "family", "trace": "pipeline", "trace_layers": "pipeline",
 }  # fmt: skip
 __all__ = [
-    "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "find_candidates", "phylogeny", "trace",
-    "trace_layers",
+    "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "annotate", "audit", "find_candidates",
+    "phylogeny", "trace", "trace_layers",
 ]  # fmt: skip
 
 

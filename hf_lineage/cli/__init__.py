@@ -8,6 +8,7 @@ import click
 
 from ..errors import ArgumentError, LineageError, ModelNotFoundError, ReferenceSyntaxError
 from ..records import printable
+from .annotate import annotate
 from .ask import layers, trace, tree
 from .audit import audit
 from .candidates import candidates
@@ -29,10 +30,12 @@ def cli() -> None:
     hf-lineage layers user/merge -c org/a -c org/b        which layer came from where
     hf-lineage tree org/a org/b user/c user/d             who descends from whom
     hf-lineage candidates user/child                      who could be the parent
+    hf-lineage annotate user/child -c org/a --create-pr   put the answer into its card
+    hf-lineage audit --author org                         check what models declare
     """
 
 
-for command in (trace, layers, tree, candidates, demo):
+for command in (trace, layers, tree, candidates, annotate, audit, demo):
     cli.add_command(command)
 
 

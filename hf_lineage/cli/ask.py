@@ -20,7 +20,7 @@ QUESTION = (
         "candidates",
         multiple=True,
         metavar="REF",
-        help="A possible parent; repeat it. Without any: what the child's own files declare.",
+        help="A possible parent; repeat it. Without any they are searched for, beginning with what the child declares.",
     ),
     click.option(
         "--evidence",
@@ -83,7 +83,7 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
     Examples:
       hf-lineage trace user/child -c timm/resnet18.a1_in1k -c timm/resnet18.tv_in1k
       hf-lineage trace ./my-model -c org/base@v1.0 --json > lineage.json
-      hf-lineage trace user/child --explain           check what its files claim, in words
+      hf-lineage trace user/child --explain           check what its files claim, or search the Hub; in words
       hf-lineage trace user/child -c org/base --sample 0.1% --plot lineage.png
       hf-lineage trace user/child -c org/a -c org/b --evidence features --probes ./pictures --metric cka
       hf-lineage trace user/child -c org/a -c org/b --profile depth.png

@@ -1,0 +1,95 @@
+"""`annotate`: trace, then put the answer into the model's card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ArgumentError
+from .surface import Bar, formats, is_first, save, say, show
+
+OPTIONS = (
+    click.argument("child"),
+    click.option(
+        "-c",
+        "--candidate",
+        "candidates",
+        multiple=True,
+        metavar="REF",
+        help="A possible parent; repeat it. Without any: as for `trace`.",
+    ),
+    click.option("--layers", "with_layers", is_flag=True, help="Say of each layer where it came from, too."),
+    click.option("--create-pr", is_flag=True, help="Open a pull request, or update yours."),
+    click.option("--push", is_flag=True, help="Commit to main, or write into the folder."),
+    click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="FOLDER",
+        help="Save README.md and the files beside it here, to look at.",
+    ),
+    click.option(
+        "--sample",
+        metavar="HOW",
+        help="'all', 'auto', a fraction (0.5%) or bytes. "
+        "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
+    ),
+    click.option("--alpha", type=float, default=1e-3, show_default=True, help="Family-wise error of the p-values."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations."),
+    click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this over all models."),
+    click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …"),
+    click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
+    formats,
+)
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    for declare in reversed(OPTIONS):
+        command = declare(command)
+    return command
+
+
+@click.command()
+@_options
+def annotate(child: str, candidates: tuple[str, ...], with_layers: bool, create_pr: bool, push: bool,
+             out: Path | None, form: str, **options: Any) -> None:  # fmt: skip
+    """Put the lineage of CHILD into its model card.
+
+    Prints what would change in README.md, and changes nothing: --create-pr opens a pull request (any token that may
+    write will do), --push commits, or writes into a folder. The author's text stays byte for byte; base_model is added
+    only where there is none and the answer is sure; a second run with the same answer changes nothing.
+
+    \b
+    Examples:
+      hf-lineage annotate user/child -c org/a -c org/b                 look at the change
+      hf-lineage annotate user/child -c org/a --out ./card             and at the files that come with it
+      hf-lineage annotate user/child -c org/a -c org/b --create-pr     propose it to the owner
+      hf-lineage annotate me/merge -c org/a -c org/b --layers --push   write it into your own repo
+      hf-lineage annotate ./my-model -c org/base --push                before the model is uploaded
+
+    \b
+    Exit codes: 0 an answer (also when there is nothing to change), 1 an error, 2 wrong usage,
+    3 the child does not exist or is not accessible, or the token may not write, 130 interrupted.
+    """
+    if create_pr and push:
+        raise ArgumentError("Expected --create-pr or --push, got both. A pull request waits for the owner, a push not.")
+    first = is_first()
+    from ..annotation import annotate as run
+    from ..annotation import headline
+    from ..pipeline import trace, trace_layers
+
+    asked = list(candidates) or None
+    with Bar() as progress:
+        lineage = trace(child, asked, progress=progress, **options)
+        layers = trace_layers(child, asked, progress=progress, **options) if with_layers else None
+    if not first:
+        return
+    say(headline(lineage, layers))
+    note = run(child, lineage, layers=layers, create_pr=create_pr, push=push)
+    for text in note.notes:
+        say(f"note: {text}")
+    show(note, form, [note.url])
+    if out and note.changed:
+        save(lambda: note.save(out), "files", out)

@@ -1,0 +1,569 @@
+"""`annotate` through the real client against the stand-in: looked at first, written once, written whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save
+
+import hf_lineage as hl
+from hf_lineage import annotation
+from hf_lineage.cli import main
+from hf_lineage.errors import (
+    AccessDeniedError,
+    ArgumentError,
+    CardError,
+    HubUnavailableError,
+    ModelNotFoundError,
+)
+from hf_lineage.hub.writing import _told
+from hf_lineage.records import Lineage
+from hf_lineage.report.section import END, START
+
+CARD = b'---\r\n# keep me\r\nlicense: "mit" # yes\r\ntags: [a, b]\r\n---\r\n# A child\r\n'
+FILES = (
+    "README.md", "lineage.json", "lineage/bom.cdx.json", "lineage/lineage.png", "lineage/statement.intoto.json",
+)  # fmt: skip
+ASKED = ["lab/parent", "lab/stranger"]
+
+
+@pytest.fixture
+def desk(lab: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The lab, whose child has a card without a base; `hf_lab` may write there, `hf_bob` may propose."""
+    lab.commit("lab/child", {"README.md": CARD})
+    lab.tokens["hf_lab"] = "lab"
+    monkeypatch.setattr(annotation, "WAIT", 0.0)
+    return lab
+
+
+TRACED: list[Lineage] = []
+
+
+@pytest.fixture
+def lineage(desk: Any) -> Lineage:
+    """Traced once: the stand-in gives the same commits the same names."""
+    if not TRACED:
+        TRACED.append(hl.trace("lab/child", ASKED, token=False))
+    return TRACED[0]
+
+
+def files(hub: Any, ref: str = "main") -> dict[str, bytes]:
+    repo = hub.repos["lab/child"]
+    return {name: file.read() for name, file in repo.commits[repo.refs[ref]].items()}
+
+
+def writes(hub: Any) -> list[str]:
+    return [call.path for call in hub.log if call.method not in ("GET", "HEAD")]
+
+
+class TestLooking:
+    def test_is_the_default_and_writes_nothing(
+        self, desk: Any, lineage: Lineage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(annotation, "_picture", lambda answer: pytest.fail("no picture is drawn to be looked at"))
+        desk.log.clear()
+        note = hl.annotate("lab/child", lineage, token=False)
+        assert (note.changed, note.url, note.files) == (True, None, FILES)
+        assert not writes(desk) and not [
+            call for call in desk.log if "whoami" in call.path or "discussions" in call.path
+        ]
+        assert "+base_model: lab/parent\n+base_model_relation: finetune\n" in note.diff
+        assert not [line for line in note.diff.splitlines() if line.startswith("-") and line != "--- a/README.md"]
+        assert files(desk)["README.md"] == CARD
+        assert len(desk.log) <= 5  # repo, gate, card (2), parent's terms
+
+    def test_needs_no_weights(self, desk: Any, lineage: Lineage) -> None:
+        desk.log.clear()
+        hl.annotate("lab/child", lineage, token=False)
+        assert not [call for call in desk.log if "safetensors" in call.path or call.app == "cdn"]
+
+    def test_its_text_is_fit_for_a_terminal(self, desk: Any, lineage: Lineage) -> None:
+        desk.commit("lab/child", {"README.md": "# \x1b[31mred\u202e\nx".encode()})
+        assert "\x1b" not in (diff := hl.annotate("lab/child", lineage, token=False).diff) and " # ?[31mred?" in diff
+
+    def test_its_forms(self, desk: Any, lineage: Lineage) -> None:
+        note = hl.annotate("lab/child", lineage, token=False)
+        assert json.loads(note.to_json()) == {
+            "schema": "hf_lineage/1", "changed": True, "url": None, "files": list(FILES), "notes": [], "diff": note.diff,
+        }  # fmt: skip
+        assert str(note) + "\n" == note.diff and "````diff" in note.to_markdown()
+
+    def test_a_card_that_is_not_there_is_made(self, desk: Any, lineage: Lineage) -> None:
+        desk.commit("lab/child", {"README.md": None})
+        note = hl.annotate("lab/child", lineage, token="hf_lab", push=True)
+        assert note.changed and files(desk)["README.md"].startswith(b"---\nbase_model: lab/parent\n")
+
+    def test_files_can_be_saved_to_look_at(self, desk: Any, lineage: Lineage, tmp_path: Path) -> None:
+        note = hl.annotate("lab/child", lineage, token=False)
+        note.save(tmp_path / "out")
+        found = {
+            path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()
+        }
+        assert found == set(FILES)
+
+
+class TestPullRequest:
+    def test_is_opened_once(self, desk: Any, lineage: Lineage) -> None:
+        first = hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
+        (about,) = desk.repos["lab/child"].discussions.values()
+        assert first.url == f"{desk.url}/lab/child/discussions/1" and (about.title, about.author) == (
+            "Add model lineage",
+            "bob",
+        )
+        assert set(files(desk, "refs/pr/1")) == {*FILES, "model.safetensors", "config.json"}
+        assert files(desk)["README.md"] == CARD
+        for text in (
+            "Fine-tuned from `lab/parent`",
+            "How to reproduce",
+            "`base_model` and `base_model_relation` to its metadata",
+        ):
+            assert text in about.comments[0]
+        desk.log.clear()
+        again = hl.annotate("lab/child", hl.trace("lab/child", ASKED, token=False), create_pr=True, token="hf_bob")
+        assert (again.changed, again.url, again.diff) == (False, first.url, "") and not writes(desk)
+        assert len(desk.repos["lab/child"].discussions) == 1
+
+    def test_is_updated_by_another_answer(self, desk: Any, lineage: Lineage) -> None:
+        first = hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
+        other = hl.trace("lab/child", [*ASKED, "lab/stranger-2"], token=False)
+        second = hl.annotate("lab/child", other, create_pr=True, token="hf_bob")
+        assert second.changed and second.url == first.url and len(desk.repos["lab/child"].discussions) == 1
+        assert b"lab/stranger-2" in files(desk, "refs/pr/1")["README.md"]
+
+    def test_of_somebody_else_or_closed_is_not_touched(self, desk: Any, lineage: Lineage) -> None:
+        hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
+        second = hl.annotate("lab/child", lineage, create_pr=True, token="hf_alice")
+        assert second.url and second.url.endswith("/2")
+        desk.repos["lab/child"].discussions[1].status = "closed"
+        third = hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
+        assert third.url and third.url.endswith("/3")
+
+    @pytest.mark.parametrize("kind", ["lost", "drop", 502])
+    def test_is_not_doubled_by_a_lost_answer(self, desk: Any, lineage: Lineage, kind: Any) -> None:
+        desk.fault(kind, on="write", file="lab/child")
+        note = hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
+        assert note.changed and note.url == f"{desk.url}/lab/child/discussions/1"
+        assert len(desk.repos["lab/child"].discussions) == 1 and START.encode() in files(desk, "refs/pr/1")["README.md"]
+
+    def test_tells_of_a_base_that_the_weights_contradict(self, desk: Any) -> None:
+        desk.commit("lab/child", {"README.md": b"---\nbase_model: lab/stranger\nlicense: mit\n---\n# T\n"})
+        lineage = hl.trace("lab/child", ["lab/parent", "lab/stranger"], token=False)
+        note = hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
+        card, text = files(desk, "refs/pr/1")["README.md"].decode(), desk.repos["lab/child"].discussions[1].comments[0]
+        assert (
+            card.startswith("---\nbase_model: lab/stranger\nlicense: mit\n---\n# T\n") and "to its metadata" not in text
+        )
+        told = "The card declares `base_model` `lab/stranger`, which was left as it is; the weights say `lab/parent`."
+        assert told in text and told in note.notes
+        for where in (text, card):
+            assert "The card names `lab/stranger`: contradicted, no sign of a common origin." in where
+
+    def test_tells_of_licences_and_gates(self, desk: Any, lineage: Lineage) -> None:
+        desk.commit("lab/parent", {"README.md": b"---\nlicense: llama2\n---\n"})
+        desk.repos["lab/parent"].gated = "manual"
+        lineage = hl.trace("lab/child", ASKED, token="hf_lab")
+        hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
+        card, text = files(desk, "refs/pr/1")["README.md"].decode(), desk.repos["lab/child"].discussions[1].comments[0]
+        for where in (text, card):
+            assert "The card of `lab/parent` declares the licence `llama2`; this card declares `mit`." in where
+            assert "Access to `lab/parent` is gated; access to this model is not." in where
+
+    def test_a_private_parent_is_told_before_it_is_named(self, desk: Any, lineage: Lineage) -> None:
+        desk.repos["lab/parent"].private = True
+        assert hl.annotate("lab/child", lineage, token="hf_lab").notes == (
+            "`lab/parent` is private: the card would name it.",
+        )
+        assert "could not be read" in hl.annotate("lab/child", lineage, token=False).diff
+
+
+class TestPush:
+    def test_is_one_commit_of_all_files(self, desk: Any, lineage: Lineage) -> None:
+        before = len(desk.repos["lab/child"].commits)
+        note = hl.annotate("lab/child", lineage, push=True, token="hf_lab")
+        repo = desk.repos["lab/child"]
+        assert len(repo.commits) == before + 1 and note.url == f"{desk.url}/lab/child/commit/{repo.refs['main']}"
+        content = files(desk)
+        card = content["README.md"].decode()
+        assert card.startswith(
+            CARD.decode().replace("---\r\n# A", "base_model: lab/parent\r\nbase_model_relation: finetune\r\n---\r\n# A")
+        )
+        assert card.count("\n") == card.count("\r\n") and set(FILES) < set(content)
+        assert content["lineage/lineage.png"].startswith(b"\x89PNG")
+        told = json.loads(content["lineage.json"])
+        assert told["parent"] == "lab/parent" and not {"seconds", "bytes_read"} & set(told)
+        assert not desk.leaks
+
+    @pytest.mark.parametrize("asked", [ASKED, None])
+    def test_a_second_run_changes_nothing(self, desk: Any, lineage: Lineage, asked: list[str] | None) -> None:
+        hl.annotate("lab/child", lineage, push=True, token="hf_lab")
+        head = desk.repos["lab/child"].refs["main"]
+        later = hl.trace("lab/child", asked, token=False)  # of another commit; None: the card declares it now
+        assert later.child.revision == head and later.claims
+        desk.log.clear()
+        for about in ({"push": True}, {"create_pr": True}, {}):
+            note = hl.annotate("lab/child", later, token="hf_lab", **about)
+            assert (note.changed, note.url, note.files) == (False, None, ())
+        assert not writes(desk) and desk.repos["lab/child"].refs["main"] == head
+
+    def test_layers_are_added_and_stay(self, desk: Any, lineage: Lineage) -> None:
+        layers = hl.trace_layers("lab/child", ASKED, token=False)
+        hl.annotate("lab/child", lineage, push=True, token="hf_lab")
+        with_layers = hl.annotate("lab/child", lineage, layers=layers, push=True, token="hf_lab")
+        assert with_layers.files == (*FILES[:3], "lineage/layers.json", "lineage/layers.png", *FILES[3:])
+        assert set(with_layers.files) < set(files(desk)) and b"### Layers" in files(desk)["README.md"]
+        assert not hl.annotate("lab/child", lineage, layers=layers, token=False).changed
+        assert not hl.annotate("lab/child", lineage, token=False).changed
+
+    def test_what_somebody_changed_in_the_section_is_written_again(self, desk: Any, lineage: Lineage) -> None:
+        hl.annotate("lab/child", lineage, push=True, token="hf_lab")
+        card = files(desk)["README.md"]
+        desk.commit("lab/child", {"README.md": card.replace(b"Fine-tuned from", b"Stolen from")})
+        assert hl.annotate("lab/child", lineage, push=True, token="hf_lab").changed
+        assert files(desk)["README.md"] == card
+
+    def test_overtaken_by_another_commit_it_reads_again(
+        self, desk: Any, lineage: Lineage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from hf_lineage.hub.writing import Desk
+
+        real, calls = Desk.commit, []
+
+        def overtaken(self: Desk, *args: Any, **kwargs: Any) -> str:
+            calls.append(kwargs["parent"])
+            if len(calls) == 1:
+                desk.commit("lab/child", {"README.md": CARD + b"\r\nA new line.\r\n"})
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(Desk, "commit", overtaken)
+        assert hl.annotate("lab/child", lineage, push=True, token="hf_lab").changed
+        card = files(desk)["README.md"]
+        assert len(calls) == 2 and b"A new line." in card and START.encode() in card
+
+    def test_but_not_for_ever(self, desk: Any, lineage: Lineage) -> None:
+        desk.fault(412, on="write", times=None)
+        with pytest.raises(HubUnavailableError, match=r"3 tries \(the repo changed meanwhile\)"):
+            hl.annotate("lab/child", lineage, push=True, token="hf_lab")
+
+    @pytest.mark.parametrize("kind", ["drop", 503])
+    def test_an_upload_that_breaks_off_is_tried_again(self, desk: Any, lineage: Lineage, kind: Any) -> None:
+        desk.fault(kind, on="cdn", times=6)  # the client itself tries six times
+        assert hl.annotate("lab/child", lineage, push=True, token="hf_lab").changed
+        desk.commit("lab/child", {"README.md": CARD})
+        desk.fault(kind, on="cdn", times=None)
+        other = replace(lineage, alpha=0.01, notes=("other bytes",), verdict="undecided", parent=None)
+        with pytest.raises(HubUnavailableError, match="no answer"):
+            hl.annotate("lab/child", other, push=True, token="hf_lab")
+
+    @pytest.mark.parametrize("kind", ["lost", "drop"])
+    def test_a_lost_answer_is_looked_for(self, desk: Any, lineage: Lineage, kind: Any) -> None:
+        before = len(desk.repos["lab/child"].commits)
+        desk.fault(kind, on="write", file="lab/child")
+        note = hl.annotate("lab/child", lineage, push=True, token="hf_lab")
+        repo = desk.repos["lab/child"]
+        assert note.changed and note.url == f"{desk.url}/lab/child/commit/{repo.refs['main']}"
+        assert len(repo.commits) == before + 1
+
+
+def test_a_merge_names_all_it_was_made_of(desk: Any, make_net: Any) -> None:
+    base = make_net(11)
+    a, b = make_net(12, base), make_net(13, base)
+    for name, tensors in (("a", a), ("b", b), ("mean", {key: (a[key] + b[key]) / 2 for key in a})):
+        desk.add(f"lab/{name}", {"model.safetensors": save(tensors), "config.json": b"{}"})
+    lineage = hl.trace("lab/mean", ["lab/a", "lab/b"], token=False)
+    layers = hl.trace_layers("lab/mean", ["lab/a", "lab/b"], token=False)
+    note = hl.annotate("lab/mean", lineage, layers=layers, token=False)
+    made = note.make()
+    card = made["README.md"].decode()
+    assert re.match(r"---\nbase_model:\n- lab/[ab]\n- lab/[ab]\nbase_model_relation: merge\n---\n", card)
+    assert "A merge. An average of weights (linear)" in card and "made from the child" not in card
+    assert len(json.loads(made["lineage/bom.cdx.json"])["components"][0]["pedigree"]["ancestors"]) == 2
+
+
+class TestRefusals:
+    def refused(self, desk: Any, error: type[Exception], match: str, child: Any = "lab/child", **about: Any) -> str:
+        """One line that names no token, and nothing written."""
+        head = dict(desk.repos["lab/child"].refs)
+        with pytest.raises(error, match=match) as found:
+            hl.annotate(child, **about)
+        assert desk.repos["lab/child"].refs == head and "\n" not in str(found.value)
+        assert not any(token in str(found.value) for token in desk.tokens)
+        return str(found.value)
+
+    def test_without_a_token(self, desk: Any, lineage: Lineage) -> None:
+        desk.log.clear()
+        for about in ({"create_pr": True}, {"push": True}):
+            for token in (False, None):
+                self.refused(desk, AccessDeniedError, "hf auth login", lineage=lineage, token=token, **about)
+        assert not desk.log
+
+    def test_with_an_unknown_token(self, desk: Any, lineage: Lineage) -> None:
+        for about in ({"create_pr": True}, {"push": True}):
+            text = self.refused(
+                desk, AccessDeniedError, "HTTP 401|hf auth login", lineage=lineage, token="hf_nobodys", **about
+            )
+            assert "hf_nobodys" not in text
+
+    def test_with_a_token_that_may_only_read(self, desk: Any, lineage: Lineage) -> None:
+        desk.roles["hf_bob"] = "read"
+        self.refused(
+            desk,
+            AccessDeniedError,
+            r"may not open a pull request .* 403.*role `read`",
+            lineage=lineage,
+            create_pr=True,
+            token="hf_bob",
+        )
+
+    def test_of_somebody_elses_repo(self, desk: Any, lineage: Lineage) -> None:
+        self.refused(
+            desk,
+            AccessDeniedError,
+            "may not push to .* propose it by a pull request",
+            lineage=lineage,
+            push=True,
+            token="hf_bob",
+        )
+
+    def test_where_pull_requests_are_disabled(self, desk: Any, lineage: Lineage) -> None:
+        desk.fault(403, on="write")
+        self.refused(
+            desk, AccessDeniedError, "unless the owner has disabled", lineage=lineage, create_pr=True, token="hf_bob"
+        )
+
+    def test_of_a_repo_that_is_hidden_or_gone(self, desk: Any, lineage: Lineage) -> None:
+        desk.repos["lab/child"].private = True
+        self.refused(desk, ModelNotFoundError, "not found", lineage=lineage, create_pr=True, token="hf_bob")
+        desk.repos["lab/child"].private = False
+        desk.repos["lab/child"].gated = "auto"
+        self.refused(desk, AccessDeniedError, "gated", lineage=lineage, create_pr=True, token="hf_bob")
+
+    def test_of_metadata_that_the_hub_refuses(self, desk: Any, lineage: Lineage) -> None:
+        desk.commit("lab/child", {"README.md": b"---\nlicense: {a: 1}\n---\n"})
+        text = self.refused(
+            desk,
+            CardError,
+            'refuses the card of `lab/child`.*"license" must be',
+            lineage=lineage,
+            push=True,
+            token="hf_lab",
+        )
+        assert "commit" not in " ".join(writes(desk)[-1:]) and len(text) < 400
+
+    @pytest.mark.parametrize(
+        ("card", "match"),
+        [(b"caf\xe9", "UTF-8"), (b"x" * (10 * 2**20 + 1), "at most"), (START.encode(), "once each")],
+        ids=["latin-1", "long", "marks"],
+    )
+    def test_of_a_card_that_cannot_be_edited(self, desk: Any, lineage: Lineage, card: bytes, match: str) -> None:
+        desk.commit("lab/child", {"README.md": card})
+        for about in ({}, {"push": True}, {"create_pr": True}):
+            self.refused(desk, CardError, match, lineage=lineage, token="hf_lab", **about)
+
+    def test_of_files_that_somebody_else_put_there(self, desk: Any, lineage: Lineage) -> None:
+        for content in (b"{}", b"[", b'{"schema": "other"}'):
+            desk.commit("lab/child", {"lineage.json": content})
+            self.refused(desk, CardError, "no `lineage.json` beside", lineage=lineage, push=True, token="hf_lab")
+        desk.commit("lab/child", {"lineage.json": b'{"schema": "hf_lineage/1"}'})  # of a section that was taken out
+        assert hl.annotate("lab/child", lineage, push=True, token="hf_lab").changed
+
+    def test_of_weights_that_are_others_by_now(self, desk: Any, lineage: Lineage, nets: Any) -> None:
+        desk.commit("lab/child", {"model.safetensors": save(nets["stranger"])})
+        self.refused(desk, ArgumentError, "Trace it again", lineage=lineage, push=True, token="hf_lab")
+
+    def test_of_another_model(self, desk: Any, lineage: Lineage, tmp_path: Path) -> None:
+        self.refused(desk, ArgumentError, "`lab/child`, got `lab/parent`", child="lab/parent", lineage=lineage)
+        self.refused(desk, ArgumentError, "`lab/child`, got", child=tmp_path, lineage=lineage)
+        layers = hl.trace_layers("lab/parent", ["lab/stranger"], token=False)
+        self.refused(desk, ArgumentError, "layers of `lab/child`", lineage=lineage, layers=layers)
+
+    def test_of_both_ways_at_once(self, desk: Any, lineage: Lineage) -> None:
+        self.refused(desk, ArgumentError, "got both", lineage=lineage, create_pr=True, push=True)
+
+    def test_when_the_hub_is_down(self, desk: Any, lineage: Lineage) -> None:
+        desk.fault(503, on="write", times=None)
+        self.refused(
+            desk, HubUnavailableError, "HTTP 503.*nothing is written twice", lineage=lineage, push=True, token="hf_lab"
+        )
+
+    def test_a_renamed_repo_is_the_same(self, desk: Any, lineage: Lineage) -> None:
+        desk.rename("lab/old", "lab/child")
+        assert hl.annotate("lab/old", lineage, token=False).changed
+
+
+class TestFolder:
+    def test_is_written_in_place_once(self, folders: dict[str, Path]) -> None:
+        child = folders["child"]
+        (child / "README.md").write_bytes(CARD)
+        (child / "README.md").chmod(0o640)
+        lineage = hl.trace(child, [folders["parent"], folders["stranger"]])
+        look = hl.annotate(child, lineage)
+        assert look.changed and look.files == FILES and (child / "README.md").read_bytes() == CARD
+        note = hl.annotate(child, lineage, push=True)
+        assert note.changed and note.url == (child / "README.md").as_uri()
+        assert (child / "README.md").stat().st_mode & 0o777 == 0o640
+        found = {path.relative_to(child).as_posix() for path in child.rglob("*") if path.is_file()}
+        assert found == {*FILES, "model.safetensors"}
+        text = (child / "README.md").read_bytes()
+        assert text.startswith(CARD) and b"base_model" not in text[: len(CARD)] and b"`./parent` (local copy)" in text
+        again = hl.trace(child, [folders["parent"], folders["stranger"]])
+        assert not hl.annotate(str(child), again, push=True).changed
+
+    def test_no_path_leaves_this_machine(self, folders: dict[str, Path]) -> None:
+        lineage = hl.trace(folders["child"], [folders["parent"], folders["stranger"]])
+        layers = hl.trace_layers(folders["child"], [folders["parent"], folders["stranger"]])
+        note = hl.annotate(folders["child"], lineage, layers=layers, push=True)
+        for name in note.files:
+            content = (folders["child"] / name).read_bytes()
+            assert (
+                str(folders["child"].parent).encode() not in content and str(Path.home()).encode() + b"/" not in content
+            )
+        told = json.loads((folders["child"] / "lineage.json").read_text())
+        assert (
+            told["child"] == {"ref": "./child", "requested": "./child", "revision": None}
+            and told["parent"] == "./parent"
+        )
+
+    def test_with_a_parent_on_the_hub_names_it(self, desk: Any, folders: dict[str, Path]) -> None:
+        lineage = hl.trace(folders["child"], ["lab/parent"], token=False)
+        hl.annotate(folders["child"], lineage, push=True, token=False)
+        assert (
+            (folders["child"] / "README.md")
+            .read_text()
+            .startswith("---\nbase_model: lab/parent\nbase_model_relation: finetune\n---\n")
+        )
+
+    def test_a_link_is_replaced_not_followed(self, folders: dict[str, Path], tmp_path: Path) -> None:
+        (tmp_path / "elsewhere.md").write_text("# T\n")
+        (folders["child"] / "README.md").symlink_to(tmp_path / "elsewhere.md")
+        lineage = hl.trace(folders["child"], [folders["parent"]])
+        hl.annotate(folders["child"], lineage, push=True)
+        assert (tmp_path / "elsewhere.md").read_text() == "# T\n" and not (folders["child"] / "README.md").is_symlink()
+        shutil.rmtree(folders["child"] / "lineage")
+        (folders["child"] / "README.md").write_text("# T\n")
+        (tmp_path / "other").mkdir()
+        (folders["child"] / "lineage").symlink_to(tmp_path / "other")
+        with pytest.raises(CardError, match="a link to another place"):
+            hl.annotate(folders["child"], lineage, push=True)
+        assert not list((tmp_path / "other").iterdir()) and (folders["child"] / "README.md").read_text() == "# T\n"
+
+    def test_a_write_that_fails_leaves_the_card_whole(
+        self, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folders["child"] / "README.md").write_bytes(CARD)
+        lineage = hl.trace(folders["child"], [folders["parent"]])
+        real = os.replace
+
+        def failing(source: Any, target: Any) -> None:
+            if Path(target).name == "README.md":
+                raise PermissionError(13, "Permission denied")
+            real(source, target)
+
+        monkeypatch.setattr(os, "replace", failing)
+        with pytest.raises(CardError, match=r"README.md.*Permission denied"):
+            hl.annotate(folders["child"], lineage, push=True)
+        assert (folders["child"] / "README.md").read_bytes() == CARD
+        assert not list(folders["child"].rglob("*.tmp"))
+
+    def test_files_of_its_owner_are_spared(self, folders: dict[str, Path]) -> None:
+        (folders["child"] / "lineage.json").write_text("mine")
+        with pytest.raises(CardError, match=r"no `lineage.json` beside"):
+            hl.annotate(folders["child"], hl.trace(folders["child"], [folders["parent"]]), push=True)
+        assert (folders["child"] / "lineage.json").read_text() == "mine"
+
+    def test_what_is_no_folder_or_no_file_is_refused(self, folders: dict[str, Path]) -> None:
+        lineage = hl.trace(folders["child"], [folders["parent"]])
+        with pytest.raises(ArgumentError, match="Use `push`"):
+            hl.annotate(folders["child"], lineage, create_pr=True)
+        with pytest.raises(ArgumentError, match="that was traced"):
+            hl.annotate(folders["parent"], lineage)
+        os.mkfifo(folders["child"] / "README.md")
+        with pytest.raises(CardError, match="found something else"):
+            hl.annotate(folders["child"], lineage)
+        single = hl.trace(folders["child"] / "model.safetensors", [folders["parent"]])
+        with pytest.raises(ArgumentError, match="Expected a folder"):
+            hl.annotate(folders["child"] / "model.safetensors", single)
+
+
+def test_without_the_extra_there_is_no_bill_of_materials(
+    desk: Any, lineage: Lineage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annotation.importlib.util, "find_spec", lambda name: None)
+    note = hl.annotate("lab/child", lineage, push=True, token="hf_lab")
+    assert "lineage/bom.cdx.json" not in files(desk) and note.notes == (
+        "No bill of materials: pip install 'hf_lineage[bom]'.",
+    )
+
+
+def test_no_token_is_told_to_anybody(
+    desk: Any, lineage: Lineage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for name in ("huggingface_hub", "httpx2", "httpcore2", "hf_lineage"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    secret = "hf_" + "S3cret" * 6
+    desk.tokens[secret] = "lab"
+    note = hl.annotate("lab/child", lineage, create_pr=True, token=secret)
+    desk.fault(403, on="write")
+    with pytest.raises(AccessDeniedError) as refused:
+        hl.annotate("lab/child", lineage, push=True, token=secret)
+    told = [
+        note.to_json(),
+        note.to_markdown(),
+        repr(note),
+        caplog.text,
+        str(refused.value),
+        repr(refused.value.__cause__),
+    ]
+    told += [content.decode("latin-1") for content in files(desk, "refs/pr/1").values()]
+    assert caplog.records and not any("S3cret" in text for text in told)
+    assert not desk.leaks and [call for call in desk.log if call.app == "cdn" and call.method == "PUT"]
+
+
+def test_the_hubs_own_words_are_one_line_without_tokens() -> None:
+    told = _told("bad\n\x1b[31m token my-own-token, hf_AbCdEf." + "x" * 900, "my-own-token")
+    assert told.startswith(": bad ?[31m token …, hf_….x") and len(told) <= 302 and "\n" not in told
+    assert _told(None, None) == ""
+
+
+class TestCommand:
+    def run(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main(["annotate", *arguments])
+        except SystemExit as done:
+            code = int(done.code or 0)
+        return code, *capsys.readouterr()
+
+    def test_prints_the_change(self, desk: Any, capsys: Any, tmp_path: Path) -> None:
+        asked = ["lab/child", "-c", "lab/parent", "-c", "lab/stranger"]
+        code, out, err = self.run(capsys, *asked, "--out", str(tmp_path / "card"))
+        assert code == 0 and out.startswith("--- a/README.md\n+++ b/README.md\n") and out.endswith(END + "\n")
+        assert err.startswith("Fine-tuned from lab/parent, probability ") and "files: " in err
+        assert (tmp_path / "card" / "lineage" / "bom.cdx.json").exists() and not writes(desk)
+        code, out, _ = self.run(capsys, *asked, "--json", "--layers")
+        assert code == 0 and "lineage/layers.json" in json.loads(out)["files"]
+
+    def test_prints_where_it_was_written(self, desk: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_bob")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+        asked = ["lab/child", "-c", "lab/parent"]
+        assert self.run(capsys, *asked, "--create-pr")[:2] == (0, f"{desk.url}/lab/child/discussions/1\n")
+        assert self.run(capsys, *asked, "--create-pr", "-q")[:2] == (0, f"{desk.url}/lab/child/discussions/1\n")
+        code, out, err = self.run(capsys, *asked, "--push")
+        assert (code, out) == (3, "") and "error: This token may not push" in err
+
+    def test_says_what_is_wrong_in_one_line(self, desk: Any, capsys: Any) -> None:
+        desk.commit("lab/child", {"README.md": b"\xff"})
+        code, out, err = self.run(capsys, "lab/child", "-c", "lab/parent")
+        assert (code, out) == (1, "") and err.splitlines()[-1].startswith("error: Expected a README.md in UTF-8")
+        assert self.run(capsys, "lab/child", "-c", "lab/parent", "--push", "--create-pr")[0] == 2
+        assert self.run(capsys, "lab/nothing", "-c", "lab/parent")[0] == 3
