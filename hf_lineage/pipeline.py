@@ -55,9 +55,9 @@ MOST_SOURCES = 16  # candidates whose blocks are compared where nobody named any
 def trace(
     child: Model, candidates: Iterable[Model] | None = None, *, evidence: str | Sequence[str] = "weights",
     alpha: float = 1e-3, probes: Source = None, taps: str | Sequence[str] | None = None, metric: str = "l2",
-    step: float | str = "auto", token: str | bool | None = None, device: str | torch.device | None = None,
-    sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
-    progress: Progress | None = None, seed: int = 0,
+    step: float | str = "auto", tree: bool | None = None, token: str | bool | None = None,
+    device: str | torch.device | None = None, sample: str | float | int | None = None, max_bytes: int | None = None,
+    allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0,
 ) -> Lineage:  # fmt: skip
     """Say which of the candidates the child was fine-tuned from, and how sure that is.
 
@@ -75,6 +75,8 @@ def trace(
         id of a data set on the Hub, or a tensor. taps: module paths of the child, `"blocks"`, or None for its first
         block. metric: of `features.similarity.METRICS`. step: α in (0, 1], or `"auto"`: the largest at which the
         linearisation's error is below a tenth for any candidate, the same for all.
+    tree: whether, of several relatives among the candidates, their tree says which is the parent (`relatives.py`); that
+        reads them once more. None does so where candidates were searched for. `evidence["tree"]` shows it.
     sample: None reads everything of local models and 0.5 % (at least 4 MB) of remote ones; `"all"`, `"auto"`,
         a fraction (`0.005`, `"0.5%"`) or a number of bytes.
     max_bytes: refuse, before any weight is read, to read more than this over all models together.
@@ -95,7 +97,10 @@ def trace(
     names = [evidence] if isinstance(evidence, str) else list(evidence)
     check(names, alpha, max_bytes, device)
     settings = features_settings(names, probes, taps, metric, step, token, device, seed)
-    how = _How(tuple(names), settings, alpha, device, sample, max_bytes, progress, seed, started)
+    how = _How(
+        tuple(names), settings, alpha, device, sample, max_bytes, progress, seed, started,
+        tree=candidates is None if tree is None else tree,
+    )  # fmt: skip
     opener = Opener(token, allow_pickle)
     if candidates is None:
         return _search(opener.open(child), child, opener, how)
@@ -115,7 +120,7 @@ class _How:
     progress: Progress | None
     seed: int
     started: float
-    searched: bool = False
+    tree: bool = False
     most: int | None = None
 
 
@@ -127,7 +132,7 @@ def _search(ours: Checkpoint, child: Model, opener: Opener, how: _How) -> Lineag
     while refs := world().gather([*search.refs] if world().main and search.widen(lineage) else None)[0]:
         try:
             if ours.adapter_base:  # its base is traced in its place: nobody but the base is looked for
-                lineage = _trace(ask(child, refs[:CHUNK], opener), how)
+                lineage = _trace(ask(child, refs[:CHUNK], opener), replace(how, tree=False))
             else:
                 lineage = _ring(child, refs, lineage, opener, how)
         except (NoCandidatesError, NothingToCompareError) as error:  # the next ring may hold something better
@@ -161,14 +166,14 @@ def _ring(child: Model, refs: Sequence[str], before: Lineage | None, opener: Ope
     lineage = before
     for at in range(0, len(new), CHUNK):
         chunk = new[at : at + CHUNK]
-        lineage = _trace(ask(child, [*kept, *chunk], opener), screening)
+        lineage = _trace(ask(child, [*kept, *chunk], opener), replace(screening, tree=False))
         strangers += unrelated(lineage)
         away = {c.requested for c in strangers}
         kept = [ref for ref in [*kept, *chunk] if ref not in away]
         seen |= {c.requested: raw for c in lineage.candidates if (raw := log10_raw(c)) is not None}
     if kept and (before or len(new) > 1):
         finer = max(most, SEARCHED // (1 + len(kept))) if screening.most else None
-        lineage = _trace(ask(child, kept, opener), replace(screening, searched=True, most=finer))
+        lineage = _trace(ask(child, kept, opener), replace(screening, tree=how.tree, most=finer))
     assert lineage is not None, "a ring holds a candidate"
     return together_again(lineage, strangers, seen, how.alpha, opener.same_model)
 
@@ -211,7 +216,7 @@ def _trace(asked: Question, how: _How) -> Lineage:
         comparable, readings, comparison, disguises = study.uncover(comparable, readings, comparison, claimed)
         elsewhere = readings.elsewhere
         judged, none = judge(study, comparable, readings, comparison, disguises)
-        if how.searched:
+        if how.tree:
             judged = _settle(asked, judged, none or 0.0, budget, how)
         rest += _refuse(comparable, comparison, readings.failed)
         notes += remarks.of_trace(plan, architecture, comparison)

@@ -468,7 +468,14 @@ class TestSection:
         text = section(answer(BEST, *many), layered(blocks=blocks))
         rows = [line for line in text.splitlines() if line.startswith("|")]
         assert len(rows) == 2 + 8 + 1 + 2 + 40 and "and 23 more;" in text and "and 20 more rows" in text
-        assert text.count("-c lab/m") == 60
+        assert text.count("-c lab/parent") == 2 and "-c lab/m" not in text, "of hundreds only the relatives"
+        assert "30 more candidates that show nothing" in text
+        assert section(answer(BEST, *many[:9])).count("-c lab/m") == 9
+
+    def test_a_tree_of_relatives_is_asked_for_again(self) -> None:
+        assert "--tree" not in section(answer())
+        text = section(answer(replace(BEST, evidence={"weights": {}, "tree": {}}), OTHER), layered())
+        assert text.count("--tree") == 1 and text.index("--tree") < text.index("hf-lineage layers")
 
     def test_claims_that_hold_are_no_news(self) -> None:
         claims = (Claim("card", "lab/parent", "finetune", "confirmed"), Claim("config", "lab/x", None, "not_testable"))

@@ -64,6 +64,11 @@ def _question(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @_question
 @click.option("--tap", "taps", multiple=True, metavar="PATH", help="A module of the child; 'blocks' for all of them.")
+@click.option(
+    "--tree/--no-tree",
+    default=None,
+    help="Whether the tree of all relatives says which is the parent. Default: where candidates are searched for.",
+)
 @click.option("--explain", is_flag=True, help="Add the verdict in plain sentences, and what it rests on.")
 @click.option(
     "--profile",

@@ -25,6 +25,7 @@ START, END = "<!-- hf-lineage:start -->", "<!-- hf-lineage:end -->"
 SCHEMA = "hf_lineage/card/1"
 TITLE = "Add model lineage"
 MOST_ROWS, MOST_LAYERS, MOST_NOTES, MOST_CHARACTERS = 8, 40, 6, 300
+MOST_ASKED = 24  # candidates that the command to reproduce names
 MOST_DATA = 1 << 20  # characters of a machine-readable comment that are looked at
 SURE = ((0.99, "very sure"), (0.9, "sure"), (0.75, "fairly sure"), (0.5, "more likely than not"))
 EVIDENCE = ("weights", "features", "detector")  # that can be asked for
@@ -72,7 +73,7 @@ def essentials(lineage: Lineage, layers: LayerLineage | None = None) -> dict[str
         "relation": parent.relation if parent else None,
         "probability": _number(parent.probability) if parent else None,
         "p_value": _number(parent.p_value) if parent else None,
-        "candidates": sorted({at_commit(c.ref, c.revision) for c in lineage.candidates}),
+        "candidates": sorted({at_commit(c.ref, c.revision) for c in _asked(lineage)}),
         "contradicted": sorted({f"{c.source} {c.ref}" for c in lineage.claims if c.status == "contradicted"}),
         "layers": _layers_data(lineage, layers) if layers is not None else None,
         "alpha": _number(lineage.alpha),
@@ -299,13 +300,26 @@ def _reproduce(lineage: Lineage, layers: LayerLineage | None) -> list[str]:
     kinds = [kind for kind in EVIDENCE if any(kind in c.evidence for c in lineage.candidates)]
     commands = [_command(lineage, "trace", kinds)]
     commands += [_command(lineage, "layers", layers.evidence)] if layers is not None else []
-    return [f"{asked}:", "", "```sh", *commands, "```", ""]
+    left_out = len(lineage.candidates) - len(_asked(lineage))
+    rest = [f"{left_out} more candidates that show nothing are left out here; `lineage.json` has them.", ""]
+    return [f"{asked}:", "", "```sh", *commands, "```", "", *(rest if left_out else [])]
+
+
+def _asked(lineage: Lineage) -> Sequence[Candidate]:
+    """The candidates that the command names: of the hundreds of a search only the relatives."""
+    if len(lineage.candidates) <= MOST_ASKED:
+        return lineage.candidates
+    related = [c for c in lineage.candidates if c.relation not in (None, "none")]
+    return (related or lineage.candidates)[:MOST_ASKED]
 
 
 def _command(lineage: Lineage, name: str, kinds: Sequence[str]) -> str:
     parts = [f"hf-lineage {name} {_word(at_commit(lineage.child.name, lineage.child.revision))}"]
-    refs = sorted({(c.ref, c.revision or "") for c in lineage.candidates if not c.ref.startswith("module:")})
+    asked = [c for c in _asked(lineage) if not c.ref.startswith("module:")]
+    refs = sorted({(c.ref, c.revision or "") for c in asked})
     parts += [f"-c {_word(at_commit(ref, revision))}" for ref, revision in refs]
+    if name == "trace" and any("tree" in c.evidence for c in lineage.candidates):
+        parts.append("--tree")
     if kinds and list(kinds) != ["weights"]:
         parts += [f"--evidence {_word(kind)}" for kind in kinds]
     return " \\\n  ".join([*parts, f"--alpha {lineage.alpha:g} --seed {lineage.seed}"])
