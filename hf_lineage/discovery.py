@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .architecture import Architecture, align, describe
 from .conventions import cuts
-from .errors import ArgumentError, HubUnavailableError, LineageError
+from .errors import ArgumentError, LineageError
 from .hub.candidates import claims_of
 from .hub.checkpoint import Checkpoint, FileCheckpoint
 from .hub.opener import Opener, identity
 from .hub.view import View
 from .proposals import Proposal, Proposals
 from .question import base_of, versions
-from .records import Lineage, ModelRef, is_repo_id
+from .records import Lineage, ModelRef, is_repo_id, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,13 +40,18 @@ SIBLINGS = 20  # other children of one base that are looked at
 BASES = 4  # generations of declared bases that are walked up
 RELATIVES = 3  # models found to be related whose own bases and their children are looked at
 NARROW, WIDE = 0.03, 0.5  # the share by which a number of parameters may differ: another head, another vocabulary
-KEPT = 8 << 20  # bytes of a candidate kept in memory, since a wider ring asks for them again
+BATCH = 8  # models opened side by side
+LIGHTER = 4  # a cached model of this many times fewer or more bytes than the child is not looked at online
+# bytes kept in memory of the child and of each candidate, and of all: a wider ring asks for them again
+KEPT, KEPT_IN_ALL = 8 << 20, 512 << 20
 TEXT = 200_000  # bytes of a README that are searched for the Trainer's sentence
 
 # what transformers' Trainer writes; only this sentence, with the id twice
 _TRAINED = re.compile(r"This model is a fine-tuned version of \[([^\]\s]+)\]\(https://huggingface\.co/([^)\s]+)\)")
 _WORD = re.compile(r"[A-Za-z0-9.]+")
-Ring = Callable[[], Iterator[tuple[str, str, "Listed | None"]]]
+# (repo id, rule, what a listing told of it); None: what came so far is to be opened before the ring goes on
+Row = tuple[str, str, "Listed | None"] | None
+Ring = Callable[[], Iterator[Row]]
 
 
 def find_candidates(
@@ -64,8 +69,9 @@ def find_candidates(
     Raises `ModelNotFoundError`, `CheckpointError`, `HubUnavailableError` for the child, `ArgumentError`. What goes
     wrong with anything else is told in the notes.
     """
-    if min(most, max_requests, max_bytes) < 1:
-        raise ArgumentError(f"Expected limits above 0, got {min(most, max_requests, max_bytes)}.")
+    for name, value in (("most", most), ("max_requests", max_requests), ("max_bytes", max_bytes)):
+        if type(value) is not int or value < 1:
+            raise ArgumentError(f"Expected `{name}` to be a whole number above 0, got {value!r}.")
     started = time.monotonic()
     opener = Opener(token, allow_pickle)
     search = Search(opener.open(child), opener, most, max_requests, max_bytes, progress)
@@ -85,10 +91,18 @@ class Search:
         self._most, self._max_requests, self._max_bytes = most, max_requests, max_bytes
         self._rings: list[Ring] = [self._declared, self._family, self._alike, self._wider]
         self._found: dict[str, Proposal] = {}  # by the name it was first met under
+        self._known_as: dict[tuple, str] = {identity(child): child.ref.name}  # that name, by identity
+        self._other_names: dict[str, str] = {child.ref.name: child.ref.name}  # that name, by any other
         self._listed: dict[str, Listed] = {}
-        self._ids: set[tuple] = {identity(child)}
+        self._expanded: set[str] = set()  # those whose children were listed
         self._asked_around: set[str] = set()
         self._troubles: list[str] = []
+        self._broken_listings = 0
+        # requests and bytes of the search, and those of others who use the opener: a trace that reads weights
+        self._used = self._elsewhere = (0, 0)
+        self._count()
+        if isinstance(child, FileCheckpoint) and child.remote:
+            child.keep(KEPT)
 
     @cached_property
     def claims(self) -> list[Claim]:
@@ -106,19 +120,22 @@ class Search:
     def widen(self, lineage: Lineage | None = None) -> bool:
         """Look at the next ring that holds a new candidate; False if there is none, or the budget is spent.
 
-        With the answer about the candidates so far, relatives in it are asked for theirs instead of going wider.
+        With the answer about the candidates so far, relatives in it are asked for theirs before going wider; once a
+        parent is named, instead of going wider.
         """
         before = len(self.refs)
+        self._elsewhere = (self._opener.requests - self._used[0], self._opener.bytes_read - self._used[1])
         related = _related(lineage)
-        if related:
-            self._rings = [lambda: self._around(related)] if set(related) - self._asked_around else []
+        if lineage is not None and lineage.parent:
+            self._rings = []
+        if set(related) - self._asked_around:
+            self._rings.insert(0, lambda: self._around(related))
         while self._rings and not self._spent:
             try:
                 self._look(self._rings.pop(0)())
             except LineageError as error:
-                self._troubles.append(f"The search stopped early: {error}")
-                if isinstance(error, HubUnavailableError):
-                    self._rings = []
+                self.trouble(str(error))
+                self._rings = []
             if len(self.refs) > before:
                 return True
         return False
@@ -129,18 +146,22 @@ class Search:
         ranked = sorted(self._found.values(), key=lambda proposal: statuses.index(proposal.status))
         return Proposals(
             self.child.ref, self.child.requested, tuple(ranked), tuple(self.notes), self.requests,
-            self._opener.bytes_read, versions=versions(),
+            self._used[1], versions=versions(),
         )  # fmt: skip
 
     @property
     def requests(self) -> int:
         """Requests sent to the Hub so far."""
-        return self._opener.requests
+        return self._used[0]
 
     @property
     def notes(self) -> list[str]:
         """What cut the search short, if anything did."""
         return [*dict.fromkeys(self._troubles), *([self._spent] if self._spent else [])]
+
+    def trouble(self, error: str) -> None:
+        """Note what ended the search."""
+        self._troubles.append(f"The search stopped early: {error}")
 
     def rules(self, ref: str) -> tuple[str, ...]:
         """Why a candidate was looked at; nothing for one that was not found here."""
@@ -148,35 +169,55 @@ class Search:
 
     @property
     def _spent(self) -> str:
-        comparable = sum(proposal.status == "comparable" for proposal in self._found.values())
-        if comparable >= self._most:
-            return f"The search stopped at {comparable} comparable models; there may be more."
-        if self.requests >= self._max_requests:
-            return f"The search stopped after {self.requests} requests; there may be more candidates."
-        if self._opener.bytes_read >= self._max_bytes:
-            return f"The search stopped after {self._opener.bytes_read:,} bytes; there may be more candidates."
+        requests, nbytes = self._used
+        if self.comparable >= self._most:
+            return f"The search stopped at {self.comparable} comparable models; there may be more."
+        if requests >= self._max_requests:
+            return f"The search stopped after {requests} requests; there may be more candidates."
+        if nbytes >= self._max_bytes:
+            return f"The search stopped after {nbytes:,} bytes; there may be more candidates."
         return ""
 
-    # The rings: (repo id, rule, what a listing told of it), the best first
+    @property
+    def comparable(self) -> int:
+        """How many models have the child's names and shapes so far."""
+        return sum(proposal.status == "comparable" for proposal in self._found.values())
 
-    def _declared(self) -> Iterator[tuple[str, str, Listed | None]]:
+    def _count(self) -> None:
+        self._used = (self._opener.requests - self._elsewhere[0], self._opener.bytes_read - self._elsewhere[1])
+
+    # The rings, the best first
+
+    def _declared(self) -> Iterator[Row]:
         for claim in self.claims:
             yield claim.ref, f"declared: {claim.source}", None
 
-    def _family(self) -> Iterator[tuple[str, str, Listed | None]]:
+    def _family(self) -> Iterator[Row]:
         """The Trainer's sentence, then bases of bases, then other models made from any of them."""
-        text = self.child.repo.read_optional("README.md", TEXT).decode("utf-8", "replace") if self.child.repo else ""
-        for label, target in _TRAINED.findall(text)[:1]:
-            if label == target and is_repo_id(label):
-                yield label, "the card's text", None
-        bases = [name for name in self._found if self._found[name].status != "unreadable"]
-        above = list(self._above(bases))
-        yield from above
-        for base in dict.fromkeys([*bases, *(name for name, _, _ in above)]):
+        bases = [*self._found]
+        if (named := self._trained_from()) and named not in bases:
+            bases.append(named)
+        if named:
+            yield named, "the card's text", None
+            yield None
+        above = yield from self._above(bases)
+        for base in dict.fromkeys([*bases, *above]):
+            if self.comparable > self._most // 2:  # a large family leaves room for what nobody declares
+                break
             yield from self._made_from(base)
 
-    def _above(self, names: Sequence[str]) -> Iterator[tuple[str, str, Listed | None]]:
-        """The bases that cards of `names` declare, theirs, and so on."""
+    def _trained_from(self) -> str:
+        """What the Trainer's sentence names, "" where there is none."""
+        try:
+            raw = self.child.repo.read_optional("README.md", TEXT) if self.child.repo else b""
+        except LineageError as error:
+            self._troubles.append(f"The card's text was not searched: {error}")
+            return ""
+        match = _TRAINED.search(raw.decode("utf-8", "replace"))
+        return match[1] if match and match[1] == match[2] and is_repo_id(match[1]) else ""
+
+    def _above(self, names: Sequence[str]) -> Generator[Row, None, list[str]]:
+        """The bases that cards of `names` declare, theirs, and so on; returns them all."""
         level, seen = [*names], {*names}
         for _ in range(BASES):
             higher = []
@@ -186,33 +227,50 @@ class Search:
                         seen.add(base)
                         higher.append(base)
                         yield base, f"base of {name}", None
+            yield None  # side by side, before each is asked for its own
             level = higher
+        return [name for name in seen if name not in names]
 
     def _bases(self, name: str) -> Sequence[str]:
         if name in self._listed:
             return self._listed[name].bases
+        known = self._found.get(self._other_names.get(name, name))
+        if known is None or known.status == "unreadable":
+            return ()
         try:
             return [claim.ref for claim in claims_of(self._opener.open(name))]
-        except LineageError:  # it stands among the unreadable ones
+        except LineageError:  # its config.json: what the Hub refuses now is not what a search depends on
             return ()
 
-    def _made_from(self, base: str) -> Iterator[tuple[str, str, Listed | None]]:
-        name = self._found[base].ref if base in self._found else base
-        if is_repo_id(name):
+    def _made_from(self, base: str) -> Iterator[Row]:
+        """Other children of a base, readable or not; those of the child itself came later."""
+        known = self._found.get(self._other_names.get(base, base))
+        name = known.ref if known else base
+        if is_repo_id(name) and name not in self._expanded and name != self.child.ref.name:
+            self._expanded.add(name)
             yield from self._list(f"made from {name}", filters=[f"base_model:{name}"], limit=SIBLINGS)
 
-    def _alike(self) -> Iterator[tuple[str, str, Listed | None]]:
+    def _alike(self) -> Iterator[Row]:
         """The same architecture and about as many parameters."""
         size = (round(self._size * (1 - NARROW)), round(self._size * (1 + NARROW)))
-        yield from ((name, "in the cache", None) for name in self._opener.cached)
         for text in self._kind:
             yield from self._list("same architecture and size", filters=[text], parameters=size)
         for text in self._timm:
             yield from self._list("a timm variant", author="timm", search=text)
             yield from self._list("same architecture and size", search=text, parameters=size)
+        yield from self._cached()
         yield from self._list("same size", filters=["safetensors"], parameters=size)
 
-    def _wider(self) -> Iterator[tuple[str, str, Listed | None]]:
+    def _cached(self) -> Iterator[Row]:
+        """What was downloaded before. Online each costs a request of the API, so only what has about as many bytes."""
+        from .hub.cache import cached_models
+
+        ours = sum(entry.nbytes for entry in self._source.values())
+        for name, nbytes in cached_models().items():
+            if self._opener.hub.offline or (ours <= nbytes * LIGHTER and nbytes <= ours * LIGHTER):
+                yield name, "in the cache", None
+
+    def _wider(self) -> Iterator[Row]:
         """The same architecture in any size, half to double the size of any architecture, names alike."""
         for text in self._kind:
             yield from self._list("same architecture", filters=[text])
@@ -226,22 +284,28 @@ class Search:
         for count in range(min(len(words), 4), 0, -1):
             yield from self._list("a name alike", search=" ".join(words[:count])[:60], limit=SIBLINGS)
 
-    def _around(self, related: Sequence[str]) -> Iterator[tuple[str, str, Listed | None]]:
+    def _around(self, related: Sequence[str]) -> Iterator[Row]:
         """The declared bases of models that turned out to be related, and what was made from these or those."""
         self._asked_around |= {*related}
-        names = [name for name, proposal in self._found.items() if proposal.ref in related or name in related]
-        above = list(self._above(names))
-        yield from above
-        for base in dict.fromkeys([*(ref for ref, _, _ in above), *names]):
+        names = [name for name, proposal in self._found.items() if proposal.ref in related]
+        names.sort(key=lambda name: related.index(self._found[name].ref))
+        above = yield from self._above(names)
+        for base in dict.fromkeys([*above, *names]):
             yield from self._made_from(base)
 
-    def _list(self, rule: str, **asked: Any) -> Iterator[tuple[str, str, Listed | None]]:
+    def _list(self, rule: str, **asked: Any) -> Iterator[Row]:
         if self._opener.hub.offline:
             return
         from .hub.listing import listing
 
-        for found in listing(self._opener.hub, **asked):
-            yield found.id, rule, found
+        try:
+            for found in listing(self._opener.hub, **asked):
+                yield found.id, rule, found
+        except LineageError as error:  # one query may be too slow for the Hub; after a second one, no more
+            self._broken_listings += 1
+            if self._broken_listings > 1:
+                raise
+            self._troubles.append(f"A listing broke off ({rule}): {error}")
 
     @property
     def _kind(self) -> list[str]:
@@ -254,7 +318,8 @@ class Search:
     def _words(self, key: str) -> list[str]:
         """What the config calls the architecture: none or one, as long as a tag can be."""
         text = self._source.config.get(key)
-        return [text[:60]] if isinstance(text, str) and text else []
+        text = printable(text[:60]) if isinstance(text, str) else ""  # half a character of JSON has no place in a url
+        return [text] if text else []
 
     # Looking at what they yield
 
@@ -274,30 +339,43 @@ class Search:
     def _view(self) -> View:
         return View(self._source, cuts(self._source))
 
-    def _look(self, ring: Iterable[tuple[str, str, Listed | None]]) -> None:
-        """Open what a ring yields, a few at once, until the budget is spent."""
-        batch: dict[str, tuple[str, Listed | None]] = {}
-        for name, rule, listed in ring:
-            if listed is not None:
-                self._listed[name] = listed
-            if name in self._found:
-                known = self._found[name]
-                self._found[name] = replace(known, rules=tuple(dict.fromkeys([*known.rules, rule])))
-            elif name not in batch and name != self.child.ref.name:
-                batch[name] = (rule, listed)
-            if len(batch) >= 8:
-                self._open(batch)
-                batch = {}
-            if self._spent:
-                break
-        self._open(batch)
+    def _look(self, ring: Iterable[Row]) -> None:
+        """Open what a ring yields, a few at once, until the budget is spent. Before it fails, what it had is opened."""
+        batch: dict[str, tuple[list[str], Listed | None]] = {}
+        try:
+            for row in ring:
+                if row is not None:
+                    self._meet(row, batch)
+                if row is None or len(batch) >= BATCH:
+                    self._open(batch)
+                    batch = {}
+                self._count()
+                if self._spent:
+                    break
+        finally:
+            self._open(batch)
 
-    def _open(self, batch: dict[str, tuple[str, Listed | None]]) -> None:
+    def _meet(self, row: tuple[str, str, Listed | None], batch: dict[str, tuple[list[str], Listed | None]]) -> None:
+        """Put a model into the batch, or only one more rule to what is known of it."""
+        name, rule, listed = row
+        if listed is not None:
+            self._listed[name] = listed
+        if name in self._found or name in self._other_names:
+            self._also(self._other_names.get(name, name), rule)
+        else:
+            batch.setdefault(name, ([], listed))[0].append(rule)
+
+    def _also(self, name: str, *rules: str) -> None:
+        if name in self._found:  # the child is not
+            known = self._found[name]
+            self._found[name] = replace(known, rules=tuple(dict.fromkeys([*known.rules, *rules])))
+
+    def _open(self, batch: dict[str, tuple[list[str], Listed | None]]) -> None:
         opened, refused = self._opener.open_all([*batch])
         failed = {candidate.requested: candidate for candidate in refused}
         ready = {checkpoint.requested: checkpoint for checkpoint in opened}
-        for name, (rule, listed) in batch.items():
-            proposal = Proposal(name, None, (rule,), "unreadable")
+        for name, (rules, listed) in batch.items():
+            proposal = Proposal(name, None, tuple(dict.fromkeys(rules)), "unreadable")
             if listed is not None:
                 proposal = replace(
                     proposal, revision=listed.sha, parameters=listed.parameters, downloads=listed.downloads,
@@ -305,15 +383,20 @@ class Search:
                 )  # fmt: skip
             if name in failed:
                 self._found[name] = replace(proposal, reason=" ".join(failed[name].reasons))
-            elif identity(ready[name]) not in self._ids:
-                self._ids.add(identity(ready[name]))
+                continue
+            first = self._known_as.setdefault(identity(ready[name]), name)
+            if first == name:
                 self._found[name] = self._compared(proposal, ready[name])
+            else:  # renamed, or spelled another way
+                self._other_names[name] = first
+                self._also(first, *rules)
+        self._count()
         if self._progress and batch:
             self._progress(min(self.requests, self._max_requests), self._max_requests, "looking for candidates")
 
     def _compared(self, proposal: Proposal, candidate: Checkpoint) -> Proposal:
         if isinstance(candidate, FileCheckpoint) and candidate.remote:
-            candidate.keep(KEPT)
+            candidate.keep(min(KEPT, KEPT_IN_ALL // self._most))
         alignment = align(self._view, View(candidate, cuts(candidate)), self._architecture)
         comparable = alignment.comparable and not candidate.adapter_base
         born, ours = getattr(candidate.repo, "created", None), getattr(self.child.repo, "created", None)

@@ -138,6 +138,11 @@ def _search(ours: Checkpoint, child: Model, opener: Opener, how: _How) -> Lineag
         except (NoCandidatesError, NothingToCompareError) as error:  # the next ring may hold something better
             trouble = error
             continue
+        except ArgumentError as error:  # max_bytes: it may hold the candidates so far and not those of a wider ring
+            if lineage is None:
+                raise
+            search.trouble(str(error))
+            break
         if is_enough(lineage) or "weights" not in how.names:
             break
     if lineage is None and trouble:

@@ -90,7 +90,7 @@ def settle(
 
     `child`, (ref, revision), hangs on one of them by an edge of probability q whose direction has probability d: that
     one is the parent with probability (1 − none)·q·d, and the others share what is left in the proportions they had.
-    Copies of one model have its place in the tree and share its probability: which of them was used does not show.
+    A copy of a model has its place in the tree, and with it the relation; its probability stays with the others.
     An edge without a direction counts d = 1/2. `none`, that the parent is not among the candidates, stays: a tree
     seldom shows that somebody is missing. A child that came first in its tree, or is a merge, is left as the pairs
     had it.
@@ -104,18 +104,19 @@ def settle(
     edge = (above or beside)[0]
     other = edge.parent if edge.child == me else edge.child
     places = [ids.get((c.ref, c.revision)) for c in candidates]
-    named = places.count(other)
-    if not named or edge.probability is None:  # an ancestor that is missing from the set
+    twins = [i for i, place in enumerate(places) if place == other]  # the tree's own, and its copies
+    at = max(twins, key=lambda i: candidates[i].probability or 0.0, default=-1)
+    if at < 0 or edge.probability is None:  # an ancestor that is missing from the set
         return list(candidates)
-    others = [0.0 if place == other else c.probability or 0.0 for c, place in zip(candidates, places, strict=True)]
+    others = [0.0 if i == at else c.probability or 0.0 for i, c in enumerate(candidates)]
     if not sum(others):  # the pairs gave all to one: whoever else is in the tree
-        others = [float(place not in (None, other)) for place in places]
+        others = [float(i != at and place is not None) for i, place in enumerate(places)]
     rest = sum(others)
     sure = edge.probability * (edge.direction or 0.5) if rest else 1.0
     settled = []
-    for c, inside, weight in zip(candidates, places, others, strict=True):
+    for i, (c, inside, weight) in enumerate(zip(candidates, places, others, strict=True)):
         told: dict[str, Any] = {}
-        probability = (1 - none) * (sure / named if inside == other else (1 - sure) * weight / (rest or 1.0))
+        probability = (1 - none) * (sure if i == at else (1 - sure) * weight / (rest or 1.0))
         if inside is not None:
             relation, first = _relation(c, edge, me, inside, tree)
             told = {"relation": relation, "facts": {**c.facts, "first": first or c.facts.get("first")}}

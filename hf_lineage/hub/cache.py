@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import re
 from pathlib import Path
 
-from huggingface_hub import constants, scan_cache_dir
+from huggingface_hub import CachedRevisionInfo, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from huggingface_hub.file_download import repo_folder_name
 
 from ..errors import HubUnavailableError
 from ..records import ModelRef, is_repo_id
 from .local import LocalRepo
+
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class CachedRepo(LocalRepo):
@@ -32,8 +34,7 @@ def cached_repo(ref: ModelRef) -> CachedRepo:
     except (OSError, UnicodeDecodeError):
         sha = revision
     folder = root / "snapshots" / sha
-    inside = os.path.normpath(folder).startswith(os.path.normpath(root) + os.sep)
-    if not inside or not sha or not folder.is_dir():
+    if not COMMIT.fullmatch(sha) or not folder.is_dir():  # what stands in refs is anybody's text, and may lead outside
         raise HubUnavailableError(
             f"`{ref}` is not in the cache, and offline mode is on (HF_HUB_OFFLINE). Download it first: "
             f"`hf download {ref.name}`."
@@ -41,18 +42,18 @@ def cached_repo(ref: ModelRef) -> CachedRepo:
     return CachedRepo(ModelRef("hub", ref.name, sha), str(ref), folder)
 
 
-def cached_models() -> list[str]:
-    """Ids of the models in the cache that have weights there, by name."""
+def cached_models() -> dict[str, int]:
+    """Models in the cache that have weights there, by name, each with the bytes of its largest snapshot's weights."""
     try:
         repos = scan_cache_dir().repos
-    except (CacheNotFound, OSError):
-        return []
-    found = [
-        repo.repo_id for repo in repos if repo.repo_type == "model" and is_repo_id(repo.repo_id) and _weights(repo)
-    ]
-    return sorted(found)
+    except (CacheNotFound, OSError, ValueError):  # ValueError: the cache is a file
+        return {}
+    found = {
+        repo.repo_id: max((_weights(revision) for revision in repo.revisions), default=0)
+        for repo in repos if repo.repo_type == "model" and is_repo_id(repo.repo_id)
+    }  # fmt: skip
+    return {name: found[name] for name in sorted(found) if found[name]}
 
 
-def _weights(repo: object) -> bool:
-    revisions = getattr(repo, "revisions", ())
-    return any(file.file_name.endswith(".safetensors") for revision in revisions for file in revision.files)
+def _weights(revision: CachedRevisionInfo) -> int:
+    return sum(file.size_on_disk for file in revision.files if file.file_name.endswith(".safetensors"))

@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from huggingface_hub import (
+    ModelCardData,
     ModelInfo,
     constants,
     get_hf_file_metadata,
@@ -53,7 +53,8 @@ from ..errors import (
     LineageError,
     ModelNotFoundError,
 )
-from ..records import ModelRef
+from ..records import ModelRef, is_repo_id
+from .cache import COMMIT as COMMIT
 from .cache import CachedRepo, cached_repo
 from .texts import MAX_TEXT as MAX_TEXT
 from .texts import card_data as card_data
@@ -107,7 +108,7 @@ class Hub:
             return cached_repo(ref)
         known = self._known.get(ref.name) if ref.revision is None else None
         info = known or self._info(ref, ["sha", "siblings", "cardData", "createdAt"])
-        if not info.sha:
+        if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
             raise HubUnavailableError(f"Expected a commit for `{ref}`, got none. Try again later.")
         return HubRepo(self, ModelRef("hub", info.id, info.sha), str(ref), info)
 
@@ -115,7 +116,7 @@ class Hub:
         """Keep what a listing told of a model, its commit and files among them."""
         with suppress(Exception):  # a stranger wrote the card: what cannot be parsed is asked for when needed
             info = ModelInfo(**item)
-            if info.sha and info.siblings:
+            if COMMIT.fullmatch(info.sha or "") and info.siblings:
                 self._known[info.id] = info
 
     def canonical(self, name: str) -> str:
@@ -142,7 +143,7 @@ class Hub:
             following = response.links.get("next", {}).get("url")
             try:
                 data = response.json()
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise HubUnavailableError(f"{what}: the Hub sent no JSON. Is a proxy in between?") from error
         return data, following if following and same_origin(following, self.endpoint) else None
 
@@ -155,9 +156,12 @@ class Hub:
         revision = f"/revision/{quote(ref.revision, safe='')}" if ref.revision else ""
         url = f"{self.endpoint}/api/models/{ref.name}{revision}"
         data, _ = self.get(url, {"expand": expand}, f"`{ref}`")
-        if not isinstance(data, dict):
+        if not isinstance(data, dict) or not isinstance(data.get("id"), str) or not is_repo_id(data["id"]):
             raise HubUnavailableError(f"Expected a model for `{ref}`, got {type(data).__name__}. Try again later.")
-        return ModelInfo(**data)
+        try:
+            return ModelInfo(**data)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise HubUnavailableError(f"Expected a model for `{ref}`, got fields that make none ({error}).") from error
 
 
 class HubRepo:
@@ -166,8 +170,8 @@ class HubRepo:
     def __init__(self, hub: Hub, ref: ModelRef, requested: str, info: Any) -> None:
         self.hub, self.ref, self.requested = hub, ref, requested
         self.only = None
-        self.files = frozenset(file.rfilename for file in info.siblings or ())
-        self.card: dict = info.card_data.to_dict() if info.card_data else {}
+        self.files = frozenset(file.rfilename for file in info.siblings or () if isinstance(file.rfilename, str))
+        self.card: dict = info.card_data.to_dict() if isinstance(info.card_data, ModelCardData) else {}
         self.created = info.created_at.isoformat() if info.created_at else None
 
     def read_small(self, name: str, limit: int) -> bytes:
@@ -206,17 +210,22 @@ class RemoteFile:
         self.where = f"{repo.ref.name}/{name}"
         self.bytes_read = 0
         self._lock = Lock()  # batches are read ahead: two reads of one file may run at once
+        self._resolving = Lock()
+        self._resolved: Any = None
         self._url = hf_hub_url(repo.ref.name, name, revision=repo.ref.revision, endpoint=repo.hub.endpoint)
         self.size: int = self._meta.size or 0
 
-    @cached_property
+    @property
     def _meta(self) -> Any:
-        hub = self.repo.hub
-        hub.count()
-        with explained(f"`{self.where}`"):
-            return get_hf_file_metadata(
-                self._url, token=hub.token, timeout=TIMEOUT, endpoint=hub.endpoint, retry_on_errors=True
-            )
+        with self._resolving:  # of this file: `cached_property` of Python 3.11 has one lock for all of them
+            if self._resolved is None:
+                hub = self.repo.hub
+                hub.count()
+                with explained(f"`{self.where}`"):
+                    self._resolved = get_hf_file_metadata(
+                        self._url, token=hub.token, timeout=TIMEOUT, endpoint=hub.endpoint, retry_on_errors=True
+                    )
+            return self._resolved
 
     def read(self, extents: Sequence[Extent]) -> list[bytearray]:
         """The bytes of each `(start, stop)`, in the order asked."""
@@ -242,7 +251,7 @@ class RemoteFile:
                 if refreshed:
                     raise AccessDeniedError(f"The Hub refuses `{self.where}` (403), also after a new link.") from None
                 refreshed = True
-                self.__dict__.pop("_meta", None)
+                self._resolved = None
             except httpx.TransportError as error:
                 broken += 1
                 if broken == TRIES:
@@ -335,8 +344,11 @@ def same_origin(url: str, endpoint: str) -> bool:
     >>> same_origin("https://hub.co/a/b", "https://hub.co"), same_origin("http://hub.co:81/a", "http://hub.co")
     (True, False)
     """
-    a, b = urlsplit(url), urlsplit(endpoint)
-    return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
+    try:
+        a, b = urlsplit(url), urlsplit(endpoint)
+        return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
+    except ValueError:  # no address at all
+        return False
 
 
 @contextmanager

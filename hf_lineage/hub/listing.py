@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ..errors import ArgumentError
 from ..records import is_repo_id
-from .client import Hub, same_origin
+from .client import COMMIT, Hub, same_origin
 
 PAGE = 100  # models a page; more of them make an answer of megabytes
+BASES = 16  # of one card that are looked at
 FIELDS = (
     "sha", "tags", "siblings", "safetensors", "config", "cardData", "createdAt", "lastModified", "downloads", "gated",
     "private",
@@ -58,8 +60,8 @@ def listing(
         answer, url = hub.get(url, asked, "a listing of models")
         page = _list(answer)
         for item in page[:left]:
+            left -= 1  # whatever it is: pages of nothing else would never end
             if isinstance(item, dict) and isinstance(item.get("id"), str) and is_repo_id(item["id"]):
-                left -= 1
                 hub.know(item)
                 yield _listed(item)
         if not page:
@@ -88,17 +90,17 @@ def _listed(item: dict[str, Any]) -> Listed:
     named = [declared] if isinstance(declared, str) else _list(declared)
     named += [match[1] for match in map(_BASE.fullmatch, tags) if match]
     counts = _dict(item.get("safetensors"))
-    total, model_type = counts.get("total"), config.get("model_type")
+    total, model_type, sha = counts.get("total"), config.get("model_type"), item.get("sha")
     return Listed(
         item["id"],
-        item.get("sha") if isinstance(item.get("sha"), str) else None,
-        tuple(dict.fromkeys(base for base in named if isinstance(base, str) and is_repo_id(base))),
-        total if isinstance(total, int) else None,
+        sha if isinstance(sha, str) and COMMIT.fullmatch(sha) else None,
+        tuple(dict.fromkeys(base for base in named if isinstance(base, str) and is_repo_id(base)))[:BASES],
+        _number(total),
         tuple(str(name) for name in _dict(counts.get("parameters"))),
         model_type if isinstance(model_type, str) else None,
-        _text(item.get("createdAt")),
-        _text(item.get("lastModified")),
-        item["downloads"] if isinstance(item.get("downloads"), int) else 0,
+        _date(item.get("createdAt")),
+        _date(item.get("lastModified")),
+        _number(item.get("downloads")) or 0,
         bool(item.get("gated")),
         bool(item.get("private")),
     )
@@ -114,8 +116,16 @@ def _range(least: int, most: int) -> str:
     return f"min:{least // unit}{letter},max:{-(-most // unit)}{letter}"
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and len(value) < 40 else None
+def _number(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**63 else None
+
+
+def _date(value: Any) -> str | None:
+    """As `HubRepo.created` spells it."""
+    try:
+        return datetime.fromisoformat(value).isoformat()
+    except (TypeError, ValueError):
+        return None
 
 
 def _dict(value: Any) -> dict[str, Any]:

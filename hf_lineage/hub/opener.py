@@ -90,13 +90,6 @@ class Opener:
         """Requests sent to the Hub."""
         return self._hub.requests if self._hub else 0
 
-    @property
-    def cached(self) -> list[str]:
-        """Ids of the models in the Hub's cache on this machine."""
-        from .cache import cached_models
-
-        return cached_models()
-
     def same_model(self, claim: str, candidate: Candidate) -> bool:
         """Whether a claimed id means this candidate: the same id, its canonical id, or the folder of a mirror.
 

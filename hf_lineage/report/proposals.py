@@ -31,7 +31,8 @@ def table(found: Proposals) -> str:
         lines.append(f"  {'candidate':<{wide}} alike  params  found by")
         for p in ready:
             later = " (newer)" if p.later else ""
-            rules = shorten(printable(_rules(p)), WIDTH - wide - 18 - len(later)) + later
+            also = f" +{len(p.rules) - 1}" if len(p.rules) > 1 else ""
+            rules = _cut(printable(p.rules[0]), WIDTH - wide - 18 - len(also + later)) + also + later
             numbers = f"{p.similarity:>5.2f} {_count(p.parameters):>7}"
             lines.append(f"  {shorten(printable(p.ref), wide):<{wide}} {numbers}  {rules}")
         lines.append("")
@@ -47,7 +48,7 @@ def table(found: Proposals) -> str:
 
 def markdown(found: Proposals) -> str:
     """The same with names in full; every foreign name is escaped."""
-    rows = ["| candidate | commit | similarity | parameters | found by | |", "|---|---|---:|---:|---|---|"]
+    rows = ["| candidate | commit | similarity | parameters | found by | status |", "|---|---|---:|---:|---|---|"]
     rows += [f"| {' | '.join(_cells(p))} |" for p in found.proposals]
     head = [f"## Candidate parents of {code(found.child.name)}", "", summary(found), ""]
     notes = ["", *(f"- {code(note)}" for note in found.notes)] if found.notes else []
@@ -68,7 +69,12 @@ def _cells(p: Proposal) -> Iterator[str]:
     yield "" if p.similarity is None else f"{p.similarity:.3f}"
     yield _count(p.parameters)
     yield code(_rules(p))
-    yield STATUS[p.status] + (", created after the child" if p.later else "")
+    why = f": {code(p.reason)}" if p.reason else ""
+    yield STATUS[p.status] + why + (", created after the child" if p.later else "")
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _rules(p: Proposal) -> str:
