@@ -299,13 +299,19 @@ class Search:
         from .hub.listing import listing
 
         try:
-            for found in listing(self._opener.hub, **asked):
-                yield found.id, rule, found
+            for found in listing(self._opener.hub, **{"limit": self._most, **asked}):
+                if not (found.private and self._public):
+                    yield found.id, rule, found
         except LineageError as error:  # one query may be too slow for the Hub; after a second one, no more
             self._broken_listings += 1
             if self._broken_listings > 1:
                 raise
             self._troubles.append(f"A listing broke off ({rule}): {error}")
+
+    @property
+    def _public(self) -> bool:
+        """Whether everybody can see the child: then what is said of it must not name a private model of the token's."""
+        return getattr(self.child.repo, "private", None) is False
 
     @property
     def _kind(self) -> list[str]:

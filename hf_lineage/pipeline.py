@@ -19,6 +19,7 @@ from .layers import Study, alike, gather, origins, scored
 from .merging import making
 from .parallel import together, world
 from .question import (
+    LEAST_SAMPLE,
     Lined,
     Question,
     ask,
@@ -122,6 +123,7 @@ class _How:
     started: float
     tree: bool = False
     most: int | None = None
+    spent: int = 0  # bytes read for earlier rings of the same search
 
 
 def _search(ours: Checkpoint, child: Model, opener: Opener, how: _How) -> Lineage:
@@ -155,6 +157,7 @@ def _search(ours: Checkpoint, child: Model, opener: Opener, how: _How) -> Lineag
     rules = world().gather({c.ref: search.rules(c.ref) for c in lineage.candidates})[0]
     notes = world().gather(remarks.of_search(rules, search.requests, search.notes))[0]
     found = [replace(c, facts={**c.facts, "found_by": rules[c.ref]}) for c in lineage.candidates]
+    notes += remarks.of_copies(found)
     return replace(lineage, candidates=tuple(found), notes=(*notes, *lineage.notes))
 
 
@@ -167,27 +170,38 @@ def _ring(child: Model, refs: Sequence[str], before: Lineage | None, opener: Ope
     new, kept = [ref for ref in refs if ref not in known], [ref for ref in refs if ref in known and ref not in away]
     seen = {name: raw for name, c in known.items() if (raw := log10_raw(c)) is not None}
     most = max(LEAST_SEARCHED, SEARCHED // (1 + len(new)))
+    most = _shared(most, len(refs), opener, how)
     screening = replace(how, most=most if how.sample is None else None)
     lineage = before
     for at in range(0, len(new), CHUNK):
         chunk = new[at : at + CHUNK]
-        lineage = _trace(ask(child, [*kept, *chunk], opener), replace(screening, tree=False))
+        asked = ask(child, [*kept, *chunk], opener)
+        lineage = _trace(asked, replace(screening, tree=False, spent=opener.bytes_read))
         strangers += unrelated(lineage)
         away = {c.requested for c in strangers}
         kept = [ref for ref in [*kept, *chunk] if ref not in away]
         seen |= {c.requested: raw for c in lineage.candidates if (raw := log10_raw(c)) is not None}
     if kept and (before or len(new) > 1):
-        finer = max(most, SEARCHED // (1 + len(kept))) if screening.most else None
-        lineage = _trace(ask(child, kept, opener), replace(screening, tree=how.tree, most=finer))
+        finer = _shared(max(most, SEARCHED // (1 + len(kept))), len(kept), opener, how) if screening.most else None
+        asked = ask(child, kept, opener)
+        lineage = _trace(asked, replace(screening, tree=how.tree, most=finer, spent=opener.bytes_read))
     assert lineage is not None, "a ring holds a candidate"
     return together_again(lineage, strangers, seen, how.alpha, opener.same_model)
 
 
+def _shared(most: int, models: int, opener: Opener, how: _How) -> int:
+    """Bytes of each model, so that a ring takes half of what `max_bytes` leaves; where that is no sample, it refuses."""
+    left = how.max_bytes - opener.bytes_read if how.max_bytes is not None else most * 2 * (1 + models)
+    share = left // (2 * (1 + models))
+    return min(most, share) if share >= LEAST_SAMPLE else most
+
+
 def _trace(asked: Question, how: _How) -> Lineage:
     names, settings, alpha, device, progress = how.names, how.settings, how.alpha, how.device, how.progress
-    max_bytes, seed = how.max_bytes, how.seed
+    seed = how.seed
     opener, ours, source, opened, claims = asked.opener, asked.child, asked.source, asked.opened, asked.claims
     whole, architecture, views, notes = asked.whole, asked.architecture, asked.views, [*asked.notes]
+    max_bytes = None if how.max_bytes is None else max(1, how.max_bytes - how.spent)
     comparable, rest = _line_up(whole, architecture, views)
     seen = whole.first_rows(shared_rows(comparable))
     judged: list[Candidate] = []

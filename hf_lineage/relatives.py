@@ -88,55 +88,49 @@ def settle(
 ) -> list[Candidate]:
     """The candidates with the probabilities and relations that their tree gives.
 
-    `child`, (ref, revision), hangs on one of them by an edge of probability q whose direction has probability d: that
-    one is the parent with probability (1 − none)·q·d, and the others share what is left in the proportions they had.
-    A copy of a model has its place in the tree, and with it the relation; its probability stays with the others.
-    An edge without a direction counts d = 1/2. `none`, that the parent is not among the candidates, stays: a tree
-    seldom shows that somebody is missing. A child that came first in its tree, or is a merge, is left as the pairs
-    had it.
+    `child`, (ref, revision), hangs on one of them by an edge of probability q whose direction has probability d: all
+    others together keep at most (1 − none)·(1 − q·d), in the proportions that the pairs gave them, and the parent has
+    the rest. `none`, that the parent is not among the candidates, stays: a tree seldom shows that somebody is missing.
+    Where the edge has no direction, where the child came first in its tree or is a merge, all is left as the pairs had
+    it. Of equal copies of the parent the likelier is named, and `facts["copies"]` has the others.
     """
     ids = {(node.ref, node.revision): node.duplicate_of or node.id for node in tree.nodes if node.ref}
     me = ids.get(child)
     above = [edge for edge in tree.edges if edge.directed and edge.child == me]
-    beside = [edge for edge in tree.edges if not edge.directed and me in (edge.child, edge.parent)]
-    if me is None or len(above) > 1 or (not above and len(beside) != 1):
+    if me is None or len(above) != 1 or above[0].probability is None:
         return list(candidates)
-    edge = (above or beside)[0]
-    other = edge.parent if edge.child == me else edge.child
-    places = [ids.get((c.ref, c.revision)) for c in candidates]
-    twins = [i for i, place in enumerate(places) if place == other]  # the tree's own, and its copies
-    at = max(twins, key=lambda i: candidates[i].probability or 0.0, default=-1)
-    if at < 0 or edge.probability is None:  # an ancestor that is missing from the set
+    edge, places = above[0], [ids.get((c.ref, c.revision)) for c in candidates]
+    twins = [i for i, place in enumerate(places) if place == edge.parent]  # the tree's own, and its copies
+    if not twins:  # an ancestor that is missing from the set
         return list(candidates)
+    at = max(twins, key=lambda i: candidates[i].probability or 0.0)
     others = [0.0 if i == at else c.probability or 0.0 for i, c in enumerate(candidates)]
-    if not sum(others):  # the pairs gave all to one: whoever else is in the tree
-        others = [float(i != at and place is not None) for i, place in enumerate(places)]
-    rest = sum(others)
-    sure = edge.probability * (edge.direction or 0.5) if rest else 1.0
+    most = (1 - none) * (1 - above[0].probability * (edge.direction or 0.5))
+    scale = min(1.0, most / sum(others)) if sum(others) else 0.0
     settled = []
-    for i, (c, inside, weight) in enumerate(zip(candidates, places, others, strict=True)):
-        told: dict[str, Any] = {}
-        probability = (1 - none) * (sure if i == at else (1 - sure) * weight / (rest or 1.0))
+    for i, (c, inside) in enumerate(zip(candidates, places, strict=True)):
+        told: dict[str, Any] = {"probability": others[i] * scale if i != at else 1 - none - sum(others) * scale}
         if inside is not None:
             relation, first = _relation(c, edge, me, inside, tree)
-            told = {"relation": relation, "facts": {**c.facts, "first": first or c.facts.get("first")}}
-            told["evidence"] = {**c.evidence, "tree": _evidence(edge, tree, inside == other)}
-        settled.append(replace(c, probability=probability, **told))
+            facts = {**c.facts, "first": first or c.facts.get("first")}
+            if i == at and len(twins) > 1:
+                facts["copies"] = [candidates[k].ref for k in twins if k != at]
+            evidence = {**c.evidence, "tree": _evidence(edge, tree, inside == edge.parent)}
+            told |= {"relation": relation, "facts": facts, "evidence": evidence}
+        settled.append(replace(c, **told))
     return settled
 
 
 def _relation(c: Candidate, edge: Edge, me: str, inside: str, tree: Phylogeny) -> tuple[Relation, str | None]:
     """What the candidate is to the child in the tree, and who of the two came first, where that is known."""
     above, below = _line(tree, me), _line(tree, inside)
-    if edge.directed and inside == edge.parent:
+    if inside == edge.parent:
         return (c.relation if c.relation in PARENT_RELATIONS else "finetune"), "candidate"
-    if inside in (edge.parent, edge.child):
-        return "common_origin", None
     if inside in above:
         return "common_origin", "candidate"
     if me in below:
         return "descendant", "child"
-    if edge.directed and tree.parents(inside) == (edge.parent,):
+    if tree.parents(inside) == (edge.parent,):
         return "sibling", "neither"
     return "common_origin", None
 
@@ -153,6 +147,6 @@ def _line(tree: Phylogeny, node: str) -> set[str]:
 
 def _evidence(edge: Edge, tree: Phylogeny, parent: bool) -> dict[str, Any]:
     return {
-        "models": len(tree.nodes), "parent": parent and edge.directed, "edge": edge.probability,
+        "models": len(tree.nodes), "parent": parent, "edge": edge.probability,
         "direction": edge.direction,
     }  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from .architecture import Architecture
 from .hub.checkpoint import Checkpoint
 from .question import some
-from .records import BlockOrigin
+from .records import BlockOrigin, Candidate
 from .weights.evidence import WeightsComparison
 from .weights.reading import Readings
 from .weights.sample import MIN_UNITS, Plan
@@ -34,6 +34,14 @@ def of_search(rules: Mapping[str, Sequence[str]], requests: int, cut_short: Sequ
     counts = Counter(found[0] for found in rules.values() if found)
     told = ", ".join(f"{rule} ({count})" if count > 1 else rule for rule, count in counts.most_common(5))
     return [f"Candidates were searched for ({requests} requests so far) and found by: {told}.", *cut_short]
+
+
+def of_copies(candidates: Sequence[Candidate]) -> list[str]:
+    """For a parent of which there are equal copies: mirrors are common on the Hub."""
+    copies = [ref for c in candidates[:1] for ref in c.facts.get("copies", ())]
+    if not copies:
+        return []
+    return [f"{candidates[0].ref} has an equal copy: {some(copies)}. The weights cannot tell which of them was used."]
 
 
 def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparison) -> list[str]:

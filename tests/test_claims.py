@@ -331,7 +331,9 @@ class TestStatus:
 
     def test_junk_declares_nothing(self, lab: MiniHub, nets) -> None:
         lineage = self.trace(lab, nets, {**config("./checkpoint-500"), **recipe(base_model="./x")}, None)
-        assert lineage.claims == () and lineage.verdict == "identical" and lineage.parent == "lab/child", "found on the Hub"
+        assert lineage.claims == () and lineage.verdict == "identical" and lineage.parent == "lab/child", (
+            "found on the Hub"
+        )
         assert lineage.candidates[0].facts["found_by"] == ("same size",)
 
     def test_a_card_that_crashed_the_parser(self, folders: dict[str, Path]) -> None:

@@ -114,14 +114,8 @@ class TestSettle:
         assert by_ref(settle(pairs, NONE, grown, CHILD))["a/p"].relation == "quantized"
 
     def test_nobody_can_tell_the_direction(self) -> None:
-        found = settle(
-            PAIRS, NONE, tree(["a/p", "a/s", "u/child"], beside("a/p", "u/child"), beside("a/p", "a/s")), CHILD
-        )
-        told = by_ref(found)
-        assert (
-            told["a/p"].probability == pytest.approx((1 - NONE) * 0.9 * 0.5) and told["a/p"].relation == "common_origin"
-        )
-        assert told["a/s"].relation == "common_origin" and total(found, NONE) == pytest.approx(1, abs=1e-12)
+        grown = tree(["a/p", "a/s", "u/child"], beside("a/p", "u/child"), beside("a/p", "a/s"))
+        assert settle(PAIRS, NONE, grown, CHILD) == PAIRS, "the pairs know as much"
 
     @pytest.mark.parametrize(
         "grown",

@@ -85,6 +85,7 @@ def find(town: Town, family: Family, asked: int) -> list[dict[str, Any]]:
     children = sorted(family.children, key=lambda member: (member.generation, member.name))
     for child in children[:: max(1, len(children) // asked)][:asked]:
         parent = town.name(family.member(child.parent or ""))
+        older = {town.name(family.member(name)) for name in _ancestors(family, child)}
         before = len(town.hub.log)
         lineage = hl.trace(town.name(child))
         calls = list(town.hub.log[before:])
@@ -93,7 +94,7 @@ def find(town: Town, family: Family, asked: int) -> list[dict[str, Any]]:
             {
                 "verdict": lineage.verdict, "found": any(c.ref == parent for c in lineage.candidates),
                 "first": first.ref == parent, "named": lineage.parent, "right": lineage.parent in (None, parent),
-                "candidates": sum(c.status == "compared" for c in lineage.candidates),
+                "ancestor": lineage.parent in older - {parent}, "candidates": sum(c.status == "compared" for c in lineage.candidates),
                 "p": first.log10_p, "found_by": [*first.facts["found_by"]],
                 "api": sum("/api/" in call.path for call in calls), "requests": len(calls),
                 "resolved": sum("/resolve/" in call.path for call in calls),
@@ -156,6 +157,7 @@ def summary(
         "repos": len(town.hub.repos), "same shapes": len(town.names), "asked": len(rows),
         "parent among the candidates": sum(row["found"] for row in rows), "parent first": sum(row["first"] for row in rows),
         "parent named": sum(row["named"] is not None for row in rows), "wrongly named": sum(not row["right"] for row in rows),
+        "an older ancestor": sum(row["ancestor"] for row in rows),
         **{f"median {key}": middle(key) for key in ("candidates", "api", "resolved", "requests", "bytes", "seconds")},
         "most api": max(row["api"] for row in rows), "most requests": max(row["requests"] for row in rows),
         "lies": len(lying), "contradicted": sum(row["claim"] == "contradicted" for row in lying),

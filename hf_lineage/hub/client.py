@@ -107,7 +107,7 @@ class Hub:
         if self.offline:
             return cached_repo(ref)
         known = self._known.get(ref.name) if ref.revision is None else None
-        info = known or self._info(ref, ["sha", "siblings", "cardData", "createdAt"])
+        info = known or self._info(ref, ["sha", "siblings", "cardData", "createdAt", "private"])
         if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
             raise HubUnavailableError(f"Expected a commit for `{ref}`, got none. Try again later.")
         return HubRepo(self, ModelRef("hub", info.id, info.sha), str(ref), info)
@@ -173,6 +173,7 @@ class HubRepo:
         self.files = frozenset(file.rfilename for file in info.siblings or () if isinstance(file.rfilename, str))
         self.card: dict = info.card_data.to_dict() if isinstance(info.card_data, ModelCardData) else {}
         self.created = info.created_at.isoformat() if info.created_at else None
+        self.private = bool(info.private)
 
     def read_small(self, name: str, limit: int) -> bytes:
         """A whole small file. Raises `BrokenFileError` if it is longer than `limit`."""

@@ -102,7 +102,7 @@ def _listed(item: dict[str, Any]) -> Listed:
         _date(item.get("lastModified")),
         _number(item.get("downloads")) or 0,
         bool(item.get("gated")),
-        bool(item.get("private")),
+        item.get("private") is True,
     )
 
 
