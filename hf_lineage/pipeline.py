@@ -190,7 +190,7 @@ def _ring(child: Model, refs: Sequence[str], before: Lineage | None, opener: Ope
 
 
 def _shared(most: int, models: int, opener: Opener, how: _How) -> int:
-    """Bytes of each model, so that a ring takes half of what `max_bytes` leaves; less than a sample is refused later."""
+    """Bytes of each model, so that a ring takes half of what `max_bytes` leaves; too few of them are refused later."""
     left = how.max_bytes - opener.bytes_read if how.max_bytes is not None else most * 2 * (1 + models)
     share = left // (2 * (1 + models))
     return min(most, share) if share >= LEAST_SAMPLE else most
