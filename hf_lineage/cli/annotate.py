@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import ArgumentError
-from .surface import Bar, formats, is_first, save, say, show
+from .surface import Bar, formats, is_first, reading, save, say, show, with_options
 
 OPTIONS = (
     click.argument("child"),
@@ -30,29 +29,13 @@ OPTIONS = (
         metavar="FOLDER",
         help="Save README.md and the files beside it here, to look at.",
     ),
-    click.option(
-        "--sample",
-        metavar="HOW",
-        help="'all', 'auto', a fraction (0.5%) or bytes. "
-        "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
-    ),
-    click.option("--alpha", type=float, default=1e-3, show_default=True, help="Family-wise error of the p-values."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations."),
-    click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this over all models."),
-    click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …"),
-    click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
+    reading(),
     formats,
 )
 
 
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    for declare in reversed(OPTIONS):
-        command = declare(command)
-    return command
-
-
 @click.command()
-@_options
+@with_options(*OPTIONS)
 def annotate(child: str, candidates: tuple[str, ...], with_layers: bool, create_pr: bool, push: bool,
              out: Path | None, form: str, **options: Any) -> None:  # fmt: skip
     """Put the lineage of CHILD into its model card.

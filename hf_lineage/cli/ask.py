@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .surface import Bar, check_picture, check_writable, formats, is_first, mode, save, show
+from .surface import Bar, check_picture, check_writable, formats, is_first, mode, reading, save, show, with_options
 
 QUESTION = (
     click.argument("child"),
@@ -38,31 +37,14 @@ QUESTION = (
     ),
     click.option("--metric", default="l2", show_default=True, help="Of features: l1, l2, lp, linf, lse, cka, dc."),
     click.option("--step", default="auto", show_default=True, help="α of the linearisation, in (0, 1]."),
-    click.option(
-        "--sample",
-        metavar="HOW",
-        help="'all', 'auto', a fraction (0.5%) or bytes. "
-        "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
-    ),
-    click.option("--alpha", type=float, default=1e-3, show_default=True, help="Family-wise error of the p-values."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations."),
-    click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this over all models."),
-    click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …"),
-    click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
+    reading(),
     formats,
     click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture."),
 )
 
 
-def _question(command: Callable[..., None]) -> Callable[..., None]:
-    """What `trace` and `layers` are asked with."""
-    for declare in reversed(QUESTION):
-        command = declare(command)
-    return command
-
-
 @click.command()
-@_question
+@with_options(*QUESTION)
 @click.option("--tap", "taps", multiple=True, metavar="PATH", help="A module of the child; 'blocks' for all of them.")
 @click.option(
     "--tree/--no-tree",
@@ -126,7 +108,7 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
 
 
 @click.command()
-@_question
+@with_options(*QUESTION)
 @click.option(
     "--recipe",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -186,17 +168,7 @@ METHODS = (
     help="How to find the tree; the others are the papers', to compare with.",
 )
 @click.option("--rho", type=float, help="Of the along-… methods, in [0, 1]. Default: chosen without the truth.")
-@click.option(
-    "--sample",
-    metavar="HOW",
-    help="'all', 'auto', a fraction (0.5%) or bytes. "
-    "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
-)
-@click.option("--alpha", type=float, default=1e-2, show_default=True, help="Chance that any strangers are joined.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations.")
-@click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this over all models.")
-@click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …")
-@click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True).")
+@reading("Chance that any strangers are joined.", alpha=1e-2)
 @formats
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture.")
 @click.option(

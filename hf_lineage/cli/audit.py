@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ import click
 from ..errors import ArgumentError
 from ..parallel import world
 from ..records import printable
-from .surface import Bar, check_writable, formats, mode, save, say
+from .surface import Bar, check_writable, formats, mode, reading, save, say, with_options
 
 if TYPE_CHECKING:
     from ..auditing import AuditRecord, Member
@@ -32,29 +31,13 @@ OPTIONS = (
     click.option("--journal", type=FILE, metavar="FILE", help="Keep what is finished; started again, go on there."),
     click.option("--sarif", type=FILE, metavar="FILE", help="Save the findings as SARIF 2.1.0, for code scanning."),
     click.option("--markdown", type=FILE, metavar="FILE", help="Save the report as Markdown."),
-    click.option(
-        "--sample",
-        metavar="HOW",
-        help="'all', 'auto', a fraction (0.5%) or bytes. "
-        "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
-    ),
-    click.option("--alpha", type=float, default=1e-3, show_default=True, help="Family-wise error, of each model."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations."),
-    click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this of a model and its bases."),
-    click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …"),
-    click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
+    reading("Family-wise error, of each model."),
     formats,
 )
 
 
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    for declare in reversed(OPTIONS):
-        command = declare(command)
-    return command
-
-
 @click.command()
-@_options
+@with_options(*OPTIONS)
 @click.pass_context
 def audit(context: click.Context, file: str | None, author: str | None, collection: str | None, since: str | None,
           limit: int | None, form: str, sarif: Path | None, markdown: Path | None, **options: Any) -> None:  # fmt: skip

@@ -25,22 +25,51 @@ if TYPE_CHECKING:
         def to_markdown(self) -> str: ...
 
 
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 MODES = ("auto", "human", "agent", "json", "quiet")  # those of the `hf` command
 PICTURES = (".png", ".svg", ".pdf", ".webp", ".jpg", ".jpeg")
 
 
+def with_options(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order of the help."""
+
+    def declare(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return declare
+
+
+def reading(level: str = "Family-wise error of the p-values.", alpha: float = 1e-3) -> Decorator:
+    """The options of every command that reads weights; `level` says what its `alpha` bounds."""
+    return with_options(
+        click.option(
+            "--sample",
+            metavar="HOW",
+            help="'all', 'auto', a fraction (0.5%) or bytes. "
+            "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
+        ),
+        click.option("--alpha", type=float, default=alpha, show_default=True, help=level),
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations."
+        ),
+        click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this for one answer."),
+        click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …"),
+        click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
+    )
+
+
 def formats(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say how an answer is printed, for a parameter `form`: one of `MODES`."""
-    for declare in (
-        click.option("-q", "--quiet", "form", flag_value="quiet", help="Print only ids, one a line."),
-        click.option("--json", "form", flag_value="json", help="Print one JSON document, schema hf_lineage/1."),
+    return with_options(
         click.option(
             "--format", "form", type=click.Choice(MODES), default="auto", show_default=True,
             help="As of the hf command; auto is agent if AI_AGENT or AGENT is set, else human.",
         ),
-    ):  # fmt: skip
-        command = declare(command)
-    return command
+        click.option("--json", "form", flag_value="json", help="Print JSON, schema hf_lineage/1; an audit prints a line for each model."),
+        click.option("-q", "--quiet", "form", flag_value="quiet", help="Print only ids, one a line."),
+    )(command)  # fmt: skip
 
 
 def mode(form: str) -> str:
