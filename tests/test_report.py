@@ -90,6 +90,14 @@ def test_names_are_defused(evil: str) -> None:
     assert all(row.count("|") == 6 for row in rows)
 
 
+def test_of_hundreds_of_strangers_some_are_shown() -> None:
+    found = lineage(candidates=(BEST, *(replace(OTHER, ref=f"lab/s{i:03}") for i in range(200)), GONE))
+    for text in (table(found), markdown(found)):
+        assert text.count("lab/s") == 12 and "… and 188 more without a sign of a common origin" in text
+        assert "lab/a" in text and "lab/c" in text, "relatives and what could not be read are all there"
+    assert table(lineage(candidates=(BEST, *(replace(OTHER, ref=f"s{i}") for i in range(13))))).count("none\n") == 13
+
+
 def test_markdown_has_everything() -> None:
     text = markdown(lineage(claims=(Claim("card", "lab/b", status="contradicted"),), undeclared=("lab/a",)))
     assert text.startswith("## Lineage of `lab/child`") and "| `lab/c` |" in text and "undeclared" in text

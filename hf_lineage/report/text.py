@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from ..records import Lineage, printable
+from ..records import Candidate, Lineage, printable
 from .words import CLAIMS, OPEN, candidate_name, code, p_text, sentence, short, shorten
 
 WIDTH = 80
+STRANGERS = 12  # rows of a table of candidates that show no common origin; a search asks hundreds
 
 
 def table(lineage: Lineage) -> str:
@@ -19,17 +20,20 @@ def table(lineage: Lineage) -> str:
         *_wrap("verdict  ", sentence(lineage)),
         "",
     ]
-    wide = max([24, *(len(printable(candidate_name(c))) for c in lineage.candidates)])
+    shown, rest = cut_short(lineage.candidates)
+    wide = max([24, *(len(printable(candidate_name(c))) for c in shown)])
     wide = min(wide, WIDTH - 43)
     if any(c.status == "compared" for c in lineage.candidates):
         lines.append(f"  {'candidate':<{wide}} {'prob.':>6} {'p-value':>8} {'distance':>9}  relation")
-    for place, c in enumerate(lineage.candidates):
+    for place, c in enumerate(shown):
         mark = ">" if place == 0 and lineage.parent is not None else " "
         name = shorten(printable(candidate_name(c)), wide)
         if c.status == "compared":
             probability = "-" if c.probability is None else f"{c.probability:.3f}"
             numbers = f"{probability:>6} {p_text(c):>8} {_number(c.distance):>9}"
             lines.append(f"{mark} {name:<{wide}} {numbers}  {c.relation or '-'}")
+    if rest:
+        lines.append(f"  … and {rest}")
     if lineage.none_probability is not None:
         lines.append(f"  {'(none of these)':<{wide}} {lineage.none_probability:>6.3f}")
     for c in lineage.candidates:
@@ -48,18 +52,29 @@ def table(lineage: Lineage) -> str:
 def markdown(lineage: Lineage) -> str:
     """Heading, sentence, table, claims and notes as Markdown; every foreign name is escaped."""
     rows = ["| candidate | probability | p-value | distance | relation |", "|---|---:|---:|---:|---|"]
-    for c in lineage.candidates:
+    shown, rest = cut_short(lineage.candidates)
+    for c in shown:
         probability = "" if c.probability is None else f"{c.probability:.3f}"
         cells = [probability, p_text(c), _number(c.distance), c.relation or ""]
         if c.status != "compared":
             cells = ["", "", "", c.status.replace("_", " ")]
         rows.append(f"| {code(candidate_name(c))} | {' | '.join(cells)} |")
+    rows += [f"| … and {rest} | | | | |"] if rest else []
     if lineage.none_probability is not None:
         rows.append(f"| none of these | {lineage.none_probability:.3f} | | | |")
     remarks = [f"- {source} {code(ref)}: {text}" for source, ref, text in _claims(lineage)]
     remarks += [f"- {code(note)}" for note in lineage.notes]
     head = [f"## Lineage of {code(lineage.child.name)}", "", sentence(lineage, code), ""]
     return "\n".join([*head, *rows, "", *remarks]) + "\n"
+
+
+def cut_short(candidates: Sequence[Candidate]) -> tuple[list[Candidate], str]:
+    """The candidates that a table shows, and what it says of the others: "" where it shows all."""
+    strangers = [c for c in candidates if c.status == "compared" and c.relation == "none"]
+    hidden = strangers[STRANGERS:] if len(strangers) > STRANGERS + 1 else []
+    gone = {id(c) for c in hidden}
+    rest = f"{len(hidden)} more without a sign of a common origin" if hidden else ""
+    return [c for c in candidates if id(c) not in gone], rest
 
 
 def size_text(count: int) -> str:
