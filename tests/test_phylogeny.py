@@ -806,7 +806,7 @@ class TestSampleAndMemory:
 
 class TestMethods:
     def test_the_command_line_knows_them_all(self) -> None:
-        assert tuple(METHODS) == cli.METHODS
+        assert tuple(METHODS) == cli.ask.METHODS
 
     @pytest.mark.parametrize("method", METHODS)
     def test_each_gives_a_forest(
