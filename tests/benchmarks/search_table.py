@@ -40,8 +40,8 @@ def summary() -> str:
     parts = [read(name) for name in NAMES]
     most, seconds = max(part["most requests"] for part in parts), [part["median seconds"] for part in parts]
     return (
-        f"No search sent more than {most} requests; the median took {min(seconds):.0f} to {max(seconds):.0f} s on loopback, "
-        f"on a shared machine."
+        f"No search sent more than {most:,} requests; the median took {min(seconds):.0f} to {max(seconds):.0f} s on loopback, "
+        "on two cores with other work."
     )
 
 
