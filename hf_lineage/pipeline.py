@@ -236,7 +236,7 @@ def _trace(asked: Question, how: _How) -> Lineage:
         elsewhere = readings.elsewhere
         judged, none = judge(study, comparable, readings, comparison, disguises)
         if how.tree:
-            judged = _settle(asked, judged, none or 0.0, budget, how)
+            judged, none = _settle(asked, judged, none, budget, how)
         rest += _refuse(comparable, comparison, readings.failed)
         notes += remarks.of_trace(plan, architecture, comparison)
 
@@ -268,26 +268,18 @@ def _trace(asked: Question, how: _How) -> Lineage:
     )  # fmt: skip
 
 
-def _settle(asked: Question, judged: list[Candidate], none: float, budget: int | None, how: _How) -> list[Candidate]:
+def _settle(
+    asked: Question, judged: list[Candidate], none: float | None, budget: int | None, how: _How
+) -> tuple[list[Candidate], float | None]:
     """Let the tree of the child and its relatives say which of them is the parent."""
     related = {(c.ref, c.revision) for c in relatives(judged, how.alpha)}
     models = [asked.source, *(m for m in asked.opened if (m.ref.name, m.ref.revision) in related)]
-    if len(models) < 3:
-        return judged
+    if len(models) < 3 or none is None:
+        return judged, none
     tree = grow(
-        asked.opener,
-        models,
-        {},
-        [],
-        "information",
-        1e-2,
-        None,
-        how.device,
-        budget,
-        how.max_bytes,
-        how.progress,
+        asked.opener, models, {}, [], "information", 1e-2, None, how.device, budget, how.max_bytes, how.progress,
         how.seed,
-    )
+    )  # fmt: skip
     return settle(judged, none, tree, (asked.source.ref.name, asked.source.ref.revision))
 
 

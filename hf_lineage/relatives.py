@@ -15,8 +15,12 @@ from . import verdict
 from .records import PARENT_RELATIONS, Candidate, Lineage, Relation
 from .trees import Edge, Phylogeny
 from .weights.independence import holm
+from .weights.relation import ONE_WAY
 
 OVERWHELMING = -10.0  # log10 of the p-value at which a parent ends the search for others
+# That the parent is missing from a search that found relatives, as often as in the questions the pairs' rule was fitted
+# on: a tree without it looks the same, the relative that moved least in its place
+MISSING = 1 / 3
 MOST = 24  # relatives that make the tree, the nearest; its cost grows with their square
 
 
@@ -85,12 +89,13 @@ def relatives(candidates: Sequence[Candidate], alpha: float) -> list[Candidate]:
 
 def settle(
     candidates: Sequence[Candidate], none: float, tree: Phylogeny, child: tuple[str, str | None]
-) -> list[Candidate]:
-    """The candidates with the probabilities and relations that their tree gives.
+) -> tuple[list[Candidate], float]:
+    """The candidates with the probabilities and relations that their tree gives, and the probability of none of them.
 
     `child`, (ref, revision), hangs on one of them by an edge of probability q whose direction has probability d: all
     others together keep at most (1 − none)·(1 − q·d), in the proportions that the pairs gave them, and the parent has
-    the rest. `none`, that the parent is not among the candidates, stays: a tree seldom shows that somebody is missing.
+    the rest. `none`, that the parent is not among the candidates, becomes `MISSING` if it was less, for a tree seldom
+    shows that somebody is missing; but not where what was done to the parent runs one way, as rounding does.
     Where the edge has no direction, where the child came first in its tree or is a merge, all is left as the pairs had
     it. Of equal copies of the parent the likelier is named, and `facts["copies"]` has the others.
     """
@@ -98,12 +103,13 @@ def settle(
     me = ids.get(child)
     above = [edge for edge in tree.edges if edge.directed and edge.child == me]
     if me is None or len(above) != 1 or above[0].probability is None:
-        return list(candidates)
+        return list(candidates), none
     edge, places = above[0], [ids.get((c.ref, c.revision)) for c in candidates]
     twins = [i for i, place in enumerate(places) if place == edge.parent]  # the tree's own, and its copies
     if not twins:  # an ancestor that is missing from the set
-        return list(candidates)
+        return list(candidates), none
     at = max(twins, key=lambda i: candidates[i].probability or 0.0)
+    none = none if candidates[at].relation in ONE_WAY else max(none, MISSING)
     others = [0.0 if i == at else c.probability or 0.0 for i, c in enumerate(candidates)]
     most = (1 - none) * (1 - above[0].probability * (edge.direction or 0.5))
     scale = min(1.0, most / sum(others)) if sum(others) else 0.0
@@ -118,7 +124,7 @@ def settle(
             evidence = {**c.evidence, "tree": _evidence(edge, tree, inside == edge.parent)}
             told |= {"relation": relation, "facts": facts, "evidence": evidence}
         settled.append(replace(c, **told))
-    return settled
+    return settled, none
 
 
 def _relation(c: Candidate, edge: Edge, me: str, inside: str, tree: Phylogeny) -> tuple[Relation, str | None]:

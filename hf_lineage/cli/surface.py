@@ -67,7 +67,10 @@ def formats(command: Callable[..., None]) -> Callable[..., None]:
             "--format", "form", type=click.Choice(MODES), default="auto", show_default=True,
             help="As of the hf command; auto is agent if AI_AGENT or AGENT is set, else human.",
         ),
-        click.option("--json", "form", flag_value="json", help="Print JSON, schema hf_lineage/1; an audit prints a line for each model."),
+        click.option(
+            "--json", "form", flag_value="json",
+            help="Print JSON, schema hf_lineage/1; an audit prints a line for each model.",
+        ),
         click.option("-q", "--quiet", "form", flag_value="quiet", help="Print only ids, one a line."),
     )(command)  # fmt: skip
 
