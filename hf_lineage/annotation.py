@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from .errors import ArgumentError, CardError, HubUnavailableError, LineageError
 from .records import SCHEMA, LayerLineage, Lineage, ModelRef
 from .report.bom import ancestors, cyclonedx, statement
-from .report.card import BLOCK, MAX_CARD, current, decode, edit, wanted
+from .report.card import BLOCK, MAX_CARD, SURE_ENOUGH, current, decode, edit, wanted
 from .report.difference import diff
 from .report.public import is_local, public, renaming
-from .report.section import TITLE, code, description, headline, licences, section
+from .report.section import TITLE, asked, code, description, headline, licences, section
 
 if TYPE_CHECKING:
     from .hub.client import HubRepo
@@ -136,11 +136,22 @@ class _Draft:
                 self.terms[ref] = None
                 with suppress(LineageError):  # gone, private or no network: then that is said
                     self.terms[ref] = desk().terms(ModelRef("hub", ref, revision))
+        about = dict(self.terms)
+        for c in asked(self.lineage):  # the others that the section names
+            if c.ref not in about and c.revision and c.status == "compared":
+                with suppress(LineageError):
+                    about[c.ref] = desk().terms(ModelRef("hub", c.ref, c.revision))
         self.notes = [
             f"{code(ref)} is private: the card would name it."
-            for ref, terms in self.terms.items()
+            for ref, terms in about.items()
             if terms and terms.get("private")
         ]
+        self.unsure = ""
+        if lineage.verdict == "parent" and not self.wanted and lineage.candidates[0].probability is not None:
+            said = f"{lineage.candidates[0].probability:.3f}"
+            self.unsure = (
+                f"No `base_model` is added: that takes a probability of {SURE_ENOUGH}, and this one is {said}."
+            )
         self.bom = importlib.util.find_spec("cyclonedx") is not None
         if not self.bom:
             self.notes.append("No bill of materials: pip install 'hf_lineage[bom]'.")
@@ -161,6 +172,8 @@ class _Draft:
         )
         if new == old:
             return Annotation("", False), ""
+        if self.unsure and "base_model" not in mine and not is_local(self.lineage.parent or "."):
+            notes = [*notes, self.unsure]
         added = [key for key in metadata(new) if key not in mine]
         told = description(self.lineage, self.layers, remarks=[*notes, *remarks], added=added)
         if current(old) is None:

@@ -26,7 +26,7 @@ from .hub.checkpoint import Checkpoint, FileCheckpoint
 from .hub.opener import Opener, identity
 from .hub.view import View
 from .proposals import Proposal, Proposals
-from .question import base_of, versions
+from .question import base_of, some, versions
 from .records import Lineage, ModelRef, is_repo_id, printable
 
 if TYPE_CHECKING:
@@ -157,7 +157,9 @@ class Search:
     @property
     def notes(self) -> list[str]:
         """What cut the search short, if anything did."""
-        return [*dict.fromkeys(self._troubles), *([self._spent] if self._spent else [])]
+        lost = [f"{p.ref} ({p.reason.partition(': ')[0]})" for p in self._found.values() if p.status == "unreadable"]
+        unread = [f"Found, but could not be read: {some(lost, 3)}."] if lost else []
+        return [*dict.fromkeys(self._troubles), *unread, *([self._spent] if self._spent else [])]
 
     def trouble(self, error: str) -> None:
         """Note what ended the search."""

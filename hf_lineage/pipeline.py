@@ -201,20 +201,20 @@ def _trace(asked: Question, how: _How) -> Lineage:
     seed = how.seed
     opener, ours, source, opened, claims = asked.opener, asked.child, asked.source, asked.opened, asked.claims
     whole, architecture, views, notes = asked.whole, asked.architecture, asked.views, [*asked.notes]
-    max_bytes = None if how.max_bytes is None else max(1, how.max_bytes - how.spent)
+    max_bytes = how.max_bytes
     comparable, rest = _line_up(whole, architecture, views)
     seen = whole.first_rows(shared_rows(comparable))
     judged: list[Candidate] = []
     none: float | None = None
     elsewhere = 0
-    beside = 0
+    beside = how.spent
     if settings and opened:
         from .features.evidence import attach, compare, run_child
         from .features.evidence import remarks as of_features
 
         settings = replace(settings, modules=asked.modules)
         lined = [(model, align(whole, view, architecture)) for model, view in zip(opened, views, strict=True)]
-        beside = _features_bytes(source, lined, settings, max_bytes)
+        beside += _features_bytes(source, lined, settings, max_bytes)
         before = opener.bytes_read
         ran = run_child(source, whole, settings)  # before the weights: a child that cannot run ends the question
         by_child = opener.bytes_read - before
@@ -274,7 +274,8 @@ def _settle(
     """Let the tree of the child and its relatives say which of them is the parent."""
     related = {(c.ref, c.revision) for c in relatives(judged, how.alpha)}
     models = [asked.source, *(m for m in asked.opened if (m.ref.name, m.ref.revision) in related)]
-    if len(models) < 3 or none is None:
+    again = sum(budget or sum(entry.nbytes for entry in model.values()) for model in models)
+    if len(models) < 3 or none is None or (how.max_bytes and asked.opener.bytes_read + again > how.max_bytes):
         return judged, none
     tree = grow(
         asked.opener, models, {}, [], "information", 1e-2, None, how.device, budget, how.max_bytes, how.progress,

@@ -132,6 +132,8 @@ def _relation(c: Candidate, edge: Edge, me: str, inside: str, tree: Phylogeny) -
     above, below = _line(tree, me), _line(tree, inside)
     if inside == edge.parent:
         return (c.relation if c.relation in PARENT_RELATIONS else "finetune"), "candidate"
+    if any(each.relation == "merge" for each in tree.edges):  # a child of two trees turns the order of the others
+        return "common_origin", None
     if inside in above:
         return "common_origin", "candidate"
     if me in below:

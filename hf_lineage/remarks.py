@@ -33,7 +33,7 @@ def of_search(rules: Mapping[str, Sequence[str]], requests: int, cut_short: Sequ
         return list(cut_short)
     counts = Counter(found[0] for found in rules.values() if found)
     told = ", ".join(f"{rule} ({count})" if count > 1 else rule for rule, count in counts.most_common(5))
-    return [f"Candidates were searched for ({requests} requests so far) and found by: {told}.", *cut_short]
+    return [f"Candidates were searched for, with {requests} requests, and found by: {told}.", *cut_short]
 
 
 def of_copies(candidates: Sequence[Candidate]) -> list[str]:

@@ -78,7 +78,7 @@ class TestLooking:
         assert "+base_model: lab/parent\n+base_model_relation: finetune\n" in note.diff
         assert not [line for line in note.diff.splitlines() if line.startswith("-") and line != "--- a/README.md"]
         assert files(desk)["README.md"] == CARD
-        assert len(desk.log) <= 5  # repo, gate, card (2), parent's terms
+        assert len(desk.log) <= 5 + len(lineage.candidates) - 1  # repo, gate, card (2), and each candidate's terms
 
     def test_needs_no_weights(self, desk: Any, lineage: Lineage) -> None:
         desk.log.clear()
@@ -161,7 +161,7 @@ class TestPullRequest:
         assert (
             card.startswith("---\nbase_model: lab/stranger\nlicense: mit\n---\n# T\n") and "to its metadata" not in text
         )
-        told = "The card declares `base_model` `lab/stranger`, which was left as it is; the weights say `lab/parent`."
+        told = "The card declares `base_model` `lab/stranger`, which was left as it is; of the models that were compared the weights say `lab/parent`."
         assert told in text and told in note.notes
         for where in (text, card):
             assert "The card names `lab/stranger`: contradicted, no sign of a common origin." in where

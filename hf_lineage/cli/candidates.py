@@ -11,7 +11,14 @@ from .surface import Bar, formats, show
 
 @click.command()
 @click.argument("child")
-@click.option("--most", type=int, default=64, show_default=True, metavar="N", help="Comparable models to stop at.")
+@click.option(
+    "--most",
+    type=int,
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Comparable models to stop at, give or take a few.",
+)
 @click.option("--max-requests", type=int, default=400, show_default=True, metavar="N", help="Requests to stop at.")
 @click.option("--max-bytes", type=int, default=256 << 20, show_default=True, metavar="N", help="Bytes to stop at.")
 @click.option("--allow-pickle", is_flag=True, help="Count .bin/.pt files too; they are downloaded to be looked at.")
@@ -27,7 +34,7 @@ def candidates(child: str, form: str, **options: Any) -> None:
     Examples:
       hf-lineage candidates user/child
       hf-lineage candidates ./my-model --most 20 --json
-      hf-lineage candidates user/child --quiet | sed 's/^/-c /' | xargs hf-lineage trace user/child
+      hf-lineage candidates user/child --quiet | sed 's/^/-c /' | xargs hf-lineage trace user/child --tree
 
     \b
     Exit codes: 0 an answer (none found is one), 1 an error, 2 wrong usage,

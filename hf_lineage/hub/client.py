@@ -381,6 +381,10 @@ def explained(what: str) -> Iterator[None]:
         status = getattr(response, "status_code", None)
         if status in (401, 403):
             raise AccessDeniedError(f"{what} may not be read with this token (HTTP {status}).") from error
+        if status == 404:
+            raise ModelNotFoundError(
+                f"{what} was not found on the Hub. If it is private, log in with `hf auth login`."
+            ) from error
         raise HubUnavailableError(f"{what}: the Hub answered HTTP {status}. Try again later.") from error
     except httpx.HTTPError as error:
         raise HubUnavailableError(

@@ -86,9 +86,12 @@ def summary(records: Sequence[AuditRecord]) -> str:
     """How many models of each status, worst first, and what it cost."""
     counts = Counter(record.status for record in records)
     told = ", ".join(f"{counts[status]} {_words(status)}" for status in RULES if counts[status])
-    cost = f"{size_text(sum(r.bytes_read for r in records))} in {sum(r.seconds for r in records):.1f} s"
+    fresh = [record for record in records if not record.resumed]
+    cost = f"{size_text(sum(r.bytes_read for r in fresh))} in {sum(r.seconds for r in fresh):.1f} s"
+    kept = len(records) - len(fresh)
     models = "1 model" if len(records) == 1 else f"{len(records)} models"
-    return f"{models}: {told or 'nothing to audit'}; read {cost}"
+    journal = f" ({kept} as of the journal)" if kept else ""
+    return f"{models}{journal}: {told or 'nothing to audit'}; read {cost}"
 
 
 def table(records: Sequence[AuditRecord]) -> str:

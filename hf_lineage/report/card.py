@@ -159,7 +159,10 @@ def _declared(value: Any, found: str | list[str], confirmed: Collection[str]) ->
     if not value:
         return [f"The card has an empty `base_model`, which was left as it is; the weights say {says}."]
     told = ", ".join(str(one) for one in told) if isinstance(told, list) else str(told)
-    return [f"The card declares `base_model` {code(told)}, which was left as it is; the weights say {says}."]
+    return [
+        f"The card declares `base_model` {code(told)}, which was left as it is; of the models that were compared the "
+        f"weights say {says}."
+    ]
 
 
 def _extended(block: re.Match[str], missing: Metadata, newline: str) -> list[str]:

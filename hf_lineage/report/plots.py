@@ -133,7 +133,7 @@ def _evidence_bars(axes: Axes, compared: Sequence[Candidate], lineage: Lineage) 
     axes.barh(range(len(compared)), heights, color=colours)
     axes.axvline(-math.log10(lineage.alpha), color=LINE, linewidth=1, linestyle="--", label=f"α = {lineage.alpha:g}")
     axes.set_yticks(range(len(compared)), [_short(candidate_name(c)) for c in compared])
-    axes.invert_yaxis()
+    axes.set_ylim(len(compared) - 0.5, -0.5)  # the rows of the map beside it
     axes.set_xscale("symlog", linthresh=10)
     axes.set_xlim(0, max([30.0, *(4 * height for height in heights)]))
     axes.set_xlabel("−log10 p (logarithmic above 10)")

@@ -58,6 +58,8 @@ def markdown(found: Proposals) -> str:
 def summary(found: Proposals) -> str:
     """How many of how many."""
     looked, ready = len(found.proposals), len(found.refs)
+    if not found.proposals and found.notes:
+        return "No candidate yet: the search ended early."
     if not found.proposals:
         return "No candidate: the child declares none, and nothing of its kind was found."
     return f"{ready} of {looked} models have the child's names and shapes, by their headers; no weight was read."

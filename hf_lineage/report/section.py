@@ -73,7 +73,7 @@ def essentials(lineage: Lineage, layers: LayerLineage | None = None) -> dict[str
         "relation": parent.relation if parent else None,
         "probability": _number(parent.probability) if parent else None,
         "p_value": _number(parent.p_value) if parent else None,
-        "candidates": sorted({at_commit(c.ref, c.revision) for c in _asked(lineage)}),
+        "candidates": sorted({at_commit(c.ref, c.revision) for c in asked(lineage)}),
         "contradicted": sorted({f"{c.source} {c.ref}" for c in lineage.claims if c.status == "contradicted"}),
         "layers": _layers_data(lineage, layers) if layers is not None else None,
         "alpha": _number(lineage.alpha),
@@ -296,16 +296,16 @@ def _listed(texts: Sequence[str]) -> list[str]:
 
 def _reproduce(lineage: Lineage, layers: LayerLineage | None) -> list[str]:
     version = lineage.versions.get("hf_lineage", "")
-    asked = "How to reproduce" + (f" (hf_lineage {printable(version)})" if re.fullmatch(r"[\w.+]+", version) else "")
+    heading = "How to reproduce" + (f" (hf_lineage {printable(version)})" if re.fullmatch(r"[\w.+]+", version) else "")
     kinds = [kind for kind in EVIDENCE if any(kind in c.evidence for c in lineage.candidates)]
     commands = [_command(lineage, "trace", kinds)]
     commands += [_command(lineage, "layers", layers.evidence)] if layers is not None else []
-    left_out = len(lineage.candidates) - len(_asked(lineage))
+    left_out = len(lineage.candidates) - len(asked(lineage))
     rest = [f"{left_out} more candidates that show nothing are left out here; `lineage.json` has them.", ""]
-    return [f"{asked}:", "", "```sh", *commands, "```", "", *(rest if left_out else [])]
+    return [f"{heading}:", "", "```sh", *commands, "```", "", *(rest if left_out else [])]
 
 
-def _asked(lineage: Lineage) -> Sequence[Candidate]:
+def asked(lineage: Lineage) -> Sequence[Candidate]:
     """The candidates that the command names: of the hundreds of a search only the relatives."""
     if len(lineage.candidates) <= MOST_ASKED:
         return lineage.candidates
@@ -315,8 +315,8 @@ def _asked(lineage: Lineage) -> Sequence[Candidate]:
 
 def _command(lineage: Lineage, name: str, kinds: Sequence[str]) -> str:
     parts = [f"hf-lineage {name} {_word(at_commit(lineage.child.name, lineage.child.revision))}"]
-    asked = [c for c in _asked(lineage) if not c.ref.startswith("module:")]
-    refs = sorted({(c.ref, c.revision or "") for c in asked})
+    named = [c for c in asked(lineage) if not c.ref.startswith("module:")]
+    refs = sorted({(c.ref, c.revision or "") for c in named})
     parts += [f"-c {_word(at_commit(ref, revision))}" for ref, revision in refs]
     if name == "trace" and any("tree" in c.evidence for c in lineage.candidates):
         parts.append("--tree")
