@@ -1,4 +1,4 @@
-"""A token goes to the endpoint it was made for and nowhere else: every command is run with one, and its traces are searched."""
+"""A token goes to the endpoint it was made for and nowhere else: commands are run with one, and their traces searched."""
 
 from __future__ import annotations
 
