@@ -158,7 +158,7 @@ class _Draft:
 
     def change(self, place: _Place) -> tuple[Annotation, str]:
         """What the card needs, not yet written; and the text of the pull request."""
-        from .hub.client import yaml_data
+        from .hub.texts import yaml_data
 
         def metadata(text: str) -> dict[str, Any]:
             block = BLOCK.search(text.removeprefix("\ufeff"))
@@ -178,7 +178,10 @@ class _Draft:
         told = description(self.lineage, self.layers, remarks=[*notes, *remarks], added=added)
         if current(old) is None:
             self._spare(place)
-        make = lambda: self._files(new.encode(), place.digests())  # noqa: E731
+
+        def make() -> dict[str, bytes]:
+            return self._files(new.encode(), place.digests())
+
         return Annotation(diff(old, new), True, None, self._names(), (*self.notes, *notes), make), told
 
     def _spare(self, place: _Place) -> None:

@@ -169,8 +169,7 @@ def _ring(child: Model, refs: Sequence[str], before: Lineage | None, opener: Ope
     known = {c.requested: c for c in before.candidates} if before else {}
     new, kept = [ref for ref in refs if ref not in known], [ref for ref in refs if ref in known and ref not in away]
     seen = {name: raw for name, c in known.items() if (raw := log10_raw(c)) is not None}
-    most = max(LEAST_SEARCHED, SEARCHED // (1 + len(new)))
-    most = _shared(most, len(refs), opener, how)
+    most = _shared(max(LEAST_SEARCHED, SEARCHED // (1 + len(new))), len(refs), opener, how)
     screening = replace(how, most=most if how.sample is None else None)
     lineage = before
     for at in range(0, len(new), CHUNK):
@@ -198,10 +197,9 @@ def _shared(most: int, models: int, opener: Opener, how: _How) -> int:
 
 def _trace(asked: Question, how: _How) -> Lineage:
     names, settings, alpha, device, progress = how.names, how.settings, how.alpha, how.device, how.progress
-    seed = how.seed
+    max_bytes, seed = how.max_bytes, how.seed
     opener, ours, source, opened, claims = asked.opener, asked.child, asked.source, asked.opened, asked.claims
     whole, architecture, views, notes = asked.whole, asked.architecture, asked.views, [*asked.notes]
-    max_bytes = how.max_bytes
     comparable, rest = _line_up(whole, architecture, views)
     seen = whole.first_rows(shared_rows(comparable))
     judged: list[Candidate] = []

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .records import SCHEMA, ModelRef
+from .records import SCHEMA, ModelRef, _fields, _plain
 
 Looked = Literal["comparable", "not_comparable", "unreadable"]
 
@@ -52,23 +52,18 @@ class Proposals:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract, schema `hf_lineage/1`."""
-        return {
-            "schema": SCHEMA,
-            "child": {"ref": self.child.name, "requested": self.requested, "revision": self.child.revision},
-            "candidates": [
-                {name: getattr(proposal, name) for name in Proposal.__dataclass_fields__}
-                | {
-                    "rules": list(proposal.rules),
-                    "similarity": None if proposal.similarity is None else float(f"{proposal.similarity:.9g}"),
-                }
-                for proposal in self.proposals
-            ],
-            "notes": list(self.notes),
-            "requests": self.requests,
-            "bytes_read": self.bytes_read,
-            "seconds": self.seconds,
-            "versions": self.versions,
-        }
+        return _plain(
+            {
+                "schema": SCHEMA,
+                "child": {"ref": self.child.name, "requested": self.requested, "revision": self.child.revision},
+                "candidates": [_fields(proposal) for proposal in self.proposals],
+                "notes": self.notes,
+                "requests": self.requests,
+                "bytes_read": self.bytes_read,
+                "seconds": self.seconds,
+                "versions": self.versions,
+            }
+        )
 
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as one JSON document."""

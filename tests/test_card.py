@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lineage.errors import CardError
-from hf_lineage.hub.client import yaml_data
+from hf_lineage.hub.texts import yaml_data
 from hf_lineage.records import BlockOrigin, Candidate, Claim, LayerLineage, Lineage, ModelRef, Share
 from hf_lineage.report import card
 from hf_lineage.report.difference import diff

@@ -8,18 +8,11 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from .surface import Bar, formats, is_first, reading, save, say, show, with_options
+from .surface import CANDIDATES, Bar, formats, is_first, reading, save, say, show, with_options
 
 OPTIONS = (
     click.argument("child"),
-    click.option(
-        "-c",
-        "--candidate",
-        "candidates",
-        multiple=True,
-        metavar="REF",
-        help="A possible parent; repeat it. Without any: as for `trace`.",
-    ),
+    CANDIDATES,
     click.option("--layers", "with_layers", is_flag=True, help="Say of each layer where it came from, too."),
     click.option("--create-pr", is_flag=True, help="Open a pull request, or update yours."),
     click.option("--push", is_flag=True, help="Commit to main, or write into the folder."),

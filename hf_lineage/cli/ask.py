@@ -9,18 +9,23 @@ from typing import Any
 
 import click
 
-from .surface import Bar, check_picture, check_writable, formats, is_first, mode, reading, save, show, with_options
+from .surface import (
+    CANDIDATES,
+    Bar,
+    check_picture,
+    check_writable,
+    formats,
+    is_first,
+    mode,
+    reading,
+    save,
+    show,
+    with_options,
+)
 
 QUESTION = (
     click.argument("child"),
-    click.option(
-        "-c",
-        "--candidate",
-        "candidates",
-        multiple=True,
-        metavar="REF",
-        help="A possible parent; repeat it. Without any they are searched for, beginning with what the child declares.",
-    ),
+    CANDIDATES,
     click.option(
         "--evidence",
         multiple=True,

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 MODES = ("auto", "human", "agent", "json", "quiet")  # those of the `hf` command
+CANDIDATES = click.option(
+    "-c", "--candidate", "candidates", multiple=True, metavar="REF",
+    help="A possible parent; repeat it. Without any they are searched for, beginning with what the child declares.",
+)  # fmt: skip
 PICTURES = (".png", ".svg", ".pdf", ".webp", ".jpg", ".jpeg")
 
 

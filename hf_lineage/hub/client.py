@@ -54,11 +54,7 @@ from ..errors import (
     ModelNotFoundError,
 )
 from ..records import ModelRef, is_repo_id
-from .cache import COMMIT as COMMIT
-from .cache import CachedRepo, cached_repo
-from .texts import MAX_TEXT as MAX_TEXT
-from .texts import card_data as card_data
-from .texts import yaml_data as yaml_data
+from .cache import COMMIT, CachedRepo, cached_repo
 
 MAX_REQUEST = 2 << 20  # bytes asked for in one range: a batch of 8 MB then travels on several connections
 MAX_GAP = 1 << 16  # unread bytes that may be fetched along, to save a request …

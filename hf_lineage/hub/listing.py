@@ -11,7 +11,8 @@ from urllib.parse import quote, urlsplit
 
 from ..errors import ArgumentError
 from ..records import is_repo_id
-from .client import COMMIT, Hub, same_origin
+from .cache import COMMIT
+from .client import Hub, same_origin
 
 PAGE = 100  # models a page; more of them make an answer of megabytes
 BASES = 16  # of one card that are looked at
