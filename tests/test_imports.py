@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "layers": "records architecture hub weights",
     "merging": "records layers weights",
     "proposals": "records report",  # as records
+    "directory": "errors hub",
     "discovery": "errors records architecture conventions hub question proposals",
     "relatives": "records trees verdict weights",
     "inquiry": "records architecture hub weights question verdict",

@@ -1,0 +1,102 @@
+"""What agents and scripts may call, over the API and over MCP: typed, documented, JSON as text.
+
+Nobody is signed in here: the functions read what is public, and write nothing. Their names, docstrings and hints are
+what an agent sees.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import asking
+import gradio as gr
+from jobs import Job
+from questions import AT_ONCE, MOST_CANDIDATES, RefusedError, explain, model_id
+
+ENDPOINTS = ("trace", "layers", "family_tree", "find_candidates")
+HEAVY = "lineage"  # the queue that all of them share with the page
+
+
+def trace(child: str, candidates: list[str] | None = None) -> str:
+    """Say which model on the Hugging Face Hub a model was fine-tuned from, and how sure that is, from weights alone.
+
+    Args:
+        child: Repo id of the model in question, such as "org/name" or "org/name@revision".
+        candidates: Repo ids of possible parents, at most 16. Leave it out to have them searched for on the Hub.
+
+    Returns:
+        JSON, schema hf_lineage/1: verdict (parent, identical, common_origin, none, undecided), parent,
+        none_probability, candidates (ref, probability, p_value, relation, facts.found_by, ...) best first, claims (what the model's own
+        files say, and whether the weights bear it out), undeclared, notes. "none" is an answer, not an error.
+    """
+    return _answer(
+        lambda: asking.question(child, candidates), lambda asked, progress: asking.trace(*asked, False, progress)
+    )
+
+
+def layers(child: str, candidates: list[str] | None = None) -> str:
+    """Say for each block of a model which block of which other model it came from, and in what proportion.
+
+    Args:
+        child: Repo id of the model, for instance a merge: "org/name" or "org/name@revision".
+        candidates: Repo ids of models that it may be made of, at most 16. Leave it out to use what it declares.
+
+    Returns:
+        JSON, schema hf_lineage/1: blocks (block, kind, parent, parent_block, probability, p_value, mixture, unknown),
+        mixture of the whole, method (single, passthrough, linear, slerp, task_arithmetic, ties, dare, mixed), notes.
+    """
+    return _answer(
+        lambda: asking.question(child, candidates), lambda asked, progress: asking.layers(*asked, False, progress)
+    )
+
+
+def family_tree(models: list[str]) -> str:
+    """Say who descends from whom in a set of models, from their weights alone.
+
+    Args:
+        models: Repo ids, 2 to 24 of them, or one address of a collection on the Hub.
+
+    Returns:
+        JSON, schema hf_lineage/1: nodes (id, group, hidden, generation), edges (parent, child, directed, probability,
+        relation), roots, left_out (models that could not be read, and why), notes.
+    """
+    return _answer(
+        lambda: asking.family("\n".join(models), False), lambda ids, progress: asking.tree(ids, False, progress)
+    )
+
+
+def find_candidates(child: str, most: int = MOST_CANDIDATES) -> str:
+    """List models on the Hub that could be the parent of a model, each with the rules that led to it. Reads no weights.
+
+    Args:
+        child: Repo id of the model, such as "org/name" or "org/name@revision".
+        most: How many comparable models to stop at, 1 to 16.
+
+    Returns:
+        JSON, schema hf_lineage/1: candidates (ref, rules, status, similarity, parameters, downloads), notes, requests.
+    """
+
+    def check() -> tuple[str, int]:
+        if not 1 <= most <= MOST_CANDIDATES:
+            raise RefusedError(f"Expected `most` to be 1 to {MOST_CANDIDATES}, got {most}.")
+        return model_id(child), int(most)
+
+    return _answer(check, asking.candidates)
+
+
+def expose() -> None:
+    """Make the endpoints, within `gr.Blocks`."""
+    for function in (trace, layers, family_tree, find_candidates):
+        gr.api(function, api_name=function.__name__, concurrency_id=HEAVY, concurrency_limit=AT_ONCE)
+
+
+def _answer(check: Callable[[], tuple[Any, ...]], ask: Callable[..., Any]) -> str:
+    """The answer to a checked question as JSON; what goes wrong is one sentence."""
+    try:
+        asked = check()
+        return Job(lambda progress: ask(*asked, False, progress)).run().to_json(indent=None)
+    except Exception as error:
+        logging.getLogger("hf_lineage.space").info("refused: %s", type(error).__name__)
+        raise gr.Error(explain(error), print_exception=False) from None

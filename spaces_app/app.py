@@ -1,0 +1,112 @@
+"""The Gradio Space of hf_lineage: `python spaces_app/app.py`, or as a Space on the Hub (README.md beside this file)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+# before anything that reads them is imported: a visitor's question is never asked with this machine's own login
+os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
+import agents  # noqa: E402
+import asking  # noqa: E402
+import gradio as gr  # noqa: E402
+import tabs  # noqa: E402
+import wording  # noqa: E402
+from questions import WAITING  # noqa: E402
+
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+
+
+def can_sign_in() -> bool:
+    """On a Space, or where gradio can stand in for the login: it does so with the name of this machine's user."""
+    return bool(os.environ.get("SPACE_ID") or os.environ.get("HF_TOKEN"))
+
+
+def build() -> gr.Blocks:
+    """The whole page, its endpoints included."""
+    with gr.Blocks(title=wording.TITLE, analytics_enabled=False) as demo:
+        session = gr.State({}, time_to_live=tabs.SESSION_SECONDS)
+        with gr.Row(elem_classes="hl-top"):
+            gr.HTML(wording.HEAD, js_on_load=None)
+            _login(demo)
+        with gr.Tabs():
+            with gr.Tab("Trace"):
+                trace, traced, _ = tabs.trace_tab(session)
+            with gr.Tab("Layers"):
+                layers, layered = tabs.layers_tab(session)
+            with gr.Tab("Family tree"):
+                tabs.tree_tab()
+            with gr.Tab("Annotate"):
+                refresh = tabs.annotate_tab(session)
+            with gr.Tab("How it works"):
+                gr.HTML(wording.HOW, js_on_load=None)
+        refresh(traced)
+        refresh(layered)
+        traced.then(
+            _offer, [trace.child, session, layers.child, layers.parents], [layers.child, layers.parents], **tabs.AT_HAND
+        )
+        linked = gr.Textbox(visible=False, label="linked")
+        filled = demo.load(_fill, None, [trace.child, trace.parents, linked], js=wording.PAGE_JS, **tabs.AT_HAND)
+        filled.then(None, [linked], None, js=wording.ASK_JS, **tabs.HIDDEN)
+        agents.expose()
+    for function in demo.fns.values():  # gradio's own, such as the login's, are nobody else's either
+        if function.api_name not in agents.ENDPOINTS:
+            function.api_visibility = "private"
+    return demo.queue(max_size=WAITING)
+
+
+def launch(demo: gr.Blocks, **options: Any) -> Any:
+    """Serve it: no server-side rendering, no uploads, nothing from other hosts."""
+    theme = gr.themes.Default(font=FONTS, font_mono=MONO, primary_hue="blue")
+    return demo.launch(
+        theme=theme, css_paths=HERE / "style.css", mcp_server=True, ssr_mode=False, max_file_size="1mb",
+        show_error=False, footer_links=["api"], share=False, **options,
+    )  # fmt: skip
+
+
+def _login(demo: gr.Blocks) -> None:
+    if not can_sign_in():
+        gr.HTML(
+            '<p class="hl hl-small hl-login">To sign in here, start this page with HF_TOKEN set.</p>', js_on_load=None
+        )
+        return
+    gr.LoginButton(visible=False)  # makes gradio add the login's routes
+    button = gr.Button(wording.SIGN_IN, size="sm", variant="huggingface", elem_id="login", scale=0, min_width=220)
+    button.click(None, [button], None, js=wording.LOGIN_JS, **tabs.HIDDEN)
+    demo.load(_who, None, [button], **tabs.AT_HAND)
+
+
+def _who(profile: gr.OAuthProfile | None) -> str:
+    return wording.SIGN_OUT.format(profile.username) if profile else wording.SIGN_IN
+
+
+def _fill(request: gr.Request) -> tuple[Any, str, str]:
+    """The question of the address, if it carries one."""
+    child, parents = asking.from_link(dict(request.query_params))
+    return gr.Dropdown(value=child or None, choices=[child] if child else []), parents, child
+
+
+def _offer(child: str, kept: dict, asked: str | None, parents: str) -> tuple[Any, str]:
+    """Put the model that was traced into the Layers tab, with the candidates that could be compared."""
+    lineage = kept.get("lineage")
+    if asked or lineage is None:
+        return gr.Dropdown(value=asked, choices=[asked] if asked else []), parents
+    refs = [c.ref for c in lineage.candidates if c.status == "compared" and c.relation != "none"]
+    return gr.Dropdown(value=child, choices=[child]), "\n".join(refs[:4])
+
+
+if __name__ == "__main__":
+    threading.Thread(target=asking.warm_up, daemon=True).start()
+    launch(build())

@@ -1,0 +1,101 @@
+"""The questions themselves: what is handed to hf_lineage, with which limits and whose token.
+
+`token` is the visitor's own or False. It is never None: that would be the login of the machine, on a Space its owner's.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from jobs import Progress
+from questions import MOST_BYTES, MOST_CANDIDATES, MOST_MODELS, RefusedError, collection_slug, model_id, model_ids
+from show import View, picture, view_of
+
+import hf_lineage as hl
+from hf_lineage.directory import models_of, suggestions
+
+Token = str | bool
+
+
+def trace(child: str, parents: Sequence[str], token: Token, progress: Progress) -> hl.Lineage:
+    return hl.trace(child, list(parents) or None, token=token, max_bytes=MOST_BYTES, progress=progress)
+
+
+def layers(child: str, parents: Sequence[str], token: Token, progress: Progress) -> hl.LayerLineage:
+    return hl.trace_layers(child, list(parents) or None, token=token, max_bytes=MOST_BYTES, progress=progress)
+
+
+def tree(models: Sequence[str], token: Token, progress: Progress) -> hl.Phylogeny:
+    return hl.phylogeny(models, token=token, max_bytes=MOST_BYTES, progress=progress)
+
+
+def candidates(child: str, most: int, token: Token, progress: Progress) -> Any:
+    return hl.find_candidates(child, most=most, token=token, progress=progress)
+
+
+def annotation(lineage: hl.Lineage, found: hl.LayerLineage | None, token: Token, create_pr: bool) -> Any:
+    """The change of the card; with `create_pr` it is proposed, as whoever the token belongs to."""
+    if create_pr and not isinstance(token, str):
+        raise RefusedError("Sign in first: a pull request is opened in your own name.")
+    return hl.annotate(lineage.child.name, lineage, layers=found, create_pr=create_pr, token=token)
+
+
+def family(text: str, token: Token) -> list[str]:
+    """The models of a tree: ids, or the address of a collection."""
+    slug = collection_slug(text)
+    ids = model_ids(models_of(slug, token=token) if slug else text, MOST_MODELS)
+    if len(ids) < 2:
+        raise RefusedError("Type the ids of two models or more, one a line, or the address of a collection.")
+    return ids
+
+
+def similar(text: str, token: Token) -> list[str]:
+    """Ids that match what is being typed; nothing where the Hub does not answer, for it is only a help."""
+    try:
+        return suggestions(text, token=token)
+    except hl.LineageError:
+        return []
+
+
+def question(child: str | None, parents: str | Sequence[str] | None) -> tuple[str, list[str]]:
+    """What was typed, checked."""
+    return model_id(child), model_ids(parents, MOST_CANDIDATES)
+
+
+def layers_view(found: hl.LayerLineage) -> View:
+    return {**view_of(found), "recipe": found.recipe()}
+
+
+def tree_view(found: hl.Phylogeny) -> View:
+    return {**view_of(found), "newick": found.to_newick(), "picture": picture(lambda path: found.plot(path))}
+
+
+def as_command(name: str, child: str, parents: Sequence[str]) -> str:
+    return shlex.join(["hf-lineage", name, child, *(word for ref in parents for word in ("-c", ref))])
+
+
+def as_python(name: str, child: str, parents: Sequence[str]) -> str:
+    given = f", candidates={list(parents)!r}" if parents else ""
+    return f"import hf_lineage as hl\n\nanswer = hl.{name}({child!r}{given})\nprint(answer)"
+
+
+def as_link(child: str, parents: Sequence[str]) -> str:
+    return "?" + urlencode({"child": child, **({"parents": ",".join(parents)} if parents else {})}, safe="/,@")
+
+
+def from_link(query: dict[str, str]) -> tuple[str, str]:
+    """(child, parents by line) of an address; what is no id is left out, for a link comes from anybody."""
+    try:
+        child, parents = question(query.get("child", ""), query.get("parents", ""))
+    except (RefusedError, hl.LineageError):
+        return "", ""
+    return child, "\n".join(parents)
+
+
+def warm_up() -> None:
+    """Import what the first question needs, so that nobody waits for it."""
+    for name in ("trace", "trace_layers", "phylogeny", "annotate"):
+        getattr(hl, name)
