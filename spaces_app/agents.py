@@ -28,12 +28,10 @@ def trace(child: str, candidates: list[str] | None = None) -> str:
 
     Returns:
         JSON, schema hf_lineage/1: verdict (parent, identical, common_origin, none, undecided), parent,
-        none_probability, candidates (ref, probability, p_value, relation, facts.found_by, ...) best first, claims (what the model's own
-        files say, and whether the weights bear it out), undeclared, notes. "none" is an answer, not an error.
+        none_probability, candidates (ref, probability, p_value, relation, facts.found_by, ...) best first, claims
+        (what the model's own files say, and whether the weights bear it out), undeclared, notes. "none" is an answer.
     """
-    return _answer(
-        lambda: asking.question(child, candidates), lambda asked, progress: asking.trace(*asked, False, progress)
-    )
+    return _answer(lambda: asking.question(child, candidates), asking.trace)
 
 
 def layers(child: str, candidates: list[str] | None = None) -> str:
@@ -47,9 +45,7 @@ def layers(child: str, candidates: list[str] | None = None) -> str:
         JSON, schema hf_lineage/1: blocks (block, kind, parent, parent_block, probability, p_value, mixture, unknown),
         mixture of the whole, method (single, passthrough, linear, slerp, task_arithmetic, ties, dare, mixed), notes.
     """
-    return _answer(
-        lambda: asking.question(child, candidates), lambda asked, progress: asking.layers(*asked, False, progress)
-    )
+    return _answer(lambda: asking.question(child, candidates), asking.layers)
 
 
 def family_tree(models: list[str]) -> str:
@@ -62,9 +58,7 @@ def family_tree(models: list[str]) -> str:
         JSON, schema hf_lineage/1: nodes (id, group, hidden, generation), edges (parent, child, directed, probability,
         relation), roots, left_out (models that could not be read, and why), notes.
     """
-    return _answer(
-        lambda: asking.family("\n".join(models), False), lambda ids, progress: asking.tree(ids, False, progress)
-    )
+    return _answer(lambda: (asking.family("\n".join(models), False),), asking.tree)
 
 
 def find_candidates(child: str, most: int = MOST_CANDIDATES) -> str:

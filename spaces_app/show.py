@@ -170,8 +170,8 @@ def p_text(log10_p: float | None) -> str:
 
 
 def model(ref: str, revision: str | None = None) -> str:
-    """A model's id, linked to its page."""
-    if not re.fullmatch(r"[\w][\w.-]{0,95}(/[\w][\w.-]{0,95})?", ref):
+    """A model's id, linked to its page; the examples' models have none."""
+    if ref.startswith("example/") or not re.fullmatch(r"[\w][\w.-]{0,95}(/[\w][\w.-]{0,95})?", ref):
         return f"<code>{esc(ref)}</code>"
     at = f"/tree/{revision}" if revision and re.fullmatch(r"[0-9a-f]{7,40}", revision) else ""
     return f'<a href="{esc(HUB)}/{ref}{at}" target="_blank" rel="noopener">{esc(ref)}</a>'

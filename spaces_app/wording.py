@@ -75,7 +75,7 @@ ASK_JS = """(linked) => { if (linked) setTimeout(() => document.querySelector('#
 PAGE_JS = """() => { document.documentElement.lang = 'en'; }"""
 
 EXAMPLES = {  # file in examples/ → the button's words
-    "trace": {"lie": "A card that lies", "none": "None of these", "parent": "A parent, confirmed"},
+    "trace": {"lie": "A card that lies", "none": "None of these", "origin": "A common origin"},
     "layers": {"hybrid": "Twelve blocks of three models", "merge": "A weighted merge"},
     "tree": {"family": "Twelve models and a merge"},
 }

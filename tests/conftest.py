@@ -6,8 +6,9 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hf_lineage.experiments.families import Family, Member, train_family, train_
 pytest_plugins = ["hf_lineage.testing"]
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))  # for space_app, which is no test
 
 WIDTHS = (48, 96, 64, 10)
 Tensors = dict[str, torch.Tensor]
@@ -244,3 +246,13 @@ def record() -> Callable[[str, dict[str, Any]], None]:
         path.write_text(json.dumps({**about, **figures}, indent=2) + "\n")
 
     return write
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory, nets: dict[str, Tensors]) -> Iterator[Any]:
+    """The Gradio Space in a process of its own, in front of a furnished stand-in of the Hub."""
+    import space_app
+
+    with space_app.running(tmp_path_factory.mktemp("space")) as running:
+        space_app.furnish(running.hub, nets)
+        yield running

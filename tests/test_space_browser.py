@@ -1,0 +1,350 @@
+"""The Space as its visitors see it: in a real browser, against the stand-in of the Hub.
+
+Needs Chromium (Debian: apt-get install chromium-headless-shell). Without it these tests are skipped, unless
+HF_LINEAGE_REQUIRE_BROWSER=1. Screenshots lie in HF_LINEAGE_SCREENSHOTS, or in a temporary folder that is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+REQUIRED = os.environ.get("HF_LINEAGE_REQUIRE_BROWSER") == "1"
+pytestmark = pytest.mark.skipif(BROWSER is None and not REQUIRED, reason=f"none of {', '.join(BROWSERS)} is installed")
+SECONDS = 90_000  # milliseconds for an answer: two cores may be busy with other tests
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    assert BROWSER, f"HF_LINEAGE_REQUIRE_BROWSER=1, but none of {', '.join(BROWSERS)} is installed"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def shoot(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, str], None]:
+    given = os.environ.get("HF_LINEAGE_SCREENSHOTS")
+    folder = Path(given) if given else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"screenshots: {folder}")
+    return lambda page, name: page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+
+@pytest.fixture
+def visit(browser: Any, space: Any) -> Iterator[Callable[..., Any]]:
+    """Open the page as a new visitor. In the end: nothing in the console, and no other host was asked for anything."""
+    contexts, troubles, hosts = [], [], set()
+
+    def opened(query: str = "", dark: bool = False, viewport: dict[str, int] | None = None) -> Any:
+        context = browser.new_context(viewport=viewport or DESK, color_scheme="dark" if dark else "light")
+        context.set_default_timeout(SECONDS)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+        page.goto(f"{space.url}/{query}")
+        page.locator("#trace-go").wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not troubles
+    assert hosts <= {urlsplit(space.url).netloc, ""}, hosts
+
+
+def ask(page: Any, kind: str, child: str, parents: str = "") -> None:
+    field = page.locator(f"#{kind}-child input")
+    field.click()
+    field.fill(child)
+    field.press("Tab")
+    page.locator(f"#{kind}-parents textarea").fill(parents)
+    page.locator(f"#{kind}-go").click()
+
+
+def answer(page: Any, kind: str) -> Any:
+    found = page.locator(f"#{kind}-answer section.hl")
+    found.wait_for()
+    return found
+
+
+def told(page: Any, kind: str) -> str:
+    alert = page.locator(f"#{kind}-status [role=alert]")
+    alert.wait_for()
+    return alert.inner_text()
+
+
+def tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def sign_in(page: Any) -> None:
+    page.locator("#login").click()
+    page.locator("#login", has_text="Sign out").wait_for()
+
+
+class TestTrace:
+    def test_named_candidates(self, visit, shoot) -> None:
+        page = visit()
+        shoot(page, "first-light")
+        ask(page, "trace", "lab/child", "lab/parent\nlab/stranger")
+        found = answer(page, "trace")
+        assert "lab/parent" in found.locator(".hl-said").inner_text()
+        rows = found.locator("tbody tr")
+        assert rows.count() == 3 and "lab/parent" in rows.nth(0).inner_text()
+        assert "None of these" in rows.nth(2).inner_text() and "you named it" in rows.nth(0).inner_text()
+        assert "confirmed by the weights" in found.locator(".hl-claims").inner_text()
+        found.get_by_text("The evidence", exact=True).click()
+        assert found.locator("dl dt").count() > 3
+        page.get_by_text("Take it with you: command, Python, link").click()
+        assert (
+            page.locator("#as-command textarea").input_value()
+            == "hf-lineage trace lab/child -c lab/parent -c lab/stranger"
+        )
+        page.wait_for_function("document.querySelector('#as-link textarea').value.includes('?child=lab/child')")
+        assert page.url.endswith("?child=lab/child&parents=lab/parent,lab/stranger")
+        shoot(page, "trace-light")
+
+    def test_found_candidates_on_a_phone_in_the_dark(self, visit, shoot) -> None:
+        page = visit(dark=True, viewport=PHONE)
+        ask(page, "trace", "lab/grandchild")
+        found = answer(page, "trace")
+        assert "lab/child" in found.locator("tbody tr").nth(0).inner_text()
+        assert "contradicted" in found.locator(".hl-claims").inner_text()
+        assert "an undeclared parent" in found.locator(".hl-claims").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], (
+            "the page does not move sideways"
+        )
+        shoot(page, "trace-phone-dark")
+
+    def test_none_of_these(self, visit, shoot) -> None:
+        page = visit("?child=lab/child&parents=lab/stranger,lab/stranger-2")
+        found = answer(page, "trace")
+        assert found.locator(".hl-badge").inner_text() == "None of these"
+        assert "None of these" in found.locator("tr.hl-best").inner_text()
+        shoot(page, "none-light")
+
+    def test_ids_are_completed_while_typing(self, visit, shoot) -> None:
+        page = visit()
+        page.locator("#trace-child input").click()
+        page.locator("#trace-child input").press_sequentially("lab/str", delay=60)
+        page.get_by_role("option", name="lab/stranger-2").wait_for()
+        shoot(page, "complete-light")
+        page.get_by_role("option", name="lab/stranger", exact=True).click()
+        assert page.locator("#trace-child input").input_value() == "lab/stranger"
+
+    def test_a_question_can_be_stopped(self, visit, space) -> None:
+        slow = space.hub.fault("delay", file="lab/child*", times=None, value=1.5)
+        try:
+            page = visit()
+            ask(page, "trace", "lab/child", "lab/parent")
+            page.locator("#trace-status [role=progressbar]").wait_for()
+            page.locator("#trace-stop").click()
+            page.locator("#trace-status", has_text="Stopped").wait_for()
+        finally:
+            space.hub.faults.remove(slow)
+        ask(page, "trace", "lab/child", "lab/parent")
+        answer(page, "trace")
+
+    @pytest.mark.parametrize("name", ["lie", "none", "origin"])
+    def test_examples_need_no_hub(self, visit, space, name: str) -> None:
+        before = len(space.hub.log)
+        page = visit()
+        page.locator(f"#trace-example-{name}").click()
+        answer(page, "trace")
+        assert len(space.hub.log) == before
+
+
+class TestRefusals:
+    def test_an_unknown_repo(self, visit, shoot) -> None:
+        page = visit()
+        ask(page, "trace", "nobody/nothing")
+        assert "nobody/nothing was not found on the Hub" in told(page, "trace")
+        shoot(page, "unknown-light")
+
+    def test_what_is_no_id(self, visit) -> None:
+        page = visit()
+        for text in ("/etc/passwd", "a b", "<script>alert(1)</script>", "../up"):
+            ask(page, "trace", text)
+            page.locator("#trace-status [role=alert]", has_text=text[:6]).wait_for()
+        assert "Traceback" not in page.content()
+
+    def test_a_private_repo_looks_like_none(self, visit) -> None:
+        page = visit()
+        ask(page, "trace", "secret/private", "lab/parent")
+        assert "secret/private was not found" in told(page, "trace")
+
+    def test_a_gated_repo_before_and_after_signing_in(self, visit, space, shoot) -> None:
+        page = visit("?child=vault/gated&parents=lab/parent")
+        assert "vault/gated is gated" in told(page, "trace") and "sign in above" in told(page, "trace")
+        shoot(page, "gated-light")
+        sign_in(page)
+        found = answer(page, "trace")  # the question came back with the visitor
+        assert "lab/parent" in found.locator(".hl-said").inner_text()
+        assert space.users("vault/gated") <= {None, "alice"}, "never the machine's own token"
+
+    def test_hostile_names(self, visit, shoot) -> None:
+        page = visit()
+        ask(page, "trace", "lab/hostile", "lab/parent\nlab/stranger")
+        found = answer(page, "trace")
+        found.get_by_text("The evidence", exact=True).click()
+        assert found.locator("img").count() == 0 and page.evaluate("window.hacked") is None
+        assert "onerror" in found.inner_html() and "<img" not in found.inner_html()
+        shoot(page, "hostile-light")
+
+
+class TestLayers:
+    @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+    def test_twelve_blocks(self, visit, shoot, dark: bool) -> None:
+        page = visit(dark=dark)
+        tab(page, "Layers")
+        ask(page, "layers", "merges/hybrid", "merges/a\nmerges/b\nmerges/c")
+        found = answer(page, "layers")
+        rows = found.locator(".hl-map tbody tr")
+        assert rows.count() == 14
+        rows.nth(5).hover()
+        detail = found.locator(".hl-detail").inner_text()
+        assert detail.startswith("model.layers.4; origin merges/b, block model.layers.4") and "; p " in detail
+        rows.nth(0).focus()
+        page.keyboard.press("ArrowDown")
+        assert found.locator(".hl-detail").inner_text().startswith("model.layers.0; origin merges/a")
+        shoot(page, f"layers-{'dark' if dark else 'light'}")
+
+    def test_eighty_blocks_on_a_phone(self, visit, shoot) -> None:
+        page = visit(viewport=PHONE)
+        tab(page, "Layers")
+        ask(page, "layers", "merges/deep", "merges/deep-a\nmerges/deep-b")
+        found = answer(page, "layers")
+        rows = found.locator(".hl-map tbody tr")
+        assert rows.count() == 82
+        rows.nth(25).click()
+        assert "origin merges/deep-b" in found.locator(".hl-detail").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        shoot(page, "layers-80-phone")
+
+    def test_examples(self, visit, shoot) -> None:
+        page = visit(dark=True)
+        tab(page, "Layers")
+        for name in ("merge", "hybrid"):
+            page.locator(f"#layers-example-{name}").click()
+            page.locator(
+                "#layers-answer .hl-said", has_text={"merge": "average", "hybrid": "passthrough"}[name]
+            ).wait_for()
+            shoot(page, f"layers-example-{name}")
+
+
+class TestTree:
+    @pytest.mark.parametrize("models", ["lab/parent, lab/child\nlab/stranger", "COLLECTION"])
+    def test_a_tree(self, visit, space, shoot, models: str) -> None:
+        page = visit()
+        tab(page, "Family tree")
+        text = models.replace("COLLECTION", f"{space.hub.url}/collections/lab/family-0123abcd")
+        page.locator("#tree-models textarea").fill(text)
+        page.locator("#tree-go").click()
+        found = answer(page, "tree")
+        assert found.locator("img").get_attribute("src").startswith("data:image/png;base64,")
+        assert "lab/child" in found.locator("pre").nth(0).inner_text()
+
+    def test_the_example(self, visit, shoot) -> None:
+        page = visit(dark=True)
+        tab(page, "Family tree")
+        page.locator("#tree-example-family").click()
+        answer(page, "tree").locator("img").wait_for()
+        shoot(page, "tree-dark")
+
+    def test_one_model_is_no_tree(self, visit) -> None:
+        page = visit()
+        tab(page, "Family tree")
+        page.locator("#tree-models textarea").fill("lab/parent")
+        page.locator("#tree-go").click()
+        assert "two models or more" in told(page, "tree")
+
+
+class TestAnnotate:
+    def test_from_a_question_to_a_pull_request(self, visit, space, shoot) -> None:
+        page = visit()
+        tab(page, "Annotate")
+        assert page.locator("#annotate-look").is_disabled()
+        sign_in(page)
+        ask(page, "trace", "lab/fresh", "lab/parent\nlab/stranger")
+        answer(page, "trace")
+        tab(page, "Annotate")
+        assert page.locator("#annotate-send").is_disabled(), "nothing is sent that was not looked at"
+        page.locator("#annotate-look").click()
+        diff = page.locator("#annotate-diff pre")
+        diff.wait_for()
+        assert "hf-lineage:start" in diff.inner_text()
+        shoot(page, "annotate-light")
+        assert not space.hub.repos["lab/fresh"].discussions
+        page.locator(
+            "#annotate-send", has_text="Open the pull request as owner"
+        ).click()  # gradio's stand-in of a login
+        link = page.locator("#annotate-status a")
+        link.wait_for()
+        pull = space.hub.repos["lab/fresh"].discussions[1]
+        assert (pull.author, pull.title, pull.status) == ("alice", "Add model lineage", "open")
+        assert link.get_attribute("href").endswith("/lab/fresh/discussions/1")
+        assert "owner" not in space.users("lab/fresh")
+        shoot(page, "annotate-sent-light")
+
+    def test_who_is_not_signed_in_sees_the_diff_only(self, visit, space) -> None:
+        page = visit("?child=lab/child&parents=lab/parent")
+        answer(page, "trace")
+        tab(page, "Annotate")
+        page.locator("#annotate-look").click()
+        page.locator("#annotate-diff pre").wait_for()
+        assert page.locator("#annotate-send").is_disabled()
+        assert not space.hub.repos["lab/child"].discussions
+
+
+def test_two_users_at_once(visit, space) -> None:
+    """Each sees the own answer; who is not signed in does not read what the other may."""
+    alice, guest = visit(), visit()
+    sign_in(alice)
+    ask(alice, "trace", "vault/gated", "lab/parent")
+    ask(guest, "trace", "vault/gated", "lab/parent")
+    assert "vault/gated is gated" in told(guest, "trace")
+    assert "vault/gated" in answer(alice, "trace").inner_text()
+    ask(guest, "trace", "lab/child", "lab/parent")
+    assert "vault" not in answer(guest, "trace").inner_text()
+    tab(guest, "Annotate")
+    assert "lab/child" in guest.locator("#annotate-about").inner_text()
+    tab(alice, "Annotate")
+    assert "vault/gated" in alice.locator("#annotate-about").inner_text()
+
+
+def test_keyboard_only(visit) -> None:
+    page = visit()
+    page.locator("#trace-child input").focus()
+    page.keyboard.type("lab/child")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.locator("#trace-parents textarea").focus()
+    page.keyboard.type("lab/parent")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "trace-go"
+    page.keyboard.press("Enter")
+    assert "lab/parent" in answer(page, "trace").inner_text()
+
+
+def test_how_it_works(visit, shoot) -> None:
+    page = visit()
+    tab(page, "How it works")
+    page.get_by_text("Limits of this page").wait_for()
+    shoot(page, "how-light")
+    assert re.search(r"16 candidates.*1024 MB", page.locator(".hl-how").inner_text().replace("\n", " "))
