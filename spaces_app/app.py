@@ -28,6 +28,16 @@ from questions import WAITING  # noqa: E402
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
+READABLE = {  # gradio's greys are too pale for small text, its blue for white on it
+    "block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_300",
+    "block_label_text_color": "*neutral_700", "block_label_text_color_dark": "*neutral_200",
+    "block_title_text_color": "*neutral_700", "block_title_text_color_dark": "*neutral_200",
+    "body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300",
+    "input_placeholder_color": "*neutral_500", "input_placeholder_color_dark": "*neutral_400",
+    "button_primary_background_fill": "*primary_700", "button_primary_background_fill_hover": "*primary_800",
+    "button_primary_background_fill_dark": "*primary_700", "button_primary_background_fill_hover_dark": "*primary_800",
+}  # fmt: skip
+
 
 def can_sign_in() -> bool:
     """On a Space, or where gradio can stand in for the login: it does so with the name of this machine's user."""
@@ -39,7 +49,7 @@ def build() -> gr.Blocks:
     with gr.Blocks(title=wording.TITLE, analytics_enabled=False) as demo:
         session = gr.State({}, time_to_live=tabs.SESSION_SECONDS)
         with gr.Row(elem_classes="hl-top"):
-            gr.HTML(wording.HEAD, js_on_load=None)
+            gr.HTML(wording.HEAD, **tabs.STILL)
             _login(demo)
         with gr.Tabs():
             with gr.Tab("Trace"):
@@ -51,7 +61,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Annotate"):
                 refresh = tabs.annotate_tab(session)
             with gr.Tab("How it works"):
-                gr.HTML(wording.HOW, js_on_load=None)
+                gr.HTML(wording.HOW, **tabs.STILL)
         refresh(traced)
         refresh(layered)
         traced.then(
@@ -69,7 +79,7 @@ def build() -> gr.Blocks:
 
 def launch(demo: gr.Blocks, **options: Any) -> Any:
     """Serve it: no server-side rendering, no uploads, nothing from other hosts."""
-    theme = gr.themes.Default(font=FONTS, font_mono=MONO, primary_hue="blue")
+    theme = gr.themes.Default(font=FONTS, font_mono=MONO, primary_hue="blue").set(**READABLE)
     return demo.launch(
         theme=theme, css_paths=HERE / "style.css", mcp_server=True, ssr_mode=False, max_file_size="1mb",
         show_error=False, footer_links=["api"], share=False, **options,
@@ -92,10 +102,12 @@ def _who(profile: gr.OAuthProfile | None) -> str:
     return wording.SIGN_OUT.format(profile.username) if profile else wording.SIGN_IN
 
 
-def _fill(request: gr.Request) -> tuple[Any, str, str]:
-    """The question of the address, if it carries one."""
+def _fill(request: gr.Request) -> tuple[Any, Any, str]:
+    """The question of the address, if it carries one; else what somebody types meanwhile is left alone."""
     child, parents = asking.from_link(dict(request.query_params))
-    return gr.Dropdown(value=child or None, choices=[child] if child else []), parents, child
+    if not child:
+        return gr.skip(), gr.skip(), ""
+    return gr.Dropdown(value=child, choices=[child]), parents, child
 
 
 def _offer(child: str, kept: dict, asked: str | None, parents: str) -> tuple[Any, str]:

@@ -123,7 +123,8 @@ def _on_hub(text: str) -> bool:
 
 
 def _subject(error: BaseException) -> str:
-    found = re.search(r"`([^`]{1,200})`", str(error))
+    """The repo that a message is about; of a file in it, the repo."""
+    found = re.search(r"`([^`/]{1,100}(?:/[^`/]{1,200})?)[^`]*`", str(error))
     return found[1] if found else "That model"
 
 

@@ -103,7 +103,7 @@ def diff_html(diff: str, files: Iterable[str], notes: Iterable[str]) -> str:
     """The diff of a card, line by line, and what comes with it."""
     kinds = {"+": "add", "-": "cut", "@": "at"}
     lines = [f'<span class="hl-{kinds.get(line[:1], "same")}">{esc(line, 2000)}</span>' for line in diff.splitlines()]
-    shown = f'<pre class="hl-diff" tabindex="0" aria-label="Diff of README.md">{chr(10).join(lines)}</pre>'
+    shown = f'<pre class="hl-diff" tabindex="0" aria-label="Diff of README.md">{"".join(lines)}</pre>'
     told = "".join(f"<li>{esc(note, 1000)}</li>" for note in notes)
     names = ", ".join(f"<code>{esc(name)}</code>" for name in files)
     return _box(
@@ -172,9 +172,14 @@ def p_text(log10_p: float | None) -> str:
 def model(ref: str, revision: str | None = None) -> str:
     """A model's id, linked to its page; the examples' models have none."""
     if ref.startswith("example/") or not re.fullmatch(r"[\w][\w.-]{0,95}(/[\w][\w.-]{0,95})?", ref):
-        return f"<code>{esc(ref)}</code>"
+        return f"<code>{_broken(ref)}</code>"
     at = f"/tree/{revision}" if revision and re.fullmatch(r"[0-9a-f]{7,40}", revision) else ""
-    return f'<a href="{esc(HUB)}/{ref}{at}" target="_blank" rel="noopener">{esc(ref)}</a>'
+    return f'<a href="{esc(HUB)}/{ref}{at}" target="_blank" rel="noopener">{_broken(ref)}</a>'
+
+
+def _broken(ref: str) -> str:
+    """An id that may be broken where a reader would."""
+    return esc(ref).replace("/", "/<wbr>")
 
 
 def fold(title: str, content: str, opened: bool = False) -> str:

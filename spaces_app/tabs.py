@@ -18,12 +18,14 @@ from questions import AT_ONCE, explain
 from show import View, diff_html, error_html, lineage_html, note_html, progress_html, tree_html, view_of
 
 EXAMPLES = Path(__file__).parent / "examples"
+STILL: dict[str, Any] = {"js_on_load": None, "apply_default_css": False}  # HTML that does nothing
 Update = dict[Any, Any]
 HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 QUEUED: dict[str, Any] = {
     **HIDDEN, "concurrency_id": HEAVY, "concurrency_limit": AT_ONCE, "show_progress": "hidden",
 }  # fmt: skip
 AT_HAND: dict[str, Any] = {**HIDDEN, "queue": False, "show_progress": "hidden"}
+MOST_SUGGESTED = 400  # ids in the menu of one session
 SESSION_SECONDS = 3 * 3600  # that the answers of a session are kept for the Annotate tab
 
 
@@ -41,7 +43,7 @@ class Tab:
     def buttons(self) -> None:
         with gr.Row():
             self.go = gr.Button(self.go_label, variant="primary", elem_id=f"{self.kind}-go")
-            self.stop = gr.Button("Stop", elem_id=f"{self.kind}-stop")
+            self.stop = gr.Button("Stop", elem_id=f"{self.kind}-stop", scale=0, min_width=110)
         with gr.Row(elem_classes="hl-examples"):
             self.examples = {
                 name: gr.Button(f"Example: {label}", size="sm", elem_id=f"{self.kind}-example-{name}")
@@ -49,8 +51,8 @@ class Tab:
             }
 
     def places(self, js: str | None = None) -> None:
-        self.status = gr.HTML(elem_id=f"{self.kind}-status", js_on_load=None)
-        self.answer = gr.HTML(elem_id=f"{self.kind}-answer", js_on_load=js)
+        self.status = gr.HTML(elem_id=f"{self.kind}-status", **STILL)
+        self.answer = gr.HTML(elem_id=f"{self.kind}-answer", js_on_load=js, apply_default_css=False)
 
     def connect(self, ask: Callable[..., Iterator[Update]], inputs: list[Any], outputs: list[Any], show: Show) -> Any:
         """Wire the buttons; returns the event that asks."""
@@ -87,18 +89,24 @@ class QuestionTab(Tab):
         with gr.Row():
             self.child = gr.Dropdown(
                 [], label="Model", info="Repo id, such as org/name or org/name@revision", allow_custom_value=True,
-                value=None, elem_id=f"{self.kind}-child", scale=2,
+                value=None, elem_id=f"{self.kind}-child", scale=2, min_width=280,
             )  # fmt: skip
             self.parents = gr.Textbox(
                 label="Candidate parents", info=parents, lines=2, max_lines=6, elem_id=f"{self.kind}-parents", scale=2,
-                placeholder="org/base",
+                placeholder="org/base", min_width=280,
             )  # fmt: skip
-        self.child.key_up(complete, None, self.child, trigger_mode="always_last", **AT_HAND)
+        seen = gr.State([])
+        self.child.key_up(complete, [seen], [self.child, seen], trigger_mode="always_last", **AT_HAND)
 
 
-def complete(typed: gr.KeyUpData, token: gr.OAuthToken | None) -> Any:
-    """Ids like the one being typed."""
-    return gr.Dropdown(choices=asking.similar(str(typed.input_value or ""), token_of(token)))
+def complete(seen: list[str], typed: gr.KeyUpData, token: gr.OAuthToken | None) -> tuple[Any, list[str]]:
+    """Ids like the one being typed. The list only grows, for gradio's menu breaks where it becomes shorter while open;
+    what does not match is not shown anyway."""
+    found = asking.similar(str(typed.input_value or ""), token_of(token))
+    known = [*found, *(name for name in seen if name not in found)]
+    if len(known) == len(seen) or len(known) > MOST_SUGGESTED:
+        return gr.skip(), seen
+    return gr.Dropdown(choices=known), known
 
 
 def trace_tab(session: gr.State) -> tuple[QuestionTab, Any, gr.Textbox]:
@@ -196,12 +204,12 @@ NOTHING = "Trace a model first (first tab): then its card can be changed here."
 
 def annotate_tab(session: gr.State) -> Callable[[Any], None]:
     """Returns what connects the tab to an event that changes the session."""
-    about = gr.HTML(note_html(NOTHING), elem_id="annotate-about", js_on_load=None)
+    about = gr.HTML(note_html(NOTHING), elem_id="annotate-about", **STILL)
     with gr.Row():
         look = gr.Button("Show what would change", variant="primary", elem_id="annotate-look", interactive=False)
         send = gr.Button("Open the pull request", elem_id="annotate-send", interactive=False)
-    status = gr.HTML(elem_id="annotate-status", js_on_load=None)
-    shown = gr.HTML(elem_id="annotate-diff", js_on_load=None)
+    status = gr.HTML(elem_id="annotate-status", **STILL)
+    shown = gr.HTML(elem_id="annotate-diff", **STILL)
     places = [about, look, send, status, shown]
     ready = gr.State(None)  # the answers that the diff on the page was made of
 

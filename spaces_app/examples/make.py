@@ -74,7 +74,7 @@ def _merges(hub, sources: Path) -> dict[str, list[str]]:
     config = (sources / "family" / names[0] / "config.json").read_bytes()
     for name, tensors in zip(names, models, strict=True):
         hub.add(f"example/{name}", {"model.safetensors": save(tensors), "config.json": config})
-    choice = {i: 1 for i in range(4, 8)} | {i: 2 for i in (9, 10)}
+    choice = dict.fromkeys(range(4, 8), 1) | dict.fromkeys((9, 10), 2)
     hub.add("example/hybrid", {"model.safetensors": save(hybrid(models, choice)), "config.json": config})
     trunks = [{name: t for name, t in tensors.items() if not name.startswith("head")} for tensors in models]
     hub.add("example/merge", {"model.safetensors": save(linear(trunks[:2], [0.7, 0.3])), "config.json": config})
