@@ -109,6 +109,11 @@ def explain(error: BaseException, signed_in: bool = False) -> str:
     return f"Something went wrong on this page's side (code {code}). It is not your fault; please try again."
 
 
+def gated_repo(error: BaseException) -> str:
+    """The repo whose terms are to be accepted, if that is what is wrong."""
+    return _subject(error) if isinstance(error, errors.AccessDeniedError) and "`" in str(error) else ""
+
+
 def _of_address(text: str) -> str:
     if not _on_hub(text):
         raise RefusedError(f"Expected an address of {HUB}, got {shown(text)}.")

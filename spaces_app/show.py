@@ -111,9 +111,10 @@ def diff_html(diff: str, files: Iterable[str], notes: Iterable[str]) -> str:
     )
 
 
-def error_html(message: str) -> str:
-    """What went wrong, said at once by a screen reader."""
-    return f'<div class="hl hl-error" role="alert"><strong>No answer.</strong> {esc(message, 1000)}</div>'
+def error_html(message: str, repo: str = "") -> str:
+    """What went wrong, said at once by a screen reader; `repo`: whose page helps."""
+    there = f" Its page: {model(repo)}" if repo else ""
+    return f'<div class="hl hl-error" role="alert"><strong>No answer.</strong> {esc(message, 1000)}{there}</div>'
 
 
 def note_html(text: str, link: str = "") -> str:
@@ -139,7 +140,7 @@ def progress_html(step: Step) -> str:
         f'<div class="hl hl-progress"><div role="progressbar" aria-label="Progress" aria-valuemin="0" '
         f'aria-valuemax="100"{value} aria-valuetext="{what} {amount}"><span{width}></span></div>'
         f'<p class="hl-small"><span class="hl-what">{what}</span> '
-        f"<span>{amount} · {step.seconds:.0f} s</span></p></div>"
+        f"<span>{amount}{' · ' * bool(amount)}{step.seconds:.0f} s</span></p></div>"
     )
 
 

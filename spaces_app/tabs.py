@@ -14,7 +14,7 @@ import wording
 from agents import HEAVY
 from heatmap import MAP_JS, layers_html
 from jobs import Job, Progress
-from questions import AT_ONCE, explain
+from questions import AT_ONCE, explain, gated_repo
 from show import View, diff_html, error_html, lineage_html, note_html, progress_html, tree_html, view_of
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -32,6 +32,10 @@ SESSION_SECONDS = 3 * 3600  # that the answers of a session are kept for the Ann
 def token_of(token: gr.OAuthToken | None) -> str | bool:
     """The visitor's own, or none at all: never that of the machine."""
     return token.token if token is not None and token.token else False
+
+
+def _error(error: Exception, token: str | bool) -> str:
+    return error_html(explain(error, signed_in=token is not False), gated_repo(error))
 
 
 class Tab:
@@ -69,7 +73,7 @@ class Tab:
             yield {self.status: progress_html(step)}
 
     def failed(self, error: Exception, token: str | bool) -> Update:
-        return {self.status: error_html(explain(error, signed_in=token is not False)), self.answer: ""}
+        return {self.status: _error(error, token), self.answer: ""}
 
     def _stopped(self) -> str:
         return note_html("Stopped. Nothing is being read any more.")
@@ -230,7 +234,7 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
         try:
             note = asking.annotation(*answers, own, create_pr=False)
         except Exception as error:
-            yield {status: error_html(explain(error, own is not False))}
+            yield {status: _error(error, own)}
             return
         if not note.changed:
             yield {status: note_html("The card says it already: there is nothing to change."), shown: ""}
@@ -249,7 +253,7 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
                 raise RuntimeError("the button is only there with a diff")
             note = asking.annotation(*answers, own, create_pr=True)
         except Exception as error:
-            yield {status: error_html(explain(error, own is not False)), send: gr.Button(interactive=True)}
+            yield {status: _error(error, own), send: gr.Button(interactive=True)}
             return
         told = "The pull request is open:" if note.url else "The card says it already: nothing was sent."
         yield {status: note_html(told, note.url or ""), ready: None}

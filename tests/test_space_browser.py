@@ -18,6 +18,7 @@ import pytest
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+AXE = os.environ.get("HF_LINEAGE_AXE", "")
 REQUIRED = os.environ.get("HF_LINEAGE_REQUIRE_BROWSER") == "1"
 pytestmark = pytest.mark.skipif(BROWSER is None and not REQUIRED, reason=f"none of {', '.join(BROWSERS)} is installed")
 SECONDS = 90_000  # milliseconds for an answer: two cores may be busy with other tests
@@ -343,6 +344,39 @@ def test_keyboard_only(visit) -> None:
     assert page.evaluate("document.activeElement.id") == "trace-go"
     page.keyboard.press("Enter")
     assert "lab/parent" in answer(page, "trace").inner_text()
+
+
+@pytest.mark.skipif(not AXE, reason="HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("place", ["first", "trace", "layers", "tree", "annotate", "how", "error"])
+def test_axe_finds_nothing_serious(visit, place: str, dark: bool) -> None:
+    page = visit("?child=lab/child&parents=lab/parent" if place in ("trace", "annotate") else "", dark=dark)
+    match place:
+        case "trace":
+            answer(page, "trace").get_by_text("The evidence", exact=True).click()
+            page.get_by_text("Take it with you: command, Python, link").click()
+        case "layers" | "tree":
+            tab(page, {"layers": "Layers", "tree": "Family tree"}[place])
+            page.locator(f"#{place}-example-{'merge' if place == 'layers' else 'family'}").click()
+            answer(page, place)
+        case "annotate":
+            answer(page, "trace")
+            tab(page, "Annotate")
+            page.locator("#annotate-look").click()
+            page.locator("#annotate-diff pre").wait_for()
+        case "how":
+            tab(page, "How it works")
+        case "error":
+            ask(page, "trace", "nobody/nothing")
+            told(page, "trace")
+    page.wait_for_timeout(400)  # colours fade in
+    page.evaluate(Path(AXE).read_text())
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    serious = [
+        (each["id"], node["target"], node["html"][:160], node["failureSummary"][:200])
+        for each in found if each["impact"] in ("serious", "critical") for node in each["nodes"]
+    ]  # fmt: skip
+    assert not serious
 
 
 def test_how_it_works(visit, shoot) -> None:

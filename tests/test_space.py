@@ -1,0 +1,330 @@
+"""The Space without a browser: what agents and scripts call, what is hidden from them, limits, tokens, words, HTML."""
+
+from __future__ import annotations
+
+import asyncio
+import doctest
+import importlib
+import json
+import re
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from space_app import APP, HOSTILE, ROOT
+
+import hf_lineage as hl
+from hf_lineage import errors
+from hf_lineage.records import BlockOrigin, Share
+
+sys.path.insert(0, str(APP))
+import asking
+import heatmap
+import jobs
+import questions
+import show
+
+ENDPOINTS = {"/trace", "/layers", "/family_tree", "/find_candidates"}
+
+
+@pytest.fixture(scope="module")
+def client(space: Any) -> Any:
+    from gradio_client import Client
+
+    return Client(space.url, verbose=False)
+
+
+class TestEndpoints:
+    def test_nothing_else_is_exposed(self, client) -> None:
+        api = client.view_api(return_format="dict", print_info=False)
+        assert set(api["named_endpoints"]) == ENDPOINTS and not api["unnamed_endpoints"]
+
+    def test_trace(self, client) -> None:
+        answer = json.loads(client.predict("lab/child", ["lab/parent", "lab/stranger"], api_name="/trace"))
+        assert (answer["schema"], answer["verdict"], answer["parent"]) == ("hf_lineage/1", "parent", "lab/parent")
+
+    def test_trace_finds_candidates(self, client) -> None:
+        answer = json.loads(client.predict("lab/grandchild", api_name="/trace"))
+        assert answer["candidates"][0]["facts"]["found_by"] and answer["claims"][0]["status"] == "contradicted"
+
+    def test_layers(self, client) -> None:
+        answer = json.loads(client.predict("merges/hybrid", ["merges/a", "merges/b", "merges/c"], api_name="/layers"))
+        assert answer["method"] == "passthrough" and len(answer["blocks"]) == 14
+
+    @pytest.mark.parametrize("collection", [False, True])
+    def test_family_tree(self, client, space, collection: bool) -> None:
+        given = [f"{space.hub.url}/collections/lab/family-0123abcd"] if collection else ["lab/parent", "lab/child"]
+        answer = json.loads(client.predict(given, api_name="/family_tree"))
+        assert {"lab/parent", "lab/child"} <= {node["id"] for node in answer["nodes"]}
+
+    def test_find_candidates(self, client) -> None:
+        answer = json.loads(client.predict("lab/child", 3, api_name="/find_candidates"))
+        assert answer["candidates"][0]["ref"] == "lab/parent"
+
+    @pytest.mark.parametrize(
+        "endpoint, arguments, words",
+        [
+            ("/trace", ("nobody/nothing", None), "was not found on the Hub"),
+            ("/trace", ("/etc/passwd", None), "Expected the id of a model"),
+            ("/trace", ("lab/child", ["./here"]), "Expected the id of a model"),
+            ("/trace", ("lab/child", [f"a/b{i}" for i in range(17)]), "at most 16 models"),
+            ("/trace", ("secret/private", ["lab/parent"]), "was not found on the Hub"),
+            ("/trace", ("vault/gated", ["lab/parent"]), "is gated"),
+            ("/layers", ("", None), "Type the id"),
+            ("/family_tree", (["lab/parent"],), "two models or more"),
+            ("/family_tree", (["https://elsewhere.org/lab/parent", "lab/child"],), "Expected an address of"),
+            ("/find_candidates", ("lab/child", 1000), "Expected `most`"),
+        ],
+    )  # fmt: skip
+    def test_refusals_are_one_sentence(self, client, endpoint: str, arguments: tuple, words: str) -> None:
+        from gradio_client.exceptions import AppError
+
+        with pytest.raises(AppError, match=re.escape(words)) as caught:
+            client.predict(*arguments, api_name=endpoint)
+        assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+
+    def test_the_token_of_the_machine_is_never_used(self, client, space) -> None:
+        client.predict("lab/child", ["lab/parent"], api_name="/trace")
+        used = {call.path for call in space.hub.log if call.user == "owner"}
+        assert used <= {"/api/whoami-v2"}, "only gradio's stand-in for a login asks who this is"
+
+    def test_mcp(self, space) -> None:
+        from mcp import ClientSession
+        from mcp.client.streamable_http import streamable_http_client
+
+        async def talk() -> tuple[list[Any], dict[str, Any], Any]:
+            async with (
+                streamable_http_client(f"{space.url}/gradio_api/mcp/") as (read, write, _),
+                ClientSession(read, write) as session,
+            ):
+                await session.initialize()
+                tools = (await session.list_tools()).tools
+                asked = {
+                    "trace": {"child": "lab/child", "candidates": ["lab/parent"]},
+                    "layers": {"child": "merges/hybrid", "candidates": ["merges/a", "merges/b"]},
+                    "family_tree": {"models": ["lab/parent", "lab/child"]},
+                    "find_candidates": {"child": "lab/child", "most": 2},
+                }
+                answers = {name: await session.call_tool(name, given) for name, given in asked.items()}
+                return tools, answers, await session.call_tool("trace", {"child": "../up"})
+
+        tools, answers, refused = asyncio.run(talk())
+        assert {f"/{tool.name}" for tool in tools} == ENDPOINTS
+        for tool in tools:
+            assert len(tool.description) > 100 and "Returns" in tool.description
+            assert all(about.get("description") for about in tool.inputSchema["properties"].values()), tool.name
+        for name, answer in answers.items():
+            assert not answer.isError and json.loads(answer.content[0].text)["schema"] == "hf_lineage/1", name
+        assert refused.isError and "Expected the id of a model" in refused.content[0].text
+
+
+def test_twenty_users_at_once(space) -> None:
+    """All are answered, each with the own answer."""
+    from gradio_client import Client
+
+    names = ["child", "grandchild", "stranger", "fresh"]
+
+    def ask(number: int) -> tuple[str, str]:
+        child = f"lab/{names[number % 4]}"
+        user = Client(space.url, verbose=False)
+        return child, json.loads(user.predict(child, ["lab/parent"], api_name="/trace"))["child"]["ref"]
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(ask, range(20)))
+    assert len(answers) == 20 and all(asked == given for asked, given in answers)
+
+
+class TestQuestions:
+    @pytest.mark.parametrize("module", [questions, show])
+    def test_examples_in_docstrings(self, module) -> None:
+        assert not doctest.testmod(module).failed
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "/etc/passwd",
+            "./a",
+            "~/a",
+            "a b",
+            "a/b/c",
+            "module:Net",
+            "org/name@../x",
+            "<b>",
+            "x\0y",
+            "https://evil.org/a/b",
+        ],
+    )
+    def test_what_is_no_id(self, text: str) -> None:
+        with pytest.raises(questions.RefusedError):
+            questions.model_id(text)
+
+    def test_several_ids(self) -> None:
+        assert questions.model_ids(" a/b, c/d\n\na/b;e ") == ["a/b", "c/d", "e"]
+        with pytest.raises(questions.RefusedError, match="characters"):
+            questions.model_ids("a" * 5000)
+
+    def test_links_undo_each_other(self) -> None:
+        link = asking.as_link("a/b@main", ["c/d", "e/f"])
+        query = dict(part.split("=") for part in link[1:].split("&"))
+        assert link == "?child=a/b@main&parents=c/d,e/f" and asking.from_link(query) == ("a/b@main", "c/d\ne/f")
+        assert asking.from_link({"child": "/etc/passwd"}) == asking.from_link({}) == ("", "")
+        assert asking.from_link({"child": "a/b", "parents": "<b>"}) == ("", "")
+
+    def test_a_bug_shows_nothing_of_itself(self, caplog) -> None:
+        said = questions.explain(ZeroDivisionError("the secret"))
+        code = re.search(r"code ([0-9a-f]{8})", said)
+        assert code and "secret" not in said and code[1] in caplog.text
+
+    @pytest.mark.parametrize(
+        "error", [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, hl.LineageError)]
+    )
+    def test_every_error_is_a_sentence_without_commands(self, error: type[hl.LineageError]) -> None:
+        said = questions.explain(
+            error("`lab/x` was not found. Log in with `hf auth login`. Name some: -c org/name, or candidates=[…].")
+        )
+        assert said.endswith(".") and "-c org" not in said and "`" not in said
+
+    def test_no_pull_request_without_a_visitor(self) -> None:
+        with pytest.raises(questions.RefusedError, match="Sign in"):
+            asking.annotation(None, None, False, create_pr=True)  # type: ignore[arg-type]
+
+    def test_no_token_is_false_never_none(self) -> None:
+        tabs = importlib.import_module("tabs")
+        assert tabs.token_of(None) is False
+
+
+class TestJobs:
+    def test_progress_and_answer(self) -> None:
+        def work(progress) -> int:
+            for done in range(3):
+                progress(done, 3, f"part {done}")
+                time.sleep(0.2)
+            return 7
+
+        job = jobs.Job(work)
+        steps = list(job)
+        assert job.result() == 7 and steps[-1].what.startswith("part")
+
+    def test_leaving_stops_it(self) -> None:
+        stopped = threading.Event()
+
+        def work(progress) -> None:
+            try:
+                while True:
+                    progress(0, 1, "on and on")
+                    time.sleep(0.01)
+            finally:
+                stopped.set()
+
+        for _ in jobs.Job(work):
+            break
+        assert stopped.wait(5)
+
+    def test_a_deadline(self) -> None:
+        def work(progress) -> None:
+            while True:
+                progress(0, 1, "on and on")
+                time.sleep(0.01)
+
+        with pytest.raises(questions.RefusedError, match="longer than the 1 seconds"):
+            jobs.Job(work, seconds=1).run()
+
+    def test_what_goes_wrong_is_raised(self) -> None:
+        with pytest.raises(ZeroDivisionError):
+            jobs.Job(lambda progress: 1 // 0).run()
+
+
+def layered(depth: int, evil: str = "") -> hl.LayerLineage:
+    """A map with all kinds of blocks."""
+    import numpy as np
+
+    refs = (f"lab/a{evil}", "lab/b")
+
+    def one(i: int) -> BlockOrigin:
+        name = f"model.layers.{i}{evil}"
+        if i % 5 == 4:
+            return BlockOrigin(name, i, "none", unknown=1.0)
+        if i % 5 == 3:
+            shares = (Share(refs[0], name, 0.7, 0.01), Share(refs[1], name, 0.3, 0.01))
+            return BlockOrigin(name, i, "mixture", refs[0], name, None, 1e-9, -9.0, shares, 0.0)
+        kind = ("equal", "tuned", "undecided")[i % 3]
+        return BlockOrigin(name, i, kind, refs[1], name, 0.97, 1e-9, -9.0, (Share(refs[1], name, 1.0, 0.0),), 0.0)
+
+    blocks = tuple(one(i) for i in range(depth))
+    places = {ref: tuple(f"model.layers.{i}" for i in range(depth)) for ref in refs}
+    return hl.LayerLineage(
+        hl.ModelRef.parse("lab/merge"),
+        "lab/merge",
+        refs,
+        blocks,
+        places,
+        {ref: np.zeros((depth, depth)) for ref in refs},
+    )
+
+
+class TestPictures:
+    @pytest.mark.parametrize("depth", [12, 80])
+    def test_a_map_says_all_of_every_block(self, depth: int) -> None:
+        html = heatmap.layers_html(asking.layers_view(layered(depth)))
+        tips = re.findall(r'data-tip="([^"]*)"', html)
+        assert len(tips) == depth and html.count('tabindex="0"') == 3, "one row, and two foldings of text"
+        assert "mixture 0.700 ± 0.010 of lab/a, 0.300 ± 0.010 of lab/b" in tips[3]
+        assert "from none of these" in tips[4] and "probability 0.970" in tips[0] and "p 1e-9" in tips[0]
+
+    def test_names_are_text(self) -> None:
+        html = heatmap.layers_html(asking.layers_view(layered(5, HOSTILE)))
+        assert "<img" not in html and "onerror" in html
+
+    @pytest.mark.parametrize("path", sorted((APP / "examples").glob("*.json")), ids=lambda path: path.stem)
+    def test_examples_can_be_shown(self, path: Path) -> None:
+        view = json.loads(path.read_text())
+        draw = {"trace": show.lineage_html, "layers": heatmap.layers_html, "tree": show.tree_html}[
+            path.stem.split("-")[0]
+        ]
+        assert view["answer"]["schema"] == "hf_lineage/1" and "127.0.0.1" not in path.read_text()
+        assert 'href="' not in draw(view), "the examples' models are not on the Hub"
+
+    def test_every_example_has_a_button_and_a_file(self) -> None:
+        wording = importlib.import_module("wording")
+        named = {f"{kind}-{name}" for kind, names in wording.EXAMPLES.items() for name in names}
+        assert named == {path.stem for path in (APP / "examples").glob("*.json")}
+
+
+class TestFiles:
+    def test_front_matter(self) -> None:
+        import gradio
+
+        text = (APP / "README.md").read_text()
+        front = yaml.safe_load(text.split("---")[1])
+        assert front["sdk_version"] == gradio.__version__ and (APP / front["app_file"]).is_file()
+        assert front["hf_oauth_scopes"] == ["gated-repos", "write-discussions"] and front["hf_oauth"] is True
+        assert len(front["short_description"]) <= 60
+
+    def test_limits_are_told_as_they_are(self) -> None:
+        text = (APP / "README.md").read_text().replace("\n", " ")
+        for told in (
+            f"{questions.WAITING} wait",
+            f"at most {questions.MOST_CANDIDATES} named",
+            f"({questions.MOST_MODELS} models",
+        ):
+            assert told in text
+        assert questions.MOST_BYTES == 1 << 30 and questions.MOST_SECONDS == 240 and questions.AT_ONCE == 2
+
+    @pytest.mark.parametrize("path", sorted(APP.rglob("*.py")), ids=lambda path: path.name)
+    def test_modules_are_short_and_import_little(self, path: Path) -> None:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 500
+        own = {other.stem for other in APP.glob("*.py")}
+        roots = {name.split(".")[0] for name in re.findall(r"^\s*(?:from|import) (\S+)", text, flags=re.M)}
+        allowed = own | {"gradio", "hf_lineage", "__future__"} | ({"safetensors"} if path.name == "make.py" else set())
+        assert roots <= allowed | set(sys.stdlib_module_names)
+
+    def test_requirements_install_us(self) -> None:
+        assert "hf_lineage[space] @ git+https://" in (APP / "requirements.txt").read_text()
+        assert (ROOT / "setup.cfg").read_text().count("space = gradio[mcp,oauth]") == 1
