@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .errors import ArgumentError
+from .errors import ArgumentError, HubUnavailableError, ModelNotFoundError
 from .hub.client import Hub
 from .hub.listing import collection as _collection
 from .hub.listing import listing
@@ -22,8 +22,8 @@ def suggestions(text: str, *, most: int = SUGGESTED, token: str | bool | None = 
     if not SHORTEST <= len(text) <= LONGEST or not text.isprintable():
         return []
     owner, slash, name = text.partition("/")
-    asked = {"author": owner, "search": name} if slash else {"search": text}
-    return [model.id for model in listing(Hub(token), limit=most, **{k: v for k, v in asked.items() if v})]
+    author, search = (owner or None, name or None) if slash else (None, text)
+    return [model.id for model in listing(Hub(token), author=author, search=search, limit=most)]
 
 
 def models_of(slug: str, *, token: str | bool | None = None) -> list[str]:
@@ -31,4 +31,9 @@ def models_of(slug: str, *, token: str | bool | None = None) -> list[str]:
 
     One request. Raises `ArgumentError`, `ModelNotFoundError`, `HubUnavailableError`.
     """
-    return _collection(Hub(token), slug)
+    try:
+        return _collection(Hub(token), slug)
+    except HubUnavailableError as error:
+        if "HTTP 404" not in str(error):
+            raise
+        raise ModelNotFoundError(f"Expected a collection on the Hub, found none of the name `{slug[:200]}`.") from error

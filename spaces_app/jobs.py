@@ -6,12 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from questions import MOST_SECONDS, RefusedError
 
 Answer = TypeVar("Answer")
-Progress = Callable[[int, int, str], None]
+
+
+class Progress(Protocol):
+    """What hf_lineage calls while it reads."""
+
+    def __call__(self, done: int, total: int, what: str) -> None: ...
+
 
 PAUSE = 0.25  # seconds between two looks
 ALONE = 8.0  # seconds without a look after which a job stops: the page was closed, or the question was cancelled

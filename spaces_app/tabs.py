@@ -232,7 +232,8 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
         yield {status: note_html("Reading the card …"), shown: "", send: gr.Button(interactive=False)}
         own, answers = token_of(token), _answers(kept)
         try:
-            note = asking.annotation(*answers, own, create_pr=False)
+            lineage, layers = answers
+            note = asking.annotation(lineage, layers, own, create_pr=False)
         except Exception as error:
             yield {status: _error(error, own)}
             return
@@ -251,7 +252,8 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
         try:
             if answers is None:
                 raise RuntimeError("the button is only there with a diff")
-            note = asking.annotation(*answers, own, create_pr=True)
+            lineage, layers = answers
+            note = asking.annotation(lineage, layers, own, create_pr=True)
         except Exception as error:
             yield {status: _error(error, own), send: gr.Button(interactive=True)}
             return
