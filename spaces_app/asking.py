@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -52,12 +53,18 @@ def family(text: str, token: Token) -> list[str]:
     return ids
 
 
-def similar(text: str, token: Token) -> list[str]:
-    """Ids that match what is being typed; nothing where the Hub does not answer, for it is only a help."""
+def similar(text: str) -> list[str]:
+    """Public models whose ids match what is being typed; nothing where the Hub does not answer, it is only a help."""
     try:
-        return suggestions(text, token=token)
+        return list(_similar(text.strip()))
     except hl.LineageError:
         return []
+
+
+@functools.lru_cache(maxsize=2048)
+def _similar(text: str) -> tuple[str, ...]:
+    """Asked without a token, so that what is kept may be shown to anybody."""
+    return tuple(suggestions(text, token=False))
 
 
 def question(child: str | None, parents: str | Sequence[str] | None) -> tuple[str, list[str]]:

@@ -103,10 +103,10 @@ class QuestionTab(Tab):
         self.child.key_up(complete, [seen], [self.child, seen], trigger_mode="always_last", **AT_HAND)
 
 
-def complete(seen: list[str], typed: gr.KeyUpData, token: gr.OAuthToken | None) -> tuple[Any, list[str]]:
+def complete(seen: list[str], typed: gr.KeyUpData) -> tuple[Any, list[str]]:
     """Ids like the one being typed. The list only grows, for gradio's menu breaks where it becomes shorter while open;
     what does not match is not shown anyway."""
-    found = asking.similar(str(typed.input_value or ""), token_of(token))
+    found = asking.similar(str(typed.input_value or ""))
     known = [*found, *(name for name in seen if name not in found)]
     if len(known) == len(seen) or len(known) > MOST_SUGGESTED:
         return gr.skip(), seen
