@@ -40,8 +40,9 @@ READABLE = {  # gradio's greys are too pale for small text, its blue for white o
 
 
 def can_sign_in() -> bool:
-    """On a Space, or where gradio can stand in for the login: it does so with the name of this machine's user."""
-    return bool(os.environ.get("SPACE_ID") or os.environ.get("HF_TOKEN"))
+    """On a Space with `hf_oauth`, or where gradio can stand in for the login, with the name of this machine's user."""
+    on_space = os.environ.get("SYSTEM") == "spaces" and os.environ.get("SPACE_ID")
+    return bool(os.environ.get("OAUTH_CLIENT_ID") if on_space else os.environ.get("HF_TOKEN"))
 
 
 def build() -> gr.Blocks:
@@ -74,6 +75,7 @@ def build() -> gr.Blocks:
     for function in demo.fns.values():  # gradio's own, such as the login's, are nobody else's either
         if function.api_name not in agents.ENDPOINTS:
             function.api_visibility = "private"
+    demo.space_id = None  # else gradio's frontend loads a header from huggingface.co: this page contacts no other host
     return demo.queue(max_size=WAITING)
 
 

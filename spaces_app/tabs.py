@@ -99,16 +99,16 @@ class QuestionTab(Tab):
                 label="Candidate parents", info=parents, lines=2, max_lines=6, elem_id=f"{self.kind}-parents", scale=2,
                 placeholder="org/base", min_width=280,
             )  # fmt: skip
-        seen = gr.State([])
-        self.child.key_up(complete, [seen], [self.child, seen], trigger_mode="always_last", **AT_HAND)
+        typed, seen = gr.Textbox(visible=False, label="typed"), gr.State([])
+        read = wording.TYPED_JS.format(kind=self.kind)
+        self.child.key_up(complete, [typed, seen], [self.child, seen], js=read, trigger_mode="always_last", **AT_HAND)
 
 
-def complete(seen: list[str], typed: gr.KeyUpData) -> tuple[Any, list[str]]:
-    """Ids like the one being typed. The list only grows, for gradio's menu breaks where it becomes shorter while open;
-    what does not match is not shown anyway."""
-    found = asking.similar(str(typed.input_value or ""))
+def complete(typed: str, seen: list[str]) -> tuple[Any, list[str]]:
+    """Ids like the one being typed, before earlier ones: gradio's menu breaks where it becomes shorter while open."""
+    found = asking.similar(typed or "")
     known = [*found, *(name for name in seen if name not in found)]
-    if len(known) == len(seen) or len(known) > MOST_SUGGESTED:
+    if not found or len(known) > MOST_SUGGESTED:
         return gr.skip(), seen
     return gr.Dropdown(choices=known), known
 

@@ -52,7 +52,9 @@ your session.</li>
 <code>?child=org/name&amp;parents=org/a,org/b</code> asks at once.</p>
 </div>"""
 
-NO_SIGN_IN = '<p class="hl hl-small hl-login">To sign in here, start this page with HF_TOKEN set.</p>'
+NO_SIGN_IN = (
+    '<p class="hl hl-small hl-login">Signing in is off: a Space needs hf_oauth: true, a local page HF_TOKEN.</p>'
+)
 SIGN_IN = "Sign in with Hugging Face"
 SIGN_OUT = "Sign out ({})"
 # comes back with the question: gradio's own button loses all but the first parameter of the address
@@ -61,6 +63,8 @@ LOGIN_JS = """(label) => {
   const where = label === 'Sign in with Hugging Face' ? '/login/huggingface' : '/logout';
   window.location.assign(where + '?_target_url=' + back);
 }"""
+# what is in the field when the question is sent: gradio's own event data is of the key before, where keys come fast
+TYPED_JS = """(_, seen) => [document.querySelector('#{kind}-child input')?.value ?? '', seen]"""
 LINK_JS = """(query) => {
   if (!query) return '';
   const url = new URL(window.location.href);

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
+from space_login import Login
 
 from hf_lineage.testing import MiniHub
 
@@ -31,6 +32,7 @@ class Space:
     url: str
     hub: MiniHub
     log: Path
+    login: str = ""  # where visitors sign in; empty where gradio stands in for that
 
     def users(self, repo: str) -> set[str | None]:
         """Who asked for anything of a repo, its files on the CDN aside."""
@@ -38,21 +40,23 @@ class Space:
 
 
 @contextmanager
-def running(folder: Path, *, machine: str | None = "hf_owner", **environment: str) -> Iterator[Space]:
-    """The Space as `python spaces_app/app.py` starts it. The machine's own token is `machine`; visitors are alice."""
-    with MiniHub() as hub:
+def running(folder: Path, *, on_hub: bool = False) -> Iterator[Space]:
+    """The Space as `python spaces_app/app.py` starts it; with `on_hub` in the surroundings of a Space, where visitors
+    sign in by OAuth, else gradio's stand-in for that calls everybody alice. The machine's own token is owner's."""
+    with MiniHub() as hub, Login() if on_hub else nullcontext() as login:
         hub.tokens |= {"hf_owner": "owner", VISITOR: "alice"}
         hub.orgs["owner"] = {"secret"}
         port, log = _free_port(), folder / "app.log"
-        settings = {**hub.environment(machine), "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+        settings = {**hub.environment("hf_owner"), "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+        settings |= login.environment() if login else {}
         with log.open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, str(APP / "app.py")], env={**os.environ, **settings, **environment}, stdout=output,
+                [sys.executable, str(APP / "app.py")], env={**os.environ, **settings}, stdout=output,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
             try:
                 _wait(process, port, log)
-                yield Space(f"http://localhost:{port}", hub, log)
+                yield Space(f"http://localhost:{port}", hub, log, login.url if login else "")
             finally:
                 process.terminate()
                 process.wait(30)
@@ -92,6 +96,7 @@ def furnish(hub: MiniHub, nets: dict[str, Tensors]) -> None:
     hub.add(
         "lab/fresh", {"model.safetensors": save(tuned(nets["parent"], 9, 0.02)), "README.md": b"# Fresh\n\nText.\n"}
     )
+    hub.add("lab/shared", {"model.safetensors": save(tuned(nets["parent"], 10, 0.02)), "README.md": b"# Shared\n"})
     gated = {"model.safetensors": save(tuned(nets["parent"], 7, 0.02)), **_card("lab/parent")}
     hub.add("vault/gated", gated, gated="auto", readers=frozenset({"alice", "owner"}))
     hub.add("secret/private", {"model.safetensors": save(nets["child"])}, private=True)

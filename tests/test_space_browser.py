@@ -15,14 +15,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from space_app import furnish, running
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 AXE = os.environ.get("HF_LINEAGE_AXE", "")
 REQUIRED = os.environ.get("HF_LINEAGE_REQUIRE_BROWSER") == "1"
 pytestmark = pytest.mark.skipif(BROWSER is None and not REQUIRED, reason=f"none of {', '.join(BROWSERS)} is installed")
-SECONDS = 90_000  # milliseconds for an answer: two cores may be busy with other tests
+SECONDS = 60_000  # milliseconds for an answer: two cores may be busy with other tests
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory, nets: dict[str, Any]) -> Iterator[Any]:
+    """As on the Hub: visitors sign in by OAuth, at a stand-in."""
+    with running(tmp_path_factory.mktemp("space"), on_hub=True) as found:
+        furnish(found.hub, nets)
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +59,12 @@ def visit(browser: Any, space: Any) -> Iterator[Callable[..., Any]]:
     """Open the page as a new visitor. In the end: nothing in the console, and no other host was asked for anything."""
     contexts, troubles, hosts = [], [], set()
 
-    def opened(query: str = "", dark: bool = False, viewport: dict[str, int] | None = None) -> Any:
+    def opened(query: str = "", user: str = "alice", dark: bool = False, viewport: dict[str, int] | None = None) -> Any:
         context = browser.new_context(viewport=viewport or DESK, color_scheme="dark" if dark else "light")
         context.set_default_timeout(SECONDS)
         contexts.append(context)
         page = context.new_page()
+        page.goto(f"{space.login}/as/{user}")
         page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
@@ -66,7 +76,7 @@ def visit(browser: Any, space: Any) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert not troubles
-    assert hosts <= {urlsplit(space.url).netloc, ""}, hosts
+    assert hosts <= {urlsplit(space.url).netloc, urlsplit(space.login).netloc, ""}, hosts
 
 
 def ask(page: Any, kind: str, child: str, parents: str = "") -> None:
@@ -158,6 +168,12 @@ class TestTrace:
             shoot(page, "progress-light")
             page.locator("#trace-stop").click()
             page.locator("#trace-status", has_text="Stopped").wait_for()
+            before = -1
+            while before != len(space.hub.log):  # what was under way is answered, then it is quiet
+                before = len(space.hub.log)
+                page.wait_for_timeout(4000)
+            page.wait_for_timeout(2000)
+            assert len(space.hub.log) == before
         finally:
             space.hub.faults.remove(slow)
         ask(page, "trace", "lab/child", "lab/parent")
@@ -295,9 +311,7 @@ class TestAnnotate:
         assert "hf-lineage:start" in diff.inner_text()
         shoot(page, "annotate-light")
         assert not space.hub.repos["lab/fresh"].discussions
-        page.locator(
-            "#annotate-send", has_text="Open the pull request as owner"
-        ).click()  # gradio's stand-in of a login
+        page.locator("#annotate-send", has_text="Open the pull request as alice").click()
         link = page.locator("#annotate-status a")
         link.wait_for()
         pull = space.hub.repos["lab/fresh"].discussions[1]
@@ -317,19 +331,46 @@ class TestAnnotate:
 
 
 def test_two_users_at_once(visit, space) -> None:
-    """Each sees the own answer; who is not signed in does not read what the other may."""
-    alice, guest = visit(), visit()
-    sign_in(alice)
-    ask(alice, "trace", "vault/gated", "lab/parent")
-    ask(guest, "trace", "vault/gated", "lab/parent")
-    assert "vault/gated is gated" in told(guest, "trace")
+    """Each with the own token, answer and card: who was not let in does not read what the other may."""
+    alice, bob = visit(), visit(user="bob")
+    for page in (alice, bob):
+        sign_in(page)
+        ask(page, "trace", "vault/gated", "lab/parent")
+    assert "vault/gated is gated" in told(bob, "trace") and "sign in" not in told(bob, "trace")
     assert "vault/gated" in answer(alice, "trace").inner_text()
-    ask(guest, "trace", "lab/child", "lab/parent")
-    assert "vault" not in answer(guest, "trace").inner_text()
-    tab(guest, "Annotate")
-    assert "lab/child" in guest.locator("#annotate-about").inner_text()
+    ask(bob, "trace", "lab/shared", "lab/parent")
+    assert "vault" not in answer(bob, "trace").inner_text()
+    tab(bob, "Annotate")
+    bob.locator("#annotate-look").click()
+    bob.locator("#annotate-send", has_text="as bob").click()
+    bob.locator("#annotate-status a").wait_for()
+    assert space.hub.repos["lab/shared"].discussions[1].author == "bob"
     tab(alice, "Annotate")
     assert "vault/gated" in alice.locator("#annotate-about").inner_text()
+    assert "bob" not in space.users("vault/gated/resolve") or bob_was_refused(space)
+
+
+def bob_was_refused(space: Any) -> bool:
+    return all(
+        call.status == 403 for call in space.hub.log if call.user == "bob" and "vault/gated/resolve" in call.path
+    )
+
+
+def test_signing_out(visit) -> None:
+    page = visit()
+    sign_in(page)
+    page.locator("#login", has_text="Sign out (alice)").click()
+    page.locator("#login", has_text="Sign in").wait_for()
+    ask(page, "trace", "vault/gated", "lab/parent")
+    assert "sign in above" in told(page, "trace")
+
+
+def test_the_token_of_the_space_is_never_used(visit, space) -> None:
+    page = visit()
+    sign_in(page)
+    ask(page, "trace", "vault/gated", "lab/parent")
+    answer(page, "trace")
+    assert not {call.path for call in space.hub.log if call.user == "owner"}
 
 
 def test_keyboard_only(visit) -> None:
