@@ -243,7 +243,7 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
         label = f"Open the pull request as {profile.username}" if profile else "Sign in to open the pull request"
         yield {
             status: "", shown: diff_html(note.diff, note.files, note.notes), ready: answers,
-            send: gr.Button(value=label, interactive=profile is not None),
+            send: gr.Button(value=label, interactive=profile is not None, variant="primary"),
         }  # fmt: skip
 
     def propose(answers: tuple | None, token: gr.OAuthToken | None) -> Iterator[Update]:
