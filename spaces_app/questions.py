@@ -93,6 +93,9 @@ def explain(error: BaseException, signed_in: bool = False) -> str:
             f"{_subject(error)} was not found on the Hub. Check the spelling. Private models are not read by this "
             "page: for those, use the command line on your own machine."
         )
+    if isinstance(error, errors.HubUnavailableError):
+        told = _without_commands(str(error)).rstrip(".")
+        return f"The Hub did not answer as expected ({told}). Try again in a minute; the examples work without it."
     if isinstance(error, errors.NoCandidatesError):
         return "No candidate parent was found: the model declares none, and none turned up on the Hub. Name some."
     if isinstance(error, errors.PickleRefusedError | errors.NoWeightsError):

@@ -125,7 +125,7 @@ def note_html(text: str, link: str = "") -> str:
 
 def progress_html(step: Step) -> str:
     """A bar that says what is being read, and how much of how much."""
-    counted = step.what.startswith(("looking for", "blocks of", "opening"))
+    counted = step.what.startswith(("looking for", "blocks of", "opening", "waiting"))
     if not step.total:
         amount, share = "", None
     elif counted:

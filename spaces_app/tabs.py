@@ -13,7 +13,7 @@ import gradio as gr
 import wording
 from agents import HEAVY
 from heatmap import MAP_JS, layers_html
-from jobs import Job, Progress
+from jobs import Job, Progress, Step
 from questions import AT_ONCE, explain, gated_repo
 from show import View, diff_html, error_html, lineage_html, note_html, progress_html, tree_html, view_of
 
@@ -27,6 +27,9 @@ QUEUED: dict[str, Any] = {
 AT_HAND: dict[str, Any] = {**HIDDEN, "queue": False, "show_progress": "hidden"}
 MOST_SUGGESTED = 400  # ids in the menu of one session
 SESSION_SECONDS = 3 * 3600  # that the answers of a session are kept for the Annotate tab
+
+
+WAIT = progress_html(Step(0, 0, "waiting for a free place", 0.0))
 
 
 def token_of(token: gr.OAuthToken | None) -> str | bool:
@@ -60,6 +63,7 @@ class Tab:
 
     def connect(self, ask: Callable[..., Iterator[Update]], inputs: list[Any], outputs: list[Any], show: Show) -> Any:
         """Wire the buttons; returns the event that asks."""
+        self.go.click(None, None, [self.status], js=f"() => {json.dumps(WAIT)}", **HIDDEN)  # at once, before the queue
         asked = self.go.click(ask, inputs, [self.status, self.answer, *outputs], **QUEUED)
         self.stop.click(self._stopped, None, [self.status], cancels=[asked], **AT_HAND)
         for name, button in self.examples.items():

@@ -268,6 +268,20 @@ def layered(depth: int, evil: str = "") -> hl.LayerLineage:
     )
 
 
+class TestProgress:
+    def test_what_is_read_and_how_many_bytes(self) -> None:
+        html = show.progress_html(jobs.Step(3_200_000, 12_000_000, f"{HOSTILE}, 2 models", 4.2))
+        assert "3.2 MB of 12.0 MB · 4 s" in html and 'aria-valuenow="27"' in html and "reading &lt;img" in html
+        assert "<img" not in html and 'onerror="' not in html
+
+    def test_before_anything_is_read(self) -> None:
+        html = show.progress_html(jobs.Step(0, 0, "opening the model", 0.4))
+        assert "opening the model" in html and "aria-valuenow" not in html
+
+    def test_requests_are_no_bytes(self) -> None:
+        assert "12 of 2500 ·" in show.progress_html(jobs.Step(12, 2500, "looking for candidates", 1.0))
+
+
 class TestPictures:
     @pytest.mark.parametrize("depth", [12, 80])
     def test_a_map_says_all_of_every_block(self, depth: int) -> None:

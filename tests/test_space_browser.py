@@ -179,6 +179,22 @@ class TestTrace:
         ask(page, "trace", "lab/child", "lab/parent")
         answer(page, "trace")
 
+    def test_who_has_to_wait_is_told(self, visit, space, shoot) -> None:
+        slow = space.hub.fault("delay", file="lab/child*", times=None, value=1.5)
+        try:
+            pages = [visit() for _ in range(3)]
+            for page in pages:
+                ask(page, "trace", "lab/child", "lab/parent")
+            pages[2].locator("#trace-status", has_text="waiting for a free place").wait_for()
+            pages[2].wait_for_timeout(1500)  # the others are being worked on meanwhile
+            assert "waiting for a free place" in pages[2].locator("#trace-status").inner_text()
+            assert "waiting" not in pages[0].locator("#trace-status").inner_text()
+            shoot(pages[2], "waiting-light")
+        finally:
+            space.hub.faults.remove(slow)
+        for page in pages:
+            assert "lab/parent" in answer(page, "trace").inner_text()
+
     @pytest.mark.parametrize("name", ["lie", "none", "origin"])
     def test_examples_need_no_hub(self, visit, space, name: str) -> None:
         down = space.hub.fault("drop", on="any", times=None)
