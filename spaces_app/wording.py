@@ -61,7 +61,7 @@ SIGN_OUT = "Sign out ({})"
 LOGIN_JS = """(label) => {
   const back = encodeURIComponent('/' + window.location.search);
   const where = label === 'Sign in with Hugging Face' ? '/login/huggingface' : '/logout';
-  window.location.assign(where + '?_target_url=' + back);
+  setTimeout(() => window.location.assign(where + '?_target_url=' + back), 300);  // gradio's calls end first
 }"""
 # what is in the field when the question is sent: gradio's own event data is of the key before, where keys come fast
 TYPED_JS = """(_, seen) => [document.querySelector('#{kind}-child input')?.value ?? '', seen]"""

@@ -105,6 +105,7 @@ def tab(page: Any, name: str) -> None:
 
 
 def sign_in(page: Any) -> None:
+    page.wait_for_timeout(700)  # gradio says in the console what leaving the page cuts off
     page.locator("#login").click()
     page.locator("#login", has_text="Sign out").wait_for()
 
@@ -375,6 +376,7 @@ def bob_was_refused(space: Any) -> bool:
 def test_signing_out(visit) -> None:
     page = visit()
     sign_in(page)
+    page.wait_for_timeout(700)
     page.locator("#login", has_text="Sign out (alice)").click()
     page.locator("#login", has_text="Sign in").wait_for()
     ask(page, "trace", "vault/gated", "lab/parent")
