@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 AXE = os.environ.get("HF_LINEAGE_AXE", "")
 REQUIRED = os.environ.get("HF_LINEAGE_REQUIRE_BROWSER") == "1"
 pytestmark = pytest.mark.skipif(BROWSER is None and not REQUIRED, reason=f"none of {', '.join(BROWSERS)} is installed")
+CUT_OFF = re.compile("AbortError: signal is aborted|Connection errored out")
 SECONDS = 60_000  # milliseconds for an answer: two cores may be busy with other tests
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -57,16 +59,17 @@ def shoot(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, str], None
 @pytest.fixture
 def visit(browser: Any, space: Any) -> Iterator[Callable[..., Any]]:
     """Open the page as a new visitor. In the end: nothing in the console, and no other host was asked for anything."""
-    contexts, troubles, hosts = [], [], set()
+    contexts, troubles, hosts, moves = [], [], set(), Counter()
 
     def opened(query: str = "", user: str = "alice", dark: bool = False, viewport: dict[str, int] | None = None) -> Any:
         context = browser.new_context(viewport=viewport or DESK, color_scheme="dark" if dark else "light")
         context.set_default_timeout(SECONDS)
         contexts.append(context)
         page = context.new_page()
+        page.on("framenavigated", lambda frame: moves.update([page]))  # the login's, ours, and any that follows
         page.goto(f"{space.login}/as/{user}")
-        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda message: troubles.append((page, message.text)) if message.type == "error" else None)
+        page.on("pageerror", lambda error: troubles.append((page, str(error))))
         page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
         page.goto(f"{space.url}/{query}")
         page.locator("#trace-go").wait_for()
@@ -75,7 +78,8 @@ def visit(browser: Any, space: Any) -> Iterator[Callable[..., Any]]:
     yield opened
     for context in contexts:
         context.close()
-    assert not troubles
+    # gradio reports the calls that going to the login and back cuts off; of a page that stays, nothing is forgiven
+    assert not [text for page, text in troubles if not (moves[page] > 2 and CUT_OFF.search(text))]
     assert hosts <= {urlsplit(space.url).netloc, urlsplit(space.login).netloc, ""}, hosts
 
 
