@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .errors import ArgumentError, HubUnavailableError, ModelNotFoundError
+from .errors import ArgumentError
 from .hub.client import Hub
 from .hub.listing import collection as _collection
 from .hub.listing import listing
@@ -31,9 +31,4 @@ def models_of(slug: str, *, token: str | bool | None = None) -> list[str]:
 
     One request. Raises `ArgumentError`, `ModelNotFoundError`, `HubUnavailableError`.
     """
-    try:
-        return _collection(Hub(token), slug)
-    except HubUnavailableError as error:
-        if "HTTP 404" not in str(error):
-            raise
-        raise ModelNotFoundError(f"Expected a collection on the Hub, found none of the name `{slug[:200]}`.") from error
+    return _collection(Hub(token), slug)

@@ -252,6 +252,12 @@ class Lineage(_Answer):
 
         return explanation(self)
 
+    def sentence(self) -> str:
+        """The verdict in one plain sentence; names in it are strangers' text, cleaned of control characters."""
+        from .report.words import sentence
+
+        return sentence(self, printable)
+
     def to_markdown(self) -> str:
         """The verdict, the ranked table and the claims as Markdown."""
         from .report.text import markdown
@@ -391,6 +397,12 @@ class LayerLineage(_Answer):
                 **self._how(),
             }
         )
+
+    def sentence(self) -> str:
+        """How the model was made, in one plain sentence."""
+        from .report.layers import sentence
+
+        return sentence(self, printable)
 
     def to_markdown(self) -> str:
         """How the model was made, and the origin of every block, as Markdown."""

@@ -120,6 +120,12 @@ class Phylogeny(_Answer):
 
         return graph(self)
 
+    def sentence(self) -> str:
+        """How many models, groups and edges there are, in one plain sentence."""
+        from .report.forest import grow, summary
+
+        return f"{summary(self, grow(self))}."
+
     def to_markdown(self) -> str:
         """Each tree as nested lists, and the notes, as Markdown."""
         from .report.forest import markdown

@@ -77,7 +77,8 @@ def layers_view(found: hl.LayerLineage) -> View:
 
 
 def tree_view(found: hl.Phylogeny) -> View:
-    return {**view_of(found), "newick": found.to_newick(), "picture": picture(lambda path: found.plot(path))}
+    drawn = {style: picture(lambda path, style=style: found.plot(path, style=style)) for style in ("tree", "ring")}
+    return {**view_of(found), "newick": found.to_newick(), **drawn}
 
 
 def as_command(name: str, child: str, parents: Sequence[str]) -> str:

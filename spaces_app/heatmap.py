@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from show import View, esc, fold, megabytes, model, p_text, pre, words
+from show import View, esc, fold, megabytes, model, p_text, pre
 
 COLUMNS = 8  # sources that get one; the rest share a column
 MID, DEEP = 0.52, 0.78  # shares from which text in a cell turns, in the dark and in the light theme
@@ -49,7 +49,7 @@ def layers_html(view: View) -> str:
     asked = f"{model(answer['child']['ref'], revision)} · {read}"
     recipe = view.get("recipe", "")
     return (
-        f'<section class="hl" aria-label="Layers"><p class="hl-said">{words(view["sentence"])}</p>'
+        f'<section class="hl" aria-label="Layers"><p class="hl-said">{esc(view["sentence"], 2000)}</p>'
         f'<p class="hl-small">{asked}</p>{_map(answer)}{_whole(answer)}{fold("As text", pre(view["table"]))}'
         f"{fold('Recipe for mergekit', pre(recipe)) if recipe else ''}</section>"
     )

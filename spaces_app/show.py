@@ -1,4 +1,4 @@
-"""Answers as HTML. Every name in them was written by a stranger: `esc` and `words` are the only ways in."""
+"""Answers as HTML. Every name in them was written by a stranger: `esc` is the only way in."""
 
 from __future__ import annotations
 
@@ -44,18 +44,12 @@ def esc(value: Any, width: int = 300) -> str:
     return html.escape(text if len(text) <= width else f"{text[: width - 1]}…")
 
 
-def words(text: str) -> str:
-    """A sentence with names as `inline code`."""
-    parts = text.split("`")
-    return "".join(f"<code>{esc(p)}</code>" if i % 2 else esc(p, 2000) for i, p in enumerate(parts))
-
-
 def view_of(answer: Any) -> View:
     """Everything that is shown of an answer of hf_lineage, as JSON types."""
     explained = answer.explain() if hasattr(answer, "explain") else ""
     return {
         "answer": answer.to_dict(),
-        "sentence": answer.to_markdown().split("\n")[2],  # heading, blank, sentence
+        "sentence": answer.sentence(),
         "words": explained,
         "table": str(answer),
     }
@@ -75,7 +69,7 @@ def lineage_html(view: View) -> str:
     badge, tone = BADGES.get(answer["verdict"], ("Undecided", "maybe"))
     return _box(
         f'<p class="hl-badge hl-{tone}">{badge}</p>',
-        f'<p class="hl-said">{words(view["sentence"])}</p>',
+        f'<p class="hl-said">{esc(view["sentence"], 2000)}</p>',
         f'<p class="hl-small">{_asked(answer)}</p>',
         _candidates(answer),
         _claims(answer),
@@ -87,10 +81,10 @@ def lineage_html(view: View) -> str:
 def tree_html(view: View) -> str:
     """The answer of `phylogeny`: the picture, the same in words, and its forms to take away."""
     left = [f"<li>{model(ref)}: {esc(why)}</li>" for ref, why in view["answer"]["left_out"].items()]
-    image = f'<img src="{view["picture"]}" alt="The family tree; the same as text follows." class="hl-tree">'
     return _box(
-        f'<p class="hl-said">{words(view["sentence"])}</p>',
-        f'<div class="hl-scroll" tabindex="0" role="group" aria-label="Picture of the tree">{image}</div>',
+        f'<p class="hl-said">{esc(view["sentence"], 2000)}</p>',
+        _image(view["tree"], "tree"),
+        fold("As rings", _image(view["ring"], "rings")),
         f"<h3>Left out</h3><ul>{''.join(left)}</ul>" if left else "",
         fold("As text", pre(view["table"]), opened=True),
         fold("Newick", pre(view["newick"])),
@@ -99,10 +93,18 @@ def tree_html(view: View) -> str:
     )
 
 
+def _image(address: str, what: str) -> str:
+    image = f'<img src="{address}" alt="The family as {what}; the same as text follows." class="hl-tree">'
+    return f'<div class="hl-scroll" tabindex="0" role="group" aria-label="Picture of the {what}">{image}</div>'
+
+
 def diff_html(diff: str, files: Iterable[str], notes: Iterable[str]) -> str:
     """The diff of a card, line by line, and what comes with it."""
     kinds = {"+": "add", "-": "cut", "@": "at"}
-    lines = [f'<span class="hl-{kinds.get(line[:1], "same")}">{esc(line, 2000)}</span>' for line in diff.splitlines()]
+    lines = [
+        f'<span class="hl-{"at" if i < 2 else kinds.get(line[:1], "same")}">{esc(line, 2000)}</span>'  # ---, +++: names
+        for i, line in enumerate(diff.splitlines())
+    ]
     shown = f'<pre class="hl-diff" tabindex="0" aria-label="Diff of README.md">{"".join(lines)}</pre>'
     told = "".join(f"<li>{esc(note, 1000)}</li>" for note in notes)
     names = ", ".join(f"<code>{esc(name)}</code>" for name in files)

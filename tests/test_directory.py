@@ -50,6 +50,6 @@ def test_a_collection(lab) -> None:
 
 
 def test_a_hub_that_is_down_is_an_error(lab) -> None:
-    lab.fault(404, on="api", times=None)
+    lab.fault("drop", on="api", times=None)
     with pytest.raises(HubUnavailableError):
         suggestions("lab/", token=False)

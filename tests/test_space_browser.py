@@ -58,7 +58,7 @@ def shoot(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, str], None
 
 @pytest.fixture
 def visit(browser: Any, space: Any) -> Iterator[Callable[..., Any]]:
-    """Open the page as a new visitor. In the end: nothing in the console, and no other host was asked for anything."""
+    """Open the page as a new visitor. In the end: no error in the console, and no other host was asked for anything."""
     contexts, troubles, hosts, moves = [], [], set(), Counter()
 
     def opened(query: str = "", user: str = "alice", dark: bool = False, viewport: dict[str, int] | None = None) -> Any:
@@ -72,7 +72,7 @@ def visit(browser: Any, space: Any) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: troubles.append((page, str(error))))
         page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
         page.goto(f"{space.url}/{query}")
-        page.locator("#trace-go").wait_for()
+        page.locator("#trace-child input").wait_for()
         return page
 
     yield opened
@@ -105,6 +105,11 @@ def told(page: Any, kind: str) -> str:
 
 
 def tab(page: Any, name: str) -> None:
+    """On a phone some of them are behind "…"."""
+    if not page.get_by_role("tab", name=name).is_visible():
+        page.locator(".overflow-menu > button").click()
+        page.locator(".overflow-dropdown button", has_text=name).click()
+        return
     page.get_by_role("tab", name=name).click()
 
 
@@ -298,14 +303,17 @@ class TestTree:
         page.locator("#tree-models textarea").fill(text)
         page.locator("#tree-go").click()
         found = answer(page, "tree")
-        assert found.locator("img").get_attribute("src").startswith("data:image/png;base64,")
+        assert found.locator("img").nth(0).get_attribute("src").startswith("data:image/png;base64,")
         assert "lab/child" in found.locator("pre").nth(0).inner_text()
+        found.get_by_text("As rings").click()
+        ring = found.get_by_role("group", name="Picture of the rings").locator("img")
+        assert ring.evaluate("image => image.naturalWidth") > 300
 
     def test_the_example(self, visit, shoot) -> None:
         page = visit(dark=True)
         tab(page, "Family tree")
         page.locator("#tree-example-family").click()
-        answer(page, "tree").locator("img").wait_for()
+        answer(page, "tree").locator("img").nth(0).wait_for()
         shoot(page, "tree-dark")
 
     def test_one_model_is_no_tree(self, visit) -> None:
@@ -341,14 +349,16 @@ class TestAnnotate:
         assert "owner" not in space.users("lab/fresh")
         shoot(page, "annotate-sent-light")
 
-    def test_who_is_not_signed_in_sees_the_diff_only(self, visit, space) -> None:
-        page = visit("?child=lab/child&parents=lab/parent")
+    def test_who_is_not_signed_in_sees_the_diff_only(self, visit, space, shoot) -> None:
+        page = visit("?child=lab/child&parents=lab/parent", dark=True, viewport=PHONE)
         answer(page, "trace")
         tab(page, "Annotate")
         page.locator("#annotate-look").click()
         page.locator("#annotate-diff pre").wait_for()
         assert page.locator("#annotate-send").is_disabled()
         assert not space.hub.repos["lab/child"].discussions
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        shoot(page, "annotate-phone-dark")
 
 
 def test_two_users_at_once(visit, space) -> None:
@@ -395,18 +405,50 @@ def test_the_token_of_the_space_is_never_used(visit, space) -> None:
     assert not {call.path for call in space.hub.log if call.user == "owner"}
 
 
-def test_keyboard_only(visit) -> None:
-    page = visit()
-    page.locator("#trace-child input").focus()
-    page.keyboard.type("lab/child")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
-    page.locator("#trace-parents textarea").focus()
-    page.keyboard.type("lab/parent")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "trace-go"
-    page.keyboard.press("Enter")
-    assert "lab/parent" in answer(page, "trace").inner_text()
+def press(page: Any, key: str, until: str, most: int = 12) -> None:
+    """Press a key until the focus is on the element of this id or role."""
+    for _ in range(most):
+        page.keyboard.press(key)
+        if page.evaluate("[document.activeElement.id, document.activeElement.role]").count(until):
+            return
+    raise AssertionError(f"{most} times {key} do not lead to {until}")
+
+
+class TestKeyboardOnly:
+    def test_trace(self, visit) -> None:
+        page = visit()
+        page.locator("#trace-child input").focus()
+        page.keyboard.type("lab/child")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        page.locator("#trace-parents textarea").focus()
+        page.keyboard.type("lab/parent")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "trace-go"
+        page.keyboard.press("Enter")
+        assert "lab/parent" in answer(page, "trace").inner_text()
+
+    def test_from_tab_to_tab(self, visit) -> None:
+        """To a tree, to the layers' map and its rows, and to the card, without a mouse."""
+        page = visit("?child=lab/child&parents=lab/parent")
+        answer(page, "trace")
+        page.get_by_role("tab", name="Trace").focus()
+        press(page, "Tab", until="tab")
+        page.keyboard.press("Enter")
+        press(page, "Tab", until="layers-example-hybrid")
+        page.keyboard.press("Enter")
+        rows = answer(page, "layers").locator("tbody tr")
+        for _ in range(4):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.tagName") == "TR":
+                break
+        page.keyboard.press("End")
+        assert rows.last.evaluate("row => row === document.activeElement")
+        page.get_by_role("tab", name="Annotate").focus()
+        page.keyboard.press("Enter")
+        press(page, "Tab", until="annotate-look")
+        page.keyboard.press("Enter")
+        page.locator("#annotate-diff pre").wait_for()
 
 
 @pytest.mark.skipif(not AXE, reason="HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)")
