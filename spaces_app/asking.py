@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -61,7 +61,7 @@ def similar(text: str) -> list[str]:
         return []
 
 
-@functools.lru_cache(maxsize=2048)
+@lru_cache(maxsize=2048)
 def _similar(text: str) -> tuple[str, ...]:
     """Asked without a token, so that what is kept may be shown to anybody."""
     return tuple(suggestions(text, token=False))
@@ -77,7 +77,7 @@ def layers_view(found: hl.LayerLineage) -> View:
 
 
 def tree_view(found: hl.Phylogeny) -> View:
-    drawn = {style: picture(lambda path, style=style: found.plot(path, style=style)) for style in ("tree", "ring")}
+    drawn = {style: picture(partial(found.plot, style=style)) for style in ("tree", "ring")}
     return {**view_of(found), "newick": found.to_newick(), **drawn}
 
 

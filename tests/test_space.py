@@ -88,6 +88,19 @@ class TestEndpoints:
             client.predict(*arguments, api_name=endpoint)
         assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize("file", ["README.md", "spaces_app/README.md"])
+    def test_what_the_readme_tells_to_run(self, space, file: str, capsys) -> None:
+        code = next(
+            block for block in re.findall(r"```py(?:thon)?\n(.*?)```", (ROOT / file).read_text(), re.S)
+            if "gradio_client" in block
+        )  # fmt: skip
+        code = re.sub(r'Client\("[^"]+"\)', f'Client("{space.url}", verbose=False)', code)
+        for theirs, ours in {"user/child": "lab/child", "org/child": "lab/child", "org/a": "lab/parent",
+                             "org/b": "lab/stranger"}.items():  # fmt: skip
+            code = code.replace(theirs, ours)
+        exec(compile(code, file, "exec"), {})
+        assert capsys.readouterr().out.startswith("parent lab/parent")
+
     def test_the_token_of_the_machine_is_never_used(self, client, space) -> None:
         client.predict("lab/child", ["lab/parent"], api_name="/trace")
         used = {call.path for call in space.hub.log if call.user == "owner"}

@@ -15,6 +15,10 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_lineage.testing import MiniHub
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -34,7 +38,7 @@ def main(family: Path, sources: Path | None = None) -> None:
             (HERE / f"{name}.json").write_text(text + "\n", encoding="utf-8")
             print(name, f"{len(text):,} characters:", view["sentence"])
 
-        def quiet(*_: object) -> None:
+        def quiet(done: int, total: int, what: str) -> None:
             return None
 
         roots = [f"example/fc-root-{i}" for i in range(3)]
@@ -48,7 +52,7 @@ def main(family: Path, sources: Path | None = None) -> None:
                 keep(f"layers-{name}", asking.layers_view(asking.layers(f"example/{name}", parents, False, quiet)))
 
 
-def _share(hub, family: Path, folder: Path) -> None:
+def _share(hub: MiniHub, family: Path, folder: Path) -> None:
     """The family as repos, and an average of two of its children."""
     from safetensors.torch import load_file, save_file
 
@@ -63,7 +67,7 @@ def _share(hub, family: Path, folder: Path) -> None:
     hub.add("example/average", {"model.safetensors": folder / "average.safetensors"})
 
 
-def _merges(hub, sources: Path) -> dict[str, list[str]]:
+def _merges(hub: MiniHub, sources: Path) -> dict[str, list[str]]:
     """A hybrid of three ViTs, tuned by nobody, and a weighted sum of two."""
     from safetensors.torch import load_file, save
 

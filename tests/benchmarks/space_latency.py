@@ -3,7 +3,7 @@
     python tests/benchmarks/space_latency.py [--write]
 
 In front of the stand-in of the Hub, every request to which is answered 50 ms late, on this machine. `--write` keeps the
-figures in results/space.json. Needs Chromium.
+figures in results/space.json and a picture of the page beside it. Needs Chromium.
 """
 
 from __future__ import annotations
@@ -78,6 +78,9 @@ def measure(url: str) -> dict[str, Any]:
                 page.goto(f"{url}/{query}")
                 page.locator("#trace-answer section").wait_for()
                 figures.setdefault(f"{name}, with opening the page", []).append(time.monotonic() - started)
+        if "--write" in sys.argv:
+            page.locator("#trace-answer").get_by_text("The evidence", exact=True).click()
+            page.screenshot(path=RESULTS.with_suffix(".png"), full_page=True)
         browser.close()
     from gradio_client import Client
 
