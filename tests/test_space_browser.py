@@ -451,7 +451,7 @@ class TestKeyboardOnly:
         page.locator("#annotate-diff pre").wait_for()
 
 
-@pytest.mark.skipif(not AXE, reason="HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)")
+@pytest.mark.skipif(not AXE and not REQUIRED, reason="HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("place", ["first", "trace", "layers", "tree", "annotate", "how", "error"])
 def test_axe_finds_nothing_serious(visit, place: str, dark: bool) -> None:
@@ -477,7 +477,7 @@ def test_axe_finds_nothing_serious(visit, place: str, dark: bool) -> None:
     assert not serious(page)
 
 
-@pytest.mark.skipif(not AXE, reason="HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)")
+@pytest.mark.skipif(not AXE and not REQUIRED, reason="HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)")
 def test_and_the_test_above_can_fail(visit) -> None:
     page = visit()
     page.evaluate("document.querySelector('#trace-go').style.cssText = 'color: #bbb; background: #fff'")
@@ -486,6 +486,7 @@ def test_and_the_test_above_can_fail(visit) -> None:
 
 def serious(page: Any) -> list[tuple]:
     """What axe calls serious or critical."""
+    assert AXE, "HF_LINEAGE_REQUIRE_BROWSER=1, but HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)"
     page.wait_for_timeout(400)  # colours fade in
     page.evaluate(Path(AXE).read_text())
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
