@@ -237,7 +237,9 @@ def _trace(asked: Question, how: _How) -> Lineage:
             judged, none = _settle(asked, judged, none, budget, how)
         rest += _refuse(comparable, comparison, readings.failed)
         notes += remarks.of_trace(plan, architecture, comparison)
-
+        kin = {(c.ref, c.revision) for c in judged if c.relation != "none"}
+        named = {i: m.ref.name for i, (m, _) in enumerate(comparable) if (m.ref.name, m.ref.revision) in kin}
+        notes += remarks.of_merges(readings, architecture, named, source.ref.name)
     if settings and opened:
         before = opener.bytes_read - by_child
         seen_by = compare(ran, lined, settings, progress)

@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
+import numpy as np
+
 from .architecture import Architecture
 from .hub.checkpoint import Checkpoint
 from .question import some
 from .records import BlockOrigin, Candidate
 from .weights.evidence import WeightsComparison
+from .weights.mixture import average
 from .weights.reading import Readings
 from .weights.sample import MIN_UNITS, Plan
 
@@ -62,6 +65,48 @@ def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparis
             why = "the sample is too small for that, read more" if plan.sampled else "its layers have fewer"
         notes.append(f"No p-value: the permutation test needs layers of at least {MIN_UNITS} hidden units; {why}.")
     return notes
+
+
+def of_merges(readings: Readings, architecture: Architecture, related: Mapping[int, str], child: str) -> list[str]:
+    """For a child that no single candidate explains: an average of several, or put together from several.
+
+    related: candidates with a common origin, by their place in the readings. Fine-tuned since, it is not noticed here.
+    """
+    names = [name for name in architecture.trunk if {*related} <= {*readings.members.get(name, ())}]
+    names = [name for name in names if all(readings.usable(name, i) for i in related)]
+    if len(related) < 2 or not names:
+        return []
+    rows = {name: [0, *(readings.row(name, i) for i in related)] for name in names}
+    gram = np.sum([readings.moments[name].gram[np.ix_(rows[name], rows[name])] for name in names], axis=0)
+    refs = [*related.values()]
+    told, sources = "", []
+    if fit := average(gram, range(len(refs))):
+        sources = sorted(fit.support, key=lambda k: -fit.weights[k])
+        told = f"an average of {_and([f'{refs[k]} ({fit.weights[k]:.2f})' for k in sources])}"
+    elif len(sources := _assembled(readings, names, [*related])) > 1:
+        told = f"put together from tensors of {_and([refs[k] for k in sources])}"
+    if not told:
+        return []
+    options = " ".join(f"-c {refs[k]}" for k in sources)
+    return [f"A merge: its weights are {told}. Block by block: hf-lineage layers {child} {options}"]
+
+
+def _assembled(readings: Readings, names: Sequence[str], related: Sequence[int]) -> list[int]:
+    """Places in `related` of candidates that each equal the child in matrices where no other one does.
+
+    Frozen layers do not look so: what equals a sibling in them equals their parent.
+    """
+    own: set[int] = set()
+    for name in names:
+        gram, rows = readings.moments[name].gram, [readings.row(name, i) for i in related]
+        equal = [k for k, row in enumerate(rows) if gram[row, row] == 0.0]
+        if len(equal) == 1 and name in readings.units:
+            own |= {*equal}
+    return sorted(own)
+
+
+def _and(texts: Sequence[str]) -> str:
+    return " and ".join([", ".join(texts[:-1]), texts[-1]])
 
 
 def _defects(readings: Readings) -> tuple[dict[str, str], set[str]]:

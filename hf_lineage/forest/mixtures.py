@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-EXACT = 0.01  # of the squared distance to the nearest other model: a fine-tune leaves far more unexplained
-LEAST = 0.03  # weight of a source
-MOST = 5  # sources
+from ..weights.mixture import EXACT, LEAST, MOST
+
 NEAR = 24  # nearest models that are looked at as sources
 
 

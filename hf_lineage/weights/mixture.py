@@ -18,6 +18,8 @@ NOTHING = 1e-14  # of the largest squared length: rounding
 REST = 0.03  # of the unexplained square, at most, that related sources may leave; see `select`
 DRIFT = 0.1  # cosine of what fine-tuning adds with a merge's sources; see tests/test_layer_origins.py
 SIBLINGS = 0.35  # cosine of the deltas of two fine-tunes of one base
+EXACT = 0.01  # of the squared distance to the nearest source: a fine-tune leaves far more unexplained
+LEAST, MOST = 0.03, 5  # weight of a source of an average, and how many it may have
 LITTLE = 1.05  # times the unexplained square without a source, up to which it is left out
 
 
@@ -61,6 +63,22 @@ def simplex(gram: np.ndarray, among: Sequence[int], *, unknown: bool = True) -> 
     v /= v.sum()
     weights[list(among)] = v[: len(rows)]
     return Fit(weights, float(v[-1]) if unknown else 0.0, max(0.0, float(v @ inner @ v)), np.zeros_like(weights))
+
+
+def average(gram: np.ndarray, among: Sequence[int]) -> Fit | None:
+    """The two to five sources whose average the child is, but for rounding; None if it is none, or was tuned since.
+
+    A parent is no average of its children: of k of them it keeps a k-th of the squared distance.
+    """
+    if len(among) < 2:
+        return None
+    weights = simplex(gram, among, unknown=False).weights
+    kept = [k for k in among if weights[k] >= LEAST]
+    if not 2 <= len(kept) <= MOST:
+        return None
+    fit = simplex(gram, kept, unknown=False)
+    nearest = min(gram[k + 1, k + 1] for k in among)
+    return fit if len(fit.support) == len(kept) and fit.rss <= EXACT * nearest else None
 
 
 def free(gram: np.ndarray, among: Sequence[int]) -> Fit:
