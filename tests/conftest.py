@@ -248,6 +248,22 @@ def record() -> Callable[[str, dict[str, Any]], None]:
     return write
 
 
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command line, with its exit code, stdout and stderr: `run("trace", child, "-c", parent)`."""
+    from hf_lineage import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory, nets: dict[str, Tensors]) -> Iterator[Any]:
     """The Gradio Space in a process of its own, in front of a furnished stand-in of the Hub."""

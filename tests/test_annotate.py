@@ -16,7 +16,6 @@ from safetensors.torch import save
 
 import hf_lineage as hl
 from hf_lineage import annotation
-from hf_lineage.cli import main
 from hf_lineage.errors import (
     AccessDeniedError,
     ArgumentError,
@@ -535,35 +534,27 @@ def test_the_hubs_own_words_are_one_line_without_tokens() -> None:
 
 
 class TestCommand:
-    def run(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main(["annotate", *arguments])
-        except SystemExit as done:
-            code = int(done.code or 0)
-        return code, *capsys.readouterr()
-
-    def test_prints_the_change(self, desk: Any, capsys: Any, tmp_path: Path) -> None:
+    def test_prints_the_change(self, desk: Any, run: Any, tmp_path: Path) -> None:
         asked = ["lab/child", "-c", "lab/parent", "-c", "lab/stranger"]
-        code, out, err = self.run(capsys, *asked, "--out", str(tmp_path / "card"))
+        code, out, err = run("annotate", *asked, "--out", str(tmp_path / "card"))
         assert code == 0 and out.startswith("--- a/README.md\n+++ b/README.md\n") and out.endswith(END + "\n")
         assert err.startswith("Fine-tuned from lab/parent, probability ") and "files: " in err
         assert (tmp_path / "card" / "lineage" / "bom.cdx.json").exists() and not writes(desk)
-        code, out, _ = self.run(capsys, *asked, "--json", "--layers")
+        code, out, _ = run("annotate", *asked, "--json", "--layers")
         assert code == 0 and "lineage/layers.json" in json.loads(out)["files"]
 
-    def test_prints_where_it_was_written(self, desk: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_prints_where_it_was_written(self, desk: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", "hf_bob")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
         asked = ["lab/child", "-c", "lab/parent"]
-        assert self.run(capsys, *asked, "--create-pr")[:2] == (0, f"{desk.url}/lab/child/discussions/1\n")
-        assert self.run(capsys, *asked, "--create-pr", "-q")[:2] == (0, f"{desk.url}/lab/child/discussions/1\n")
-        code, out, err = self.run(capsys, *asked, "--push")
+        assert run("annotate", *asked, "--create-pr")[:2] == (0, f"{desk.url}/lab/child/discussions/1\n")
+        assert run("annotate", *asked, "--create-pr", "-q")[:2] == (0, f"{desk.url}/lab/child/discussions/1\n")
+        code, out, err = run("annotate", *asked, "--push")
         assert (code, out) == (3, "") and "error: This token may not push" in err
 
-    def test_says_what_is_wrong_in_one_line(self, desk: Any, capsys: Any) -> None:
+    def test_says_what_is_wrong_in_one_line(self, desk: Any, run: Any) -> None:
         desk.commit("lab/child", {"README.md": b"\xff"})
-        code, out, err = self.run(capsys, "lab/child", "-c", "lab/parent")
+        code, out, err = run("annotate", "lab/child", "-c", "lab/parent")
         assert (code, out) == (1, "") and err.splitlines()[-1].startswith("error: Expected a README.md in UTF-8")
-        assert self.run(capsys, "lab/child", "-c", "lab/parent", "--push", "--create-pr")[0] == 2
-        assert self.run(capsys, "lab/nothing", "-c", "lab/parent")[0] == 3
+        assert run("annotate", "lab/child", "-c", "lab/parent", "--push", "--create-pr")[0] == 2
+        assert run("annotate", "lab/nothing", "-c", "lab/parent")[0] == 3

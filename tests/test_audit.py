@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save
 
 import hf_lineage as hl
-from hf_lineage import cli, pipeline
+from hf_lineage import pipeline
 from hf_lineage.auditing import AuditRecord, Member, members
 from hf_lineage.auditing.members import read_moment
 from hf_lineage.errors import ArgumentError, LineageError, ModelNotFoundError
@@ -100,16 +100,6 @@ def plain(records: Iterable[AuditRecord | dict[str, Any]]) -> list[dict[str, Any
     """What must be equal in two audits of the same models."""
     dicts = [record.to_dict() if isinstance(record, AuditRecord) else record for record in records]
     return [{k: v for k, v in d.items() if k not in ("seconds", "bytes_read", "resumed")} for d in dicts]
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        cli.main(["audit", *map(str, arguments)])
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_a_hundred_models(hub: MiniHub, make_net: Make) -> None:
@@ -412,11 +402,11 @@ class TestMembers:
 
 
 class TestCommand:
-    def test_a_table_worst_first(self, capsys, lab: MiniHub, nets, tmp_path: Path) -> None:
+    def test_a_table_worst_first(self, run, lab: MiniHub, nets, tmp_path: Path) -> None:
         add(lab, "lab/liar", nets["child"], "lab/stranger")
         (tmp_path / "l.txt").write_text("lab/child\nlab/parent\nlab/liar\nlab/absent\n")
         sarif, report = tmp_path / "a.sarif", tmp_path / "a.md"
-        code, out, err = run(capsys, tmp_path / "l.txt", "--sarif", sarif, "--markdown", report)
+        code, out, err = run("audit", tmp_path / "l.txt", "--sarif", sarif, "--markdown", report)
         rows = [line.split()[0] for line in out.splitlines()[1:] if line[:1].strip()]
         assert code == 4 and rows[:4] == ["contradicted", "failed", "no", "confirmed"]
         assert all(len(line) <= 80 for line in out.splitlines()) and "4 models: 1 contradicted, 1 failed" in out
@@ -425,18 +415,18 @@ class TestCommand:
         assert [r["ruleId"] for r in results] == ["contradicted-base-model", "unreadable-model"]
         assert results[0]["locations"][0]["physicalLocation"]["region"] == {"startLine": 3}
 
-    def test_programs_get_a_line_each(self, capsys, lab: MiniHub) -> None:
-        code, out, _ = run(capsys, "--author", "lab", "--json")
+    def test_programs_get_a_line_each(self, run, lab: MiniHub) -> None:
+        code, out, _ = run("audit", "--author", "lab", "--json")
         assert code == 0 and {json.loads(line)["ref"] for line in out.splitlines()} == set(lab.repos)
-        code, out, _ = run(capsys, "--author", "lab", "--format", "agent")
+        code, out, _ = run("audit", "--author", "lab", "--format", "agent")
         assert len({line.count("\t") for line in out.splitlines()}) == 1 and len(out.splitlines()) == 1 + len(lab.repos)
         lab.commit("lab/child", {"README.md": card("lab/stranger")})
-        code, out, _ = run(capsys, "--author", "lab", "-q")
+        code, out, _ = run("audit", "--author", "lab", "-q")
         assert (code, out) == (4, "lab/child\n")
 
-    def test_all_failed(self, capsys, lab: MiniHub, tmp_path: Path) -> None:
+    def test_all_failed(self, run, lab: MiniHub, tmp_path: Path) -> None:
         (tmp_path / "l.txt").write_text("lab/absent\nlab/gone\n")
-        assert run(capsys, tmp_path / "l.txt")[0] == 1
+        assert run("audit", tmp_path / "l.txt")[0] == 1
 
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),
@@ -449,22 +439,22 @@ class TestCommand:
             (["--author", "lab", "--alpha", "7"], 2, "Expected `alpha`"),
         ],
     )
-    def test_what_is_wrong_is_told(self, capsys, lab: MiniHub, arguments: list[str], code: int, words: str) -> None:
-        found, out, err = run(capsys, *arguments)
+    def test_what_is_wrong_is_told(self, run, lab: MiniHub, arguments: list[str], code: int, words: str) -> None:
+        found, out, err = run("audit", *arguments)
         assert (found, out) == (code, "") and words in err
 
-    def test_nothing_changed_is_fine(self, capsys, lab: MiniHub) -> None:
-        code, out, _ = run(capsys, "--author", "lab", "--since", "1h")
+    def test_nothing_changed_is_fine(self, run, lab: MiniHub) -> None:
+        code, out, _ = run("audit", "--author", "lab", "--since", "1h")
         assert code == 0 and "0 models: nothing to audit" in out
 
-    def test_interrupted(self, capsys, lab: MiniHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_interrupted(self, run, lab: MiniHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupted(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(pipeline, "trace", interrupted)
         (tmp_path / "l.txt").write_text("lab/absent\nlab/child\nlab/parent\n")
         sarif, report = tmp_path / "a.sarif", tmp_path / "a.md"
-        code, out, err = run(capsys, tmp_path / "l.txt", "--sarif", sarif, "--markdown", report)
+        code, out, err = run("audit", tmp_path / "l.txt", "--sarif", sarif, "--markdown", report)
         assert code == 130 and "interrupted" in err and "1 model: 1 failed" in out
         document = json.loads(sarif.read_text())["runs"][0]
         assert document["invocations"][0]["executionSuccessful"] is False and len(document["results"]) == 1

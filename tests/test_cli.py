@@ -16,41 +16,31 @@ from hf_lineage.testing import MiniHub
 Folders = dict[str, Path]
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_an_answer(capsys, folders: Folders) -> None:
-    code, out, _ = run(capsys, "trace", folders["child"], "-c", folders["parent"], "-c", folders["stranger"])
+def test_an_answer(run, folders: Folders) -> None:
+    code, out, _ = run("trace", folders["child"], "-c", folders["parent"], "-c", folders["stranger"])
     assert code == 0 and "Fine-tuned from" in out and all(len(line) <= 80 for line in out.splitlines())
 
 
-def test_an_explanation_follows_the_table(capsys, folders: Folders) -> None:
-    code, out, _ = run(capsys, "trace", folders["child"], "-c", folders["parent"], "--explain")
+def test_an_explanation_follows_the_table(run, folders: Folders) -> None:
+    code, out, _ = run("trace", folders["child"], "-c", folders["parent"], "--explain")
     assert code == 0 and "read " in out and "trained separately" in out
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
-def test_none_is_an_answer(capsys, folders: Folders) -> None:
-    code, out, _ = run(capsys, "trace", folders["child"], "-c", folders["stranger"])
+def test_none_is_an_answer(run, folders: Folders) -> None:
+    code, out, _ = run("trace", folders["child"], "-c", folders["stranger"])
     assert code == 0 and "no sign of a common origin" in out
 
 
-def test_json_is_one_document_on_stdout(capsys, folders: Folders, tmp_path: Path) -> None:
+def test_json_is_one_document_on_stdout(run, folders: Folders, tmp_path: Path) -> None:
     picture = tmp_path / "x.png"
-    code, out, err = run(capsys, "trace", folders["child"], "-c", folders["parent"], "--json", "--plot", picture)
+    code, out, err = run("trace", folders["child"], "-c", folders["parent"], "--json", "--plot", picture)
     assert code == 0 and json.loads(out)["schema"] == "hf_lineage/1" and "picture" in err
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_hub(capsys, lab: MiniHub) -> None:
-    code, out, _ = run(capsys, "trace", "lab/child", "--json")
+def test_the_hub(run, lab: MiniHub) -> None:
+    code, out, _ = run("trace", "lab/child", "--json")
     document = json.loads(out)
     assert code == 0 and document["parent"] == "lab/parent" and document["claims"][0]["status"] == "confirmed"
     assert document["child"]["revision"] == lab.repos["lab/child"].refs["main"]
@@ -67,55 +57,55 @@ def test_the_hub(capsys, lab: MiniHub) -> None:
         (["trace", "{child}", "-c", "{parent}", "--evidence", "tarot"], 2, "Expected `evidence`"),
     ],
 )
-def test_one_line_for_what_goes_wrong(capsys, folders: Folders, arguments: list[str], code: int, words: str) -> None:
+def test_one_line_for_what_goes_wrong(run, folders: Folders, arguments: list[str], code: int, words: str) -> None:
     filled = [argument.format(**folders) for argument in arguments]
-    found, out, err = run(capsys, *filled)
+    found, out, err = run(*filled)
     assert (found, out) == (code, "") and words in err and err.startswith("error: ") and err.count("\n") == 1
 
 
-def test_a_child_that_is_not_on_the_hub(capsys, lab: MiniHub) -> None:
+def test_a_child_that_is_not_on_the_hub(run, lab: MiniHub) -> None:
     lab.add("alice/secret", {}, private=True)
     for child in ("lab/nothing", "alice/secret"):
-        code, _, err = run(capsys, "trace", child, "-c", "lab/parent")
+        code, _, err = run("trace", child, "-c", "lab/parent")
         assert code == 3 and "hf auth login" in err
 
 
 @pytest.mark.parametrize(
     "arguments", [["trace"], ["trace", "x", "--frobnicate"], ["sing"], ["trace", "x", "--alpha", "much"]]
 )
-def test_wrong_usage(capsys, arguments: list[str]) -> None:
-    code, out, err = run(capsys, *arguments)
+def test_wrong_usage(run, arguments: list[str]) -> None:
+    code, out, err = run(*arguments)
     assert (code, out) == (2, "") and "Usage:" in err
 
 
 @pytest.mark.parametrize("picture", ["x.xyz", "noext", "missing/x.png"])
 def test_a_picture_that_cannot_be_saved_is_refused_before_reading(
-    capsys, folders: Folders, tmp_path: Path, picture: str
+    run, folders: Folders, tmp_path: Path, picture: str
 ) -> None:
-    code, out, err = run(capsys, "trace", folders["child"], "-c", folders["parent"], "--plot", tmp_path / picture)
+    code, out, err = run("trace", folders["child"], "-c", folders["parent"], "--plot", tmp_path / picture)
     assert (code, out) == (2, "") and err.startswith("error: Expected a ")
 
 
-def test_a_demo_that_has_no_place(capsys) -> None:
-    code, _, err = run(capsys, "demo", "--out", "/proc/nowhere")
+def test_a_demo_that_has_no_place(run) -> None:
+    code, _, err = run("demo", "--out", "/proc/nowhere")
     assert code == 2 and "Expected a folder to write to" in err
 
 
 def test_a_folder_named_like_a_repo_is_hinted_at(
-    capsys, lab: MiniHub, folders: Folders, monkeypatch: pytest.MonkeyPatch
+    run, lab: MiniHub, folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folders["child"].parents[1])
     lab.repos.clear()
-    code, _, err = run(capsys, "trace", "lab/child", "-c", "./lab/parent")
+    code, _, err = run("trace", "lab/child", "-c", "./lab/parent")
     assert code == 3 and "There is a local `./lab/child`" in err
 
 
-def test_interrupted(capsys, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted(run, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hf_lineage.pipeline.trace", interrupt)
-    assert run(capsys, "trace", folders["child"], "-c", folders["parent"])[0] == 130
+    assert run("trace", folders["child"], "-c", folders["parent"])[0] == 130
 
 
 def test_a_bug_keeps_its_traceback(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +118,8 @@ def test_a_bug_keeps_its_traceback(folders: Folders, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", [None, *cli.cli.commands])
-def test_every_command_has_help_with_examples(capsys, name: str | None) -> None:
-    code, out, _ = run(capsys, *([name] if name else []), "--help")
+def test_every_command_has_help_with_examples(run, name: str | None) -> None:
+    code, out, _ = run(*([name] if name else []), "--help")
     assert code == 0 and "hf-lineage " in out
     assert name is None or "Examples:" in out
 
@@ -140,9 +130,9 @@ def test_as_a_program(folders: Folders) -> None:
     assert json.loads(done.stdout)["verdict"] == "parent"
 
 
-def test_control_characters_never_reach_the_terminal(capsys, folders: Folders) -> None:
+def test_control_characters_never_reach_the_terminal(run, folders: Folders) -> None:
     (folders["child"] / "README.md").write_text('---\nbase_model: "lab/x"\n---\n')
     weird = folders["stranger"].parent / "a\x1b[31mred"
     folders["stranger"].rename(weird)
-    code, out, _ = run(capsys, "trace", folders["child"], "-c", weird, "-c", folders["parent"])
+    code, out, _ = run("trace", folders["child"], "-c", weird, "-c", folders["parent"])
     assert code == 0 and "\x1b" not in out

@@ -16,7 +16,7 @@ from huggingface_hub import constants, snapshot_download
 from safetensors.torch import save, save_file
 
 import hf_lineage as hl
-from hf_lineage import cli, discovery
+from hf_lineage import discovery
 from hf_lineage.errors import ArgumentError, HubUnavailableError, LineageError, ModelNotFoundError, NoCandidatesError
 from hf_lineage.hub.checkpoint import FIRST_READ
 from hf_lineage.hub.listing import listing
@@ -675,16 +675,6 @@ class TestTheHubMisbehaves:
             hl.find_candidates("lab/nobody")
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 class TestCommand:
     @pytest.fixture
     def town(self, quiet: MiniHub, nets) -> MiniHub:
@@ -694,15 +684,15 @@ class TestCommand:
         add(quiet, "lab/gated", nets["parent"], config={"model_type": "toy"}, gated="manual")
         return quiet
 
-    def test_the_table(self, town: MiniHub, capsys) -> None:
-        code, out, err = run(capsys, "candidates", "lab/child")
+    def test_the_table(self, town: MiniHub, run) -> None:
+        code, out, err = run("candidates", "lab/child")
         lines = out.splitlines()
         assert code == 0 and err == "" and all(len(line) <= 80 and line.isprintable() for line in lines), out
         assert any("lab/parent" in line and "same architecture " in line for line in lines), out
         assert "(newer)" in out and "lab/gated: unreadable" in out and "requests" in lines[-1]
 
-    def test_json(self, town: MiniHub, capsys) -> None:
-        code, out, _ = run(capsys, "candidates", "lab/child", "--json", "--most", "2")
+    def test_json(self, town: MiniHub, run) -> None:
+        code, out, _ = run("candidates", "lab/child", "--json", "--most", "2")
         document = json.loads(out)
         assert code == 0 and document["schema"] == "hf_lineage/1" and document["notes"]
         assert {*document} == {
@@ -717,10 +707,10 @@ class TestCommand:
         dates = {p.created for p in hl.find_candidates("lab/child").proposals if p.created}
         assert dates == {"2024-01-01T00:00:00+00:00", "2030-01-01T00:00:00+00:00"}
 
-    def test_quiet_and_agent(self, town: MiniHub, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-        code, out, _ = run(capsys, "candidates", "lab/child", "--quiet")
+    def test_quiet_and_agent(self, town: MiniHub, run, monkeypatch: pytest.MonkeyPatch) -> None:
+        code, out, _ = run("candidates", "lab/child", "--quiet")
         assert code == 0 and "lab/parent" in out.splitlines() and "lab/odd" not in out.splitlines()
-        code, out, _ = run(capsys, "candidates", "lab/child", "--format", "agent")
+        code, out, _ = run("candidates", "lab/child", "--format", "agent")
         assert code == 0 and out.startswith("## Candidate parents of `lab/child`") and "| `lab/parent` |" in out
         assert "n" * 96 in out and "\x1b" not in out and "is gated" in out, "what is wrong is told in full"
         assert all(line.count(" | ") == 5 for line in out.splitlines() if line.startswith("| `"))
@@ -733,18 +723,18 @@ class TestCommand:
             (["lab/empty"], 1, "model.safetensors"),
         ],
     )  # fmt: skip
-    def test_exit_codes(self, town: MiniHub, capsys, arguments: list[str], code: int, words: str) -> None:
+    def test_exit_codes(self, town: MiniHub, run, arguments: list[str], code: int, words: str) -> None:
         town.add("lab/empty", {"README.md": "nothing"})
-        got, out, err = run(capsys, "candidates", *arguments)
+        got, out, err = run("candidates", *arguments)
         assert got == code and words in err and out == ""
 
-    def test_none_found_is_an_answer(self, hub: MiniHub, nets, capsys) -> None:
+    def test_none_found_is_an_answer(self, hub: MiniHub, nets, run) -> None:
         add(hub, "u/child", nets["child"])
-        code, out, _ = run(capsys, "candidates", "u/child")
+        code, out, _ = run("candidates", "u/child")
         assert code == 0 and "No candidate" in out
-        assert run(capsys, "candidates", "u/child", "-q")[:2] == (0, "")
-        assert run(capsys, "trace", "u/child")[0] == 1
+        assert run("candidates", "u/child", "-q")[:2] == (0, "")
+        assert run("trace", "u/child")[0] == 1
 
-    def test_help(self, capsys) -> None:
-        code, out, _ = run(capsys, "candidates", "--help")
+    def test_help(self, run) -> None:
+        code, out, _ = run("candidates", "--help")
         assert code == 0 and "--max-requests" in out and "Examples:" in out and "Exit codes" in out

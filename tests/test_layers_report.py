@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_lineage import cli
 from hf_lineage.records import BlockOrigin, LayerLineage, ModelRef, Share
 from hf_lineage.report.layers import fold, markdown, number, sentence, sources, table
 from hf_lineage.report.plots import plot_layers
@@ -233,17 +232,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict:
     return seen
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_the_command_hands_its_options_over(capsys, asked: dict) -> None:
+def test_the_command_hands_its_options_over(run, asked: dict) -> None:
     options = [
         "--evidence",
         "features",
@@ -259,7 +248,7 @@ def test_the_command_hands_its_options_over(capsys, asked: dict) -> None:
         "3",
     ]
     options += ["--alpha", "0.01", "--max-bytes", "99", "--device", "cpu", "--allow-pickle"]
-    code, out, err = run(capsys, "layers", "lab/child", "-c", "lab/a", "-c", "lab/b", *options)
+    code, out, err = run("layers", "lab/child", "-c", "lab/a", "-c", "lab/b", *options)
     assert (code, err) == (0, "") and out == table(passthrough()) + "\n"
     assert asked.pop("progress") and asked == {
         "child": "lab/child", "candidates": ["lab/a", "lab/b"], "evidence": ("features",), "probes": 64,
@@ -268,20 +257,20 @@ def test_the_command_hands_its_options_over(capsys, asked: dict) -> None:
     }  # fmt: skip
 
 
-def test_the_command_without_options(capsys, asked: dict) -> None:
-    assert run(capsys, "layers", "lab/child")[0] == 0
+def test_the_command_without_options(run, asked: dict) -> None:
+    assert run("layers", "lab/child")[0] == 0
     assert asked["candidates"] is None and asked["evidence"] == ("weights",) and asked["step"] == "auto"
 
 
-def test_the_command_saves_and_prints(capsys, asked: dict, tmp_path: Path) -> None:
+def test_the_command_saves_and_prints(run, asked: dict, tmp_path: Path) -> None:
     picture, recipe = tmp_path / "x.png", tmp_path / "x.yml"
-    code, out, err = run(capsys, "layers", "lab/child", "--json", "--plot", picture, "--recipe", recipe)
+    code, out, err = run("layers", "lab/child", "--json", "--plot", picture, "--recipe", recipe)
     assert code == 0 and out == passthrough().to_json() + "\n"
     assert err == f"picture: {picture}\nrecipe: {recipe}\n"
     assert picture.stat().st_size > 5000 and recipe.read_text() == passthrough().recipe()
 
 
 @pytest.mark.parametrize("option", [("--plot", "x.xyz"), ("--plot", "no/x.png"), ("--recipe", "no/x.yml")])
-def test_files_that_cannot_be_saved_are_refused_before_reading(capsys, asked: dict, tmp_path: Path, option) -> None:
-    code, out, err = run(capsys, "layers", "lab/child", option[0], tmp_path / option[1])
+def test_files_that_cannot_be_saved_are_refused_before_reading(run, asked: dict, tmp_path: Path, option) -> None:
+    code, out, err = run("layers", "lab/child", option[0], tmp_path / option[1])
     assert (code, out, asked) == (2, "", {}) and err.startswith("error: Expected a ")

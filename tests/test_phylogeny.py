@@ -827,25 +827,15 @@ class TestMethods:
         assert found.groups == answer.groups and all(e.directed for e in found.edges)
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        cli.main(["tree", *map(str, arguments)])
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 class TestCommandLine:
-    def test_a_table(self, capsys, family: Folders) -> None:
-        code, out, _ = run(capsys, *family.values())
+    def test_a_table(self, run, family: Folders) -> None:
+        code, out, _ = run("tree", *family.values())
         assert code == 0 and "14 models in 3 groups, 11 edges" in out
         assert all(f"/{name} " in f"{out} ".replace("\n", " ") for name in TREE)
 
-    def test_json_is_one_document_on_stdout(self, capsys, family: Folders, answer: Phylogeny, tmp_path: Path) -> None:
+    def test_json_is_one_document_on_stdout(self, run, family: Folders, answer: Phylogeny, tmp_path: Path) -> None:
         picture, newick = tmp_path / "x.png", tmp_path / "x.nwk"
-        code, out, err = run(capsys, *family.values(), "--json", "--plot", picture, "--newick", newick)
+        code, out, err = run("tree", *family.values(), "--json", "--plot", picture, "--newick", newick)
         document = json.loads(out)
         del document["seconds"]
         assert code == 0 and document == plain(answer)
@@ -854,21 +844,21 @@ class TestCommandLine:
         assert newick.read_text() == answer.to_newick() + "\n" and newick.read_text().count("[&") == 3
 
     @pytest.mark.parametrize("style", ["tree", "ring"])
-    def test_styles(self, capsys, family: Folders, tmp_path: Path, style: str) -> None:
-        code, _, _ = run(capsys, *(family[n] for n in A), "--plot", tmp_path / "x.svg", "--style", style)
+    def test_styles(self, run, family: Folders, tmp_path: Path, style: str) -> None:
+        code, _, _ = run("tree", *(family[n] for n in A), "--plot", tmp_path / "x.svg", "--style", style)
         assert code == 0 and "<svg" in (tmp_path / "x.svg").read_text()
 
-    def test_options_arrive(self, capsys, family: Folders) -> None:
+    def test_options_arrive(self, run, family: Folders) -> None:
         code, out, _ = run(
-            capsys, family["a"], family["a1"], "--json", "--method", "norms", "--seed", 5, "--alpha", 0.05, "--sample",
+            "tree", family["a"], family["a1"], "--json", "--method", "norms", "--seed", 5, "--alpha", 0.05, "--sample",
             "50%",
         )  # fmt: skip
         document = json.loads(out)
         assert code == 0 and (document["method"], document["seed"], document["alpha"]) == ("norms", 5, 0.05)
         assert document["bytes_read"] < 250_000
 
-    def test_a_model_that_cannot_be_read_is_listed(self, capsys, family: Folders) -> None:
-        code, out, err = run(capsys, family["a"], family["a1"], "./nowhere")
+    def test_a_model_that_cannot_be_read_is_listed(self, run, family: Folders) -> None:
+        code, out, err = run("tree", family["a"], family["a1"], "./nowhere")
         assert code == 0 and "left out" in out and "nowhere" in out and "error" not in err
 
     @pytest.mark.parametrize(
@@ -886,31 +876,31 @@ class TestCommandLine:
         ],
     )
     def test_one_line_for_what_goes_wrong(
-        self, capsys, family: Folders, arguments: list[str], code: int, words: str
+        self, run, family: Folders, arguments: list[str], code: int, words: str
     ) -> None:
-        found, out, err = run(capsys, *(argument.format(**family) for argument in arguments))
+        found, out, err = run("tree", *(argument.format(**family) for argument in arguments))
         assert (found, out) == (code, "") and words in err and err.startswith("error: ") and err.count("\n") == 1
 
     @pytest.mark.parametrize("arguments", [[], ["x", "--method", "tarot"], ["x", "--style", "cube"], ["x", "--frob"]])
-    def test_wrong_usage(self, capsys, arguments: list[str]) -> None:
-        code, out, err = run(capsys, *arguments)
+    def test_wrong_usage(self, run, arguments: list[str]) -> None:
+        code, out, err = run("tree", *arguments)
         assert (code, out) == (2, "") and "Usage:" in err
 
-    def test_the_hub(self, capsys, online: MiniHub) -> None:
-        code, out, _ = run(capsys, *TestHub.REFS, "--json")
+    def test_the_hub(self, run, online: MiniHub) -> None:
+        code, out, _ = run("tree", *TestHub.REFS, "--json")
         assert code == 0 and {n["id"] for n in json.loads(out)["nodes"]} == set(TestHub.REFS)
 
-    def test_hostile_names(self, capsys, tensors: dict[str, Tensors], tmp_path: Path) -> None:
+    def test_hostile_names(self, run, tensors: dict[str, Tensors], tmp_path: Path) -> None:
         names = ["red\x1b[31m", "(a:1,b);[&R]'#H1", "<img src=x>|`$(rm)`", "two\nlines", "$\\frac", "?1", "ümlaut 漢"]
         base = {f"x\x1b[0m\n';<b>.{name}": value for name, value in tensors["a"].items()}
         models = {name: tuned(base, 60 + i) if i else base for i, name in enumerate(names)}
         folders = write(tmp_path, models)
         (folders["?1"] / "README.md").write_text('---\nbase_model: "a/b\\u001b[31m"\n---\n')
         out_of = {"--plot": tmp_path / "x.png", "--newick": tmp_path / "x.nwk"}
-        code, out, err = run(capsys, *folders.values(), *(word for pair in out_of.items() for word in pair))
+        code, out, err = run("tree", *folders.values(), *(word for pair in out_of.items() for word in pair))
         assert code == 0 and "\x1b" not in out + err and (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
         assert "\x1b" not in (tmp_path / "x.nwk").read_text()
-        code, out, _ = run(capsys, *folders.values(), "--json")
+        code, out, _ = run("tree", *folders.values(), "--json")
         assert code == 0 and {n["id"] for n in json.loads(out)["nodes"]} >= {str(path) for path in folders.values()}
         assert "\x1b" not in out
 
