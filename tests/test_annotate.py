@@ -547,7 +547,9 @@ class TestCommand:
         monkeypatch.setenv("HF_TOKEN", "hf_bob")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
         asked = ["lab/child", "-c", "lab/parent"]
-        assert run("annotate", *asked, "--create-pr")[:2] == (0, f"{desk.url}/lab/child/discussions/1\n")
+        code, out, err = run("annotate", *asked, "--create-pr")
+        assert (code, out) == (0, f"{desk.url}/lab/child/discussions/1\n") and "nothing was sent" not in err
+        assert "nothing was sent" in run("annotate", *asked, "--create-pr")[2]
         assert run("annotate", *asked, "--create-pr", "-q")[:2] == (0, f"{desk.url}/lab/child/discussions/1\n")
         code, out, err = run("annotate", *asked, "--push")
         assert (code, out) == (3, "") and "error: This token may not push" in err

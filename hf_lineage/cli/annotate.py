@@ -66,6 +66,8 @@ def annotate(child: str, candidates: tuple[str, ...], with_layers: bool, create_
     note = run(child, lineage, layers=layers, create_pr=create_pr, push=push)
     for text in note.notes:
         say(f"note: {text}")
+    if note.url and not note.changed:
+        say("It is said there already: nothing was sent.")
     show(note, form, [note.url])
     if out and note.changed:
         save(lambda: note.save(out), "files", out)
