@@ -152,6 +152,8 @@ class _Draft:
             self.unsure = (
                 f"No `base_model` is added: that takes a probability of {SURE_ENOUGH}, and this one is {said}."
             )
+        if lineage.verdict == "identical" and not self.wanted:
+            self.unsure = "No `base_model` is added: the two are equal, and which of them is the copy does not show."
         self.bom = importlib.util.find_spec("cyclonedx") is not None
         if not self.bom:
             self.notes.append("No bill of materials: pip install 'hf_lineage[bom]'.")

@@ -221,9 +221,10 @@ class TestWhatIsSureEnough:
         found = card.wanted(answer(replace(BEST, relation=relation)))
         assert found == {"base_model": "lab/parent", "base_model_relation": declared}
 
-    def test_a_copy_has_a_base_but_no_relation(self) -> None:
+    def test_of_two_equal_models_none_is_the_base(self) -> None:
+        """Else whoever uploads a copy could have the original's card name it."""
         best = replace(BEST, relation="identical")
-        assert card.wanted(answer(best, verdict="identical")) == {"base_model": "lab/parent"}
+        assert card.wanted(answer(best, verdict="identical")) == {}
 
     def test_a_merge_names_its_sources(self) -> None:
         lineage, layers = answer(verdict="common_origin", parent=None), layered()

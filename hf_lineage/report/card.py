@@ -124,7 +124,7 @@ def wanted(lineage: Lineage, layers: LayerLineage | None = None) -> dict[str, st
     """`base_model` and `base_model_relation` as the Hub spells them; empty where the answer is not sure enough.
 
     For a parent on the Hub of probability at least `SURE_ENOUGH` and with a p-value of at most α; for several of
-    them where `layers` says how the model was merged.
+    them where `layers` says how the model was merged. Of two equal models none is: who copied whom does not show.
     """
     merged = sources(lineage, layers)
     if merged and not all(on_hub(ref) for ref in merged):
@@ -132,7 +132,7 @@ def wanted(lineage: Lineage, layers: LayerLineage | None = None) -> dict[str, st
     if merged:
         return {"base_model": merged, "base_model_relation": "merge"}
     best = candidate_of(lineage, lineage.parent)
-    if best is None or lineage.verdict not in ("parent", "identical") or not on_hub(best.ref):
+    if best is None or lineage.verdict != "parent" or not on_hub(best.ref):
         return {}
     if best.relation not in PARENT_RELATIONS or (best.probability or 0.0) < SURE_ENOUGH:
         return {}

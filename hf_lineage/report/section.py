@@ -19,7 +19,7 @@ from .layers import markdown as layers_markdown
 from .layers import sentence as layers_sentence
 from .layers import unexplained
 from .public import is_local
-from .words import CLAIMS, Show, p_text, sentence, shorten
+from .words import Show, claim_text, p_text, sentence, shorten
 
 START, END = "<!-- hf-lineage:start -->", "<!-- hf-lineage:end -->"
 SCHEMA = "hf_lineage/card/1"
@@ -276,8 +276,8 @@ def _layers_data(lineage: Lineage, layers: LayerLineage) -> dict[str, Any]:
 
 def _claims(lineage: Lineage) -> list[str]:
     """What somebody declares and the weights do not bear out; the rest is no news on a card."""
-    told = ("contradicted", "relative")
-    return [f"The {c.source} names {code(c.ref)}: {CLAIMS[c.status]}." for c in lineage.claims if c.status in told]
+    told = [claim for claim in lineage.claims if claim.status in ("contradicted", "relative")]
+    return [f"The {claim.source} names {code(claim.ref)}: {claim_text(lineage, claim)}." for claim in told]
 
 
 def _notes(lineage: Lineage, layers: LayerLineage | None) -> list[str]:

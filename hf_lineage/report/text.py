@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from ..records import Candidate, Lineage, printable
-from .words import CLAIMS, OPEN, candidate_name, code, p_text, sentence, short, shorten
+from .words import candidate_name, claim_text, code, p_text, sentence, short, shorten
 
 WIDTH = 80
 STRANGERS = 12  # rows of a table of candidates that show no common origin; a search asks hundreds
@@ -94,8 +94,7 @@ def size_text(count: int) -> str:
 def _claims(lineage: Lineage) -> Iterator[tuple[str, str, str]]:
     """Who says it, which model, what the weights say."""
     for claim in lineage.claims:
-        told = claim.status == "confirmed" and lineage.parent is None
-        yield f"the {claim.source} names", claim.ref, OPEN if told else CLAIMS[claim.status]
+        yield f"the {claim.source} names", claim.ref, claim_text(lineage, claim)
     for ref in lineage.undeclared:
         if lineage.claims or lineage.child.kind == "hub":  # a folder without a card is not hiding anything
             yield "nobody names", ref, "an undeclared parent"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from ..records import PARENT_RELATIONS, Candidate, Lineage, printable
+from ..records import PARENT_RELATIONS, Candidate, Claim, Lineage, printable
 
 Show = Callable[[str], str]
 CLAIMS = {
@@ -15,6 +15,17 @@ CLAIMS = {
     "not_testable": "not testable, it was not compared or not decided",
 }
 OPEN = "confirmed, as far as weights go: a common origin, and no sign against it"
+FOLLOWED = "not testable, an adapter holds no copy of its base; the claim was followed"
+
+
+def claim_text(lineage: Lineage, claim: Claim) -> str:
+    """What the weights say of a claim."""
+    if claim.status == "confirmed" and lineage.parent is None:
+        return OPEN
+    found = next((c for c in lineage.candidates if c.ref == claim.ref), None)
+    if claim.status == "not_testable" and found is not None and found.relation == "adapter":
+        return FOLLOWED
+    return CLAIMS[claim.status]
 
 
 def sentence(lineage: Lineage, show: Show | None = None) -> str:
@@ -29,7 +40,7 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
     )
     if lineage.verdict == "identical":
         tested = "" if best.log10_p is None else f" ({others})"
-        return f"Identical to {name}: every weight is equal{tested}."
+        return f"Identical to {name}: every weight is equal{tested}. Which of the two is the copy does not show."
     if lineage.verdict == "parent":
         told = f"Fine-tuned from {name}, probability {best.probability:.3f}: they share an origin ({others})."
         return f"{told} {what_was_done(best)}".strip()
