@@ -21,9 +21,11 @@ if str(HERE) not in sys.path:
 import agents  # noqa: E402
 import asking  # noqa: E402
 import gradio as gr  # noqa: E402
+import links  # noqa: E402
 import tabs  # noqa: E402
 import wording  # noqa: E402
 from questions import WAITING  # noqa: E402
+from show import note_html  # noqa: E402
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
@@ -51,25 +53,28 @@ def build() -> gr.Blocks:
         session = gr.State({}, time_to_live=tabs.SESSION_SECONDS)
         with gr.Row(elem_classes="hl-top"):
             gr.HTML(wording.HEAD, **tabs.STILL)
-            _login(demo)
-        with gr.Tabs():
-            with gr.Tab("Trace"):
-                trace, traced, _ = tabs.trace_tab(session)
-            with gr.Tab("Layers"):
+            login = _login(demo)
+        with gr.Tabs() as opened:
+            with gr.Tab("Trace", id="trace"):
+                trace, traced = tabs.trace_tab(session)
+            with gr.Tab("Layers", id="layers"):
                 layers, layered = tabs.layers_tab(session)
-            with gr.Tab("Family tree"):
-                tabs.tree_tab()
-            with gr.Tab("Annotate"):
+            with gr.Tab("Family tree", id="tree"):
+                tree = tabs.tree_tab()
+            with gr.Tab("Annotate", id="annotate"):
                 refresh = tabs.annotate_tab(session)
-            with gr.Tab("How it works"):
+            with gr.Tab("How it works", id="how"):
                 gr.HTML(wording.HOW, **tabs.STILL)
-        refresh(traced)
-        refresh(layered)
+        for answered in (traced, layered):
+            refresh(answered)
+            if login:
+                answered.then(_who, None, [login], **tabs.AT_HAND)  # they may have signed out in another window
         traced.then(
             _offer, [trace.child, session, layers.child, layers.parents], [layers.child, layers.parents], **tabs.AT_HAND
         )
         linked = gr.Textbox(visible=False, label="linked")
-        filled = demo.load(_fill, None, [trace.child, trace.parents, linked], js=wording.PAGE_JS, **tabs.AT_HAND)
+        fields = [trace.child, trace.parents, layers.child, layers.parents, tree.models]
+        filled = demo.load(_fill, None, [linked, opened, trace.status, *fields], js=wording.PAGE_JS, **tabs.AT_HAND)
         filled.then(None, [linked], None, js=wording.ASK_JS, **tabs.HIDDEN)
         agents.expose()
     for function in demo.fns.values():  # gradio's own, such as the login's, are nobody else's either
@@ -88,28 +93,31 @@ def launch(demo: gr.Blocks, **options: Any) -> Any:
     )  # fmt: skip
 
 
-def _login(demo: gr.Blocks) -> None:
+def _login(demo: gr.Blocks) -> gr.Button | None:
     if not can_sign_in():
-        gr.HTML(
-            '<p class="hl hl-small hl-login">To sign in here, start this page with HF_TOKEN set.</p>', js_on_load=None
-        )
-        return
+        gr.HTML(wording.NO_SIGN_IN, **tabs.STILL)
+        return None
     gr.LoginButton(visible=False)  # makes gradio add the login's routes
     button = gr.Button(wording.SIGN_IN, size="sm", variant="huggingface", elem_id="login", scale=0, min_width=220)
     button.click(None, [button], None, js=wording.LOGIN_JS, **tabs.HIDDEN)
     demo.load(_who, None, [button], **tabs.AT_HAND)
+    return button
 
 
 def _who(profile: gr.OAuthProfile | None) -> str:
     return wording.SIGN_OUT.format(profile.username) if profile else wording.SIGN_IN
 
 
-def _fill(request: gr.Request) -> tuple[Any, Any, str]:
+def _fill(request: gr.Request) -> tuple[Any, ...]:
     """The question of the address, if it carries one; else what somebody types meanwhile is left alone."""
-    child, parents = asking.from_link(dict(request.query_params))
-    if not child:
-        return gr.skip(), gr.skip(), ""
-    return gr.Dropdown(value=child, choices=[child]), parents, child
+    asked = links.from_link(dict(request.query_params))
+    trouble = note_html(asked.trouble) if asked.trouble else gr.skip()
+    child = gr.Dropdown(value=asked.child, choices=[asked.child]) if asked.child else gr.skip()
+    parents, models = asked.parents if asked.child else gr.skip(), asked.models or gr.skip()
+    nothing = (gr.skip(), gr.skip())
+    pairs = (nothing, (child, parents)) if asked.tab == "layers" else ((child, parents), nothing)
+    opened = gr.Tabs(selected=asked.tab) if asked.asks else gr.skip()
+    return asked.asks, opened, trouble, *pairs[0], *pairs[1], models
 
 
 def _offer(child: str, kept: dict, asked: str | None, parents: str) -> tuple[Any, str]:

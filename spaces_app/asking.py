@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
-from urllib.parse import urlencode
 
 from jobs import Progress
 from questions import MOST_BYTES, MOST_CANDIDATES, MOST_MODELS, RefusedError, collection_slug, model_id, model_ids
@@ -79,28 +77,6 @@ def layers_view(found: hl.LayerLineage) -> View:
 def tree_view(found: hl.Phylogeny) -> View:
     drawn = {style: picture(partial(found.plot, style=style)) for style in ("tree", "ring")}
     return {**view_of(found), "newick": found.to_newick(), **drawn}
-
-
-def as_command(name: str, child: str, parents: Sequence[str]) -> str:
-    return shlex.join(["hf-lineage", name, child, *(word for ref in parents for word in ("-c", ref))])
-
-
-def as_python(name: str, child: str, parents: Sequence[str]) -> str:
-    given = f", candidates={list(parents)!r}" if parents else ""
-    return f"import hf_lineage as hl\n\nanswer = hl.{name}({child!r}{given})\nprint(answer)"
-
-
-def as_link(child: str, parents: Sequence[str]) -> str:
-    return "?" + urlencode({"child": child, **({"parents": ",".join(parents)} if parents else {})}, safe="/,@")
-
-
-def from_link(query: dict[str, str]) -> tuple[str, str]:
-    """(child, parents by line) of an address; what is no id is left out, for a link comes from anybody."""
-    try:
-        child, parents = question(query.get("child", ""), query.get("parents", ""))
-    except (RefusedError, hl.LineageError):
-        return "", ""
-    return child, "\n".join(parents)
 
 
 def warm_up() -> None:

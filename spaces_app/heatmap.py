@@ -49,7 +49,7 @@ def layers_html(view: View) -> str:
     asked = f"{model(answer['child']['ref'], revision)} · {read}"
     recipe = view.get("recipe", "")
     return (
-        f'<section class="hl" aria-label="Layers"><p class="hl-said">{esc(view["sentence"], 2000)}</p>'
+        f'<section class="hl" aria-label="Layers"><h2 class="hl-said">{esc(view["sentence"], 2000)}</h2>'
         f'<p class="hl-small">{asked}</p>{_map(answer)}{_whole(answer)}{fold("As text", pre(view["table"]))}'
         f"{fold('Recipe for mergekit', pre(recipe)) if recipe else ''}</section>"
     )

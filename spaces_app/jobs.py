@@ -25,12 +25,13 @@ ALONE = 8.0  # seconds without a look after which a job stops: the page was clos
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far a job is. `total` is 0 until something is being read."""
+    """How far a job is. `total` is 0 until something is being read; `quiet`: seconds since it last said anything."""
 
     done: int
     total: int
     what: str
-    seconds: float
+    seconds: float = 0.0
+    quiet: float = 0.0
 
 
 class _Stopped(BaseException):
@@ -43,7 +44,7 @@ class Job(Generic[Answer]):
     def __init__(self, work: Callable[[Progress], Answer], seconds: float = MOST_SECONDS) -> None:
         self._work, self._seconds = work, seconds
         self._started = self._seen = time.monotonic()
-        self._step = Step(0, 0, "opening the model", 0.0)
+        self._step = Step(0, 0, "opening the model")
         self._done, self._stop = threading.Event(), threading.Event()
         self._answer: Answer | None = None
         self._error: BaseException | None = None
@@ -51,8 +52,8 @@ class Job(Generic[Answer]):
 
     def now(self) -> Step:
         """How far it is."""
-        step = self._step
-        return Step(step.done, step.total, step.what, time.monotonic() - self._started)
+        step, now = self._step, time.monotonic() - self._started
+        return Step(step.done, step.total, step.what, now, now - step.seconds)
 
     def __iter__(self) -> Iterator[Step]:
         self._thread.start()

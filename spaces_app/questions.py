@@ -17,7 +17,7 @@ MOST_CANDIDATES = 16  # parents named by hand
 MOST_MODELS = 24  # of a family tree
 MOST_BYTES = 1 << 30  # read for one question, over all models together
 MOST_SECONDS = float(os.environ.get("HF_LINEAGE_SECONDS", "240"))  # for one question
-AT_ONCE, WAITING = 2, 40  # questions that are worked on, and that wait
+AT_ONCE, WAITING = 2, int(os.environ.get("HF_LINEAGE_WAITING", "40"))  # questions that are worked on, and that wait
 
 LONGEST = 4000  # characters of a field
 _ADDRESS = re.compile(r"https?://[^\s,]+")

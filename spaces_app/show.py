@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ CLAIMS = {
     "not_testable": ("?", "not testable: it was not compared, or not decided", "maybe"),
 }
 SOURCES = {"card": "The model card", "config": "config.json", "adapter": "The adapter", "mergekit": "The merge recipe"}
+MOST_ROWS = 12  # candidates that are not folded away
+SILENT = 8.0  # seconds without news after which that is said
 LONGEST_JSON = 200_000  # characters that are put into the page
 _DRAWING = threading.Lock()  # matplotlib's caches are not made for several threads
 
@@ -69,7 +71,7 @@ def lineage_html(view: View) -> str:
     badge, tone = BADGES.get(answer["verdict"], ("Undecided", "maybe"))
     return _box(
         f'<p class="hl-badge hl-{tone}">{badge}</p>',
-        f'<p class="hl-said">{esc(view["sentence"], 2000)}</p>',
+        f'<h2 class="hl-said">{esc(view["sentence"], 2000)}</h2>',
         f'<p class="hl-small">{_asked(answer)}</p>',
         _candidates(answer),
         _claims(answer),
@@ -82,7 +84,7 @@ def tree_html(view: View) -> str:
     """The answer of `phylogeny`: the picture, the same in words, and its forms to take away."""
     left = [f"<li>{model(ref)}: {esc(why)}</li>" for ref, why in view["answer"]["left_out"].items()]
     return _box(
-        f'<p class="hl-said">{esc(view["sentence"], 2000)}</p>',
+        f'<h2 class="hl-said">{esc(view["sentence"], 2000)}</h2>',
         _image(view["tree"], "tree"),
         fold("As rings", _image(view["ring"], "rings")),
         f"<h3>Left out</h3><ul>{''.join(left)}</ul>" if left else "",
@@ -98,8 +100,8 @@ def _image(address: str, what: str) -> str:
     return f'<div class="hl-scroll" tabindex="0" role="group" aria-label="Picture of the {what}">{image}</div>'
 
 
-def diff_html(diff: str, files: Iterable[str], notes: Iterable[str]) -> str:
-    """The diff of a card, line by line, and what comes with it."""
+def diff_html(diff: str, files: Mapping[str, bytes], notes: Iterable[str]) -> str:
+    """The diff of a card, line by line, and every file that comes with it."""
     kinds = {"+": "add", "-": "cut", "@": "at"}
     lines = [
         f'<span class="hl-{"at" if i < 2 else kinds.get(line[:1], "same")}">{esc(line, 2000)}</span>'  # ---, +++: names
@@ -107,10 +109,18 @@ def diff_html(diff: str, files: Iterable[str], notes: Iterable[str]) -> str:
     ]
     shown = f'<pre class="hl-diff" tabindex="0" aria-label="Diff of README.md">{"".join(lines)}</pre>'
     told = "".join(f"<li>{esc(note, 1000)}</li>" for note in notes)
-    names = ", ".join(f"<code>{esc(name)}</code>" for name in files)
+    beside = "".join(_file(name, content) for name, content in files.items() if name != "README.md")
     return _box(
-        shown, f'<p class="hl-small">Files: {names}</p>', f"<ul>{told}</ul>" if told else "", label="Diff of the card"
-    )
+        "<h2>README.md</h2>", shown, f"<ul>{told}</ul>" if told else "", f"<h2>Files beside it</h2>{beside}",
+        label="Diff of the card",
+    )  # fmt: skip
+
+
+def _file(name: str, content: bytes) -> str:
+    if name.endswith(".png"):
+        address = "data:image/png;base64," + base64.b64encode(content).decode()
+        return fold(name, f'<img src="{address}" alt="The picture {esc(name)}" class="hl-tree">')
+    return fold(name, pre(content.decode("utf-8", "replace")))
 
 
 def error_html(message: str, repo: str = "") -> str:
@@ -125,6 +135,11 @@ def note_html(text: str, link: str = "") -> str:
     return f'<div class="hl hl-note" role="status">{esc(text, 1000)}{there}</div>'
 
 
+def said_html(sentence: str) -> str:
+    """An answer that has arrived, for a screen reader: it stands below."""
+    return f'<p class="hl-hidden" role="status">Answer: {esc(sentence, 1000)}</p>'
+
+
 def progress_html(step: Step) -> str:
     """A bar that says what is being read, and how much of how much."""
     counted = step.what.startswith(("looking for", "blocks of", "opening", "waiting"))
@@ -136,13 +151,17 @@ def progress_html(step: Step) -> str:
         amount, share = f"{megabytes(step.done)} of {megabytes(step.total)}", step.done / step.total
     what = esc(step.what if counted else f"reading {step.what}", 120)
     percent = None if share is None else max(0, min(100, round(100 * share)))
+    silent = (
+        f"nothing heard for {step.quiet:.0f} s: the Hub may be slow, or ask us to wait" if step.quiet > SILENT else ""
+    )
+    seconds = f"{step.seconds:.0f} s" if step.seconds else ""
     value = "" if percent is None else f' aria-valuenow="{percent}"'
     width = f' style="width:{percent}%"' if percent is not None else ' class="hl-busy"'
     return (
         f'<div class="hl hl-progress"><div role="progressbar" aria-label="Progress" aria-valuemin="0" '
         f'aria-valuemax="100"{value} aria-valuetext="{what} {amount}"><span{width}></span></div>'
         f'<p class="hl-small"><span class="hl-what">{what}</span> '
-        f"<span>{amount}{' · ' * bool(amount)}{step.seconds:.0f} s</span></p></div>"
+        f"<span>{' · '.join(filter(None, (silent, amount, seconds)))}</span></p></div>"
     )
 
 
@@ -215,6 +234,7 @@ def _candidates(answer: dict[str, Any]) -> str:
         _row(candidate, first=i == 0 and answer["parent"] is not None)
         for i, candidate in enumerate(answer["candidates"])
     ]
+    rows, more = rows[:MOST_ROWS], rows[MOST_ROWS:]
     none = answer["none_probability"]
     if none is not None:
         best = ' class="hl-best"' if answer["verdict"] == "none" else ""
@@ -222,8 +242,20 @@ def _candidates(answer: dict[str, Any]) -> str:
             f'<tr{best}><th scope="row">None of these</th>{_probability(none)}<td class="hl-n">–</td>'
             "<td></td><td></td></tr>"
         )
+    told = _table(head, rows, "Ranked candidates")
+    if more:
+        told += fold(f"{len(more)} more candidates", _table(head, more, "More candidates"))
+    if none is not None and answer["parent"] and none >= 0.05:
+        told += (
+            '<p class="hl-small">“None of these”: the parent may be a model that is not in this list, such as a '
+            "relative of the first one.</p>"
+        )
+    return told
+
+
+def _table(head: str, rows: list[str], label: str) -> str:
     return (
-        '<div class="hl-scroll" tabindex="0" role="group" aria-label="Ranked candidates"><table class="hl-table">'
+        f'<div class="hl-scroll" tabindex="0" role="group" aria-label="{label}"><table class="hl-table">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -254,6 +286,11 @@ def _claims(answer: dict[str, Any]) -> str:
     items = []
     for claim in answer["claims"]:
         mark, told, tone = CLAIMS[claim["status"]]
+        found = next((c for c in answer["candidates"] if c["ref"] == claim["ref"]), None)
+        if claim["status"] == "confirmed" and answer["parent"] is None:
+            told, tone = "a common origin, and no sign against the claim", "maybe"
+        elif claim["status"] == "not_testable" and found and found["relation"] == "adapter":
+            told = "not testable, for an adapter holds no copy of its base; the claim was followed"
         source = SOURCES.get(claim["source"], "A file")
         items.append(
             f'<li><span class="hl-mark hl-{tone}" aria-hidden="true">{mark}</span> '

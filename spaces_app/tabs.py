@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import asking
 import gradio as gr
+import links
 import wording
 from agents import HEAVY
 from heatmap import MAP_JS, layers_html
 from jobs import Job, Progress, Step
-from questions import AT_ONCE, explain, gated_repo
-from show import View, diff_html, error_html, lineage_html, note_html, progress_html, tree_html, view_of
+from questions import AT_ONCE, RefusedError, explain, gated_repo
+from show import (
+    View,
+    diff_html,
+    error_html,
+    lineage_html,
+    note_html,
+    progress_html,
+    said_html,
+    tree_html,
+    view_of,
+)
 
 EXAMPLES = Path(__file__).parent / "examples"
 STILL: dict[str, Any] = {"js_on_load": None, "apply_default_css": False}  # HTML that does nothing
@@ -29,7 +40,7 @@ MOST_SUGGESTED = 400  # ids in the menu of one session
 SESSION_SECONDS = 3 * 3600  # that the answers of a session are kept for the Annotate tab
 
 
-WAIT = progress_html(Step(0, 0, "waiting for a free place", 0.0))
+WAIT = progress_html(Step(0, 0, "waiting for a free place"))
 
 
 def token_of(token: gr.OAuthToken | None) -> str | bool:
@@ -42,7 +53,7 @@ def _error(error: Exception, token: str | bool) -> str:
 
 
 class Tab:
-    """A question of one kind: where it is typed, how it is asked, stopped and answered."""
+    """A question of one kind: where it is typed, how it is asked, stopped, answered and taken elsewhere."""
 
     def __init__(self, kind: str, go: str) -> None:
         self.kind, self.go_label = kind, go
@@ -60,33 +71,69 @@ class Tab:
     def places(self, js: str | None = None) -> None:
         self.status = gr.HTML(elem_id=f"{self.kind}-status", **STILL)
         self.answer = gr.HTML(elem_id=f"{self.kind}-answer", js_on_load=js, apply_default_css=False)
+        self.query = gr.Textbox(visible=False, label="query")
+        with gr.Accordion("Take it with you: command, Python, link", open=False):
+            self.command, self.python, self.link = (
+                gr.Textbox(
+                    label=label, interactive=False, lines=lines, buttons=["copy"], elem_id=f"{self.kind}-as-{name}"
+                )
+                for label, lines, name in (
+                    ("Command", 1, "command"), ("Python", 4, "python"), ("Link to this question", 1, "link")
+                )
+            )  # fmt: skip
 
     def connect(self, ask: Callable[..., Iterator[Update]], inputs: list[Any], outputs: list[Any], show: Show) -> Any:
-        """Wire the buttons; returns the event that asks."""
+        """Wire the buttons; returns the event that asks. `inputs`: the fields come first."""
+        taken = [self.command, self.python, self.query]
         self.go.click(None, None, [self.status], js=f"() => {json.dumps(WAIT)}", **HIDDEN)  # at once, before the queue
-        asked = self.go.click(ask, inputs, [self.status, self.answer, *outputs], **QUEUED)
+        asked = self.go.click(ask, inputs, [self.status, self.answer, *taken, *outputs], **QUEUED)
+        asked.failure(lambda: note_html(wording.FULL), None, [self.status], **AT_HAND)  # ours end with a sentence
+        asked.then(None, [self.query], [self.link], js=wording.LINK_JS, **HIDDEN)
         self.stop.click(self._stopped, None, [self.status], cancels=[asked], **AT_HAND)
+        fields = [field for field in inputs if isinstance(field, gr.Dropdown | gr.Textbox)]
         for name, button in self.examples.items():
-            button.click(partial(self._example, name, show), None, [self.status, self.answer], **AT_HAND)
+            shown = button.click(
+                partial(self._example, name, show, fields), None, [self.status, self.answer, *taken, *fields],
+                cancels=[asked], **AT_HAND,
+            )  # fmt: skip
+            shown.then(None, [self.query], [self.link], js=wording.LINK_JS, **HIDDEN)
         return asked
 
-    def work(self, job: Job[Any]) -> Iterator[Update]:
-        """Show a job's progress until it has its answer."""
-        yield {self.status: progress_html(job.now()), self.answer: ""}
-        for step in job:
-            yield {self.status: progress_html(step)}
+    def ask(
+        self, token: gr.OAuthToken | None, check: Callable[[], Asked], run: Callable[..., Any],
+        show: Callable[..., tuple[str, str, Update]],
+    ) -> Iterator[Update]:  # fmt: skip
+        """Check, work with a bar, answer: `run(*asked, token, progress)`, then `show(answer, *asked)`, which is HTML, a
+        sentence, and what else changes. What goes wrong is a sentence, and nothing of an earlier question stays."""
+        own = token_of(token)
+        yield {self.answer: "", self.command: "", self.python: "", self.query: ""}
+        try:
+            asked = check()
+            yield {self.status: WAIT, **self.taken(*asked)}
+            job = Job(lambda progress: run(*asked, own, progress))
+            for step in job:
+                yield {self.status: progress_html(step)}
+            shown, said, more = show(job.result(), *asked)
+        except Exception as error:
+            yield {self.status: _error(error, own)}
+            return
+        yield {self.status: said_html(said), self.answer: shown, **more}
 
-    def failed(self, error: Exception, token: str | bool) -> Update:
-        return {self.status: _error(error, token), self.answer: ""}
+    def taken(self, *asked: Any) -> Update:
+        """The question as a command, as Python and as an address."""
+        raise NotImplementedError
 
     def _stopped(self) -> str:
-        return note_html("Stopped. Nothing is being read any more.")
+        return note_html("Stopped: nothing is being read.")
 
-    def _example(self, name: str, show: Show) -> tuple[str, str]:
+    def _example(self, name: str, show: Show, fields: list[Any]) -> Update:
         view = json.loads((EXAMPLES / f"{self.kind}-{name}.json").read_text(encoding="utf-8"))
-        return note_html(wording.KEPT), show(view)
+        empty = {field: gr.Dropdown(value=None) if isinstance(field, gr.Dropdown) else "" for field in fields}
+        empty |= {self.command: "", self.python: "", self.query: ""}
+        return {self.status: note_html(wording.KEPT), self.answer: show(view), **empty}
 
 
+Asked = tuple[Any, ...]
 Show = Callable[[View], str]
 
 
@@ -107,6 +154,15 @@ class QuestionTab(Tab):
         read = wording.TYPED_JS.format(kind=self.kind)
         self.child.key_up(complete, [typed, seen], [self.child, seen], js=read, trigger_mode="always_last", **AT_HAND)
 
+    def taken(self, *asked: Any) -> Update:
+        child, parents = asked
+        called = {"trace": "trace", "layers": "trace_layers"}[self.kind]
+        return {
+            self.command: links.as_command(self.kind, child, parents),
+            self.python: links.as_python(called, child, parents),
+            self.query: links.as_link(child, parents, self.kind),
+        }  # fmt: skip
+
 
 def complete(typed: str, seen: list[str]) -> tuple[Any, list[str]]:
     """Ids like the one being typed, before earlier ones: gradio's menu breaks where it becomes shorter while open."""
@@ -117,38 +173,21 @@ def complete(typed: str, seen: list[str]) -> tuple[Any, list[str]]:
     return gr.Dropdown(choices=known), known
 
 
-def trace_tab(session: gr.State) -> tuple[QuestionTab, Any, gr.Textbox]:
-    """Returns the tab, the event that asks, and the hidden field with the question as part of an address."""
+def trace_tab(session: gr.State) -> tuple[QuestionTab, Any]:
+    """Returns the tab and the event that asks."""
     tab = QuestionTab("trace", "Trace")
     tab.fields("One a line; leave it empty to have them found on the Hub")
     tab.buttons()
     tab.places()
-    query = gr.Textbox(visible=False, label="query")
-    with gr.Accordion("Take it with you: command, Python, link", open=False):
-        command = gr.Textbox(label="Command", interactive=False, buttons=["copy"], elem_id="as-command")
-        python = gr.Textbox(label="Python", interactive=False, lines=4, buttons=["copy"], elem_id="as-python")
-        link = gr.Textbox(label="Link to this question", interactive=False, buttons=["copy"], elem_id="as-link")
 
     def ask(child: str, parents: str, kept: dict, token: gr.OAuthToken | None) -> Iterator[Update]:
-        own = token_of(token)
-        try:
-            asked = asking.question(child, parents)
-            job = Job(lambda progress: asking.trace(*asked, own, progress))
-            yield from tab.work(job)
-            lineage = job.result()
+        def show(lineage: Any, *_: Any) -> tuple[str, str, Update]:
             view = view_of(lineage)
-        except Exception as error:
-            yield {**tab.failed(error, own), query: ""}
-            return
-        yield {
-            tab.status: "", tab.answer: lineage_html(view), session: {**kept, "lineage": lineage},
-            command: asking.as_command("trace", *asked), python: asking.as_python("trace", *asked),
-            query: asking.as_link(*asked),
-        }  # fmt: skip
+            return lineage_html(view), view["sentence"], {session: {**kept, "lineage": lineage}}
 
-    done = tab.connect(ask, [tab.child, tab.parents, session], [session, command, python, query], lineage_html)
-    done.then(None, [query], [link], js=wording.LINK_JS, **HIDDEN)
-    return tab, done, query
+        yield from tab.ask(token, lambda: asking.question(child, parents), asking.trace, show)
+
+    return tab, tab.connect(ask, [tab.child, tab.parents, session], [session], lineage_html)
 
 
 def layers_tab(session: gr.State) -> tuple[QuestionTab, Any]:
@@ -156,54 +195,54 @@ def layers_tab(session: gr.State) -> tuple[QuestionTab, Any]:
     tab.fields("Models it may be made of, one a line; empty: what it declares")
     tab.buttons()
     tab.places(MAP_JS)
-    with gr.Accordion("Take it with you: command, Python", open=False):
-        command = gr.Textbox(label="Command", interactive=False, buttons=["copy"])
-        python = gr.Textbox(label="Python", interactive=False, lines=4, buttons=["copy"])
 
     def ask(child: str, parents: str, kept: dict, token: gr.OAuthToken | None) -> Iterator[Update]:
-        own = token_of(token)
-        try:
-            asked = asking.question(child, parents)
-            job = Job(lambda progress: asking.layers(*asked, own, progress))
-            yield from tab.work(job)
-            found = job.result()
-            shown = layers_html(asking.layers_view(found))
-        except Exception as error:
-            yield tab.failed(error, own)
-            return
-        yield {
-            tab.status: "", tab.answer: shown, session: {**kept, "layers": found},
-            command: asking.as_command("layers", *asked), python: asking.as_python("trace_layers", *asked),
+        def show(found: Any, *_: Any) -> tuple[str, str, Update]:
+            view = asking.layers_view(found)
+            return layers_html(view), view["sentence"], {session: {**kept, "layers": found}}
+
+        yield from tab.ask(token, lambda: asking.question(child, parents), asking.layers, show)
+
+    return tab, tab.connect(ask, [tab.child, tab.parents, session], [session], layers_html)
+
+
+class TreeTab(Tab):
+    """A question about many models."""
+
+    def fields(self) -> None:
+        self.models = gr.Textbox(
+            label="Models", info="Two or more repo ids, one a line, or the address of a collection", lines=4,
+            max_lines=12, placeholder="org/base\nuser/a\nuser/b", elem_id="tree-models",
+        )  # fmt: skip
+
+    def taken(self, *asked: Any) -> Update:
+        return {}  # what a collection holds is known later
+
+    def found(self, models: Sequence[str]) -> Update:
+        return {
+            self.command: links.tree_command(models), self.python: links.tree_python(models),
+            self.query: links.as_family(models),
         }  # fmt: skip
 
-    return tab, tab.connect(ask, [tab.child, tab.parents, session], [session, command, python], layers_html)
 
-
-def tree_tab() -> Tab:
-    tab = Tab("tree", "Grow the tree")
-    models = gr.Textbox(
-        label="Models", info="Two or more repo ids, one a line, or the address of a collection", lines=4, max_lines=12,
-        placeholder="org/base\nuser/a\nuser/b", elem_id="tree-models",
-    )  # fmt: skip
+def tree_tab() -> TreeTab:
+    tab = TreeTab("tree", "Grow the tree")
+    tab.fields()
     tab.buttons()
     tab.places()
 
+    def grow(text: str, own: str | bool, progress: Progress) -> tuple[list[str], View]:
+        models = asking.family(text, own)
+        return models, asking.tree_view(asking.tree(models, own, progress))
+
     def ask(text: str, token: gr.OAuthToken | None) -> Iterator[Update]:
-        own = token_of(token)
+        def show(grown: tuple[list[str], View], *_: Any) -> tuple[str, str, Update]:
+            models, view = grown
+            return tree_html(view), view["sentence"], tab.found(models)
 
-        def grow(progress: Progress) -> View:
-            return asking.tree_view(asking.tree(asking.family(text, own), own, progress))
+        yield from tab.ask(token, lambda: (text,), grow, show)
 
-        try:
-            job = Job(grow)
-            yield from tab.work(job)
-            shown = tree_html(job.result())
-        except Exception as error:
-            yield tab.failed(error, own)
-            return
-        yield {tab.status: "", tab.answer: shown}
-
-    tab.connect(ask, [models], [], tree_html)
+    tab.connect(ask, [tab.models], [], tree_html)
     return tab
 
 
@@ -226,18 +265,24 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
         if lineage is None:
             return {about: note_html(NOTHING)}
         who = f"You are signed in as {profile.username}." if profile else "To open a pull request, sign in above."
-        told = f"The card of {lineage.child.name}: its section on lineage, as traced in this session. {who}"
+        empty = nothing_to_say(lineage)
+        told = (
+            f"The card of {lineage.child.name}: {empty or f'its section on lineage, as traced in this session. {who}'}"
+        )
         return {
-            about: note_html(told), look: gr.Button(interactive=True), send: gr.Button(interactive=False),
+            about: note_html(told), look: gr.Button(interactive=not empty), send: gr.Button(interactive=False),
             status: "", shown: "", ready: None,
         }  # fmt: skip
 
     def preview(kept: dict, token: gr.OAuthToken | None, profile: gr.OAuthProfile | None) -> Iterator[Update]:
         yield {status: note_html("Reading the card …"), shown: "", send: gr.Button(interactive=False)}
-        own, answers = token_of(token), _answers(kept)
+        own = token_of(token)
         try:
-            lineage, layers = answers
+            if "lineage" not in kept:
+                raise RefusedError("What this session had found out is gone: trace the model again.")
+            answers = lineage, layers = _answers(kept)
             note = asking.annotation(lineage, layers, own, create_pr=False)
+            shown_files = note.make() if note.changed else {}
         except Exception as error:
             yield {status: _error(error, own)}
             return
@@ -246,7 +291,7 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
             return
         label = f"Open the pull request as {profile.username}" if profile else "Sign in to open the pull request"
         yield {
-            status: "", shown: diff_html(note.diff, note.files, note.notes), ready: answers,
+            status: "", shown: diff_html(note.diff, shown_files, note.notes), ready: answers,
             send: gr.Button(value=label, interactive=profile is not None, variant="primary"),
         }  # fmt: skip
 
@@ -268,6 +313,15 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
     look.click(preview, [session], [status, shown, send, ready], **writing)
     send.click(propose, [ready], [status, send, ready], **writing)
     return lambda event: event.then(arrived, [session], [*places, ready], **AT_HAND)
+
+
+def nothing_to_say(lineage: Any) -> str:
+    """Why an answer is not offered to somebody else's card; "" if it is worth a pull request."""
+    if lineage.verdict == "undecided":
+        return "nothing was decided, so there is nothing to write into it."
+    if lineage.verdict == "none" and not any(claim.status == "contradicted" for claim in lineage.claims):
+        return "none of these is its parent, which is no news for its card: it claims none of them."
+    return ""
 
 
 def _answers(kept: dict) -> tuple[Any, Any]:

@@ -52,31 +52,54 @@ your session.</li>
 <code>?child=org/name&amp;parents=org/a,org/b</code> asks at once.</p>
 </div>"""
 
-NO_SIGN_IN = (
-    '<p class="hl hl-small hl-login">Signing in is off: a Space needs hf_oauth: true, a local page HF_TOKEN.</p>'
-)
+NO_SIGN_IN = '<p class="hl hl-small hl-login">To sign in here, start this page with HF_TOKEN set.</p>'
+FULL = "This page could not take the question: too many are waiting, or it was just restarted. Try again in a minute."
 SIGN_IN = "Sign in with Hugging Face"
 SIGN_OUT = "Sign out ({})"
-# comes back with the question: gradio's own button loses all but the first parameter of the address
+# comes back with the question and the tab: gradio's own button loses all but the first parameter of the address
 LOGIN_JS = """(label) => {
-  const back = encodeURIComponent('/' + window.location.search);
+  const field = (id) => document.querySelector(`#${id} textarea, #${id} input`)?.value.trim() ?? '';
+  const list = (text) => text.split(/[\\s,;]+/).filter(Boolean).join(',');
+  const opened = document.querySelector('[role=tab][aria-selected=true]')?.textContent.trim();
+  const tab = {'Layers': 'layers', 'Family tree': 'tree', 'Annotate': 'annotate'}[opened] ?? 'trace';
+  const kind = tab === 'layers' ? 'layers' : 'trace';
+  const asked = tab === 'tree' ? {models: list(field('tree-models'))}
+    : {child: field(`${kind}-child`), parents: list(field(`${kind}-parents`))};
+  const query = new URLSearchParams(Object.entries({...asked, tab}).filter(([key, value]) => value));
+  const back = encodeURIComponent(asked.child || asked.models ? `/?${query}` : '/');
   const where = label === 'Sign in with Hugging Face' ? '/login/huggingface' : '/logout';
   setTimeout(() => window.location.assign(where + '?_target_url=' + back), 300);  // gradio's calls end first
 }"""
 # what is in the field when the question is sent: gradio's own event data is of the key before, where keys come fast
 TYPED_JS = """(_, seen) => [document.querySelector('#{kind}-child input')?.value ?? '', seen]"""
 LINK_JS = """(query) => {
-  if (!query) return '';
   const url = new URL(window.location.href);
-  url.searchParams.delete('child');
-  url.searchParams.delete('parents');
-  const rest = url.searchParams.toString();
-  window.history.replaceState(null, '', query + (rest ? '&' + rest : ''));
-  return url.origin + url.pathname + query;
+  const kept = new URLSearchParams([...url.searchParams].filter(
+    ([key]) => !['child', 'parents', 'models', 'tab'].includes(key))).toString();
+  const search = query + (kept ? (query ? '&' : '?') + kept : '');
+  if (search !== window.location.search) window.history.pushState(null, '', search || url.pathname);
+  return query ? url.origin + url.pathname + query : '';
 }"""
-ASK_JS = """(linked) => { if (linked) setTimeout(() => document.querySelector('#trace-go')?.click(), 50); }"""
-# what the templates of gradio leave without a name or a language
-PAGE_JS = """() => { document.documentElement.lang = 'en'; }"""
+# asks what the address asks: the button of a tab is there once the tab was opened
+ASK_JS = """(kind) => {
+  const press = (left) => {
+    const button = document.querySelector(`#${kind}-go`);
+    if (button) button.click(); else if (left) setTimeout(press, 50, left - 1);
+  };
+  if (kind) setTimeout(press, 50, 100);
+}"""
+# what gradio leaves undone: the page's language, Enter to ask (Ctrl+Enter in a field of several lines), "back"
+PAGE_JS = """() => {
+  document.documentElement.lang = 'en';
+  window.addEventListener('popstate', () => window.location.reload());
+  document.addEventListener('keydown', (event) => {
+    const field = event.key === 'Enter' && event.target.closest?.('[id$="-child"], [id$="-parents"], [id$="-models"]');
+    if (!field || (event.target.tagName === 'TEXTAREA' && !(event.ctrlKey || event.metaKey))) return;
+    if (document.querySelector('ul.options .active, ul[role=listbox] .active')) return;  // this Enter takes an id
+    const button = document.querySelector(`#${field.id.split('-')[0]}-go`);
+    setTimeout(() => button?.click(), 200);
+  }, true);
+}"""
 
 EXAMPLES = {  # file in examples/ → the button's words
     "trace": {"lie": "A card that lies", "none": "None of these", "origin": "A common origin"},

@@ -40,7 +40,7 @@ class Space:
 
 
 @contextmanager
-def running(folder: Path, *, on_hub: bool = False) -> Iterator[Space]:
+def running(folder: Path, *, on_hub: bool = False, waiting: int = 40) -> Iterator[Space]:
     """The Space as `python spaces_app/app.py` starts it; with `on_hub` in the surroundings of a Space, where visitors
     sign in by OAuth, else gradio's stand-in for that calls everybody alice. The machine's own token is owner's."""
     with MiniHub() as hub, Login() if on_hub else nullcontext() as login:
@@ -48,6 +48,7 @@ def running(folder: Path, *, on_hub: bool = False) -> Iterator[Space]:
         hub.orgs["owner"] = {"secret"}
         port, log = _free_port(), folder / "app.log"
         settings = {**hub.environment("hf_owner"), "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+        settings["HF_LINEAGE_WAITING"] = str(waiting)
         settings |= login.environment() if login else {}
         with log.open("w") as output:
             process = subprocess.Popen(

@@ -26,6 +26,7 @@ sys.path.insert(0, str(APP))
 import asking
 import heatmap
 import jobs
+import links
 import questions
 import show
 
@@ -153,7 +154,7 @@ def test_twenty_users_at_once(space) -> None:
 
 
 class TestQuestions:
-    @pytest.mark.parametrize("module", [questions, show])
+    @pytest.mark.parametrize("module", [questions, show, links])
     def test_examples_in_docstrings(self, module) -> None:
         assert not doctest.testmod(module).failed
 
@@ -183,11 +184,23 @@ class TestQuestions:
             questions.model_ids("a" * 5000)
 
     def test_links_undo_each_other(self) -> None:
-        link = asking.as_link("a/b@main", ["c/d", "e/f"])
-        query = dict(part.split("=") for part in link[1:].split("&"))
-        assert link == "?child=a/b@main&parents=c/d,e/f" and asking.from_link(query) == ("a/b@main", "c/d\ne/f")
-        assert asking.from_link({"child": "/etc/passwd"}) == asking.from_link({}) == ("", "")
-        assert asking.from_link({"child": "a/b", "parents": "<b>"}) == ("", "")
+        def asked(link: str) -> links.Linked:
+            return links.from_link(dict(part.split("=") for part in link[1:].split("&")))
+
+        link = links.as_link("a/b@main", ["c/d", "e/f"])
+        assert link == "?child=a/b@main&parents=c/d,e/f"
+        assert asked(link) == links.Linked("trace", "a/b@main", "c/d\ne/f") and asked(link).asks == "trace"
+        assert asked(links.as_link("a/b", [], "layers")) == links.Linked("layers", "a/b")
+        assert asked(links.as_family(["a/b", "c/d"])) == links.Linked("tree", models="a/b\nc/d")
+
+    def test_of_a_link_what_is_no_id_is_left_out_and_told(self) -> None:
+        assert links.from_link({}) == links.Linked()
+        bad = links.from_link({"child": "/etc/passwd", "tab": "<b>"})
+        assert (bad.child, bad.tab, bad.asks) == ("", "trace", "") and "“/etc/passwd” is no id" in bad.trouble
+        part = links.from_link({"child": "a/b", "parents": "<b>,c/d"})
+        assert (part.child, part.parents) == ("a/b", "c/d") and "“<b>” is no id" in part.trouble
+        many = links.from_link({"child": "a/b", "parents": ",".join(f"c/d{i}" for i in range(17))})
+        assert len(many.parents.splitlines()) == 16 and "Of 17 candidates the first 16" in many.trouble
 
     def test_a_bug_shows_nothing_of_itself(self, caplog) -> None:
         said = questions.explain(ZeroDivisionError("the secret"))

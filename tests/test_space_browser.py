@@ -132,12 +132,12 @@ class TestTrace:
         assert "confirmed by the weights" in found.locator(".hl-claims").inner_text()
         found.get_by_text("The evidence", exact=True).click()
         assert found.locator("dl dt").count() > 3
-        page.get_by_text("Take it with you: command, Python, link").click()
+        page.get_by_text("Take it with you: command, Python, link").nth(0).click()
         assert (
-            page.locator("#as-command textarea").input_value()
+            page.locator("#trace-as-command textarea").input_value()
             == "hf-lineage trace lab/child -c lab/parent -c lab/stranger"
         )
-        page.wait_for_function("document.querySelector('#as-link textarea').value.includes('?child=lab/child')")
+        page.wait_for_function("document.querySelector('#trace-as-link textarea').value.includes('?child=lab/child')")
         assert page.url.endswith("?child=lab/child&parents=lab/parent,lab/stranger")
         shoot(page, "trace-light")
 
@@ -335,7 +335,7 @@ class TestAnnotate:
         tab(page, "Annotate")
         assert page.locator("#annotate-send").is_disabled(), "nothing is sent that was not looked at"
         page.locator("#annotate-look").click()
-        diff = page.locator("#annotate-diff pre")
+        diff = page.locator("#annotate-diff pre.hl-diff")
         diff.wait_for()
         assert "hf-lineage:start" in diff.inner_text()
         shoot(page, "annotate-light")
@@ -354,7 +354,7 @@ class TestAnnotate:
         answer(page, "trace")
         tab(page, "Annotate")
         page.locator("#annotate-look").click()
-        page.locator("#annotate-diff pre").wait_for()
+        page.locator("#annotate-diff pre.hl-diff").wait_for()
         assert page.locator("#annotate-send").is_disabled()
         assert not space.hub.repos["lab/child"].discussions
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
@@ -448,7 +448,7 @@ class TestKeyboardOnly:
         page.keyboard.press("Enter")
         press(page, "Tab", until="annotate-look")
         page.keyboard.press("Enter")
-        page.locator("#annotate-diff pre").wait_for()
+        page.locator("#annotate-diff pre.hl-diff").wait_for()
 
 
 @pytest.mark.skipif(not AXE and not REQUIRED, reason="HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)")
@@ -459,7 +459,7 @@ def test_axe_finds_nothing_serious(visit, place: str, dark: bool) -> None:
     match place:
         case "trace":
             answer(page, "trace").get_by_text("The evidence", exact=True).click()
-            page.get_by_text("Take it with you: command, Python, link").click()
+            page.get_by_text("Take it with you: command, Python, link").nth(0).click()
         case "layers" | "tree":
             tab(page, {"layers": "Layers", "tree": "Family tree"}[place])
             page.locator(f"#{place}-example-{'merge' if place == 'layers' else 'family'}").click()
@@ -468,7 +468,7 @@ def test_axe_finds_nothing_serious(visit, place: str, dark: bool) -> None:
             answer(page, "trace")
             tab(page, "Annotate")
             page.locator("#annotate-look").click()
-            page.locator("#annotate-diff pre").wait_for()
+            page.locator("#annotate-diff pre.hl-diff").wait_for()
         case "how":
             tab(page, "How it works")
         case "error":
@@ -502,3 +502,68 @@ def test_how_it_works(visit, shoot) -> None:
     page.get_by_text("Limits of this page").wait_for()
     shoot(page, "how-light")
     assert re.search(r"16 candidates.*1024 MB", page.locator(".hl-how").inner_text().replace("\n", " "))
+
+
+class TestWhatAQuestionLeavesBehind:
+    def test_nothing_of_an_earlier_one_stays(self, visit) -> None:
+        page = visit("?child=lab/child&parents=lab/parent")
+        answer(page, "trace")
+        ask(page, "trace", "lab/nothere", "lab/parent")
+        assert "lab/nothere" in told(page, "trace") and page.locator("#trace-answer section").count() == 0
+        page.wait_for_function("location.search === '?child=lab/nothere&parents=lab/parent'")
+        page.locator("#trace-example-none").click()
+        answer(page, "trace")
+        page.wait_for_function("location.search === ''")
+        assert page.locator("#trace-child input").input_value() == ""
+        page.get_by_text("Take it with you: command, Python, link").nth(0).click()
+        assert page.locator("#trace-as-command textarea").input_value() == ""
+        page.go_back()
+        page.wait_for_function("document.querySelector('#trace-child input')?.value === 'lab/nothere'")
+
+    def test_signing_in_keeps_what_was_typed_and_the_tab(self, visit) -> None:
+        page = visit()
+        tab(page, "Layers")
+        ask(page, "layers", "vault/gated", "lab/parent")
+        assert "sign in above" in told(page, "layers")
+        sign_in(page)
+        assert "lab/parent" in answer(page, "layers").inner_text()
+        assert page.get_by_role("tab", name="Layers").get_attribute("aria-selected") == "true"
+
+    def test_a_link_says_what_it_leaves_out(self, visit) -> None:
+        page = visit("?child=lab/child&parents=lab/parent,<b>x</b>&tab=trace")
+        assert "lab/parent" in answer(page, "trace").inner_text()
+        page = visit("?child=<script>alert(1)</script>")
+        page.locator("#trace-status", has_text="is no id of a model").wait_for()
+
+    def test_enter_asks(self, visit) -> None:
+        page = visit()
+        page.locator("#trace-parents textarea").fill("lab/parent")
+        page.locator("#trace-child input").fill("lab/child")
+        page.keyboard.press("Enter")
+        assert "lab/parent" in answer(page, "trace").inner_text()
+        page.locator("#trace-parents textarea").fill("lab/stranger")
+        page.keyboard.press("Control+Enter")
+        page.locator("#trace-answer .hl-badge", has_text="None of these").wait_for()
+        assert "None of" in page.locator("#trace-status [role=status]").inner_text(), "a screen reader is told"
+        tab(page, "Annotate")
+        page.locator("#annotate-about", has_text="no news for its card").wait_for()
+        assert page.locator("#annotate-look").is_disabled()
+
+
+def test_a_full_queue_is_told(visit, browser, tmp_path, nets) -> None:
+    with running(tmp_path, waiting=1) as small:
+        furnish(small.hub, nets)
+        slow = small.hub.fault("delay", file="lab/child*", times=None, value=1.5)
+        contexts = [browser.new_context() for _ in range(5)]
+        pages = [context.new_page() for context in contexts]
+        for page in pages:
+            page.goto(f"{small.url}/?child=lab/child&parents=lab/parent")
+        full = [page.locator("#trace-status", has_text="could not take the question") for page in pages]
+        for _ in range(200):
+            if any(each.count() for each in full):
+                break
+            pages[0].wait_for_timeout(100)
+        assert any(each.count() for each in full)
+        small.hub.faults.remove(slow)
+        for context in contexts:
+            context.close()

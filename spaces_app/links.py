@@ -1,0 +1,96 @@
+"""A question to take away: as an address of this page, a command, a line of Python; and back from an address."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from questions import LONGEST, MOST_CANDIDATES, RefusedError, model_id, shown
+
+TABS = ("trace", "layers", "tree", "annotate")
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """What an address asks. `parents` and `models` by line; `trouble` says what was left out of it, and why."""
+
+    tab: str = "trace"
+    child: str = ""
+    parents: str = ""
+    models: str = ""
+    trouble: str = ""
+
+    @property
+    def asks(self) -> str:
+        """The kind of question that is complete; "" where none is."""
+        if self.tab == "tree":
+            return "tree" if self.models else ""
+        return ("layers" if self.tab == "layers" else "trace") if self.child else ""
+
+
+def as_link(child: str, parents: Sequence[str], tab: str = "trace") -> str:
+    """
+    >>> as_link("a/b@main", ["c/d", "e/f"], "layers")
+    '?child=a/b@main&parents=c/d,e/f&tab=layers'
+    """
+    query = {"child": child} | ({"parents": ",".join(parents)} if parents else {})
+    return _address(query | ({"tab": tab} if tab != "trace" else {}))
+
+
+def as_family(models: Sequence[str]) -> str:
+    return _address({"models": ",".join(models), "tab": "tree"})
+
+
+def _address(query: Mapping[str, str]) -> str:
+    return "?" + urlencode(query, safe="/,@")
+
+
+def from_link(query: Mapping[str, str]) -> Linked:
+    """A link comes from anybody: what is no id is left out of it, and that is told."""
+    tab = query.get("tab", "trace")
+    child, wrong = _valid([query["child"]] if query.get("child") else [])
+    parents, strange = _valid(query.get("parents", "").split(","))
+    models = [name for name in query.get("models", "")[:LONGEST].split(",") if name.strip()]
+    trouble = [f"{shown(text)} is no id of a model on the Hub." for text in (*wrong, *strange)[:3]]
+    if len(parents) > MOST_CANDIDATES:
+        trouble.append(f"Of {len(parents)} candidates the first {MOST_CANDIDATES} are asked about.")
+    told = f"Of the link: {' '.join(trouble)}" if trouble else ""
+    if not child:
+        return Linked("tree" if tab == "tree" else "trace", models="\n".join(models), trouble=told)
+    known = tab if tab in TABS else "trace"
+    return Linked(known, child[0], "\n".join(parents[:MOST_CANDIDATES]), "\n".join(models), told)
+
+
+def _valid(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(ids, each once, what is none)."""
+    ids: dict[str, None] = {}
+    wrong = []
+    for text in texts:
+        if text.strip():
+            try:
+                ids[model_id(text)] = None
+            except RefusedError:
+                wrong.append(text)
+    return [*ids], wrong
+
+
+def as_command(name: str, child: str, parents: Sequence[str]) -> str:
+    return shlex.join(["hf-lineage", name, child, *(word for ref in parents for word in ("-c", ref))])
+
+
+def as_python(name: str, child: str, parents: Sequence[str]) -> str:
+    return _python(name, f"{child!r}, candidates={list(parents)!r}" if parents else repr(child))
+
+
+def tree_command(models: Sequence[str]) -> str:
+    return shlex.join(["hf-lineage", "tree", *models])
+
+
+def tree_python(models: Sequence[str]) -> str:
+    return _python("phylogeny", repr(list(models)))
+
+
+def _python(name: str, arguments: str) -> str:
+    return f"import hf_lineage as hl\n\nanswer = hl.{name}({arguments})\nprint(answer)"
