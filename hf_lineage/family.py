@@ -47,7 +47,8 @@ def phylogeny(
     """Say who descends from whom in a set of models, from their weights alone (Neural Phylogeny, ICLR 2025).
 
     models: Hub repo ids, paths or modules in memory, as in `trace`. They may be of several architectures: each makes
-        its own trees. method: `"information"`, or one of the papers' (`forest.methods.METHODS`), to compare with.
+        its own trees. method: `"information"`; `"detector"`, the learned one; or one of the papers' without learning,
+        to compare with (`forest.methods.METHODS`).
     alpha: family-wise error over all pairs of one architecture: the chance that any two unrelated models are joined.
     rho: of the `along-…` methods, the probability that a cluster's centre is set to its parent, in [0, 1]; None
         chooses it without the truth, by silhouette.
@@ -58,6 +59,9 @@ def phylogeny(
     right where weights that were never touched contradict it (`forest/untouched.py`); every edge has a probability
     from a bootstrap, and a direction where the signals of the whole tree decide its root (`forest/rooting.py`). Missing
     ancestors get names (`?1`), merges several parents, copies share a node.
+
+    By `detector`: the Phylogeny Detector that ships (`detector/phylogeny.py`) scores all pairs and "no parent", and the
+    forest with the most edges expected to be right is the answer, all of them directed, each with its probability.
 
     Cost: one pass over the bytes of every model; memory for at most 64 MB of hidden units each and 1 GB in all.
     Returns a `Phylogeny`. A model that cannot be read is in its `left_out`, the rest is done. Raises `LineageError`s:

@@ -168,6 +168,8 @@ def once(train: Callable[..., Family], folder: Path | str, *args: Any, **kwargs:
 class Nursery:
     """Families by name, trained when first asked for and kept for the session."""
 
+    planned = TREES  # tests cannot import this file
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 

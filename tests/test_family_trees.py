@@ -76,6 +76,15 @@ def _parents(members: Sequence[Member]) -> dict[str, str]:
     return {str(member.path): paths[member.parent] for member in members if member.parent in paths}
 
 
+def detected(members: Sequence[Member]) -> dict[str, Any]:
+    """The Phylogeny Detector's forest, with (probability of parent and direction, whether true) of every edge."""
+    parents = _parents(members)
+    found = hl.phylogeny([member.path for member in members], method="detector")
+    sure = [(e.probability or 0.0) * (e.direction or 0.0) for e in found.edges]
+    true = [parents.get(e.child) == e.parent for e in found.edges]
+    return figures(members, told(found)) | {"sure": list(zip(sure, true, strict=True))}
+
+
 def signals(family: Family) -> dict[str, float]:
     """Of all true edges, the share on which each signal alone says the right direction; of all true paths, the share on
     which the cosine of the two steps says whether the middle is a fork."""
@@ -258,6 +267,11 @@ class TestReduced:
             assert other["all"]["overall"] < ours["overall"], method
             assert other["all"]["found"] <= ours["found"], method
 
+    def test_the_detector_finds_trees_of_its_own(self, family: Family) -> None:
+        found = detected(family.members)
+        assert found["overall"] >= 0.6 and found["undirected"] == 0
+        assert all(0 < sure <= 1 for sure, _ in found["sure"])
+
     def test_families_stay_apart_and_mostly_right_however_their_members_are_stored(
         self, family: Family, tmp_path: Path
     ) -> None:
@@ -295,6 +309,26 @@ class TestLarge:
         else:
             found |= {"methods": compare(family), "orphans": orphans(family), "clusterings": clusterings(family)}
         record(f"trees-{kind.removeprefix('fc-') if kind == 'fc-many' else kind}", found)
+
+    def test_detector(self, nursery: Nursery, record: Callable[..., None], tmp_path: Path) -> None:
+        """The learned method where the others are measured; what ships is judged, nothing is fitted."""
+        found: dict[str, Any] = {}
+        for kind in KINDS["large"]:
+            members = nursery.trees(kind, "large").members
+            found[kind] = {
+                "models": len(members), "all": detected(members),
+                "two generations": detected([m for m in members if m.generation <= 2]),
+            }  # fmt: skip
+        stored = {
+            kind: figures(changed, told(hl.phylogeny([m.path for m in changed], method="detector")))
+            for kind in ("fc", "resnet", "vit", "llama")
+            for changed in [stored_otherwise(nursery.trees(kind, "large"), tmp_path / kind)]
+        }
+        strange = {}
+        for kind in ("fc", "fc-decayed", "resnet", "vit"):
+            paths = [m.path for m in nursery.unrelated(kind, "large").members]
+            strange[kind] = {"models": len(paths), "edges": len(hl.phylogeny(paths, method="detector").edges)}
+        record("trees-detector", {"seed": 0, "trees": found, "stored": stored, "strangers": strange})
 
     @pytest.mark.parametrize("kind", ["fc", "resnet", "vit", "llama"])
     def test_stored_otherwise(

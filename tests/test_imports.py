@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "weights": "errors records architecture hub parallel",
     "features": "errors records conventions architecture hub parallel",
     "verdict": "calibration records weights",
-    "forest": "architecture calibration hub weights",
+    "detector": "errors",
+    "forest": "architecture calibration hub weights detector",
     "trees": "records report",  # as records
     "report": "errors records trees proposals",
     "family": "errors records trees conventions architecture hub parallel weights question forest",
@@ -43,7 +44,7 @@ MAY_IMPORT = {
     "pipeline": "errors records architecture hub parallel weights features question remarks verdict layers merging discovery inquiry family relatives",
     "annotation": "errors records hub report",
     "auditing": "errors records hub weights report pipeline question",
-    "experiments": "errors records trees calibration pipeline family forest report",
+    "experiments": "errors records trees calibration pipeline family forest detector report",
     "cli": "errors records trees proposals parallel discovery pipeline family annotation auditing experiments",
     "testing": "",
     "__init__": "errors records trees discovery pipeline family annotation auditing",
@@ -52,6 +53,7 @@ MAY_IMPORT = {
 # outside package → the only places that may import it; the arithmetic's own packages are at home everywhere
 HOME = {
     "huggingface_hub": {
+        "detector/phylogeny.py",  # the mixin that writes, pushes and pulls it
         "hub/cache.py",
         "hub/client.py",
         "hub/texts.py",
@@ -62,18 +64,23 @@ HOME = {
         "testing/server.py",
     },
     "matplotlib": {"report/plots.py", "report/rings.py", "experiments/glyphs.py"},
-    "networkx": {"report/forest.py", "forest/baselines.py"},
+    "networkx": {"report/forest.py", "forest/baselines.py", "detector/decoding.py"},
     "sklearn": {"forest/clustering.py"},
     "click": {f"cli/{name}.py" for name in ("__init__", "annotate", "ask", "audit", "candidates", "demo", "surface")},
     "tqdm": {"cli/surface.py"},
     "cyclonedx": {"report/bom.py"},
     "packageurl": {"report/bom.py"},
-    "accelerate": {"parallel.py", "features/streaming.py"},
+    "accelerate": {"parallel.py", "features/streaming.py", "experiments/phylogeny_detector.py"},
     "timm": {"experiments/networks.py", "features/networks.py"},
     "transformers": {"experiments/networks.py", "features/networks.py"},
     "PIL": {"experiments/glyphs.py", "features/probes.py"},
     "datasets": {"features/probes.py"},
-    "safetensors": {"experiments/families.py", "experiments/questions.py", "experiments/changes.py"},
+    "safetensors": {
+        "detector/phylogeny.py",
+        "experiments/families.py",
+        "experiments/questions.py",
+        "experiments/changes.py",
+    },
     "pytest": {"testing/__init__.py"},
     "yaml": {"hub/texts.py", "report/recipe.py", "testing/repos.py"},
     "scipy": {

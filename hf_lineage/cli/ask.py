@@ -158,7 +158,7 @@ def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: st
 
 
 METHODS = (
-    "information", "distance", "norms", "mother", "after-kmeans", "after-meanshift", "after-agglomerative",
+    "information", "detector", "distance", "norms", "mother", "after-kmeans", "after-meanshift", "after-agglomerative",
     "along-kmeans", "along-meanshift",
 )  # fmt: skip
 

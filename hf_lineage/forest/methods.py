@@ -1,4 +1,4 @@
-"""The methods of `phylogeny` by name: ours, and the papers' to compare with."""
+"""The methods of `phylogeny` by name: ours, the learned one, and the papers' to compare with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from .baselines import by_distance, by_norms, mother
 from .clustering import Points, after_clustering, along_clustering
+from .detecting import detect
 from .groups import Groups, related_groups
 from .grow import Branch, Grown, grow
 from .reading import Kin
@@ -53,6 +54,7 @@ def _grown(known: Kin, parents: Sequence[int | None], joined: Groups) -> Grown:
 
 METHODS: dict[str, Callable[..., Grown]] = {
     "information": _information,
+    "detector": detect,
     "distance": functools.partial(_baseline, find=by_distance),
     "norms": functools.partial(_baseline, find=by_norms),
     "mother": _mother,

@@ -22,6 +22,10 @@ def read(name: str) -> dict[str, Any]:
 def table() -> str:
     """Markdown: one row a method, one column a family; all generations, then the first two."""
     found = {kind: read(kind) for kind in KINDS}
+    for kind, parts in read("detector")["trees"].items():
+        if kind in found:  # measured apart, and shown after the method that it has to beat
+            rest = found[kind]["methods"]
+            found[kind]["methods"] = {"information": rest["information"], "detector": parts, **rest}
     head = [f"{name} ({found[kind]['models']})" for kind, name in KINDS.items()]
     rows = [["method", *head], ["---", *["---:"] * len(head)]]
     for part, suffix in (("all", ""), ("two generations", ", two generations")):
@@ -70,6 +74,29 @@ def summary() -> str:
         "generations): " + "; ".join(f"{name} {_steps(generations[name])}" for name in _named(generations))
         + ". Alone, each signal says the right direction of an edge, %: "
         + "; ".join(f"{name} {_signals(each['signals'])}" for name, each in zip(KINDS.values(), found.values(), strict=True))
+        + ". " + _learned()
+    )  # fmt: skip
+
+
+def _learned() -> str:
+    """What the Phylogeny Detector is worth beyond its row, and what its parts are."""
+    found, ladder = (
+        read("detector"),
+        json.loads((RESULTS / "phylogeny-detector-ladder.json").read_text(encoding="utf-8")),
+    )
+    sure = [pair for parts in found["trees"].values() for pair in parts["all"]["sure"]]
+    error = calibration_error([p for p, _ in sure], [true for _, true in sure])
+    shares = {
+        name: [100 * sum(row[key] for row in rows.values()) / len(rows) for key in ("lineage", "direction", "overall")]
+        for name, rows in ladder["sees"].items()
+    }
+    return (
+        f"`detector`: the family of {found['trees']['fc-many']['models']} {_cell(found['trees']['fc-many']['all'])}; stored "
+        "otherwise " + ", ".join(f"{KINDS[kind]} {_cell(row)}" for kind, row in found["stored"].items())
+        + f"; expected calibration error of an edge with its direction over {len(sure):,} edges {error:.3f}; strangers "
+        + ", ".join(f"{each['edges']} edges among {each['models']} {kind}" for kind, each in found["strangers"].items())
+        + f". What a pair sees, {ladder['steps']} steps each, mean over the seven families: "
+        + "; ".join(f"{name} {' / '.join(f'{share:.0f}' for share in each)}" for name, each in shares.items())
         + "."
     )  # fmt: skip
 
