@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -273,7 +272,9 @@ class TestFile:
             for one, other in zip(answer(detector, models), answer(again, models), strict=True):
                 assert torch.equal(one, other)
 
-    def test_what_ships_is_small(self) -> None:
+    def test_what_ships_is_small_and_its_card_is_what_was_measured(self) -> None:
+        about = json.loads((SHIPPED / "training.json").read_text())
+        assert (SHIPPED / "README.md").read_text() == training.card(about)
         assert (SHIPPED / "model.safetensors").stat().st_size <= 1_000_000
         assert load().config.version == 1
 
@@ -299,26 +300,26 @@ class TestFile:
 
 class TestMethod:
     def test_the_command_line(
-        self, nursery: Nursery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:  # fmt: skip
+        self, make_net: Callable[..., dict[str, torch.Tensor]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """Another architecture makes trees of its own; what is not finite is left out; JSON is all there is."""
-        family = nursery.trees("fc", "reduced")
-        other = nursery.family("llama", "reduced")
-        shutil.copytree(family.members[0].path, tmp_path / "broken")
-        weights = load_file(tmp_path / "broken" / "model.safetensors")
-        save_file(
-            {k: torch.full_like(v, math.nan) for k, v in weights.items()}, tmp_path / "broken" / "model.safetensors"
-        )
-        models = [*family.members[:5], *other.members[:4]]
-        refs = [str(m.path) for m in models] + [str(tmp_path / "broken")]
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(["tree", *refs, "--method", "detector", "--json"])
-        assert stopped.value.code == 0
+        narrow = (20, 70, 30)
+        base, other = make_net(1), make_net(6, widths=narrow)
+        models = {
+            "base": base, "child-1": make_net(2, base), "child-2": make_net(3, base),
+            "narrow-base": other, "narrow-child": make_net(7, other, widths=narrow),
+            "broken": {name: torch.full_like(value, math.nan) for name, value in base.items()},
+        }  # fmt: skip
+        for name, tensors in models.items():
+            (tmp_path / name).mkdir()
+            save_file(tensors, tmp_path / name / "model.safetensors")
+        cli.main(["tree", *(str(tmp_path / name) for name in models), "--method", "detector", "--json"])
         document = json.loads(capsys.readouterr().out)
-        assert document["method"] == "detector" and [*document["left_out"]] == [refs[-1]]
-        kinds = {str(m.path): m.architecture for m in models}
-        assert {node["id"] for node in document["nodes"]} == kinds.keys()
-        assert document["edges"] and all(kinds[e["parent"]] == kinds[e["child"]] for e in document["edges"])
+        assert document["method"] == "detector"
+        assert [Path(ref).name for ref in document["left_out"]] == ["broken"]
+        group = {Path(node["id"]).name: node["group"] for node in document["nodes"]}
+        assert group.keys() == models.keys() - {"broken"}
+        assert not {group[n] for n in group if "narrow" in n} & {group[n] for n in group if "narrow" not in n}
 
 
 @pytest.mark.large
