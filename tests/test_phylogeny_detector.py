@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from conftest import Nursery
 
 TINY = PhylogenyConfig(width=8, heads=2, layers=1, near=2, size=12, stacks=True)
-RUNGS = 500  # steps of each of the following: enough to tell them apart
+RUNGS = 300  # steps of each of the following: enough to tell them apart
 LADDER = {  # what a pair sees, from its two tokens alone to everything
     "tokens": {"scales": False, "triples": False, "stacks": False},
     "tokens, stacks": {"scales": False, "triples": False, "stacks": True},

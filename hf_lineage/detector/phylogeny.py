@@ -23,7 +23,7 @@ from .sets import CORNERS, SCALES, Corners, ModelSet, scales, stack, standard
 
 VERSION = 1
 SHIPPED = Path(__file__).parent / "shipped" / "phylogeny"
-CELLS = 1 << 20  # triples of models looked at together: about 100 MB
+CELLS = 1 << 20  # triples of models looked at together: about 400 MB
 CAP = 10.0  # of a score, in nats: beyond it, the sums over forests lose their digits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from .grow import Branch, Grown
 from .kinship import Kinship
 from .reading import Kin
 from .spanning import edge
+
+if TYPE_CHECKING:
+    from ..detector.phylogeny import PhylogenyDetector
 
 
 def detect(known: Kin, alpha: float, seed: int) -> Grown:
@@ -29,7 +33,7 @@ def detect(known: Kin, alpha: float, seed: int) -> Grown:
 
 
 @functools.cache
-def _shipped():  # type: ignore[no-untyped-def]  # torch modules are imported where they are used
+def _shipped() -> PhylogenyDetector:
     from ..detector.phylogeny import load
 
     return load()
