@@ -50,6 +50,7 @@ CANDIDATES, REQUESTS = 256, 2500  # models that a search looks at, and requests 
 CHUNK = 64  # of them that are compared at once
 SEARCHED, LEAST_SEARCHED = 256 << 20, 1 << 20  # bytes read of all models that a search found, and of each at least
 MOST_SOURCES = 16  # candidates whose blocks are compared where nobody named any
+TOLD = 5  # candidates whose trouble is told where none can be read
 
 
 @together
@@ -248,7 +249,9 @@ def _trace(asked: Question, how: _How) -> Lineage:
         notes += of_features([*judged, *rest], settings)
     ranked = sorted([*judged, *rest, *asked.unreadable], key=verdict.order)
     if all(candidate.status == "unreadable" for candidate in ranked):
-        raise NothingToCompareError(f"No candidate could be read. {ranked[0].ref}: {ranked[0].reasons[0]}")
+        told = [f"{candidate.ref}: {' '.join(candidate.reasons)}" for candidate in ranked[:TOLD]]
+        more = [f"So it is with {len(ranked) - TOLD} more."] if len(ranked) > TOLD else []
+        raise NothingToCompareError(" ".join(["No candidate could be read.", *told, *more]))
     said, parent = verdict.conclude(ranked, alpha)
     if source is not ours:
         said, ranked, notes = _as_adapter(said, parent, ranked, ours, source, notes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .architecture import Alignment, Architecture, describe
 from .conventions import cuts
-from .errors import ArgumentError, CheckpointError, LineageError, NoCandidatesError
+from .errors import ArgumentError, CheckpointError, LimitError, LineageError, NoCandidatesError
 from .hub.candidates import claims_of
 from .hub.checkpoint import Checkpoint
 from .hub.opener import Opener, identity
@@ -82,7 +82,10 @@ def ask(child: Model, candidates: Iterable[Model], opener: Opener) -> Question:
     opened, unreadable = opener.open_all(wanted)
     opened, notes = _distinct(opened, ours)
     if not opened and not unreadable:
-        raise NoCandidatesError(f"Expected candidates other than the child. {' '.join(notes)} Name another one.")
+        raise NoCandidatesError(
+            f"A model is not its own parent: expected candidates other than `{ours.ref.name}`. {' '.join(notes)} "
+            "Name others."
+        )
     return Question(
         opener,
         ours,
@@ -191,7 +194,7 @@ def within(max_bytes: int | None, needed: int, models: int) -> None:
         hint = (
             f"Sample less, for example {share} bytes" if share >= LEAST_SAMPLE else "Allow more, or name fewer models"
         )
-        raise ArgumentError(
+        raise LimitError(
             f"This would read about {needed:,} bytes of {models} models, more than max_bytes={max_bytes:,}. {hint}."
         )
 

@@ -1,11 +1,12 @@
 """What agents and scripts may call, over the API and over MCP: typed, documented, JSON as text.
 
 Nobody is signed in here: the functions read what is public, and write nothing. Their names, docstrings and hints are
-what an agent sees.
+what an agent sees: gradio takes one line for an argument. What is of another type than the hints say is refused.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ ENDPOINTS = ("trace", "layers", "family_tree", "find_candidates")
 HEAVY = "lineage"  # the queue that all of them share with the page
 
 
-def trace(child: str, candidates: list[str] | None = None) -> str:
+def trace(child: str, candidates: list[str] | str | None = None) -> str:
     """Say which model on the Hugging Face Hub a model was fine-tuned from, and how sure that is, from weights alone.
 
     Args:
@@ -28,13 +29,14 @@ def trace(child: str, candidates: list[str] | None = None) -> str:
 
     Returns:
         JSON, schema hf_lineage/1: verdict (parent, identical, common_origin, none, undecided), parent,
-        none_probability, candidates (ref, probability, p_value, relation, facts.found_by, ...) best first, claims
-        (what the model's own files say, and whether the weights bear it out), undeclared, notes. "none" is an answer.
+        none_probability, candidates (ref, probability, p_value, relation, facts.found_by and more) best first, claims
+        (what the model's own files say, and whether the weights bear it out), undeclared, notes. The verdict "none" is
+        an answer: no candidate is the parent.
     """
     return _answer(lambda: asking.question(child, candidates), asking.trace)
 
 
-def layers(child: str, candidates: list[str] | None = None) -> str:
+def layers(child: str, candidates: list[str] | str | None = None) -> str:
     """Say for each block of a model which block of which other model it came from, and in what proportion.
 
     Args:
@@ -48,17 +50,17 @@ def layers(child: str, candidates: list[str] | None = None) -> str:
     return _answer(lambda: asking.question(child, candidates), asking.layers)
 
 
-def family_tree(models: list[str]) -> str:
+def family_tree(models: list[str] | str) -> str:
     """Say who descends from whom in a set of models, from their weights alone.
 
     Args:
-        models: Repo ids, 2 to 24 of them, or one address of a collection on the Hub.
+        models: Repo ids, 2 to 24 of them, or the address of one collection on the Hub.
 
     Returns:
         JSON, schema hf_lineage/1: nodes (id, group, hidden, generation), edges (parent, child, directed, probability,
         relation), roots, left_out (models that could not be read, and why), notes.
     """
-    return _answer(lambda: (asking.family("\n".join(models), False),), asking.tree)
+    return _answer(lambda: (asking.family(models, False),), asking.tree)
 
 
 def find_candidates(child: str, most: int = MOST_CANDIDATES) -> str:
@@ -73,17 +75,31 @@ def find_candidates(child: str, most: int = MOST_CANDIDATES) -> str:
     """
 
     def check() -> tuple[str, int]:
-        if not 1 <= most <= MOST_CANDIDATES:
-            raise RefusedError(f"Expected `most` to be 1 to {MOST_CANDIDATES}, got {most}.")
-        return model_id(child), int(most)
+        if type(most) is not int or not 1 <= most <= MOST_CANDIDATES:
+            raise RefusedError(f"Expected `most` to be a whole number from 1 to {MOST_CANDIDATES}, got {most!r:.80}.")
+        return model_id(child), most
 
     return _answer(check, asking.candidates)
 
 
+FUNCTIONS = (trace, layers, family_tree, find_candidates)
+
+
 def expose() -> None:
     """Make the endpoints, within `gr.Blocks`."""
-    for function in (trace, layers, family_tree, find_candidates):
-        gr.api(function, api_name=function.__name__, concurrency_id=HEAVY, concurrency_limit=AT_ONCE)
+    for function in FUNCTIONS:
+        function.__annotations__["return"] = str  # gradio looks at the hint as it is, here a text, and would tell "Any"
+        gr.api(
+            function, api_name=function.__name__, api_description=description(function), concurrency_id=HEAVY,
+            concurrency_limit=AT_ONCE,
+        )  # fmt: skip
+
+
+def description(function: Callable[..., str]) -> str:
+    """What a function does and returns, in one line: gradio would put a comma between the lines."""
+    told = inspect.getdoc(function) or ""
+    what, returns = told.partition("Args:")[0], told.partition("Returns:")[2]
+    return " ".join(f"{what} Returns: {returns}".split())
 
 
 def _answer(check: Callable[[], tuple[Any, ...]], ask: Callable[..., Any]) -> str:
@@ -93,4 +109,4 @@ def _answer(check: Callable[[], tuple[Any, ...]], ask: Callable[..., Any]) -> st
         return Job(lambda progress: ask(*asked, False, progress)).run().to_json(indent=None)
     except Exception as error:
         logging.getLogger("hf_lineage.space").info("refused: %s", type(error).__name__)
-        raise gr.Error(explain(error), print_exception=False) from None
+        raise gr.Error(explain(error, program=True), print_exception=False) from None

@@ -10,7 +10,16 @@ from functools import lru_cache, partial
 from typing import Any
 
 from jobs import Progress
-from questions import MOST_BYTES, MOST_CANDIDATES, MOST_MODELS, RefusedError, collection_slug, model_id, model_ids
+from questions import (
+    MOST_BYTES,
+    MOST_CANDIDATES,
+    MOST_MODELS,
+    RefusedError,
+    collection_slug,
+    model_id,
+    model_ids,
+    parts_of,
+)
 from show import View, picture, view_of
 
 import hf_lineage as hl
@@ -42,12 +51,20 @@ def annotation(lineage: hl.Lineage, found: hl.LayerLineage | None, token: Token,
     return hl.annotate(lineage.child.name, lineage, layers=found, create_pr=create_pr, token=token)
 
 
-def family(text: str, token: Token) -> list[str]:
-    """The models of a tree: ids, or the address of a collection."""
-    slug = collection_slug(text)
-    ids = model_ids(models_of(slug, token=token) if slug else text, MOST_MODELS)
+def family(given: Any, token: Token) -> list[str]:
+    """The models of a tree: ids, or the address of a collection; a text or a list of texts."""
+    parts = list(dict.fromkeys(parts_of(given)))
+    slugs = [slug for slug in map(collection_slug, parts) if slug]
+    if slugs and len(parts) > 1:
+        raise RefusedError(
+            f"Expected the address of a collection alone, or ids of models, got {len(parts)} entries, {len(slugs)} of "
+            "them a collection."
+        )
+    ids = model_ids(models_of(slugs[0], token=token) if slugs else parts, MOST_MODELS)
     if len(ids) < 2:
-        raise RefusedError("Type the ids of two models or more, one a line, or the address of a collection.")
+        raise RefusedError(
+            f"Expected two models or more, their ids one a line or the address of a collection, got {len(ids)}."
+        )
     return ids
 
 
@@ -65,7 +82,7 @@ def _similar(text: str) -> tuple[str, ...]:
     return tuple(suggestions(text, token=False))
 
 
-def question(child: str | None, parents: str | Sequence[str] | None) -> tuple[str, list[str]]:
+def question(child: Any, parents: Any) -> tuple[str, list[str]]:
     """What was typed, checked."""
     return model_id(child), model_ids(parents, MOST_CANDIDATES)
 

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 from hf_lineage import LineageError, ModelRef, errors
@@ -20,7 +20,20 @@ MOST_SECONDS = float(os.environ.get("HF_LINEAGE_SECONDS", "240"))  # for one que
 AT_ONCE, WAITING = 2, int(os.environ.get("HF_LINEAGE_WAITING", "40"))  # questions that are worked on, and that wait
 
 LONGEST = 4000  # characters of a field
-_ADDRESS = re.compile(r"https?://[^\s,]+")
+_NAMED = re.compile(r"[\w.-]{1,96}/[\w.-]{1,200}")
+_BLANK = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"  # what is copied along with a name, and is not seen
+_PARTS = re.compile(r"[\s,;]+")
+_NO_MODEL = {
+    "datasets": "That is a data set, not a model. Expected the id of a model on the Hub, such as org/name",
+    "spaces": "That is a Space, not a model. Expected the id of a model on the Hub, such as org/name",
+    "collections": "That is a collection, which the family tree takes. Expected the id of one model, such as org/name",
+}
+# sentences, and parts of one, that say what to type in a terminal or in Python
+_COMMAND = re.compile(
+    r"hf auth login|HF_TOKEN|HF_LINEAGE|(?<![\w/-])--[a-z]|(?<!\S)-c [\w.]|allow_pickle|candidates=|hf-lineage [a-z]|"
+    r"git lfs|hf download|pip install|local folder starts|There is a local|write it so if|Is there a network|"
+    r"Pass the path|pass the folder|Sample less|Allow more|If you trust it|Block by block|Download it first|Else try"
+)
 _LOG = logging.getLogger("hf_lineage.space")
 
 
@@ -28,19 +41,23 @@ class RefusedError(ValueError):
     """A question that is not asked: the message says what is expected instead."""
 
 
-def model_id(text: str | None) -> str:
+def model_id(text: Any) -> str:
     """A repo id, with a revision if one was given; the address of a model's page is taken for its id.
 
-    >>> model_id(" org/name@main "), model_id("https://huggingface.co/org/name/tree/v1.0")
-    ('org/name@main', 'org/name@v1.0')
+    >>> model_id(" org/name@main "), model_id("https://huggingface.co/org/name/tree/v1.0"), model_id("hf.co/org/name")
+    ('org/name@main', 'org/name@v1.0', 'org/name')
     """
-    text = (text or "").strip()
+    if not isinstance(text, str | None):
+        raise RefusedError(f"Expected the id of a model as text, such as org/name, got {_given(text)}.")
+    text = _clean(text or "")
     if not text:
         raise RefusedError("Type the id of a model on the Hub, such as org/name.")
-    if _ADDRESS.fullmatch(text):
-        text = _of_address(text)
+    path = _path(text)
+    kind = (text if path is None else path).split("/")[0]
+    if kind in _NO_MODEL and (path is not None or text.count("/") > 1):
+        raise RefusedError(f"{_NO_MODEL[kind]}, got {shown(text)}.")
     try:
-        ref = ModelRef.parse(text)
+        ref = ModelRef.parse(text if path is None else _of_path(path, text))
     except LineageError:
         ref = None
     if ref is None or ref.kind != "hub":
@@ -48,15 +65,24 @@ def model_id(text: str | None) -> str:
     return str(ref)
 
 
-def model_ids(text: str | Iterable[str] | None, most: int = MOST_CANDIDATES) -> list[str]:
-    """Several ids, by line, space or comma, each once."""
-    parts = re.split(r"[\s,;]+", text or "") if isinstance(text, str) or text is None else [str(part) for part in text]
-    if sum(map(len, parts)) > LONGEST:
-        raise RefusedError(f"Expected at most {LONGEST:,} characters of model ids.")
-    ids = list(dict.fromkeys(model_id(part) for part in parts if part.strip()))
+def model_ids(given: Any, most: int = MOST_CANDIDATES) -> list[str]:
+    """Several ids, each once: a list of them, or a text with one a line or with spaces or commas between them."""
+    ids = list(dict.fromkeys(model_id(part) for part in parts_of(given)))
     if len(ids) > most:
         raise RefusedError(f"Expected at most {most} models, got {len(ids)}. For more, use the command line.")
     return ids
+
+
+def parts_of(given: Any) -> list[str]:
+    """The words of a text or of a list of texts."""
+    texts = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise RefusedError(
+            f'Expected ids of models as a list of texts, such as ["org/a", "org/b"], got {_given(given)}.'
+        )
+    if sum(map(len, texts)) > LONGEST:
+        raise RefusedError(f"Expected at most {LONGEST:,} characters of model ids.")
+    return [part for text in texts for word in _PARTS.split(text) if (part := _clean(word))]
 
 
 def collection_slug(text: str | None) -> str | None:
@@ -65,10 +91,12 @@ def collection_slug(text: str | None) -> str | None:
     >>> collection_slug("https://huggingface.co/collections/org/title-0123abcd"), collection_slug("org/name")
     ('org/title-0123abcd', None)
     """
-    text = (text or "").strip()
-    path = urlsplit(text).path.strip("/") if _ADDRESS.fullmatch(text) and _on_hub(text) else text.strip("/")
-    slug = path.removeprefix("collections/")
-    return slug if slug != path and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,200}", slug) else None
+    text = _clean(text or "")
+    if _is_address(text) and not _on_hub(text):
+        return None
+    path = text.strip("/") if (found := _path(text)) is None else found
+    slug = path.removeprefix("collections/").strip("/")
+    return slug if path.startswith("collections/") and _NAMED.fullmatch(slug) else None
 
 
 def shown(text: str, width: int = 80) -> str:
@@ -77,66 +105,129 @@ def shown(text: str, width: int = 80) -> str:
     return f"“{clean[:width]}{'…' if len(clean) > width else ''}”"
 
 
-def explain(error: BaseException, signed_in: bool = False) -> str:
-    """A sentence for the page. What was not foreseen is logged under a code, and nothing of it is shown."""
+def explain(error: BaseException, signed_in: bool = False, program: bool = False) -> str:
+    """A sentence for who asked: a visitor, signed in or not, or a program, which nobody can sign in.
+
+    What was not foreseen is logged under a code, and nothing of it is shown.
+    """
     if isinstance(error, RefusedError):
         return str(error)
-    if isinstance(error, errors.AccessDeniedError):
-        next_step = (
-            "Accept its terms on its page on the Hub, then ask again."
-            if signed_in
-            else "Accept its terms on its page on the Hub, sign in above, then ask again."
-        )
-        return f"{_subject(error)} is gated: you may not read it yet. {next_step}"
-    if isinstance(error, errors.ModelNotFoundError):
-        return (
-            f"{_subject(error)} was not found on the Hub. Check the spelling. Private models are not read by this "
-            "page: for those, use the command line on your own machine."
-        )
-    if isinstance(error, errors.HubUnavailableError):
-        told = _without_commands(str(error)).rstrip(".")
-        return f"The Hub did not answer as expected ({told}). Try again in a minute; the examples work without it."
-    if isinstance(error, errors.NoCandidatesError):
-        return "No candidate parent was found: the model declares none, and none turned up on the Hub. Name some."
-    if isinstance(error, errors.PickleRefusedError | errors.NoWeightsError):
-        return f"{_subject(error)} has no safetensors file. This page reads nothing else: other formats can run code."
-    if isinstance(error, errors.ArgumentError) and "max_bytes" in str(error):
-        return (
-            f"That would read more than the {MOST_BYTES >> 20} MB that this page reads for one question. Name fewer "
-            "candidates, or use the command line."
-        )
     if isinstance(error, LineageError):
-        return _without_commands(str(error))
+        said = _of_library(error, signed_in, program) or "That question could not be answered."
+        return said if said.endswith((".", "?", "!")) else f"{said}."
     code = secrets.token_hex(4)
     _LOG.error("unforeseen error %s", code, exc_info=error)
     return f"Something went wrong on this page's side (code {code}). It is not your fault; please try again."
 
 
+def for_page(text: str) -> str:
+    """A message or a note of hf_lineage without what it says to type: there is no command line on a page.
+
+    >>> for_page("`lab/x` was not found on the Hub. If it is private, log in with `hf auth login`.")
+    'lab/x was not found on the Hub.'
+    >>> for_page("All that was read is equal; --sample all tells a copy from a partial change.")
+    'All that was read is equal.'
+    """
+    return "\n".join(_line_for_page(line) for line in text.split("\n"))
+
+
 def gated_repo(error: BaseException) -> str:
     """The repo whose terms are to be accepted, if that is what is wrong."""
-    return _subject(error) if isinstance(error, errors.AccessDeniedError) and "`" in str(error) else ""
+    return (error.repo or "") if isinstance(error, errors.GatedError) else ""
 
 
-def _of_address(text: str) -> str:
-    if not _on_hub(text):
-        raise RefusedError(f"Expected an address of {HUB}, got {shown(text)}.")
-    parts = urlsplit(text).path.strip("/").removeprefix("models/").split("/")
+def _of_library(error: LineageError, signed_in: bool, program: bool) -> str:
+    said = for_page(str(error))
+    said = said[:1].upper() + said[1:] if not error.repo and isinstance(error, errors.ModelNotFoundError) else said
+    if isinstance(error, errors.GatedError):
+        return f"{error.repo or 'That model'} is gated: {_how_to_pass(signed_in, program)}"
+    if isinstance(error, errors.TokenRefusedError) and signed_in:
+        return "Your sign-in is no longer valid: sign out and in again."
+    if type(error) is errors.ModelNotFoundError and error.repo:
+        return (
+            f"{said} Check the spelling. Private models are not read by this page: for those, use the command line on "
+            "your own machine."
+        )
+    if isinstance(error, errors.HubUnavailableError):
+        told = said.removesuffix(" Try again later.").rstrip(".")
+        return (
+            f"The Hub did not answer as expected ({told}). Try again in a minute"
+            f"{'.' if program else '; the examples work without it.'}"
+        )
+    if isinstance(error, errors.PickleRefusedError | errors.NoWeightsError):
+        return f"{said} This page reads safetensors only."
+    if isinstance(error, errors.LimitError):
+        return (
+            f"That would read more than the {MOST_BYTES >> 20} MB that this page reads for one question. Name fewer "
+            "candidates, or use the command line."
+        )
+    return said
+
+
+def _how_to_pass(signed_in: bool, program: bool) -> str:
+    """What to do about a gated model."""
+    if program:
+        return (
+            "programs read public models here. Ask on the page, signed in as somebody who accepted its terms, or use "
+            "hf_lineage on your own machine."
+        )
+    sign_in = "" if signed_in else "sign in above, "
+    return f"you may not read it yet. Accept its terms on its page on the Hub, {sign_in}then ask again."
+
+
+def _line_for_page(line: str) -> str:
+    sentences = (_without_commands(sentence) for sentence in re.split(r"(?<=[.?!]) ", line))
+    return " ".join(sentence for sentence in sentences if sentence or not line).replace("`", "")
+
+
+def _without_commands(sentence: str) -> str:
+    """A sentence without the parts that are commands; nothing if no other part is left."""
+    if not _COMMAND.search(sentence):
+        return sentence.replace("max_bytes=", "the limit of ")
+    parts = re.split(r"(; |: )", sentence)  # with what stands between them
+    kept = [i for i in range(0, len(parts), 2) if not _COMMAND.search(parts[i])]
+    if not kept:
+        return ""
+    text = "".join(f"{parts[i - 1] if i and n else ''}{parts[i]}" for n, i in enumerate(kept)).rstrip(",.")
+    return f"{text}." if sentence.endswith(".") else text
+
+
+def _clean(text: str) -> str:
+    """Without blanks around it, those that cannot be seen among them."""
+    return text.strip().strip(_BLANK).strip()
+
+
+def _path(text: str) -> str | None:
+    """The path of an address, with or without https:// in front of a name of the Hub; None for what is none."""
+    if _is_address(text):
+        if not _on_hub(text):
+            raise RefusedError(f"Expected an address of {HUB}, got {shown(text)}.")
+        return urlsplit(text).path.strip("/")
+    return urlsplit(f"https://{text}").path.strip("/") if "/" in text and _on_hub(f"https://{text}") else None
+
+
+def _of_path(path: str, text: str) -> str:
+    """The id in the path of a model's page."""
+    if not path:
+        raise RefusedError(f"Expected the address of a model's page, such as {HUB}/org/name, got {shown(text)}.")
+    parts = path.removeprefix("models/").split("/")
     name, rest = "/".join(parts[:2]), parts[2:]
     revision = rest[1] if len(rest) > 1 and rest[0] in ("tree", "blob", "resolve", "commit") else ""
     return f"{name}@{revision}" if revision else name
 
 
+def _is_address(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
+
+
 def _on_hub(text: str) -> bool:
-    return urlsplit(text).netloc.lower() in {urlsplit(HUB).netloc, "huggingface.co", "www.huggingface.co", "hf.co"}
+    try:
+        host = urlsplit(text).netloc.lower()
+    except ValueError:
+        return False
+    return host in {urlsplit(HUB).netloc, "huggingface.co", "www.huggingface.co", "hf.co"}
 
 
-def _subject(error: BaseException) -> str:
-    """The repo that a message is about; of a file in it, the repo."""
-    found = re.search(r"`([^`/]{1,100}(?:/[^`/]{1,200})?)[^`]*`", str(error))
-    return found[1] if found else "That model"
-
-
-def _without_commands(text: str) -> str:
-    """Our messages end with what to type next: on a page there is no command line."""
-    text = re.sub(r"\s*(?:Name some: -c|Is there a network\?|; a local folder starts)[^.]*\.?.*$", "", text)
-    return re.sub(r",? log in with `hf auth login`", " sign in", text).replace("`", "")
+def _given(value: Any) -> str:
+    """A value of a wrong type, for a message."""
+    return f"{shown(str(value))} of type {type(value).__name__}"

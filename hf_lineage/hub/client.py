@@ -49,9 +49,12 @@ from ..errors import (
     AccessDeniedError,
     BrokenFileError,
     CheckpointError,
+    GatedError,
     HubUnavailableError,
     LineageError,
     ModelNotFoundError,
+    NoRevisionError,
+    TokenRefusedError,
 )
 from ..records import ModelRef, is_repo_id
 from .cache import COMMIT, CachedRepo, cached_repo
@@ -124,14 +127,15 @@ class Hub:
                 self._canonical[name] = name
         return self._canonical[name]
 
-    def get(self, url: str, params: dict[str, Any], what: str) -> tuple[Any, str | None]:
+    def get(self, url: str, params: dict[str, Any], what: str, repo: str | None = None) -> tuple[Any, str | None]:
         """The JSON at an address of the API, and where its next page is: on the endpoint, or it is not followed.
 
-        Retried, rate limits honoured: `HfApi.model_info` and `list_models` do neither. Raises our errors about `what`.
+        Retried, rate limits honoured: `HfApi.model_info` and `list_models` do neither. Raises our errors about `what`,
+        of `repo`.
         """
         self.count()
         headers = build_hf_headers(token=self.token, library_name="hf_lineage")
-        with explained(what):
+        with explained(what, repo):
             response = http_backoff(
                 "GET", url, params=params or None, headers=headers, timeout=TIMEOUT, retry_on_exceptions=PASSING
             )
@@ -151,7 +155,7 @@ class Hub:
     def _info(self, ref: ModelRef, expand: list[str]) -> ModelInfo:
         revision = f"/revision/{quote(ref.revision, safe='')}" if ref.revision else ""
         url = f"{self.endpoint}/api/models/{ref.name}{revision}"
-        data, _ = self.get(url, {"expand": expand}, f"`{ref}`")
+        data, _ = self.get(url, {"expand": expand}, f"`{ref}`", ref.name)
         if not isinstance(data, dict) or not isinstance(data.get("id"), str) or not is_repo_id(data["id"]):
             raise HubUnavailableError(f"Expected a model for `{ref}`, got {type(data).__name__}. Try again later.")
         try:
@@ -191,7 +195,7 @@ class HubRepo:
 
     def path(self, name: str) -> Path:
         """Download a whole file into the Hub's cache (only pickled weights need this)."""
-        with explained(f"`{name}` of `{self.ref.name}`"):
+        with explained(f"`{name}` of `{self.ref.name}`", self.ref.name):
             return Path(
                 hf_hub_download(
                     self.ref.name, name, revision=self.ref.revision, token=self.hub.token, endpoint=self.hub.endpoint
@@ -218,7 +222,7 @@ class RemoteFile:
             if self._resolved is None:
                 hub = self.repo.hub
                 hub.count()
-                with explained(f"`{self.where}`"):
+                with explained(f"`{self.where}`", self.repo.ref.name):
                     self._resolved = get_hf_file_metadata(
                         self._url, token=hub.token, timeout=TIMEOUT, endpoint=hub.endpoint, retry_on_errors=True
                     )
@@ -246,7 +250,9 @@ class RemoteFile:
                 return self._get(*extent)
             except _ExpiredLocation:
                 if refreshed:
-                    raise AccessDeniedError(f"The Hub refuses `{self.where}` (403), also after a new link.") from None
+                    raise AccessDeniedError(
+                        f"The Hub refuses `{self.where}` (403), also after a new link.", repo=self.repo.ref.name
+                    ) from None
                 refreshed = True
                 self._resolved = None
             except httpx.TransportError as error:
@@ -266,7 +272,7 @@ class RemoteFile:
         body, failure = bytearray(), None
         self.repo.hub.count()
         request = http_stream_backoff("GET", meta.location, headers=headers, timeout=TIMEOUT)
-        with explained(f"`{self.where}`"), request as response:
+        with explained(f"`{self.where}`", self.repo.ref.name), request as response:
             if response.status_code == 403 and not same_origin(meta.location, self.repo.hub.endpoint):
                 raise _ExpiredLocation
             if response.status_code not in (200, 206, 416):
@@ -349,41 +355,71 @@ def same_origin(url: str, endpoint: str) -> bool:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn the client's exceptions into ours: what was asked for, what came, what to do next."""
+def explained(what: str, repo: str | None = None) -> Iterator[None]:
+    """Turn the client's exceptions into ours: what was asked for, what came, what to do next; `repo`: of which repo."""
     try:
         yield
     except GatedRepoError as error:
-        raise AccessDeniedError(
-            f"{what} is gated: accept its terms on its page, then log in with `hf auth login`."
+        raise GatedError(
+            f"{what} is gated: accept its terms on its page. Then log in with `hf auth login`.", repo=repo
         ) from error
     except RepositoryNotFoundError as error:
+        if _token_refused(error):
+            raise _unknown_token(what, repo) from error
         raise ModelNotFoundError(
             f"{what} was not found on the Hub. If it is private, log in with `hf auth login`; "
-            "a local folder starts with `./`, `/` or `~`."
+            "a local folder starts with `./`, `/` or `~`.",
+            repo=repo,
         ) from error
     except RevisionNotFoundError as error:
-        raise ModelNotFoundError(f"{what} has no such revision. Name a branch, tag or commit that exists.") from error
+        raise NoRevisionError(
+            f"{what} has no such revision. Name a branch, tag or commit that exists.", repo=repo
+        ) from error
     except LocalEntryNotFoundError as error:
-        raise HubUnavailableError(f"{what} could not be fetched and is not in the cache.") from error
+        raise HubUnavailableError(f"{what} could not be fetched and is not in the cache.", repo=repo) from error
     except EntryNotFoundError as error:
-        raise CheckpointError(f"{what} is not in the repo at this commit.") from error
+        raise CheckpointError(f"{what} is not in the repo at this commit.", repo=repo) from error
     except OfflineModeIsEnabled as error:
         raise HubUnavailableError(f"{what} needs the Hub, but offline mode is on (HF_HUB_OFFLINE).") from error
     except HFValidationError as error:
-        raise ModelNotFoundError(f"{what} is not a valid repo id on the Hub.") from error
+        raise ModelNotFoundError(f"{what} is not a valid repo id on the Hub.", repo=repo) from error
     except (HfHubHTTPError, FileMetadataError) as error:
-        response = getattr(error, "response", None)
-        status = getattr(response, "status_code", None)
-        if status in (401, 403):
-            raise AccessDeniedError(f"{what} may not be read with this token (HTTP {status}).") from error
-        if status == 404:
-            raise ModelNotFoundError(
-                f"{what} was not found on the Hub. If it is private, log in with `hf auth login`."
-            ) from error
-        raise HubUnavailableError(f"{what}: the Hub answered HTTP {status}. Try again later.") from error
+        raise _of_status(error, what, repo) from error
     except httpx.HTTPError as error:
         raise HubUnavailableError(
             f"{what}: the Hub at {constants.ENDPOINT} did not answer ({type(error).__name__}). "
             "Is there a network? Else try again later."
         ) from error
+
+
+def _of_status(error: Exception, what: str, repo: str | None) -> LineageError:
+    """Our error for an answer that the client has no class for."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if _token_refused(error):
+        return _unknown_token(what, repo)
+    if status in (401, 403):
+        return AccessDeniedError(f"{what} may not be read with this login (HTTP {status}).", repo=repo)
+    if status == 404:
+        return ModelNotFoundError(
+            f"{what} was not found on the Hub. If it is private, log in with `hf auth login`.", repo=repo
+        )
+    return HubUnavailableError(f"{what}: the Hub answered HTTP {status}. Try again later.", repo=repo)
+
+
+def _token_refused(error: Exception) -> bool:
+    """Whether a token was sent that the Hub does not know.
+
+    Without one it answers 401, too, for what is missing or private; with one that it knows, 404 or 403.
+    """
+    response = getattr(error, "response", None)
+    if response is None or response.status_code != 401 or response.headers.get("X-Error-Code"):
+        return False
+    return "authorization" in response.request.headers
+
+
+def _unknown_token(what: str, repo: str | None) -> TokenRefusedError:
+    return TokenRefusedError(
+        f"{what} was asked for with a token that the Hub does not know (HTTP 401): it is wrong, expired or revoked. "
+        "Log in again with `hf auth login`, or set HF_TOKEN to one that is valid.",
+        repo=repo,
+    )

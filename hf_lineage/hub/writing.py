@@ -20,7 +20,14 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
-from ..errors import AccessDeniedError, CardError, CheckpointError, HubUnavailableError
+from ..errors import (
+    AccessDeniedError,
+    CardError,
+    CheckpointError,
+    HubUnavailableError,
+    TokenRefusedError,
+    WriteRefusedError,
+)
 from ..records import ModelRef, printable
 from .client import Hub, HubRepo, explained
 
@@ -71,7 +78,7 @@ class Desk:
 
     def terms(self, ref: ModelRef) -> dict[str, Any]:
         """`license`, `license_name`, `gated` and `private` of a model."""
-        data, _ = self.hub.get(self._url(ref), {"expand": ["cardData", "gated", "private"]}, f"`{ref}`")
+        data, _ = self.hub.get(self._url(ref), {"expand": ["cardData", "gated", "private"]}, f"`{ref}`", ref.name)
         data = data if isinstance(data, dict) else {}
         card = data.get("cardData")
         told = {name: card.get(name) if isinstance(card, dict) else None for name in ("license", "license_name")}
@@ -82,7 +89,7 @@ class Desk:
 
         Those at the top; only where there are none, those in folders.
         """
-        data, _ = self.hub.get(self._url(ref), {"blobs": True}, f"`{ref}`")
+        data, _ = self.hub.get(self._url(ref), {"blobs": True}, f"`{ref}`", ref.name)
         files = data.get("siblings") if isinstance(data, dict) else None
         found = {}
         for file in files if isinstance(files, list) else ():
@@ -105,7 +112,7 @@ class Desk:
         try:
             data, _ = self.hub.get(f"{self.hub.endpoint}/api/whoami-v2", {}, "Your account")
         except AccessDeniedError as error:
-            raise AccessDeniedError(f"The Hub does not know this token. {LOGIN}") from error
+            raise TokenRefusedError(f"The Hub does not know this token. {LOGIN}") from error
         name = data.get("name") if isinstance(data, dict) else None
         if not isinstance(name, str) or not name:
             raise HubUnavailableError("Expected the name of your account, got none from the Hub. Try again later.")
@@ -122,7 +129,7 @@ class Desk:
         asked = {"type": "pull_request", "status": "open", "author": author}
         found: list[int] = []
         for page in range(MAX_PAGES):
-            data, _ = self.hub.get(url, {**asked, "p": page}, f"The list of pull requests of `{name}`")
+            data, _ = self.hub.get(url, {**asked, "p": page}, f"The list of pull requests of `{name}`", name)
             rows = data.get("discussions") if isinstance(data, dict) else None
             rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
             found += [row["num"] for row in rows if _is_ours(row, title, author)]
@@ -140,7 +147,7 @@ class Desk:
         """One commit of all files on top of `parent`; the address of the pull request or of the commit.
 
         Raises `Stale` or `Lost` where it has to be looked at again, `CardError` where the Hub refuses the metadata, and
-        `AccessDeniedError` with the Hub's own words where this token may not do it.
+        `WriteRefusedError` with the Hub's own words where this token may not do it.
         """
         operations = [CommitOperationAdd(path, content) for path, content in files.items()]
         with _written(name, self.hub.token, create_pr or revision is not None), warnings.catch_warnings():
@@ -167,7 +174,7 @@ def _is_ours(row: dict[str, Any], title: str, author: str) -> bool:
 @contextmanager
 def _written(name: str, token: str | bool | None, proposal: bool) -> Iterator[None]:
     """Turn what can go wrong with a commit into ours; `explained` has the rest."""
-    with explained(f"`{name}`"):
+    with explained(f"`{name}`", name):
         try:
             yield
         except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
@@ -193,14 +200,16 @@ def _refused(error: httpx.TransportError | HfHubHTTPError, name: str, token: str
         raise Stale from error
     if status >= 500:
         raise Lost(f"HTTP {status}") from error
-    if status in (401, 403):
+    if status == 401:
+        raise TokenRefusedError(f"The Hub does not know this token (HTTP 401){told}. {LOGIN}", repo=name) from error
+    if status == 403:
         what = "open a pull request of" if proposal else "push to"
         other = "unless the owner has disabled pull requests" if proposal else "or propose it by a pull request"
-        raise AccessDeniedError(
-            f"This token may not {what} `{name}` (HTTP {status}){told}. Use one with write access, {other}."
+        raise WriteRefusedError(
+            f"This token may not {what} `{name}` (HTTP {status}){told}. Use one with write access, {other}.", repo=name
         ) from error
     if status in (400, 409, 413, 422):
-        raise CardError(f"The Hub refuses the change of `{name}` (HTTP {status}){told}.") from error
+        raise CardError(f"The Hub refuses the change of `{name}` (HTTP {status}){told}.", repo=name) from error
 
 
 def _told(text: str | None, token: str | bool | None) -> str:
