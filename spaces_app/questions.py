@@ -30,7 +30,7 @@ _NO_MODEL = {
 }
 # sentences, and parts of one, that say what to type in a terminal or in Python
 _COMMAND = re.compile(
-    r"hf auth login|HF_TOKEN|HF_LINEAGE|(?<![\w/-])--[a-z]|(?<!\S)-c [\w.]|allow_pickle|candidates=|hf-lineage [a-z]|"
+    r"hf auth login|HF_TOKEN|(?<![\w/-])--[a-z]|(?<!\S)-c [\w.]|allow_pickle|candidates=|hf-lineage [a-z]|"
     r"git lfs|hf download|pip install|local folder starts|There is a local|write it so if|Is there a network|"
     r"Pass the path|pass the folder|Sample less|Allow more|If you trust it|Block by block|Download it first|Else try"
 )
@@ -129,6 +129,12 @@ def for_page(text: str) -> str:
     'All that was read is equal.'
     """
     return "\n".join(_line_for_page(line) for line in text.split("\n"))
+
+
+def tool(endpoint: str) -> str:
+    """What an MCP client calls an endpoint: on the Hub gradio puts the name of the Space in front of it."""
+    space = os.environ.get("SPACE_ID", "").rpartition("/")[2] if os.environ.get("SYSTEM") == "spaces" else ""
+    return re.sub(r"[^a-zA-Z0-9]", "_", f"{space}_{endpoint}" if space else endpoint)
 
 
 def gated_repo(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from questions import MOST_BYTES, MOST_CANDIDATES, MOST_MODELS, MOST_SECONDS
+from questions import MOST_BYTES, MOST_CANDIDATES, MOST_MODELS, MOST_SECONDS, tool
 
 TITLE = "Model Lineage"
 HEAD = """<div class="hl hl-head"><h1>Where does this model come from?</h1>
@@ -47,8 +47,10 @@ answers stay in
 your session.</li>
 </ul>
 <h2>For programs</h2>
-<p>The same questions as an API (“Use via API” below) and as MCP tools at <code>/gradio_api/mcp/</code>:
-<code>trace</code>, <code>layers</code>, <code>family_tree</code>, <code>find_candidates</code>. A link with
+<p>The same questions as an API (“Use via API” below): <code>/trace</code>, <code>/layers</code>,
+<code>/family_tree</code>, <code>/find_candidates</code>; and as MCP tools at <code>/gradio_api/mcp/</code>:
+<code>{tool("trace")}</code>, <code>{tool("layers")}</code>, <code>{tool("family_tree")}</code>,
+<code>{tool("find_candidates")}</code>. They read public models only, and write nothing. A link with
 <code>?child=org/name&amp;parents=org/a,org/b</code> asks at once.</p>
 </div>"""
 

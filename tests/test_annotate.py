@@ -20,8 +20,11 @@ from hf_lineage.errors import (
     AccessDeniedError,
     ArgumentError,
     CardError,
+    GatedError,
     HubUnavailableError,
     ModelNotFoundError,
+    TokenRefusedError,
+    WriteRefusedError,
 )
 from hf_lineage.hub.writing import _told
 from hf_lineage.records import Lineage
@@ -306,7 +309,7 @@ class TestRefusals:
     def test_with_an_unknown_token(self, desk: Any, lineage: Lineage) -> None:
         for about in ({"create_pr": True}, {"push": True}):
             text = self.refused(
-                desk, AccessDeniedError, "HTTP 401|hf auth login", lineage=lineage, token="hf_nobodys", **about
+                desk, TokenRefusedError, "HTTP 401|hf auth login", lineage=lineage, token="hf_nobodys", **about
             )
             assert "hf_nobodys" not in text
 
@@ -314,7 +317,7 @@ class TestRefusals:
         desk.roles["hf_bob"] = "read"
         self.refused(
             desk,
-            AccessDeniedError,
+            WriteRefusedError,
             r"may not open a pull request .* 403.*role `read`",
             lineage=lineage,
             create_pr=True,
@@ -324,7 +327,7 @@ class TestRefusals:
     def test_of_somebody_elses_repo(self, desk: Any, lineage: Lineage) -> None:
         self.refused(
             desk,
-            AccessDeniedError,
+            WriteRefusedError,
             "may not push to .* propose it by a pull request",
             lineage=lineage,
             push=True,
@@ -334,7 +337,7 @@ class TestRefusals:
     def test_where_pull_requests_are_disabled(self, desk: Any, lineage: Lineage) -> None:
         desk.fault(403, on="write")
         self.refused(
-            desk, AccessDeniedError, "unless the owner has disabled", lineage=lineage, create_pr=True, token="hf_bob"
+            desk, WriteRefusedError, "unless the owner has disabled", lineage=lineage, create_pr=True, token="hf_bob"
         )
 
     def test_of_a_repo_that_is_hidden_or_gone(self, desk: Any, lineage: Lineage) -> None:
@@ -342,7 +345,7 @@ class TestRefusals:
         self.refused(desk, ModelNotFoundError, "not found", lineage=lineage, create_pr=True, token="hf_bob")
         desk.repos["lab/child"].private = False
         desk.repos["lab/child"].gated = "auto"
-        self.refused(desk, AccessDeniedError, "gated", lineage=lineage, create_pr=True, token="hf_bob")
+        self.refused(desk, GatedError, "gated", lineage=lineage, create_pr=True, token="hf_bob")
 
     def test_of_metadata_that_the_hub_refuses(self, desk: Any, lineage: Lineage) -> None:
         desk.commit("lab/child", {"README.md": b"---\nlicense: {a: 1}\n---\n"})

@@ -70,6 +70,12 @@ def test_a_child_that_is_not_on_the_hub(run, lab: MiniHub) -> None:
         assert code == 3 and "hf auth login" in err
 
 
+def test_a_token_that_the_hub_does_not_know(run, lab: MiniHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_revoked")
+    code, _, err = run("trace", "lab/child", "-c", "lab/parent")
+    assert code == 3 and "a token that the Hub does not know" in err and "hf auth login" in err
+
+
 @pytest.mark.parametrize(
     "arguments", [["trace"], ["trace", "x", "--frobnicate"], ["sing"], ["trace", "x", "--alpha", "much"]]
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from space_app import APP, HOSTILE, ROOT
+from space_app import APP, HOSTILE, ROOT, running
 
 import hf_lineage as hl
 from hf_lineage import errors
@@ -49,6 +49,10 @@ class TestEndpoints:
         answer = json.loads(client.predict("lab/child", ["lab/parent", "lab/stranger"], api_name="/trace"))
         assert (answer["schema"], answer["verdict"], answer["parent"]) == ("hf_lineage/1", "parent", "lab/parent")
 
+    def test_types_are_told(self, client) -> None:
+        api = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+        assert {told["type"]["type"] for about in api.values() for told in about["returns"]} == {"string"}
+
     def test_trace_finds_candidates(self, client) -> None:
         answer = json.loads(client.predict("lab/grandchild", api_name="/trace"))
         assert answer["candidates"][0]["facts"]["found_by"] and answer["claims"][0]["status"] == "contradicted"
@@ -57,9 +61,11 @@ class TestEndpoints:
         answer = json.loads(client.predict("merges/hybrid", ["merges/a", "merges/b", "merges/c"], api_name="/layers"))
         assert answer["method"] == "passthrough" and len(answer["blocks"]) == 14
 
+    @pytest.mark.parametrize("as_text", [False, True])
     @pytest.mark.parametrize("collection", [False, True])
-    def test_family_tree(self, client, space, collection: bool) -> None:
+    def test_family_tree(self, client, space, collection: bool, as_text: bool) -> None:
         given = [f"{space.hub.url}/collections/lab/family-0123abcd"] if collection else ["lab/parent", "lab/child"]
+        given = " ".join(given) if as_text else given
         answer = json.loads(client.predict(given, api_name="/family_tree"))
         assert {"lab/parent", "lab/child"} <= {node["id"] for node in answer["nodes"]}
 
@@ -75,11 +81,17 @@ class TestEndpoints:
             ("/trace", ("lab/child", ["./here"]), "Expected the id of a model"),
             ("/trace", ("lab/child", [f"a/b{i}" for i in range(17)]), "at most 16 models"),
             ("/trace", ("secret/private", ["lab/parent"]), "was not found on the Hub"),
-            ("/trace", ("vault/gated", ["lab/parent"]), "is gated"),
+            ("/trace", ("vault/gated", ["lab/parent"]), "is gated: programs read public models here"),
             ("/layers", ("", None), "Type the id"),
             ("/family_tree", (["lab/parent"],), "two models or more"),
             ("/family_tree", (["https://elsewhere.org/lab/parent", "lab/child"],), "Expected an address of"),
             ("/find_candidates", ("lab/child", 1000), "Expected `most`"),
+            *((("/find_candidates", ("lab/child", most), "Expected `most`")) for most in ("abc", None, True, 2.5)),
+            *((("/trace", (child, None), "as text, such as org/name")) for child in (5, {"a": 1})),
+            ("/trace", ("lab/child", 5), "as a list of texts"),
+            ("/family_tree", (None,), "two models or more"),
+            ("/family_tree", ([1, 2],), "as a list of texts"),
+            ("/family_tree", (["lab/none@nope", "lab/gone"],), "No model could be read"),
         ],
     )  # fmt: skip
     def test_refusals_are_one_sentence(self, client, endpoint: str, arguments: tuple, words: str) -> None:
@@ -88,6 +100,7 @@ class TestEndpoints:
         with pytest.raises(AppError, match=re.escape(words)) as caught:
             client.predict(*arguments, api_name=endpoint)
         assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+        assert "sign in above" not in str(caught.value) and "hf auth" not in str(caught.value)
 
     @pytest.mark.parametrize("file", ["README.md", "spaces_app/README.md"])
     def test_what_the_readme_tells_to_run(self, space, file: str, capsys) -> None:
@@ -108,33 +121,53 @@ class TestEndpoints:
         assert used <= {"/api/whoami-v2"}, "only gradio's stand-in for a login asks who this is"
 
     def test_mcp(self, space) -> None:
-        from mcp import ClientSession
-        from mcp.client.streamable_http import streamable_http_client
-
-        async def talk() -> tuple[list[Any], dict[str, Any], Any]:
-            async with (
-                streamable_http_client(f"{space.url}/gradio_api/mcp/") as (read, write, _),
-                ClientSession(read, write) as session,
-            ):
-                await session.initialize()
-                tools = (await session.list_tools()).tools
-                asked = {
-                    "trace": {"child": "lab/child", "candidates": ["lab/parent"]},
-                    "layers": {"child": "merges/hybrid", "candidates": ["merges/a", "merges/b"]},
-                    "family_tree": {"models": ["lab/parent", "lab/child"]},
-                    "find_candidates": {"child": "lab/child", "most": 2},
-                }
-                answers = {name: await session.call_tool(name, given) for name, given in asked.items()}
-                return tools, answers, await session.call_tool("trace", {"child": "../up"})
-
-        tools, answers, refused = asyncio.run(talk())
+        asked = {
+            "trace": {"child": "lab/child", "candidates": ["lab/parent"]},
+            "layers": {"child": "merges/hybrid", "candidates": ["merges/a", "merges/b"]},
+            "family_tree": {"models": "lab/parent lab/child"},
+            "find_candidates": {"child": "lab/child", "most": 2},
+        }
+        tools, answers, refused = asyncio.run(talk(space.url, asked, {"child": "../up"}))
         assert {f"/{tool.name}" for tool in tools} == ENDPOINTS
         for tool in tools:
-            assert len(tool.description) > 100 and "Returns" in tool.description
-            assert all(about.get("description") for about in tool.inputSchema["properties"].values()), tool.name
+            assert len(tool.description) > 100 and " Returns: JSON, schema hf_lineage/1: " in tool.description
+            assert ",," not in tool.description and "  " not in tool.description
+            for about in tool.inputSchema["properties"].values():
+                assert about["description"].endswith("."), tool.name
         for name, answer in answers.items():
             assert not answer.isError and json.loads(answer.content[0].text)["schema"] == "hf_lineage/1", name
         assert refused.isError and "Expected the id of a model" in refused.content[0].text
+
+    def test_tools_are_called_as_the_page_says(self, space, tmp_path, monkeypatch) -> None:
+        def told() -> set[str]:
+            """The names of tools on the page, as the environment is now."""
+            how = importlib.reload(wording).HOW.partition("MCP tools")[2]
+            return {name for name in re.findall(r"<code>(\w+)</code>", how)}
+
+        wording = importlib.import_module("wording")
+        assert {tool.name for tool in asyncio.run(talk(space.url))[0]} == told()
+        with running(tmp_path, on_hub=True) as on_hub:
+            names = {tool.name for tool in asyncio.run(talk(on_hub.url))[0]}
+        with monkeypatch.context() as patch:
+            patch.setenv("SYSTEM", "spaces")
+            patch.setenv("SPACE_ID", "owner/model-lineage")
+            assert names == told() and all(f"`{name}`" in (APP / "README.md").read_text() for name in names)
+        importlib.reload(wording)
+
+
+async def talk(url: str, asked: dict[str, Any] | None = None, wrong: dict[str, Any] | None = None) -> Any:
+    """(the tools, their answers to what is asked, what `trace` says to a wrong question) over MCP."""
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    async with (
+        streamable_http_client(f"{url}/gradio_api/mcp/") as (read, write, _),
+        ClientSession(read, write) as session,
+    ):
+        await session.initialize()
+        tools = (await session.list_tools()).tools
+        answers = {name: await session.call_tool(name, given) for name, given in (asked or {}).items()}
+        return tools, answers, await session.call_tool("trace", wrong) if wrong else None
 
 
 def test_twenty_users_at_once(space) -> None:

@@ -1,0 +1,235 @@
+"""What the page of the Space answers in words: what is no model, what went wrong, and never what to type."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save
+from space_app import APP, ROOT
+
+import hf_lineage as hl
+from hf_lineage import errors
+from hf_lineage.testing import MiniHub
+
+sys.path.insert(0, str(APP))
+import asking
+import questions
+from questions import RefusedError, explain, for_page, gated_repo
+
+SHOWN = [  # modules whose messages may reach the page
+    path for path in sorted((ROOT / "hf_lineage").rglob("*.py"))
+    if not {"cli", "testing", "experiments", "section.py", "card.py"} & {*path.parts}
+]  # fmt: skip
+COMMANDS = re.compile(
+    r"hf auth|HF_TOKEN|--[a-z]|allow_pickle|candidates=|hf-lineage [a-z]|local folder|pip install|-c \w"
+)
+
+
+def said(child: str, parents: list[str] | None, token: str | bool = False, **about: bool) -> str:
+    """What the page answers to a question that fails."""
+    with pytest.raises(hl.LineageError) as caught:
+        asking.trace(child, parents or [], token, lambda *_: None)
+    return explain(caught.value, **about)
+
+
+def refused(function: Any, *given: Any) -> str:
+    with pytest.raises(RefusedError) as caught:
+        function(*given)
+    return str(caught.value)
+
+
+class TestWhatTheHubRefuses:
+    def test_a_token_that_it_does_not_know(self, lab: MiniHub) -> None:
+        with pytest.raises(errors.TokenRefusedError, match="HTTP 401") as caught:
+            hl.trace("lab/child", ["lab/parent"], token="hf_revoked")
+        assert caught.value.repo == "lab/child" and gated_repo(caught.value) == ""
+        assert explain(caught.value, signed_in=True) == "Your sign-in is no longer valid: sign out and in again."
+        assert "gated" not in explain(caught.value) and not COMMANDS.search(explain(caught.value))
+
+    @pytest.mark.parametrize("token", [False, "hf_alice"])
+    def test_a_repo_that_is_missing_or_hidden_is_not_found(self, lab: MiniHub, nets, token: str | bool) -> None:
+        lab.add("bob/secret", {"model.safetensors": save(nets["child"])}, private=True)
+        for name in ("lab/gone", "bob/secret"):
+            with pytest.raises(errors.ModelNotFoundError) as caught:
+                hl.trace(name, ["lab/parent"], token=token)
+            assert type(caught.value) is errors.ModelNotFoundError and caught.value.repo == name
+            assert explain(caught.value).startswith(f"{name} was not found on the Hub. Check the spelling. Private")
+
+    def test_a_gated_repo(self, lab: MiniHub, nets) -> None:
+        lab.add("alice/gated", {"model.safetensors": save(nets["child"])}, gated="auto")
+        with pytest.raises(errors.GatedError) as caught:
+            hl.trace("alice/gated", ["lab/parent"], token=False)
+        assert gated_repo(caught.value) == "alice/gated"
+        assert explain(caught.value).startswith("alice/gated is gated") and "sign in above" in explain(caught.value)
+        assert "sign in above" not in explain(caught.value, signed_in=True)
+        for_programs = explain(caught.value, program=True)
+        assert "sign in above" not in for_programs and "programs read public models" in for_programs
+
+    def test_a_403_is_not_called_gated(self, lab: MiniHub) -> None:
+        lab.fault(403, on="api", times=None)
+        told = said("lab/child", ["lab/parent"])
+        assert "gated" not in told and "lab/child may not be read" in told
+
+    def test_a_revision_that_does_not_exist(self, lab: MiniHub) -> None:
+        told = said("lab/child@nope", ["lab/parent"])
+        assert told == "lab/child@nope has no such revision. Name a branch, tag or commit that exists."
+
+    def test_a_hub_that_fails(self, lab: MiniHub) -> None:
+        lab.fault("drop", on="api", times=None)
+        told = said("lab/child", ["lab/parent"])
+        assert told.startswith("The Hub did not answer as expected (lab/child: the Hub at") and "network" not in told
+        assert "examples" in told and "examples" not in said("lab/child", ["lab/parent"], program=True)
+
+    def test_a_refused_write_says_so(self) -> None:
+        error = errors.WriteRefusedError("This token may not open a pull request of `lab/x` (HTTP 403).", repo="lab/x")
+        assert explain(error, signed_in=True) == "This token may not open a pull request of lab/x (HTTP 403)."
+        assert gated_repo(error) == ""
+
+    def test_a_collection(self, lab: MiniHub) -> None:
+        with pytest.raises(errors.ModelNotFoundError) as caught:
+            asking.family("https://huggingface.co/collections/lab/none-0123abcd", False)
+        assert explain(caught.value) == "The collection lab/none-0123abcd was not found on the Hub."
+
+    def test_the_repo_travels_with_the_error(self) -> None:
+        error = pickle.loads(pickle.dumps(errors.GatedError("text", repo="a/b")))
+        assert (str(error), error.repo, errors.LineageError("text").repo) == ("text", "a/b", None)
+
+
+class TestWhatCannotBeCompared:
+    def test_a_repo_without_weights(self, lab: MiniHub) -> None:
+        lab.add("lab/empty", {"config.json": b"{}", "README.md": b"# Empty"})
+        told = said("lab/empty", ["lab/parent"])
+        assert "in lab/empty, found README.md, config.json" in told and told.endswith(
+            "This page reads safetensors only."
+        )
+
+    def test_pickles_only(self, lab: MiniHub) -> None:
+        lab.add("lab/pickle", {"pytorch_model.bin": b"x"})
+        told = said("lab/pickle", ["lab/parent"])
+        assert told.startswith("lab/pickle has only pickled weights") and not COMMANDS.search(told)
+
+    def test_the_child_as_its_only_candidate(self, lab: MiniHub) -> None:
+        told = said("lab/child", ["lab/child"])
+        assert told.startswith("A model is not its own parent") and told.endswith("Name others.")
+
+    def test_no_candidate(self) -> None:
+        error = errors.NoCandidatesError("Expected candidate parents of `a/b`, got none. Name some: -c org/name.")
+        assert explain(error) == "Expected candidate parents of a/b, got none. Name some."
+
+    def test_all_that_could_not_be_read_is_told(self, lab: MiniHub) -> None:
+        told = said("lab/child", [f"gone/{i}" for i in range(7)])
+        assert all(f"gone/{i}" in told for i in range(5)) and "gone/5" not in told and "2 more" in told
+        assert not COMMANDS.search(told)
+
+    def test_more_than_is_read(self, lab: MiniHub) -> None:
+        with pytest.raises(errors.LimitError) as caught:
+            hl.trace("lab/child", ["lab/parent"], token=False, max_bytes=10)
+        assert explain(caught.value).startswith("That would read more than the 1024 MB")
+
+
+class TestForThePage:
+    @pytest.mark.parametrize(
+        "text, shown",
+        [
+            ("Hidden; `lab/x` is fine. It is.", "Hidden; lab/x is fine. It is."),
+            ("lab/a--b.safetensors: two files.", "lab/a--b.safetensors: two files."),
+            ("Read more than max_bytes=1,000. Sample less, for example 10 bytes.", "Read more than the limit of 1,000."),
+            ("A merge: its weights are an average. Block by block: hf-lineage layers a/b -c c/d", "A merge: its weights are an average."),
+            ("No bill of materials: pip install 'hf_lineage[bom]'.", "No bill of materials."),
+            ("it is a git-lfs pointer, not the weights; run `git lfs pull` in its folder", "it is a git-lfs pointer, not the weights"),
+            ("a  table\n\n  of lines", "a  table\n\n  of lines"),
+            ("Log in with `hf auth login`.", ""),
+            ("", ""),
+        ],
+    )  # fmt: skip
+    def test_what_is_left(self, text: str, shown: str) -> None:
+        assert for_page(text) == shown
+
+    def test_several_reasons_in_one_text(self) -> None:
+        one = "lab/{0}: `lab/{0}` was not found on the Hub. If it is private, log in with `hf auth login`; a local folder starts with `./`, `/` or `~`."
+        assert for_page(f"{one.format('a')} {one.format('b')}") == (
+            "lab/a: lab/a was not found on the Hub. lab/b: lab/b was not found on the Hub."
+        )
+
+    @pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
+    def test_no_message_of_the_library_keeps_its_commands(self, path: Path) -> None:
+        for text in messages(path):
+            assert not COMMANDS.search(for_page(text)), f"{path.name}: {text}"
+
+
+def messages(path: Path) -> Iterator[str]:
+    """The texts of a module that end like sentences, `org/x` in place of what is filled in; no docstrings."""
+    tree = ast.parse(path.read_text())
+    away = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in ast.walk(node)
+        if part is not node
+    }
+    away |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr) and id(node) not in away:
+            yield "".join(part.value if isinstance(part, ast.Constant) else "org/x" for part in node.values)  # type: ignore[misc]
+        elif isinstance(node, ast.Constant) and id(node) not in away and re.search(r" .*[.?\]]$", str(node.value)):
+            yield str(node.value)
+
+
+class TestWhatIsTyped:
+    @pytest.mark.parametrize(
+        "text, ref",
+        [
+            ("huggingface.co/lab/child", "lab/child"),
+            ("hf.co/lab/child/", "lab/child"),
+            ("HF.co/gpt2", "gpt2"),
+            ("Https://www.huggingface.co/lab/child/tree/v1", "lab/child@v1"),
+            ("\ufefflab/child\u200b", "lab/child"),
+            ("lab/child \u200b\n", "lab/child"),
+        ],
+    )
+    def test_is_a_model(self, text: str, ref: str) -> None:
+        assert questions.model_id(text) == ref and questions.model_ids(f"{text}, lab/x") == [ref, "lab/x"]
+
+    @pytest.mark.parametrize(
+        "text, words",
+        [
+            ("https://huggingface.co/datasets/lab/child", "a data set, not a model"),
+            ("huggingface.co/spaces/lab/child", "a Space, not a model"),
+            ("spaces/lab/child", "a Space, not a model"),
+            ("https://huggingface.co/collections/lab/x-0123", "a collection, which the family tree takes"),
+            ("https://huggingface.co/", "Expected the address of a model's page"),
+            ("huggingface.co/", "Expected the address of a model's page"),
+            ("https://[", "Expected an address of"),
+            ("\u200b", "Type the id"),
+            (5, "as text, such as org/name, got “5” of type int"),
+            ({"a": 1}, "of type dict"),
+            (True, "of type bool"),
+        ],
+    )  # fmt: skip
+    def test_is_none(self, text: Any, words: str) -> None:
+        told = refused(questions.model_id, text)
+        assert words in told and "“”" not in told
+
+    @pytest.mark.parametrize("given", [5, {"a": 1}, [1, 2], ["a/b", None], True])
+    def test_are_no_ids(self, given: Any) -> None:
+        for function in (questions.model_ids, lambda given: asking.family(given, False)):
+            assert "Expected ids of models as a list of texts" in refused(function, given)
+
+    def test_a_family(self, lab: MiniHub) -> None:
+        lab.add_collection("lab/some-0123abcd", title="Some", items=["lab/child", "lab/parent"])
+        for given in (
+            ["lab/child", "lab/parent"],
+            "lab/child lab/parent",
+            "huggingface.co/collections/lab/some-0123abcd",
+        ):
+            assert asking.family(given, False) == ["lab/child", "lab/parent"]
+        with_one = "https://huggingface.co/collections/lab/some-0123abcd\nlab/other"
+        assert "the address of a collection alone, or ids" in refused(asking.family, with_one, False)
+        assert "got 0" in refused(asking.family, None, False) and "got 1" in refused(asking.family, "a/b", False)
