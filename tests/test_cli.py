@@ -72,6 +72,7 @@ def test_a_child_that_is_not_on_the_hub(run, lab: MiniHub) -> None:
 
 def test_a_token_that_the_hub_does_not_know(run, lab: MiniHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_revoked")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
     code, _, err = run("trace", "lab/child", "-c", "lab/parent")
     assert code == 3 and "a token that the Hub does not know" in err and "hf auth login" in err
 

@@ -142,7 +142,7 @@ class TestEndpoints:
         def told() -> set[str]:
             """The names of tools on the page, as the environment is now."""
             how = importlib.reload(wording).HOW.partition("MCP tools")[2]
-            return {name for name in re.findall(r"<code>(\w+)</code>", how)}
+            return set(re.findall(r"<code>(\w+)</code>", how))
 
         wording = importlib.import_module("wording")
         assert {tool.name for tool in asyncio.run(talk(space.url))[0]} == told()
