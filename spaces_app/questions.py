@@ -165,7 +165,7 @@ def _of_library(error: LineageError, signed_in: bool, program: bool) -> str:
     if isinstance(error, errors.LimitError):
         return (
             f"That would read more than the {MOST_BYTES >> 20} MB that this page reads for one question. Name fewer "
-            "candidates, or use the command line."
+            "models, or use the command line."
         )
     return said
 
