@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import hf_raise_for_status, httpx
 from safetensors.torch import save
 from space_app import APP, ROOT
 
 import hf_lineage as hl
 from hf_lineage import errors
+from hf_lineage.hub.client import explained
 from hf_lineage.testing import MiniHub
 
 sys.path.insert(0, str(APP))
@@ -96,6 +98,22 @@ class TestWhatTheHubRefuses:
         with pytest.raises(errors.ModelNotFoundError) as caught:
             asking.family("https://huggingface.co/collections/lab/none-0123abcd", False)
         assert explain(caught.value) == "The collection lab/none-0123abcd was not found on the Hub."
+
+    @pytest.mark.parametrize(
+        "sent, code, kind",
+        [
+            ({}, "", errors.ModelNotFoundError),  # what the Hub answers for a missing repo, too
+            ({"authorization": "Bearer hf_x"}, "", errors.TokenRefusedError),
+            ({"authorization": "Bearer hf_x"}, "RepoNotFound", errors.ModelNotFoundError),
+            ({}, "GatedRepo", errors.GatedError),
+        ],
+    )
+    def test_a_401_is_read_by_what_was_sent(self, sent: dict[str, str], code: str, kind: type[Exception]) -> None:
+        request = httpx.Request("GET", "https://huggingface.co/api/models/lab/x", headers=sent)
+        about = {"X-Error-Message": "Invalid username or password.", **({"X-Error-Code": code} if code else {})}
+        with pytest.raises(hl.LineageError) as caught, explained("`lab/x`", "lab/x"):
+            hf_raise_for_status(httpx.Response(401, headers=about, request=request))
+        assert type(caught.value) is kind and caught.value.repo == "lab/x"
 
     def test_the_repo_travels_with_the_error(self) -> None:
         error = pickle.loads(pickle.dumps(errors.GatedError("text", repo="a/b")))
