@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from show import View, esc, fold, megabytes, model, p_text, pre
+from show import View, esc, fold, listed, megabytes, model, p_text, pre
 
 COLUMNS = 8  # sources that get one; the rest share a column
 MID, DEEP = 0.52, 0.78  # shares from which text in a cell turns, in the dark and in the light theme
@@ -150,5 +150,5 @@ def _whole(answer: dict[str, Any]) -> str:
         f"<li>{share['weight']:.3f} ± {share['stderr']:.3f} {model(share['ref'])}</li>" for share in answer["mixture"]
     ]
     told = f"<h3>The whole model</h3><ul>{''.join(items)}</ul>" if len(items) > 1 else ""
-    because = "".join(f"<li>{esc(text, 1000)}</li>" for text in (*answer["reasons"], *answer["notes"]))
-    return told + (f"<h3>Because</h3><ul>{because}</ul>" if because else "")
+    because = listed((*answer["reasons"], *answer["notes"]))
+    return told + (f"<h3>Because</h3>{because}" if because else "")

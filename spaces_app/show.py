@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import Step
-from questions import HUB
+from questions import HUB, for_page
 
 View = dict[str, Any]  # {"answer": the answer's JSON, "sentence": …, "words": …, "table": …}
 
@@ -82,7 +82,7 @@ def lineage_html(view: View) -> str:
 
 def tree_html(view: View) -> str:
     """The answer of `phylogeny`: the picture, the same in words, and its forms to take away."""
-    left = [f"<li>{model(ref)}: {esc(why)}</li>" for ref, why in view["answer"]["left_out"].items()]
+    left = [f"<li>{model(ref)}: {esc(for_page(why))}</li>" for ref, why in view["answer"]["left_out"].items()]
     return _box(
         f'<h2 class="hl-said">{esc(view["sentence"], 2000)}</h2>',
         _image(view["tree"], "tree"),
@@ -108,10 +108,10 @@ def diff_html(diff: str, files: Mapping[str, bytes], notes: Iterable[str]) -> st
         for i, line in enumerate(diff.splitlines())
     ]
     shown = f'<pre class="hl-diff" tabindex="0" aria-label="Diff of README.md">{"".join(lines)}</pre>'
-    told = "".join(f"<li>{esc(note, 1000)}</li>" for note in notes)
+    told = listed(notes)
     beside = "".join(_file(name, content) for name, content in files.items() if name != "README.md")
     return _box(
-        "<h2>README.md</h2>", shown, f"<ul>{told}</ul>" if told else "", f"<h2>Files beside it</h2>{beside}",
+        "<h2>README.md</h2>", shown, told, f"<h2>Files beside it</h2>{beside}",
         label="Diff of the card",
     )  # fmt: skip
 
@@ -204,6 +204,12 @@ def _broken(ref: str) -> str:
     return esc(ref).replace("/", "/<wbr>")
 
 
+def listed(texts: Iterable[str]) -> str:
+    """Remarks of the library as a list, without what to type; "" where nothing is left of them."""
+    items = "".join(f"<li>{esc(told, 1000)}</li>" for text in texts if (told := for_page(text)))
+    return f"<ul>{items}</ul>" if items else ""
+
+
 def fold(title: str, content: str, opened: bool = False) -> str:
     return f"<details{' open' if opened else ''}><summary>{esc(title)}</summary>{content}</details>"
 
@@ -264,7 +270,7 @@ def _row(candidate: dict[str, Any], first: bool) -> str:
     name = f'<th scope="row">{model(candidate["ref"], candidate["revision"])}</th>'
     why = esc("; ".join(candidate["facts"].get("found_by", [])) or "you named it")
     if candidate["status"] != "compared":
-        told = f"<em>{esc(candidate['status'].replace('_', ' '))}</em>: {esc(' '.join(candidate['reasons']))}"
+        told = f"<em>{esc(candidate['status'].replace('_', ' '))}</em>: {esc(for_page(' '.join(candidate['reasons'])))}"
         return (
             f'<tr class="hl-out">{name}<td class="hl-n">–</td><td class="hl-n">–</td><td>{told}</td><td>{why}</td></tr>'
         )
@@ -305,12 +311,12 @@ def _claims(answer: dict[str, Any]) -> str:
 
 def _evidence(view: View) -> str:
     answer = view["answer"]
-    parts = [f"<p>{esc(view['words'], 6000)}</p>"] if view["words"] else []
+    parts = [f"<p>{esc(for_page(view['words']), 6000)}</p>"] if view["words"] else []
     for candidate in answer["candidates"][:8]:
         items = [f"<dt>{esc(key.replace('_', ' '))}</dt><dd>{_plain(value)}</dd>" for key, value in _told(candidate)]
         parts.append(fold(candidate["ref"], f"<dl>{''.join(items)}</dl>"))
-    notes = "".join(f"<li>{esc(note, 1000)}</li>" for note in answer["notes"])
-    parts += [f"<h4>Notes</h4><ul>{notes}</ul>"] if notes else []
+    notes = listed(answer["notes"])
+    parts += [f"<h4>Notes</h4>{notes}"] if notes else []
     parts += [fold("The whole answer as text", pre(view["table"])), _json(view)]
     return fold("The evidence", f'<div class="hl-evidence">{"".join(parts)}</div>')
 
@@ -319,7 +325,7 @@ def _told(candidate: dict[str, Any]) -> Iterable[tuple[str, Any]]:
     yield "distance of a weight", candidate["distance"]
     yield "p-value of this candidate alone", candidate["p_raw"]
     yield from ((key, value) for key, value in candidate["facts"].items() if key != "found_by")
-    yield from (("remark", reason) for reason in candidate["reasons"])
+    yield from (("remark", remark) for reason in candidate["reasons"] if (remark := for_page(reason)))
     weights = candidate["evidence"].get("weights", {})
     moved = [(name, block.get("moved")) for name, block in weights.get("blocks", {}).items()]
     told = [f"{name} {value:.3g}" for name, value in moved if value is not None]
