@@ -50,7 +50,6 @@ CANDIDATES, REQUESTS = 256, 2500  # models that a search looks at, and requests 
 CHUNK = 64  # of them that are compared at once
 SEARCHED, LEAST_SEARCHED = 256 << 20, 1 << 20  # bytes read of all models that a search found, and of each at least
 MOST_SOURCES = 16  # candidates whose blocks are compared where nobody named any
-TOLD = 5  # candidates whose trouble is told where none can be read
 
 
 @together
@@ -238,9 +237,7 @@ def _trace(asked: Question, how: _How) -> Lineage:
             judged, none = _settle(asked, judged, none, budget, how)
         rest += _refuse(comparable, comparison, readings.failed)
         notes += remarks.of_trace(plan, architecture, comparison)
-        kin = {(c.ref, c.revision) for c in judged if c.relation != "none"}
-        named = {i: m.ref.name for i, (m, _) in enumerate(comparable) if (m.ref.name, m.ref.revision) in kin}
-        notes += remarks.of_merges(readings, architecture, named, source.ref.name)
+        notes += remarks.of_merges(readings, architecture, comparable, judged, source.ref.name)
     if settings and opened:
         before = opener.bytes_read - by_child
         seen_by = compare(ran, lined, settings, progress)
@@ -249,9 +246,7 @@ def _trace(asked: Question, how: _How) -> Lineage:
         notes += of_features([*judged, *rest], settings)
     ranked = sorted([*judged, *rest, *asked.unreadable], key=verdict.order)
     if all(candidate.status == "unreadable" for candidate in ranked):
-        told = [f"{candidate.ref}: {' '.join(candidate.reasons)}" for candidate in ranked[:TOLD]]
-        more = [f"So it is with {len(ranked) - TOLD} more."] if len(ranked) > TOLD else []
-        raise NothingToCompareError(" ".join(["No candidate could be read.", *told, *more]))
+        raise NothingToCompareError(remarks.of_unreadable(ranked))
     said, parent = verdict.conclude(ranked, alpha)
     if source is not ours:
         said, ranked, notes = _as_adapter(said, parent, ranked, ours, source, notes)

@@ -10,12 +10,14 @@ import numpy as np
 
 from .architecture import Architecture
 from .hub.checkpoint import Checkpoint
-from .question import some
+from .question import Lined, some
 from .records import BlockOrigin, Candidate
 from .weights.evidence import WeightsComparison
 from .weights.mixture import average
 from .weights.reading import Readings
 from .weights.sample import MIN_UNITS, Plan
+
+TOLD = 5  # candidates whose trouble is told where none can be read
 
 
 def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) -> list[str]:
@@ -47,6 +49,13 @@ def of_copies(candidates: Sequence[Candidate]) -> list[str]:
     return [f"{candidates[0].ref} has an equal copy: {some(copies)}. The weights cannot tell which of them was used."]
 
 
+def of_unreadable(candidates: Sequence[Candidate]) -> str:
+    """For a question none of whose candidates could be read: why, of the first ones."""
+    told = [f"{candidate.ref}: {' '.join(candidate.reasons)}" for candidate in candidates[:TOLD]]
+    more = [f"So it is with {len(candidates) - TOLD} more."] if len(candidates) > TOLD else []
+    return " ".join(["No candidate could be read.", *told, *more])
+
+
 def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparison) -> list[str]:
     """For `trace`."""
     notes = []
@@ -67,11 +76,15 @@ def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparis
     return notes
 
 
-def of_merges(readings: Readings, architecture: Architecture, related: Mapping[int, str], child: str) -> list[str]:
+def of_merges(
+    readings: Readings, architecture: Architecture, comparable: Sequence[Lined], judged: Sequence[Candidate], child: str
+) -> list[str]:
     """For a child that no single candidate explains: an average of several, or put together from several.
 
-    related: candidates with a common origin, by their place in the readings. Fine-tuned since, it is not noticed here.
+    Fine-tuned since, it is not noticed here. `comparable`: the candidates as they were read.
     """
+    kin = {(c.ref, c.revision) for c in judged if c.relation != "none"}
+    related = {i: m.ref.name for i, (m, _) in enumerate(comparable) if (m.ref.name, m.ref.revision) in kin}
     names = [name for name in architecture.trunk if {*related} <= {*readings.members.get(name, ())}]
     names = [name for name in names if all(readings.usable(name, i) for i in related)]
     if len(related) < 2 or not names:
