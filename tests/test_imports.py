@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "hub": "errors records",
     "weights": "errors records architecture hub parallel",
     "features": "errors records conventions architecture hub parallel",
+    "detector": "errors records hub parallel features",
     "verdict": "calibration records weights",
     "forest": "architecture calibration hub weights",
     "trees": "records report",  # as records
@@ -42,8 +43,8 @@ MAY_IMPORT = {
     "pipeline": "errors records architecture hub parallel weights features question remarks verdict layers merging discovery inquiry family relatives",
     "annotation": "errors records hub report",
     "auditing": "errors records hub weights report pipeline question",
-    "experiments": "errors records trees calibration pipeline family forest report",
-    "cli": "errors records trees proposals parallel discovery pipeline family annotation auditing experiments",
+    "experiments": "errors records trees calibration pipeline family forest report hub features detector",
+    "cli": "errors records trees proposals parallel discovery pipeline family annotation auditing detector experiments",
     "testing": "",
     "__init__": "errors records trees discovery pipeline family annotation auditing",
     "__main__": "cli",
@@ -55,6 +56,7 @@ HOME = {
         "hub/client.py",
         "hub/texts.py",
         "hub/writing.py",
+        "detector/model.py",
         "testing/__init__.py",
         "testing/repos.py",
         "testing/routes.py",
@@ -63,11 +65,14 @@ HOME = {
     "matplotlib": {"report/plots.py", "report/rings.py", "experiments/glyphs.py"},
     "networkx": {"report/forest.py", "forest/baselines.py"},
     "sklearn": {"forest/clustering.py"},
-    "click": {f"cli/{name}.py" for name in ("__init__", "annotate", "ask", "audit", "candidates", "demo", "surface")},
+    "click": {
+        f"cli/{name}.py"
+        for name in ("__init__", "annotate", "ask", "audit", "candidates", "demo", "detector", "surface")
+    },
     "tqdm": {"cli/surface.py"},
     "cyclonedx": {"report/bom.py"},
     "packageurl": {"report/bom.py"},
-    "accelerate": {"parallel.py", "features/streaming.py"},
+    "accelerate": {"parallel.py", "features/streaming.py", "detector/training.py"},
     "timm": {"experiments/networks.py", "features/networks.py"},
     "transformers": {"experiments/networks.py", "features/networks.py"},
     "PIL": {"experiments/glyphs.py", "features/probes.py"},

@@ -93,7 +93,7 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
     if profile:
         evidence = tuple(dict.fromkeys([*evidence, "features"]))
     options |= {
-        "evidence": evidence, "probes": _probes(probes), "step": _step(step),
+        "evidence": evidence, "probes": read_probes(probes), "step": _step(step),
         "taps": "blocks" if "blocks" in taps or (profile and not taps) else taps or None,
     }  # fmt: skip
     first = is_first()
@@ -142,7 +142,7 @@ def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: st
         check_picture(plot)
     if recipe:
         check_writable(recipe, "recipe")
-    options |= {"probes": _probes(probes), "step": _step(step)}
+    options |= {"probes": read_probes(probes), "step": _step(step)}
     first = is_first()
     from ..pipeline import trace_layers as run
 
@@ -222,7 +222,8 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, style: Any, newi
         save(lambda: newick.write_text(found.to_newick() + "\n", encoding="utf-8"), "Newick file", newick)
 
 
-def _probes(text: str | None) -> str | int | None:
+def read_probes(text: str | None) -> str | int | None:
+    """A number of probes, or what `probes` names."""
     return int(text) if text and re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 

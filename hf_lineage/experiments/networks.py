@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .glyphs import SIDE
+
 VOCAB = {"llama": 128, "bert": 2048}  # bytes of ASCII, and hashed words
 
 
@@ -32,7 +34,7 @@ class FullyConnected(nn.Module):
 def build(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Module:
     """A freshly initialised network of the real class; `classes` is the vocabulary for causal text."""
     if architecture == "fc":
-        return FullyConnected(28 * 28, sizes["widths"], classes)
+        return FullyConnected(sizes.get("side", SIDE) ** 2, sizes["widths"], classes)
     if architecture in VOCAB:
         return _build_text(architecture, classes, sizes)
     if architecture == "vit":
@@ -41,6 +43,7 @@ def build(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Module:
         return VisionTransformer(img_size=28, in_chans=1, num_classes=classes, **sizes)
     from timm.models.resnet import BasicBlock, ResNet
 
+    sizes = {name: size for name, size in sizes.items() if name != "side"}  # it takes images of any
     return ResNet(BasicBlock, in_chans=1, num_classes=classes, **sizes)  # type: ignore[arg-type]
 
 
