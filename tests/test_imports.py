@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "hub": "errors records",
     "weights": "errors records architecture hub parallel",
     "features": "errors records conventions architecture hub parallel",
-    "detector": "errors records hub parallel features",
+    "detector": "errors records architecture hub parallel features",
     "verdict": "calibration records weights",
     "forest": "architecture calibration hub weights",
     "trees": "records report",  # as records
@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "discovery": "errors records architecture conventions hub question proposals",
     "relatives": "records trees verdict weights",
     "inquiry": "records architecture hub weights question verdict",
-    "pipeline": "errors records architecture hub parallel weights features question remarks verdict layers merging discovery inquiry family relatives",
+    "pipeline": "errors records architecture hub parallel weights features detector question remarks verdict layers merging discovery inquiry family relatives",
     "annotation": "errors records hub report",
     "auditing": "errors records hub weights report pipeline question",
     "experiments": "errors records trees calibration pipeline family forest report hub features detector",

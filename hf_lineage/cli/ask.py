@@ -32,13 +32,18 @@ QUESTION = (
         default=("weights",),
         show_default=True,
         metavar="NAME",
-        help="What to judge by: weights, features; repeat it for both.",
+        help="What to judge by: weights, features, detector; repeat it for several.",
+    ),
+    click.option(
+        "--detector",
+        metavar="PATH_OR_REPO",
+        help="Another detector than the one that ships: a folder, or org/name@commit.",
     ),
     click.option(
         "--probes",
         metavar="WHAT",
-        help="Inputs for the features: a number of synthetic ones, a folder of pictures, or dataset:org/name. "
-        "Default: 128 synthetic ones.",
+        help="Inputs for features and detector: a number of synthetic ones, a folder of pictures, or dataset:org/name. "
+        "Default: synthetic ones.",
     ),
     click.option("--metric", default="l2", show_default=True, help="Of features: l1, l2, lp, linf, lse, cka, dc."),
     click.option("--step", default="auto", show_default=True, help="α of the linearisation, in (0, 1]."),
@@ -79,6 +84,7 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
       hf-lineage trace user/child -c org/base --sample 0.1% --plot lineage.png
       hf-lineage trace user/child -c org/a -c org/b --evidence features --probes ./pictures --metric cka
       hf-lineage trace user/child -c org/a -c org/b --profile depth.png
+      hf-lineage trace user/child -c org/a -c org/b --evidence weights --evidence detector
 
     \b
     Exit codes: 0 an answer ("none" is one), 1 an error, 2 wrong usage,
