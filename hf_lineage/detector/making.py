@@ -57,7 +57,7 @@ def make_detector(
                  "processes": world().size, "device": str(settings.device)},
         "versions": {name: version(name) for name in ("hf_lineage", "torch", "accelerate", "huggingface_hub")},
         "config": asdict(detector.config), "training": asdict(how), "split": by,
-        "examples": {name: _described(part) for name, part in parts.items()},
+        "examples": {name: described(part) for name, part in parts.items()},
         "validation": evaluate(detector, parts["validation"]), "test": evaluate(detector, parts["test"]),
         "nearest": parts["test"].nearest(), "epochs": len(history), "history": history,
         "notes": [printable(note) for note in examples.notes],
@@ -75,7 +75,8 @@ def write(detector: LineageDetector, figures: dict[str, Any], out: Path) -> None
     detector.save_pretrained(out)
 
 
-def _described(examples: Examples) -> dict[str, Any]:
+def described(examples: Examples) -> dict[str, Any]:
+    """How many of what there are."""
     candidates = [len(row.candidates) for row in examples.rows]
     return {
         "children": len(examples), "parents": len({row.parent for row in examples.rows} - {None}),

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from ..detector.examples import Table, read_table
 from ..detector.making import Made, make_detector
 from ..detector.model import DetectorConfig
@@ -71,19 +73,28 @@ def table(folder: Path, ancestors: int = 1, descendants: int = 2, without: int =
 
     The last `without` of these are kept back: their descendants are orphans (S1.2).
     """
-    family, arguments = read_family(folder)
+    family, _ = read_family(folder)
     origin = {m.name: _ancestor(family, m.name, ancestors) for m in family.members if m.generation == descendants}
     known = sorted({*origin.values()})
     kept = {*known[: len(known) - without]}
     path = {member.name: str(member.path) for member in family.members}
-    plain = arguments["architecture"] == "fc"  # no library knows its class, nor what it reads
-    side = arguments["sizes"].get("side", SIDE)
+    how = run_settings(folder, PROBES)
     return Table(
         tuple(path[name] for name in sorted(kept)),
         {path[child]: path[name] if name in kept else None for child, name in origin.items()},
-        (build("fc", 2, arguments["sizes"]),) if plain else (),
-        synthetic(None, Images(1, side, side, (0.0,), (1.0,)), PROBES) if plain else None,
+        tuple(how.modules),
+        how.probes if isinstance(how.probes, Tensor) else None,
     )
+
+
+def run_settings(folder: Path, count: int) -> Settings:
+    """How the members of a family are run on `count` synthetic probes."""
+    _, arguments = read_family(folder)
+    if arguments["architecture"] != "fc":
+        return Settings(probes=count)
+    side = arguments["sizes"].get("side", SIDE)  # no library knows this class, nor what it reads
+    probes = synthetic(None, Images(1, side, side, (0.0,), (1.0,)), count)
+    return Settings(probes=probes, modules=(build("fc", 2, arguments["sizes"]),))
 
 
 def _ancestor(family: Family, name: str, generation: int) -> str:

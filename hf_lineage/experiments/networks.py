@@ -31,6 +31,22 @@ class FullyConnected(nn.Module):
         return self.head(hidden)
 
 
+class Apart(FullyConnected):
+    """The same with a ReLU of its own after each layer, `relu`, `relu2`, …: each can be tapped (Table S5)."""
+
+    def __init__(self, inputs: int, widths: Sequence[int], classes: int) -> None:
+        super().__init__(inputs, widths, classes)
+        for index in range(2, len(widths) + 1):
+            self.add_module(f"relu{index}", nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.relu(self.get_submodule("fc1")(images.flatten(1)))
+        for name, layer in self.named_children():
+            if name.startswith("fc") and name != "fc1":
+                hidden = self.get_submodule(name.replace("fc", "relu"))(layer(hidden))
+        return self.head(hidden)
+
+
 def build(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Module:
     """A freshly initialised network of the real class; `classes` is the vocabulary for causal text."""
     if architecture == "fc":
