@@ -21,6 +21,7 @@ from hf_lineage.detector.model import DetectorConfig, LineageDetector
 from hf_lineage.detector.training import STATE, Training, calibration_error, evaluate, train, with_temperature
 from hf_lineage.errors import ArgumentError, CheckpointError, NothingToCompareError
 from hf_lineage.experiments.families import SIZES
+from hf_lineage.experiments.lineages import train_families
 from hf_lineage.experiments.networks import build
 from hf_lineage.features.evidence import Settings
 from hf_lineage.hub.opener import Opener
@@ -393,6 +394,25 @@ class TestCommand:
         with pytest.raises(SystemExit) as stopped:
             cli.main(["train-detector", "--family", str(tmp_path), "--out", str(tmp_path / "d")])
         assert stopped.value.code == 2 and "Expected a family in" in capsys.readouterr().err
+
+    def test_repos_and_a_collection(self, hub, tmp_path: Path) -> None:
+        table = json.loads(save_toys(tmp_path / "models").read_text())["children"]
+        for folder in sorted((tmp_path / "models").glob("[pc]*")):
+            hub.add(f"lab/{folder.name}", {path.name: path.read_bytes() for path in folder.iterdir()})
+        hub.add("lab/other", {"model.safetensors": (tmp_path / "models/p3/model.safetensors").read_bytes()})
+        hub.add_collection("lab/parents-0123", title="Parents", items=["lab/p3", "lab/other", "lab/c0-1"])
+        known = {f"lab/{child[2:]}": f"lab/{parent[2:]}" for child, parent in table.items() if parent != "./p3"}
+        (tmp_path / "t.json").write_text(json.dumps({"children": known}))
+        made = train_families(
+            tmp_path / "d",
+            families=[tmp_path / "t.json"],
+            collection="lab/parents-0123",
+            epochs=1,
+            entries=64,
+            probes=4,
+        )
+        assert made.figures["examples"]["training"]["candidates"] == [4, 4], "three parents and p3 of the collection"
+        assert any("lab/other is left out" in note for note in made.figures["notes"])
 
     def test_the_same_seed_gives_the_same_detector(self, tmp_path: Path) -> None:
         table = read_table(save_toys(tmp_path))

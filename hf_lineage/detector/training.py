@@ -83,7 +83,7 @@ def train(
         if progress:
             progress(epoch, how.epochs, f"epoch {epoch + 1}, validation loss {run.best_loss:.3f}")
         loss = run.epoch(epoch)
-        run.note(loss, nll(run.plain, validation))
+        run.note(loss, world().gather(nll(run.plain, validation))[0])  # or one of several would stop before the others
         if state and world().main:
             run.save(state)
     if progress:
