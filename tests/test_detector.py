@@ -72,7 +72,7 @@ def split3(examples: Examples) -> tuple[Examples, Examples, Examples]:
 
 class TestLaws:
     @pytest.mark.parametrize("no_parent", [None, "score", "token"])
-    @pytest.mark.parametrize("scale", ["none", "child"])
+    @pytest.mark.parametrize("scale", ["none", "child", "both"])
     def test_the_order_of_the_candidates_does_not_matter(self, no_parent: str | None, scale: str) -> None:
         detector = LineageDetector(DetectorConfig(no_parent=no_parent, scale=scale, weights=("a", "b"))).eval()
         weights, features = given(7, 2), given(7, 1, seed=1)
@@ -112,6 +112,13 @@ class TestLaws:
         alone = detector(given(4, 1), [None])
         assert alone.shape == (4,) and not torch.allclose(alone, detector(given(4, 1), given(4, 1, seed=1)))
 
+    def test_ranks_do_not_depend_on_how_far_all_are(self) -> None:
+        child, change = torch.randn(1, 1, 6, 6), torch.randn(4, 1, 6, 6)
+        near, far = (torch.cat([child + size * change, child.expand(4, 1, 6, 6)], dim=1) for size in (0.01, 1.0))
+        assert torch.allclose(LineageDetector.ranked(near), LineageDetector.ranked(far), atol=1e-3)
+        sizes = (LineageDetector.ranked(far)[:, 0] - child[:, 0]).square().mean((1, 2))
+        assert sizes.min() == 0 and sizes.argsort().tolist() == change.square().mean((1, 2, 3)).argsort().tolist()
+
     def test_one_candidate_has_a_defined_answer(self) -> None:
         closed, open_ = LineageDetector(SMALL).eval(), LineageDetector(replace(SMALL, no_parent="score")).eval()
         pair = given(1, 1), given(1, 1, seed=1)
@@ -139,7 +146,7 @@ class TestLaws:
 
     @pytest.mark.parametrize(
         "change",
-        [{"version": 7}, {"weights": (), "features": ()}, {"no_parent": "maybe"}, {"scale": "x"}, {"heads": 5},
+        [{"version": 7}, {"weights": (), "features": ()}, {"no_parent": "maybe"}, {"scale": "x"}, {"norm": "x"}, {"heads": 5},
          {"temperature": 0.0}, {"temperature": float("nan")}, {"entries": 0}],
     )  # fmt: skip
     def test_a_config_that_makes_no_sense(self, change: dict) -> None:

@@ -19,7 +19,7 @@ from hf_lineage.errors import ArgumentError, CheckpointError, LineageError, Noth
 from hf_lineage.hub.opener import Opener
 from hf_lineage.records import Lineage
 
-CONFIG = DetectorConfig(width=16, heads=4, feed_forward=16, entries=256, probes=8, scale="child")
+CONFIG = DetectorConfig(width=16, heads=4, feed_forward=16, entries=256, probes=8, scale="child", norm="running")
 SIZES = {"patch_size": 7, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2}
 ABOUT = {
     "architecture": "vit_tiny_patch16_224", "num_classes": 5, "model_args": {**SIZES, "img_size": 28, "in_chans": 1},

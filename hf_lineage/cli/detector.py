@@ -32,8 +32,8 @@ OPTIONS = (
         help="Learn to say 'none of these', by a score of its own or a token, from children without a parent.",
     ),
     click.option(
-        "--scale", type=click.Choice(("none", "child")), default="none", show_default=True,
-        help="Divide each pair by the child's root mean square, for networks of other scales.",
+        "--scale", type=click.Choice(("none", "child", "both")), default="none", show_default=True,
+        help="child: divide each pair by the child's root mean square, for other networks; both: and rank changes.",
     ),
     click.option("--probes", metavar="WHAT", help="Inputs for the features, as of trace. Default: 512 synthetic ones."),
     click.option("--entries", type=int, default=4096, show_default=True, help="Of each input that are looked at."),

@@ -19,7 +19,9 @@ from ..errors import ArgumentError
 
 VERSION = 1  # of the network's shape and of what its inputs are
 NO_PARENT = (None, "score", "token")
-SCALES = ("none", "child")
+NORMS = ("question", "running")
+SCALES = ("none", "child", "both")
+LEAST = 1e-4  # relative change below which one candidate is no nearer than another
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class DetectorConfig:
     weights, features: where each input is taken, `"auto"` for the shallow one that METHODS §2 names (`inputs.py`).
     heads: nn.Transformer's default, which the paper's "default settings" have. no_parent: `"score"`, a learnable scalar
     beside the scores (S1.2); `"token"`, a learnable cls output that goes through the head (the slides' code). scale:
-    `"child"` divides both matrices of a pair by the child's root mean square, for networks of other scales.
+    `"child"` divides both matrices of a pair by the child's root mean square, for networks of other scales; `"both"`
+    adds a token for each input in which changes are seen beside the nearest candidate's (`LineageDetector.ranked`).
+    norm: batch norm by the `"question"`, the statistics of one child's candidates in evaluation too, or by `"running"`
+    means, torch's default: with a batch of one child these belong to other children, and training saw its own.
     temperature: of the softmax, fitted on validation. entries: of each input that are looked at. probes: inputs that
     features are taken on.
     """
@@ -43,6 +48,7 @@ class DetectorConfig:
     dropout: float = 0.1
     no_parent: str | None = None
     scale: str = "none"
+    norm: str = "question"
     temperature: float = 1.0
     entries: int = 4096
     probes: int = 512
@@ -57,10 +63,9 @@ class DetectorConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
         if not self.weights + self.features:
             raise ArgumentError("Expected a detector with a weight or a feature as input, got neither.")
-        if self.no_parent not in NO_PARENT or self.scale not in SCALES:
-            raise ArgumentError(
-                f"Expected no_parent out of {NO_PARENT}, scale out of {SCALES}, got {self.no_parent!r}, {self.scale!r}."
-            )
+        for name, known in (("no_parent", NO_PARENT), ("scale", SCALES), ("norm", NORMS)):
+            if getattr(self, name) not in known:
+                raise ArgumentError(f"Expected {name} out of {known}, got {getattr(self, name)!r}.")
         sizes = (self.width, self.heads, self.feed_forward, self.entries, self.probes)
         if not all(isinstance(size, int) and size > 0 for size in sizes) or self.width % self.heads:
             raise ArgumentError(f"Expected sizes above 0 and width a multiple of heads, got {self}.")
@@ -71,17 +76,25 @@ class DetectorConfig:
 class Encoder(nn.Sequential):
     """(P, 2, o, h) → (P, width): what happened between two matrices, element by element and around it (S2.5.2)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, running: bool) -> None:
         super().__init__(
             nn.Conv2d(2, 3, 1),  # (P, 3, o, h): parent and child are lined up, so this sees each entry's change
-            nn.BatchNorm2d(3),
+            nn.BatchNorm2d(3, track_running_stats=running),
             nn.ReLU(),
             nn.Conv2d(3, width, 3, padding=1),  # (P, width, o, h)
-            nn.BatchNorm2d(width),
+            nn.BatchNorm2d(width, track_running_stats=running),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),  # (P, width, 1, 1)
             nn.Flatten(),  # (P, width)
         )
+
+
+def _rms(matrices: Tensor) -> Tensor:
+    return matrices.square().mean(dim=(2, 3), keepdim=True).sqrt()  # (P, 1, 1, 1)
+
+
+def _same(pairs: Tensor) -> Tensor:
+    return pairs
 
 
 class LineageDetector(
@@ -96,9 +109,11 @@ class LineageDetector(
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        self.weight_encoder = Encoder(width) if config.weights else None
-        self.feature_encoder = Encoder(width) if config.features else None
+        width, running = config.width, config.norm == "running"
+        self.weight_encoder = Encoder(width, running) if config.weights else None
+        self.feature_encoder = Encoder(width, running) if config.features else None
+        self.weight_ranker = Encoder(width, running) if config.weights and config.scale == "both" else None
+        self.feature_ranker = Encoder(width, running) if config.features and config.scale == "both" else None
         self.weight_types = nn.Parameter(0.02 * torch.randn(len(config.weights), width))
         self.feature_types = nn.Parameter(0.02 * torch.randn(len(config.features), width))
         self.cls = nn.Parameter(0.02 * torch.randn(width))
@@ -116,10 +131,14 @@ class LineageDetector(
         token is then left out. `ArgumentError`: another number of inputs or of candidates than was said, or NaN or Inf.
         """
         self._check(weights, features)
+        weights, features = [*map(self.scaled, weights)], [*map(self.scaled, features)]
         tokens = [
-            encoder(self._scaled(pairs)) + kind  # (P, width)
-            for encoder, types, given in (
-                (self.weight_encoder, self.weight_types, weights), (self.feature_encoder, self.feature_types, features)
+            encoder(view(pairs)) + kind  # (P, width)
+            for encoder, view, types, given in (
+                (self.weight_encoder, _same, self.weight_types, weights),
+                (self.feature_encoder, _same, self.feature_types, features),
+                (self.weight_ranker, self.ranked, -self.weight_types, weights),  # of one input, and yet another
+                (self.feature_ranker, self.ranked, -self.feature_types, features),
             )
             for kind, pairs in zip(types, given, strict=True) if encoder is not None and pairs is not None
         ]  # fmt: skip
@@ -135,11 +154,22 @@ class LineageDetector(
         """softmax(scores / temperature): calibrated on validation, sums to 1. (P,) or (P + 1,)"""
         return (scores.double() / self.config.temperature).softmax(0)
 
-    def _scaled(self, pairs: Tensor) -> Tensor:
+    def scaled(self, pairs: Tensor | None) -> Tensor | None:
         """(P, 2, o, h) → the same; by the child's root mean square over the whole matrix if the config says so."""
-        if self.config.scale == "none":
+        if self.config.scale == "none" or pairs is None:
             return pairs
-        return pairs / pairs[:, 1:].square().mean(dim=(2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+        return pairs / _rms(pairs[:, 1:]).clamp(min=1e-12)
+
+    @staticmethod
+    def ranked(pairs: Tensor) -> Tensor:
+        """(P, 2, o, h) → child + log(r/r_min)·d/r and the child, d = parent − child, r its root mean square.
+
+        The nearest candidate becomes the child itself, whether it is a hundredth away or a whole.
+        """
+        child = pairs[:, 1:]  # (P, 1, o, h)
+        change = pairs[:, :1] - child  # (P, 1, o, h)
+        size = _rms(change).clamp(min=LEAST)  # (P, 1, 1, 1)
+        return torch.cat([child + (size / size.min()).log() * change / size, child], dim=1)
 
     def _check(self, weights: Sequence[Tensor | None], features: Sequence[Tensor | None]) -> None:
         for name, given in (("weights", weights), ("features", features)):
