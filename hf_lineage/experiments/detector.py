@@ -2,9 +2,9 @@
 
 Trains families in FOLDER (kept there), looks at each network once, asks questions with a known answer about them, and
 writes `hf_lineage/detector/shipped/`. Candidates are strangers, with the parent among them or without; validation and
-test ask about lines of descent that training never meets. Relatives are not asked about: a child that moved far from its
-parent looks as a cousin does that moved little, and detectors that were taught both found fewer parents. The seeds are
-this script's own: what is measured in the tests uses others.
+test ask about lines of descent that training never meets. Relatives are not asked about: a child that moved far from
+its parent looks as a cousin does that moved little, and detectors that were taught both found fewer parents. The seeds
+are this script's own: what is measured in the tests uses others.
 """
 
 from __future__ import annotations
