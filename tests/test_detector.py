@@ -22,9 +22,11 @@ from hf_lineage.detector.training import STATE, Training, calibration_error, eva
 from hf_lineage.errors import ArgumentError, CheckpointError, NothingToCompareError
 from hf_lineage.experiments.families import SIZES
 from hf_lineage.experiments.lineages import train_families
-from hf_lineage.experiments.networks import build
+from hf_lineage.experiments.networks import Apart, FullyConnected, build
 from hf_lineage.features.evidence import Settings
+from hf_lineage.hub.checkpoint import MemoryCheckpoint
 from hf_lineage.hub.opener import Opener
+from hf_lineage.records import ModelRef
 
 SMALL = DetectorConfig(width=16, heads=4, feed_forward=32, entries=64)
 QUICK = Training(epochs=4, rate=0.01)
@@ -187,6 +189,17 @@ class TestInputs:
         assert (
             checkpoint.bytes_read >= 400 and [tuple(m.shape) for m in (*seen.weights, *seen.features)] == [(10, 10)] * 2
         )
+
+    def test_every_relu_can_be_tapped(self) -> None:
+        apart, plain = (kind(256, [16, 8, 4], 3).eval() for kind in (Apart, FullyConnected))
+        apart.load_state_dict(plain.state_dict())
+        x = torch.randn(5, 1, 16, 16)
+        assert torch.equal(apart(x), plain(x))
+        config = replace(SMALL, weights=("fc2.weight",), features=("relu", "relu2", "relu3"))
+        del (state := plain.state_dict())["head.weight"]  # a head of another size has no place in it
+        checkpoint = MemoryCheckpoint(ModelRef("module", "module:X"), "x", state)
+        seen = look(checkpoint, config, Settings(probes=x, modules=(apart,)))
+        assert seen.shapes == ((8, 16), (5, 16), (5, 8), (5, 4)) and all(float(f.min()) >= 0 for f in seen.features)
 
     def test_of_a_weight_nothing_but_the_runs_is_read(self, tmp_path: Path) -> None:
         module = build("resnet", 5, SIZES["resnet"])

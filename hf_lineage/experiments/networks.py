@@ -36,8 +36,10 @@ class Apart(FullyConnected):
 
     def __init__(self, inputs: int, widths: Sequence[int], classes: int) -> None:
         super().__init__(inputs, widths, classes)
+        head = self._modules.pop("head")  # the last again: what stands before a tap is taken to run before it
         for index in range(2, len(widths) + 1):
             self.add_module(f"relu{index}", nn.ReLU())
+        self.add_module("head", head)
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.relu(self.get_submodule("fc1")(images.flatten(1)))
