@@ -26,6 +26,7 @@ from .question import (
     blank,
     budget_of,
     check,
+    features_bytes,
     features_settings,
     paired,
     plan_reading,
@@ -41,6 +42,8 @@ from .weights.places import Block, Places, line_up, place
 from .weights.reading import read_together
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from .features.evidence import Settings, Source
@@ -56,9 +59,9 @@ MOST_SOURCES = 16  # candidates whose blocks are compared where nobody named any
 def trace(
     child: Model, candidates: Iterable[Model] | None = None, *, evidence: str | Sequence[str] = "weights",
     alpha: float = 1e-3, probes: Source = None, taps: str | Sequence[str] | None = None, metric: str = "l2",
-    step: float | str = "auto", tree: bool | None = None, token: str | bool | None = None,
-    device: str | torch.device | None = None, sample: str | float | int | None = None, max_bytes: int | None = None,
-    allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0,
+    step: float | str = "auto", detector: str | Path | None = None, tree: bool | None = None,
+    token: str | bool | None = None, device: str | torch.device | None = None, sample: str | float | int | None = None,
+    max_bytes: int | None = None, allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0,
 ) -> Lineage:  # fmt: skip
     """Say which of the candidates the child was fine-tuned from, and how sure that is.
 
@@ -70,12 +73,15 @@ def trace(
         aligned weights for "which one" (`weights/independence.py`, `weights/moments.py`). No data is needed.
         `"features"`: how alike the features of some inputs are, before and after the step towards the child (Neural
         Lineage §3). A ranking of a closed set, without p-value and without "none of these". Several names: the
-        verdict rests on the weights, and each candidate shows both. No code of the models is ever run.
+        verdict rests on the weights, and each candidate shows all. No code of the models is ever run.
+        `"detector"`: a learned probability (Neural Lineage §4; `detector/evidence.py`), which may contradict the
+        weights' verdict in `notes` and `reasons`, and never moves it. Alone it can rank, and not convict.
     alpha: family-wise error of the p-values, in (0, 1): the chance that any unrelated candidate is called related.
     probes: inputs for the features: None (a seeded synthetic set of 128), a number of those, a folder of pictures, the
         id of a data set on the Hub, or a tensor. taps: module paths of the child, `"blocks"`, or None for its first
         block. metric: of `features.similarity.METRICS`. step: α in (0, 1], or `"auto"`: the largest at which the
         linearisation's error is below a tenth for any candidate, the same for all.
+    detector: a folder or repo id (`"org/name@commit"`) of one to ask; None: the one that ships.
     tree: whether, of several relatives among the candidates, their tree says which is the parent (`relatives.py`); that
         reads them once more. None does so where candidates were searched for. `evidence["tree"]` shows it.
     sample: None reads everything of local models and 0.5 % (at least 4 MB) of remote ones; `"all"`, `"auto"`,
@@ -97,10 +103,10 @@ def trace(
     started = time.monotonic()
     names = [evidence] if isinstance(evidence, str) else list(evidence)
     check(names, alpha, max_bytes, device)
-    settings = features_settings(names, probes, taps, metric, step, token, device, seed)
+    settings = features_settings(names, probes, taps, metric, step, token, device, seed, detector)
     how = _How(
         tuple(names), settings, alpha, device, sample, max_bytes, progress, seed, started,
-        tree=candidates is None if tree is None else tree,
+        tree=candidates is None if tree is None else tree, detector=detector,
     )  # fmt: skip
     opener = Opener(token, allow_pickle)
     if candidates is None:
@@ -122,6 +128,7 @@ class _How:
     seed: int
     started: float
     tree: bool = False
+    detector: str | Path | None = None
     most: int | None = None
     spent: int = 0  # bytes read for earlier rings of the same search
 
@@ -207,12 +214,13 @@ def _trace(asked: Question, how: _How) -> Lineage:
     elsewhere = 0
     beside = how.spent
     if settings and opened:
+        settings = replace(settings, modules=asked.modules)
+        lined = [(model, align(whole, view, architecture)) for model, view in zip(opened, views, strict=True)]
+        beside += features_bytes(source, lined, settings, max_bytes)
+    if settings and opened and "features" in names:
         from .features.evidence import attach, compare, run_child
         from .features.evidence import remarks as of_features
 
-        settings = replace(settings, modules=asked.modules)
-        lined = [(model, align(whole, view, architecture)) for model, view in zip(opened, views, strict=True)]
-        beside += _features_bytes(source, lined, settings, max_bytes)
         before = opener.bytes_read
         ran = run_child(source, whole, settings)  # before the weights: a child that cannot run ends the question
         by_child = opener.bytes_read - before
@@ -238,16 +246,27 @@ def _trace(asked: Question, how: _How) -> Lineage:
         rest += _refuse(comparable, comparison, readings.failed)
         notes += remarks.of_trace(plan, architecture, comparison)
         notes += remarks.of_merges(readings, architecture, comparable, judged, source.ref.name)
-    if settings and opened:
+    if settings and opened and "features" in names:
         before = opener.bytes_read - by_child
         seen_by = compare(ran, lined, settings, progress)
         elsewhere += world().others(opener.bytes_read - before)
         judged, rest = attach(*seen_by, [blank(model, "compared") for model in opened], judged, rest, names)
         notes += of_features([*judged, *rest], settings)
+    if settings and opened and "detector" in names:
+        from .detector import evidence as learned
+
+        before = opener.bytes_read
+        opinion = learned.ask(learned.open_detector(how.detector, opener), source, opened, settings, progress)
+        elsewhere += world().others(opener.bytes_read - before)
+        blanks = [blank(model, "compared") for model in opened]
+        judged, rest, none = learned.attach(opinion, blanks, judged, rest, names, none)
     ranked = sorted([*judged, *rest, *asked.unreadable], key=verdict.order)
     if all(candidate.status == "unreadable" for candidate in ranked):
         raise NothingToCompareError(remarks.of_unreadable(ranked))
     said, parent = verdict.conclude(ranked, alpha)
+    if "detector" in names and opened:
+        ranked, told = learned.remarks(ranked, said)
+        notes += told
     if source is not ours:
         said, ranked, notes = _as_adapter(said, parent, ranked, ours, source, notes)
     checked, undeclared = verdict.weigh_claims(claims, ranked, parent, opener.same_model, circular=source is not ours)
@@ -286,7 +305,7 @@ def _settle(
 def trace_layers(
     child: Model, candidates: Iterable[Model] | None = None, *, evidence: str | Sequence[str] = "weights",
     alpha: float = 1e-3, probes: Source = None, metric: str = "l2", step: float | str = "auto",
-    token: str | bool | None = None, device: str | torch.device | None = None,
+    detector: str | Path | None = None, token: str | bool | None = None, device: str | torch.device | None = None,
     sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
     progress: Progress | None = None, seed: int = 0,
 ) -> LayerLineage:  # fmt: skip
@@ -298,8 +317,9 @@ def trace_layers(
         `"features"`: each block of a candidate is put in the child's place and fed what the child feeds its own (Neural
         Lineage, Fig. 1(c), S2.7; `features/grafting.py`): the first 64 tokens of 128 probes, equal positions, a ranking
         without p-value. Of both names the answer is the weights', and `facts["features"]` of each block has the other.
+        `"detector"`: the same with a detector's scores in place of a metric's, as S2.7 has it.
     alpha: family-wise error of the p-values over child blocks × candidate blocks, in (0, 1).
-    probes, metric, step: of the features, as in `trace`; so are child, candidates and all other arguments.
+    probes, metric, step, detector: as in `trace`; so are child, candidates and all other arguments.
 
     Cost: up to 16 MB of each model to find the places (or 32 rows of one matrix of each block, if that is more), then
     one pass over what `sample` says; memory does not grow with the models: 64 MB of hidden units each, 1 GB in all.
@@ -309,7 +329,7 @@ def trace_layers(
     started = time.monotonic()
     names = [evidence] if isinstance(evidence, str) else list(evidence)
     check(names, alpha, max_bytes, device)
-    settings = features_settings(names, probes, None, metric, step, token, device, seed)
+    settings = features_settings(names, probes, None, metric, step, token, device, seed, detector)
     opener = Opener(token, allow_pickle)
     asked = ask(child, _sources(opener.open(child), opener) if candidates is None else candidates, opener)
     labels = _labels(asked.views)
@@ -322,20 +342,26 @@ def trace_layers(
         from .features.grafting import graft
 
         settings = replace(settings, modules=asked.modules)
-        beside = expected_bytes(asked.source, asked.views)
+        lined = [(m, align(asked.whole, v, asked.architecture)) for m, v in zip(asked.opened, asked.views, strict=True)]
+        beside = len({*names} - {"weights"}) * expected_bytes(asked.source, asked.views)
         within(max_bytes, beside, 1 + len(asked.views))
     if "weights" in names:
         found, told, elsewhere = _layers_by_weights(
             asked, labels, alpha, device, sample, max_bytes, beside, progress, seed
         )
         notes += told
-    if settings and asked.views:
-        before = asked.opener.bytes_read
-        lined = [(m, align(asked.whole, v, asked.architecture)) for m, v in zip(asked.opened, asked.views, strict=True)]
+    before = asked.opener.bytes_read
+    if settings and asked.views and "features" in names:
         grafts = graft(asked.source, asked.whole, lined, settings, progress)
-        elsewhere += world().others(asked.opener.bytes_read - before)
         found, told = by_features(found, grafts, labels, metric)
         notes += told
+    if settings and asked.views and "detector" in names:
+        from .detector import blocks as learned
+
+        grafts, name = learned.graft(detector, opener, asked.source, asked.whole, lined, settings, progress)
+        found, told = by_features(found, grafts, labels, name, "detector")
+        notes += told
+    elsewhere += world().others(asked.opener.bytes_read - before) if settings else 0
     revisions = {label: view.ref.revision for label, view in zip(labels, asked.views, strict=True)}
     return LayerLineage(
         child=asked.child.ref, requested=asked.child.requested, **found, evidence=tuple(names),
@@ -430,21 +456,6 @@ def _with_blocks(
     if not lined:
         raise NothingToCompareError(f"No candidate has a block to compare. {' '.join(notes)}")
     return lined, kept, tuple(refs), notes
-
-
-def _features_bytes(child: Checkpoint, lined: Sequence[Lined], settings: Settings, max_bytes: int | None) -> int:
-    """The most that features read, refused if above `max_bytes`; 0 where nobody asks."""
-    if max_bytes is None:
-        return 0
-    from .features.evidence import expected_bytes
-
-    needed = expected_bytes(child, [model for model, _ in lined], settings)
-    if needed > max_bytes:
-        raise ArgumentError(
-            f"Features would read up to {needed:,} bytes of {1 + len(lined)} models, more than max_bytes={max_bytes:,}."
-            " Choose an earlier tap; and give a `step`, since of remote models each step tried is read again."
-        )
-    return needed
 
 
 def _line_up(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Model = str | Path | ModelRef | torch.nn.Module
 
-EVIDENCE = ("weights", "features")
+EVIDENCE = ("weights", "features", "detector")
 PACKAGES = ("hf_lineage", "huggingface_hub", "numpy", "torch")
 LEAST_SAMPLE = 100_000  # bytes of a model below which a smaller sample is no advice
 UNITS_PER_MODEL, UNITS_IN_ALL = 64 << 20, 1 << 30  # bytes of hidden units kept in memory
@@ -122,16 +122,34 @@ def check(evidence: Sequence[str], alpha: float, max_bytes: int | None, device: 
 
 def features_settings(
     names: Sequence[str], probes: Source, taps: str | Sequence[str] | None, metric: str, step: float | str,
-    token: str | bool | None, device: str | torch.device | None, seed: int,
+    token: str | bool | None, device: str | torch.device | None, seed: int, detector: str | Path | None = None,
 ) -> Settings | None:  # fmt: skip
-    """How features are to be compared, None where they are not asked for."""
-    if "features" not in names:
-        if probes is not None or taps is not None or metric != "l2" or step != "auto":
-            raise ArgumentError('Expected evidence="features" with `probes`, `taps`, `metric` or `step`.')
+    """How models are to be run, None where neither features nor a detector are asked for."""
+    if detector is not None and "detector" not in names:
+        raise ArgumentError('Expected evidence="detector" with `detector`.')
+    given = probes is not None and "detector" not in names
+    if "features" not in names and (given or taps is not None or metric != "l2" or step != "auto"):
+        raise ArgumentError('Expected evidence="features" with `probes`, `taps`, `metric` or `step`.')
+    if not {"features", "detector"} & {*names}:
         return None
     from .features.evidence import Settings
 
     return Settings(probes, taps, metric, step, token, device or "cpu", seed)
+
+
+def features_bytes(child: Checkpoint, lined: Sequence[Lined], settings: Settings, max_bytes: int | None) -> int:
+    """The most that running the models reads, refused if above `max_bytes`; 0 where nobody asks."""
+    if max_bytes is None:
+        return 0
+    from .features.evidence import expected_bytes
+
+    needed = expected_bytes(child, [model for model, _ in lined], settings)
+    if needed > max_bytes:
+        raise ArgumentError(
+            f"Features would read up to {needed:,} bytes of {1 + len(lined)} models, more than max_bytes={max_bytes:,}."
+            " Choose an earlier tap; and give a `step`, since of remote models each step tried is read again."
+        )
+    return needed
 
 
 def base_of(adapter: Checkpoint, opener: Opener) -> Checkpoint:

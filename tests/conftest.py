@@ -158,6 +158,18 @@ TREES: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+# What the Lineage Detector is measured on: the paper's protocol at a size for two cores, and its four generations
+_FC16 = {"widths": [256, 128, 64], "side": 16}
+DETECTOR: dict[str, tuple[Callable[..., Family], str, dict[str, Any]]] = {
+    "fc": (train_family, "fc", {"roots": 13, "children": 11, "seed": 901, "sizes": _FC16}),
+    "resnet": (train_family, "resnet", {"roots": 7, "children": 18, "seed": 902}),
+    "generations": (train_trees, "fc", {"roots": 8, "branching": (9, 9, 9), "seed": 903, "sizes": _FC16, "heirs": 1}),
+    "bert": (train_family, "bert", {"roots": 4, "children": 6, "seed": 904}),
+    "fc-wide": (train_family, "fc", {"roots": 6, "children": 6, "seed": 905, "sizes": {"widths": [384, 96]}}),
+    "vit-wide": (train_family, "vit", {"roots": 6, "children": 6, "seed": 906, "sizes": {"embed_dim": 96, "depth": 3}}),
+}
+
+
 def once(train: Callable[..., Family], folder: Path | str, *args: Any, **kwargs: Any) -> Family:
     """Train a family, or read it: the first of pytest's workers trains, another one that needs it waits."""
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +210,10 @@ class Nursery:
     def trees(self, kind: str, scale: str) -> Family:
         folder = self.folder / scale / f"trees-{kind}"
         return once(train_trees, folder, kind.split("-")[0], **TREES[scale][kind])
+
+    def detector(self, kind: str) -> Family:
+        train, architecture, arguments = DETECTOR[kind]
+        return once(train, self.folder / "large" / f"detector-{kind}", architecture, **arguments)
 
     def hidden(self, architecture: str, scale: str) -> tuple[Family, Family]:
         sizes, counts, strangers = HIDDEN[scale][architecture]

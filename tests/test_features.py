@@ -490,7 +490,7 @@ class TestArguments:
             ({"probes": 1, "metric": "dc"}, "at least 2 probes for the metric dc"),
             ({"probes": Path("/nowhere/at/all")}, r"folder of images at `/nowhere/at/all`, got: No such file"),
             ({"probes": 4.5}, "a tensor or None as probes, got float"),
-            ({"evidence": "feature"}, "among weights, features, got 'feature'"),
+            ({"evidence": "feature"}, "among weights, features, detector, got 'feature'"),
         ],
     )
     def test_what_is_wrong_is_said(self, zoo: dict[str, Path], options: dict, words: str) -> None:

@@ -13,6 +13,7 @@ from .ask import layers, trace, tree
 from .audit import audit
 from .candidates import candidates
 from .demo import demo
+from .detector import train_detector
 from .surface import say
 
 # most specific first; only the child's own trouble leaves `trace` as an exception, a candidate's is listed
@@ -32,10 +33,11 @@ def cli() -> None:
     hf-lineage candidates user/child                      who could be the parent
     hf-lineage annotate user/child -c org/a --create-pr   put the answer into its card
     hf-lineage audit --author org                         check what models declare
+    hf-lineage train-detector --family a.csv --out ./d    learn from models whose parents are known
     """
 
 
-for command in (trace, layers, tree, candidates, annotate, audit, demo):
+for command in (trace, layers, tree, candidates, annotate, audit, demo, train_detector):
     cli.add_command(command)
 
 

@@ -32,13 +32,18 @@ QUESTION = (
         default=("weights",),
         show_default=True,
         metavar="NAME",
-        help="What to judge by: weights, features; repeat it for both.",
+        help="What to judge by: weights, features, detector; repeat it for several.",
+    ),
+    click.option(
+        "--detector",
+        metavar="PATH_OR_REPO",
+        help="Another detector than the one that ships: a folder, or org/name@commit.",
     ),
     click.option(
         "--probes",
         metavar="WHAT",
-        help="Inputs for the features: a number of synthetic ones, a folder of pictures, or dataset:org/name. "
-        "Default: 128 synthetic ones.",
+        help="Inputs for features and detector: a number of synthetic ones, a folder of pictures, or dataset:org/name. "
+        "Default: synthetic ones.",
     ),
     click.option("--metric", default="l2", show_default=True, help="Of features: l1, l2, lp, linf, lse, cka, dc."),
     click.option("--step", default="auto", show_default=True, help="α of the linearisation, in (0, 1]."),
@@ -79,6 +84,7 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
       hf-lineage trace user/child -c org/base --sample 0.1% --plot lineage.png
       hf-lineage trace user/child -c org/a -c org/b --evidence features --probes ./pictures --metric cka
       hf-lineage trace user/child -c org/a -c org/b --profile depth.png
+      hf-lineage trace user/child -c org/a -c org/b --evidence weights --evidence detector
 
     \b
     Exit codes: 0 an answer ("none" is one), 1 an error, 2 wrong usage,
@@ -93,7 +99,7 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
     if profile:
         evidence = tuple(dict.fromkeys([*evidence, "features"]))
     options |= {
-        "evidence": evidence, "probes": _probes(probes), "step": _step(step),
+        "evidence": evidence, "probes": read_probes(probes), "step": _step(step),
         "taps": "blocks" if "blocks" in taps or (profile and not taps) else taps or None,
     }  # fmt: skip
     first = is_first()
@@ -142,7 +148,7 @@ def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: st
         check_picture(plot)
     if recipe:
         check_writable(recipe, "recipe")
-    options |= {"probes": _probes(probes), "step": _step(step)}
+    options |= {"probes": read_probes(probes), "step": _step(step)}
     first = is_first()
     from ..pipeline import trace_layers as run
 
@@ -222,7 +228,8 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, style: Any, newi
         save(lambda: newick.write_text(found.to_newick() + "\n", encoding="utf-8"), "Newick file", newick)
 
 
-def _probes(text: str | None) -> str | int | None:
+def read_probes(text: str | None) -> str | int | None:
+    """A number of probes, or what `probes` names."""
     return int(text) if text and re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 

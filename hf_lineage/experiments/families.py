@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ArgumentError
-from .glyphs import Task, image_task, text_task, topic_task
+from .glyphs import SIDE, Task, image_task, text_task, topic_task
 from .networks import VOCAB, build
 from .recipes import CHILD_RECIPES, CHILD_TASKS, ROOT_RECIPES, ROOT_TASKS, other
 
@@ -53,6 +53,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
     "bert": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
+OPTIONAL = {"fc": ("side",), "resnet": ("side",)}  # pixels of an image's edge, 28 unless said
 _TIMM = {"resnet": "resnet18", "vit": "vit_tiny_patch16_224"}  # the names under which timm registers these classes
 HEADS = {"fc": "head.", "resnet": "fc.", "vit": "head.", "llama": "lm_head.", "bert": "classifier."}
 
@@ -145,17 +146,19 @@ def train_trees(
     sizes: dict[str, Any] | None = None,
     shorten: float = 1.0,
     other_recipes: bool = False,
+    heirs: int | None = None,
     progress: Progress | None = None,
 ) -> Family:
     """Train `roots` networks from scratch, `branching[0]` children of each, `branching[1]` of each of these, and so on.
 
     Every other child has weight decay that shrinks it by some percent. `shorten` multiplies the learning rates of the
-    children's trunks, not of their new heads: 0.1 makes light fine-tunes.
+    children's trunks, not of their new heads: 0.1 makes light fine-tunes. Of each network's children only the first
+    `heirs` have children of their own.
     """
     arguments = {
         "kind": "trees", "architecture": architecture, "roots": roots, "branching": list(branching), "seed": seed,
         "sizes": _sizes(architecture, sizes), "shorten": shorten, "weight_decay": 0.0,
-        "other_recipes": other_recipes, "claim": True,
+        "other_recipes": other_recipes, "claim": True, **({"heirs": heirs} if heirs else {}),
     }  # fmt: skip
     plans = [_plan(folder, arguments, f"family/{architecture}-{root}", None, root) for root in range(roots)]
     parents = plans
@@ -171,7 +174,8 @@ def train_trees(
                     plan.recipe["optimizer"] = {"adam": "adamw"}.get(plan.recipe["optimizer"], plan.recipe["optimizer"])
                     plan.recipe["weight_decay"] = DECAY[plan.recipe["optimizer"]]
                 born.append(plan)
-        plans, parents = plans + born, born
+        plans = plans + born
+        parents = [plan for i, plan in enumerate(born) if heirs is None or i % children < heirs]
     return _grow(Path(folder), plans, arguments, progress)
 
 
@@ -233,7 +237,7 @@ def _sizes(architecture: str, sizes: dict[str, Any] | None) -> dict[str, Any]:
     """The default sizes with the caller's over them; tuples become lists, as in JSON."""
     if architecture not in SIZES:
         raise ArgumentError(f"Expected an architecture out of {', '.join(SIZES)}, got {architecture!r}.")
-    if unknown := sorted({*(sizes or {})} - {*SIZES[architecture]}):
+    if unknown := sorted({*(sizes or {})} - {*SIZES[architecture], *OPTIONAL.get(architecture, ())}):
         known = ", ".join(SIZES[architecture])
         raise ArgumentError(f"Expected sizes of {architecture} out of {known}, got {', '.join(unknown)}.")
     return json.loads(json.dumps({**SIZES[architecture], **(sizes or {})}))
@@ -248,6 +252,7 @@ def _plan(folder: str | Path, arguments: _Arguments, name: str, parent: Member |
     recipe = other(recipe) if arguments.get("other_recipes") else recipe
     recipe["weight_decay"] = weight_decay or recipe["weight_decay"]
     recipe["data_seed"] = arguments["seed"]
+    recipe |= {"side": arguments["sizes"]["side"]} if "side" in arguments["sizes"] else {}
     recipe["seed"] = random.Random(f"{arguments['seed']}/{name}").getrandbits(31)
     generation = parent.generation + 1 if parent else 1
     origin = parent.name if parent else None
@@ -314,16 +319,26 @@ def _make(job: tuple[Member, Member | None, _Arguments]) -> Member:
     return member
 
 
+def read_family(folder: Path) -> tuple[Family, _Arguments]:
+    """The family written in a folder, and what it was made with; `ArgumentError` where there is none."""
+    try:
+        record = json.loads((folder / "family.json").read_text(encoding="utf-8"))
+        members = tuple(Member(**{**member, "path": folder / member["path"]}) for member in record["members"])
+        return Family(folder, members, record["dropped"]), record["arguments"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(
+            f"Expected a family in `{folder}`, its family.json gives {type(error).__name__}."
+        ) from error
+
+
 def _load(folder: Path, arguments: _Arguments) -> Family | None:
     """The family in the folder if it was made with these arguments; another one there is removed."""
     if not (folder / "family.json").is_file():
         return None
-    record = json.loads((folder / "family.json").read_text(encoding="utf-8"))
-    members = tuple(Member(**{**member, "path": folder / member["path"]}) for member in record["members"])
-    whole = all((member.path / "model.safetensors").is_file() for member in members)
-    if record["arguments"] == arguments and whole:
-        return Family(folder, members, record["dropped"])
-    for member in members:
+    family, made = read_family(folder)
+    if made == arguments and all((member.path / "model.safetensors").is_file() for member in family.members):
+        return family
+    for member in family.members:
         if folder.resolve() in member.path.resolve().parents:
             shutil.rmtree(member.path, ignore_errors=True)
     (folder / "family.json").unlink()
@@ -421,7 +436,7 @@ def task_of(plan: Member) -> Task:
     if plan.architecture in VOCAB:
         text = text_task if plan.architecture == "llama" else topic_task
         return text(name, seed, VOCAB[plan.architecture])
-    return image_task(name, seed)
+    return image_task(name, seed, side=plan.recipe.get("side", SIDE))
 
 
 def _write(model: nn.Module, member: Member, arguments: _Arguments) -> None:
@@ -450,13 +465,14 @@ def _image_config(member: Member, sizes: dict[str, Any]) -> dict[str, Any]:
     classes = member.recipe["classes"]
     if member.architecture not in _TIMM:
         return {"architecture": member.architecture, "num_classes": classes, "model_args": sizes}
-    fixed = {"img_size": 28} if member.architecture == "vit" else {}
+    fixed = {"img_size": SIDE} if member.architecture == "vit" else {}
+    side = sizes.get("side", SIDE)
     return {
         "architecture": _TIMM[member.architecture],
         "num_classes": classes,
-        "model_args": {**sizes, **fixed, "in_chans": 1},
+        "model_args": {name: size for name, size in sizes.items() if name != "side"} | fixed | {"in_chans": 1},
         "pretrained_cfg": {
-            "input_size": [1, 28, 28], "fixed_input_size": bool(fixed), "mean": [0.0], "std": [1.0],
+            "input_size": [1, side, side], "fixed_input_size": bool(fixed), "mean": [0.0], "std": [1.0],
             "num_classes": classes,
         },
     }  # fmt: skip

@@ -36,7 +36,7 @@ ALPHABETS = {
 }
 _FONTS = re.compile(r"DejaVu(Sans|SansMono|Serif)(-\w+)?\.ttf|STIXGeneral\w*\.ttf|cm(r|b|ss|tt|ti)10\.ttf")
 _CANVAS = 56  # glyphs are drawn once at twice the image's size, then warped down to it
-_SIDE = 28
+SIDE = 28  # pixels of an image's edge
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,8 @@ def _draw(glyph: str, font: object) -> Tensor:
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(_CANVAS, _CANVAS) / 255
 
 
-def _images(alphabet: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Jittered, noisy glyphs, about standardised, and their classes: (count, 1, 28, 28) and (count,)."""
+def _images(alphabet: str, count: int, generator: torch.Generator, side: int) -> tuple[Tensor, Tensor]:
+    """Jittered, noisy glyphs, about standardised, and their classes: (count, 1, side, side) and (count,)."""
     glyphs = atlas(alphabet)
     labels = torch.randint(len(glyphs), (count,), generator=generator)
     fonts = torch.randint(glyphs.shape[1], (count,), generator=generator)
@@ -88,18 +88,18 @@ def _images(alphabet: str, count: int, generator: torch.Generator) -> tuple[Tens
     turn, zoom, shear = turn * math.radians(8), 1 + 0.1 * zoom, 0.1 * shear
     cos, sin = turn.cos() / zoom, turn.sin() / zoom
     rows = torch.stack([cos, shear * cos - sin, 0.06 * right, sin, shear * sin + cos, 0.06 * down], dim=1)
-    grid = F.affine_grid(rows.view(-1, 2, 3), [count, 1, _SIDE, _SIDE], align_corners=False)
+    grid = F.affine_grid(rows.view(-1, 2, 3), [count, 1, side, side], align_corners=False)
     ink = F.grid_sample(glyphs[labels, fonts].unsqueeze(1), grid, align_corners=False)
     noise = torch.randn(ink.shape, generator=generator)
     return (ink + 0.05 * noise - 0.15) / 0.32, labels
 
 
 @functools.lru_cache(maxsize=16)
-def image_task(alphabet: str, seed: int, train: int = 4096, test: int = 1000) -> Task:
+def image_task(alphabet: str, seed: int, train: int = 4096, test: int = 1000, side: int = SIDE) -> Task:
     """Name the glyph: two independent draws, so no test image was seen in training."""
     generator = torch.Generator().manual_seed(seed)
-    train_x, train_y = _images(alphabet, train, generator)
-    test_x, test_y = _images(alphabet, test, generator)
+    train_x, train_y = _images(alphabet, train, generator, side)
+    test_x, test_y = _images(alphabet, test, generator, side)
     return Task(alphabet, len(ALPHABETS[alphabet]), train_x, train_y, test_x, test_y)
 
 

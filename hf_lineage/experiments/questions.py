@@ -77,7 +77,7 @@ def questions(families: Sequence[Family], count: int, seed: int, balanced: bool 
     rng, passing = random.Random(seed), random.Random(seed)
     members = [member for family in families for member in family.members]
     by_path = {member.path: member for member in members}
-    kin = {member.path: _kinships(member, members) for member in by_path.values()}
+    kin = {member.path: kinships(member, members) for member in by_path.values()}
     for _ in range(count):
         child = rng.choice(members)
         groups = kin[child.path]
@@ -108,18 +108,18 @@ def answers(
             continue
 
 
-def _kinships(child: Member, members: Sequence[Member]) -> dict[str, list[Member]]:
+def kinships(child: Member, members: Sequence[Member]) -> dict[str, list[Member]]:
     """What every other member is to the child."""
-    lines = {member.path: _line(member, members) for member in members}
+    lines = {member.path: line_of(member, members) for member in members}
     own = lines[child.path]
     groups: dict[str, list[Member]] = {kind: [] for kind in ("parent", *KINDS)}
     for member in members:
         if member.path != child.path:
-            groups[_kinship(own, lines[member.path], child, member)].append(member)
+            groups[kinship(own, lines[member.path], child, member)].append(member)
     return groups
 
 
-def _line(member: Member, members: Sequence[Member]) -> list[str]:
+def line_of(member: Member, members: Sequence[Member]) -> list[str]:
     """Paths from the member up to its root."""
     found = {(other.path.parents[1], other.name): other for other in members}
     line = [str(member.path)]
@@ -129,7 +129,7 @@ def _line(member: Member, members: Sequence[Member]) -> list[str]:
     return line
 
 
-def _kinship(own: list[str], line: list[str], child: Member, member: Member) -> str:
+def kinship(own: list[str], line: list[str], child: Member, member: Member) -> str:
     if child.recipe.get("start") is not None and child.recipe.get("start") == member.recipe.get("start"):
         return "twin"
     if own[-1] != line[-1]:

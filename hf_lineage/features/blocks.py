@@ -13,6 +13,8 @@ from ..hub.checkpoint import Checkpoint
 from ..records import BlockOrigin
 from .grafting import Grafts, origins
 
+MATCH = {"features": "match", "detector": "detector_match"}  # kind of evidence → its probabilities among the facts
+
 
 def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint]) -> int:
     """The most that `graft` reads: the child twice, each candidate once."""
@@ -22,33 +24,35 @@ def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint]) -> int:
 
 
 def by_features(
-    found: Mapping[str, Any], grafts: Grafts, labels: Sequence[str], metric: str
+    found: Mapping[str, Any], grafts: Grafts, labels: Sequence[str], metric: str, kind: str = "features"
 ) -> tuple[dict[str, Any], list[str]]:
     """(fields of the answer, notes): the facts of the weights' blocks, or blocks of features alone.
 
     Alone, `parent` is the candidate whose graft is most alike, `probability` the paper's (S2.7: nearly even for small
     scores, of which only the order counts), `scores` are the metric's, and `kind` is undecided: no test was made.
+    `kind`: of the evidence, under which the facts stand.
     """
     if not grafts.found:
         why = " ".join(f"{labels[i]}: {reason}" for i, reason in grafts.refused.items())
         raise NothingToCompareError(f"No candidate's blocks could be grafted. {why}")
     match = origins(grafts, metric)
-    notes = [f"features of {labels[i]}: {reason}" for i, reason in grafts.refused.items()]
+    notes = [f"{kind} of {labels[i]}: {reason}" for i, reason in grafts.refused.items()]
     notes.append(
-        f"Features: {metric}, each candidate's block on what the child feeds its own, at equal places; a ranking of a "
-        "closed set, without p-value."
+        f"{kind.capitalize()}: {metric}, each candidate's block on what the child feeds its own, at equal places; a "
+        "ranking of a closed set, without p-value."
     )
+    key = MATCH[kind]
     facts = {
         name: {
-            "features": {labels[i]: each[row] for i, each in grafts.found.items()},
-            "match": {labels[i]: float(match[row, i]) for i in grafts.found if np.isfinite(match[row, i])},
+            kind: {labels[i]: each[row] for i, each in grafts.found.items()},
+            key: {labels[i]: float(match[row, i]) for i in grafts.found if np.isfinite(match[row, i])},
         }
         for row, name in enumerate(grafts.names)
     }
     if found["blocks"]:
         elsewhere = sorted({*facts} - {block.block for block in found["blocks"]})
         if elsewhere:
-            notes.append(f"Features of {', '.join(elsewhere)} are left out: the weights have no block of that name.")
+            notes.append(f"{kind.capitalize()} of {', '.join(elsewhere)} are left out: no block of that name is known.")
         blocks = [replace(b, facts={**b.facts, **facts.get(b.block, {})}) for b in found["blocks"]]
         return {**found, "blocks": tuple(blocks)}, notes
     refs = tuple(labels[i] for i in grafts.found)
@@ -59,13 +63,13 @@ def by_features(
             if told and metric in told["scores"]:
                 score = told["scores"][metric]
                 scores[labels[i]][row, row] = score["taylor"] if score["exact"] is None else score["exact"]
-    blocks = [_alone(index, name, facts[name]) for index, name in enumerate(grafts.names)]
+    blocks = [_alone(index, name, facts[name], key) for index, name in enumerate(grafts.names)]
     places = dict.fromkeys(refs, grafts.names)
     return {**found, "candidates": refs, "blocks": tuple(blocks), "places": places, "scores": scores}, notes
 
 
-def _alone(index: int, name: str, facts: dict[str, Any]) -> BlockOrigin:
-    match: dict[str, float] = facts["match"]
+def _alone(index: int, name: str, facts: dict[str, Any], key: str) -> BlockOrigin:
+    match: dict[str, float] = facts[key]
     if not match:
         return BlockOrigin(name, index, "undecided", facts=facts)
     best = max(match, key=lambda ref: match[ref])

@@ -85,16 +85,22 @@ def run_child(checkpoint: Checkpoint, seen: Checkpoint, settings: Settings) -> C
     network = build(checkpoint, like_of(checkpoint, settings))
     chosen = taps(network, settings.taps)
     given = probes_for(network, settings)
+    found = run(network, checkpoint, given, chosen, settings.device)
+    check_finite(found, "the child")
+    return Child(seen, network, given, chosen, found)
+
+
+def run(
+    network: Network, checkpoint: Checkpoint, given: Tensor, chosen: Sequence[str], device: str | torch.device
+) -> dict[str, Tensor]:
+    """A model's own features (N, K) at taps, streamed where it is large."""
     inputs = run_inputs(network, given)
     with running(checkpoint, given):
         if _large(checkpoint):
-            found = stream(network.module, Own(network, checkpoint), None, inputs, chosen, device=settings.device)
-            features_of = {tap: item.F for tap, item in found.items()}
-        else:
-            own = weights(network, checkpoint, _needed(network, chosen), settings.device)
-            features_of = features(network.module, own, inputs, chosen)
-    check_finite(features_of, "the child")
-    return Child(seen, network, given, chosen, features_of)
+            found = stream(network.module, Own(network, checkpoint), None, inputs, chosen, device=device)
+            return {tap: item.F for tap, item in found.items()}
+        own = weights(network, checkpoint, _needed(network, chosen), device)
+        return features(network.module, own, inputs, chosen)
 
 
 def probes_for(network: Network, settings: Settings) -> Tensor:

@@ -7,7 +7,7 @@ candidate once, while the child's block has its input at hand, so no two blocks 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from posixpath import commonpath
@@ -41,6 +41,8 @@ from .streaming import shelved
 
 TOKENS = 64  # of a block's output (N, tokens, width), the first ones are compared: S2.7
 BATCH = 32  # probes that go through a candidate's block together
+Facts = dict[str, Any]
+Rows = tuple[Callable[[int], Facts | None], Callable[[Sequence[Facts]], None]]  # one candidate's row; then all rows
 FACTS = ("step", "own_step", "curvature", "features", "scores")  # of one block of one candidate
 
 
@@ -73,6 +75,49 @@ def graft(
     Raises what `evidence.run_child` does, of the child; a candidate's `LineageError` is in `refused` if none of its
     blocks could be compared, and leaves the block None otherwise.
     """
+
+    def compare(graft: Callable[[int, Settings], InMemory | None], path: str, G: Tensor, chosen: Settings) -> Rows:
+        def row(i: int) -> Facts | None:
+            side = graft(i, chosen)
+            return at_taps(side, [""], [path], {path: G}, chosen)[0][0] if side else None
+
+        return row, lambda rows: settle(rows, chosen)
+
+    return _walk(child, seen, candidates, settings, compare, progress)
+
+
+def outputs(
+    child: Checkpoint, seen: Checkpoint, candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings,
+    judge: Callable[[Sequence[Tensor], Tensor], Sequence[float]], name: str, progress: Progress | None = None,
+) -> Grafts:  # fmt: skip
+    """As `graft`, without a derivative: `judge([F of each candidate], G)` scores what the blocks make of one input.
+
+    F, G: (N, K). The scores stand under `name`, as a metric's would.
+    """
+
+    def compare(graft: Callable[[int, Settings], InMemory | None], path: str, G: Tensor, chosen: Settings) -> Rows:
+        def row(i: int) -> Facts | None:
+            side = graft(i, chosen)
+            F = side.plain([""])[""].F if side else None
+            if F is not None:
+                check_finite({path: F}, "the candidate")
+            return {"step": None, "own_step": None, "curvature": None, "features": G.shape[1], "F": F} if side else None
+
+        def settle_all(rows: Sequence[Facts]) -> None:
+            scores = judge([each.pop("F") for each in rows], G) if rows else []
+            for each, score in zip(rows, scores, strict=True):
+                each["scores"] = {name: {"plain": score, "taylor": None, "exact": score}}
+
+        return row, settle_all
+
+    return _walk(child, seen, candidates, settings, compare, progress)
+
+
+def _walk(
+    child: Checkpoint, seen: Checkpoint, candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings,
+    compare: Callable[..., Rows], progress: Progress | None,
+) -> Grafts:  # fmt: skip
+    """Run the child once; at each block `compare` has what it needs to make each candidate's row, then all of them."""
     network = build(child, like_of(child, settings))
     given = probes_for(network, settings)
     paths = [path for path in taps(network, "blocks") if path in _blocks(network)]
@@ -84,7 +129,7 @@ def graft(
             donors[i] = _Donor(network, checkpoint, held, alignment, settings)
         except LineageError as error:
             refused[i] = str(error)
-    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    rows: dict[str, dict[int, Facts]] = {}
 
     def take(path: str, arguments: Arguments, output: Tensor) -> None:
         if progress:
@@ -92,9 +137,10 @@ def graft(
         G = flat(_first(output), len(given))
         check_finite({path: G}, "the child")
         chosen = _at_step(settings, network.module.get_submodule(path))
-        compared = {i: donor.row(path, arguments, G, given, chosen) for i, donor in donors.items()}
-        rows[path] = {i: row for i, row in compared.items() if row}
-        settle([*rows[path].values()], chosen)
+        row, settle_all = compare(lambda i, how: donors[i].side(path, arguments, len(G), how), path, G, chosen)
+        compared = {i: donor.guarded(row, i, given) for i, donor in donors.items()}
+        rows[path] = {i: facts for i, facts in compared.items() if facts}
+        settle_all([*rows[path].values()])
         held.tensors.clear()
 
     device = torch.device(settings.device)
@@ -106,7 +152,7 @@ def graft(
             visit(network.module, paths, take, partial(call, *arguments))
     if progress:
         progress(len(rows), len(rows), "grafting")
-    found: dict[int, tuple[dict[str, Any] | None, ...]] = {}
+    found: dict[int, tuple[Facts | None, ...]] = {}
     for i, donor in donors.items():
         if donor.why and not any(i in each for each in rows.values()):
             refused[i] = donor.why
@@ -121,7 +167,8 @@ def origins(grafts: Grafts, metric: str) -> np.ndarray:
     s is the score after the step, exact where there is one, else Taylor's. NaN where nothing was compared; the rest of
     a row sums to 1, also where no candidate is the block's origin: the set is closed. `ArgumentError`: no such metric.
     """
-    known(metric)
+    if not any(each and metric in each["scores"] for facts in grafts.found.values() for each in facts):
+        known(metric)
     result = np.full((len(grafts.blocks), len(grafts.found) + len(grafts.refused)), np.nan)
     for i, facts in grafts.found.items():
         for block, each in enumerate(facts):
@@ -149,23 +196,23 @@ class _Donor:
         self._places = _places(child, self._network)
         self.why: str | None = None
 
-    def row(
-        self, path: str, arguments: Arguments, G: Tensor, given: Tensor, settings: Settings
-    ) -> dict[str, Any] | None:
-        """What `settle` takes of the block in the place of the child's at `path`, None where none fits."""
+    def side(self, path: str, arguments: Arguments, count: int, settings: Settings) -> InMemory | None:
+        """The block in the place of the child's at `path`, on the child's inputs; None where none fits."""
         theirs = self._places.get(path)
         if theirs is None or not self._fits(theirs, path):
             return None
+        module = _Graft(self._network.module.get_submodule(theirs), arguments, count)
+        own, delta = self._weights(theirs, settings.device)
+        return InMemory(module, own, delta, torch.arange(count), settings, _batch(arguments, count))
+
+    def guarded(self, row: Callable[[int], Facts | None], i: int, given: Tensor) -> Facts | None:
+        """`row(i)`; None, and `why`, where the candidate's block cannot be run."""
         try:
             with running(self._checkpoint, given):
-                module = _Graft(self._network.module.get_submodule(theirs), arguments, len(G))
-                own, delta = self._weights(theirs, settings.device)
-                side = InMemory(module, own, delta, torch.arange(len(G)), settings, _batch(arguments, len(G)))
-                (row,), _ = at_taps(side, [""], [path], {path: G}, settings)
+                return row(i)
         except LineageError as error:
             self.why = self.why or str(error)
             return None
-        return row
 
     def _fits(self, theirs: str, path: str) -> bool:
         """Whether the parameters of both blocks line up one by one; running statistics must be there."""

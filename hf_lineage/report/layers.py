@@ -37,7 +37,7 @@ def table(layers: LayerLineage) -> str:
     ]
     cells = [cell for row in fold(layers) for cell in _cells(layers, row)]
     if cells:
-        share = "match" if layers.evidence == ("features",) else "share"
+        share = "match" if "weights" not in layers.evidence else "share"
         cells.insert(0, ("block", "origin", "", share, "left", "p-value", "kind"))
     first, moved = (min(most, max([len(c[i]) for c in cells], default=0)) for i, most in ((0, BLOCK), (2, MOVED)))
     middle = min(max([len(c[1]) for c in cells], default=0), WIDTH - 35 - first - moved)
@@ -114,7 +114,7 @@ def sources(layers: LayerLineage, block: BlockOrigin) -> tuple[Share, ...]:
         return tuple(sorted(block.mixture, key=lambda share: -share.weight))
     if block.parent is None:
         return ()
-    by_features = layers.evidence == ("features",) and block.probability is not None
+    by_features = "weights" not in layers.evidence and block.probability is not None
     weight = block.probability if by_features else 1.0 - (block.unknown or 0.0)
     return (Share(block.parent, block.parent_block or "", float(weight or 0.0), 0.0),)
 
@@ -157,8 +157,9 @@ def _made(layers: LayerLineage, name: Show) -> str:
         return f"{name(facts[layers.method]['base'])}, to which {what} were added ({called}): {_listed(deltas)}."
     if layers.method is not None:
         return f"Put together in several ways ({layers.method.replace('_', ' ')}): {_kinds(blocks)}."
-    if layers.evidence == ("features",):
-        return f"By features alone, which name the nearest candidate and no origin: {_parents(blocks, name)}."
+    if "weights" not in layers.evidence:
+        kinds = " and ".join(layers.evidence)
+        return f"By {kinds} alone, which name the nearest candidate and no origin: {_parents(blocks, name)}."
     if all(block.kind == "none" for block in blocks):
         return f"None of its {_count(len(blocks))} shows an origin in the {len(layers.candidates)} compared."
     return f"How it was made does not show: {_kinds(blocks)}."

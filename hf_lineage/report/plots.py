@@ -149,7 +149,7 @@ def _match_bars(axes: Axes, compared: Sequence[Candidate]) -> None:
     axes.set_yticks(range(len(compared)), [_short(candidate_name(c)) for c in compared])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_xlabel("match among these candidates, by features alone")
+    axes.set_xlabel("match among these candidates, without weights")
 
 
 def _block_map(axes: Axes, compared: Sequence[Candidate]) -> None:
@@ -198,8 +198,8 @@ def _share_map(axes: Axes, layers: LayerLineage, refs: Sequence[str], row: float
     axes.set_yticks(shown, names, fontsize=min(9.0, 0.85 * 72 * row))
     axes.axvline(len(refs) - 0.5, color="#888888", linewidth=1)
     axes.set_ylabel("block of the child")
-    by_features = layers.evidence == ("features",)
-    axes.set_title("probability, by features alone" if by_features else "whose block it is", fontsize=10)
+    by_features = "weights" not in layers.evidence
+    axes.set_title("probability, without weights" if by_features else "whose block it is", fontsize=10)
     _bar(axes, image, "match among these candidates" if by_features else "share of the block")
 
 
@@ -242,7 +242,7 @@ def _columns(axes: Axes, refs: Sequence[str]) -> None:
 
 def _made(layers: LayerLineage) -> str:
     """The child and the method in a few words; the table has the sentence."""
-    by_features = layers.method is None and layers.evidence == ("features",)
+    by_features = layers.method is None and "weights" not in layers.evidence
     return f"Layers of {_short(layers.child.name)}: {'nearest by features' if by_features else MADE[layers.method]}"
 
 

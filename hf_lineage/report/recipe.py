@@ -243,8 +243,9 @@ def _origin(layers: LayerLineage) -> Iterator[str]:
         yield f"These numbers leave {percent(left)} of the child's norm unexplained."
     if layers.method == "dare":
         yield "DARE draws at random which entries it keeps: this makes a sibling of the child, not the child."
-    if layers.evidence == ("features",):
-        yield "It rests on features alone: the nearest candidate of each block, which need not be its origin."
+    if "weights" not in layers.evidence:
+        kinds = " and ".join(layers.evidence)
+        yield f"It rests on {kinds} alone: the nearest candidate of each block, which need not be its origin."
 
 
 def _ends(layers: LayerLineage) -> Iterator[str]:

@@ -54,6 +54,8 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
         if best.relation in PARENT_RELATIONS:
             return f"{told} That this is the parent itself has a probability of only {best.probability:.3f}."
         return f"{told} {order(best)}"
+    if "detector" in best.evidence and "weights" not in best.evidence:
+        return _by_detector_alone(best, name, lineage.none_probability, len(compared))
     if "features" in best.evidence and "weights" not in best.evidence:
         return (
             f"Undecided: by features alone it is most like {name} (match {best.probability:.3f} among "
@@ -83,7 +85,7 @@ def explanation(lineage: Lineage) -> str:
             kin = {"sibling": "a sibling of the child", "descendant": "made from the child"}.get(str(other.relation))
             kin = kin or ("an ancestor" if other.facts.get("ancestor") else "related too")
             said.append(f"{short(candidate_name(other))} is {kin}.")
-    said += _by_features(compared)
+    said += [*_by_features(compared), *_by_detector(compared)]
     if lineage.none_probability is not None and lineage.verdict != "identical":
         said.append(f"The probability that none of them is the parent: {lineage.none_probability:.3f}.")
     said += [f"The {claim.source} names {short(claim.ref)}: {CLAIMS[claim.status]}." for claim in lineage.claims]
@@ -197,6 +199,28 @@ def _by_features(compared: list[Candidate]) -> list[str]:
     about = first.evidence["features"]
     where = f"{about['metric']} at {printable(about['taps'][0]['tap'])}, {about['probes']} probes"
     return [f"By its features ({where}) it is most like {short(candidate_name(first))} {agrees}."]
+
+
+def _by_detector_alone(best: Candidate, name: str, none: float | None, among: int) -> str:
+    """A learned probability alone: a prediction, and no test."""
+    share = best.probability or 0.0
+    told = f"{name} is the parent, probability {share:.3f} among {among}"
+    if none is not None and none > share:
+        told = f"none of the {among} is the parent, probability {none:.3f} (first of them: {name}, {share:.3f})"
+    return f"Undecided: the detector alone says that {told}; it is no test for a common origin."
+
+
+def _by_detector(compared: list[Candidate]) -> list[str]:
+    """What the detector says beside the weights."""
+    seen = [c for c in compared if "detector" in c.evidence and "weights" in c.evidence]
+    if not seen:
+        return []
+    first = max(seen, key=lambda c: c.evidence["detector"]["probability"])
+    share, none = (first.evidence["detector"][key] for key in ("probability", "none_probability"))
+    if none is not None and none > share:
+        return [f"The detector says that none of them is the parent, with a probability of {none:.3f}."]
+    agrees = "too" if first is compared[0] else "instead"
+    return [f"The detector names {short(candidate_name(first))} {agrees}, with a probability of {share:.3f}."]
 
 
 def _facts(best: Candidate) -> list[str]:

@@ -1,0 +1,41 @@
+"""A detector asked about each block: Neural Lineage, Fig. 1(c) and S2.7, with features only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ..architecture import Alignment
+from ..errors import ArgumentError
+from ..features.evidence import Settings
+from ..features.grafting import Grafts, outputs
+from ..hub.checkpoint import Checkpoint
+from ..hub.opener import Opener
+from ..records import Progress
+from .evidence import open_detector, score
+from .inputs import matrix, pair
+
+PROBES = 128  # S2.7
+
+
+def graft(
+    ref: str | Path | None, opener: Opener, child: Checkpoint, seen: Checkpoint,
+    candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings, progress: Progress | None = None,
+) -> tuple[Grafts, str]:  # fmt: skip
+    """(the blocks with the detector's scores, its name): `features.grafting.outputs`, judged by its first feature."""
+    judge = open_detector(ref, opener)
+    if not judge.config.features:
+        raise ArgumentError(f"Expected a detector that reads features, got {judge.name}, which reads weights alone.")
+    weights = [None] * len(judge.config.weights)
+    others = [None] * (len(judge.config.features) - 1)
+
+    def scores(features: Sequence[Tensor], own: Tensor) -> list[float]:
+        entries = judge.config.entries
+        pairs = pair([matrix(F.cpu(), entries) for F in features], matrix(own.cpu(), entries))
+        return score(judge, weights, [pairs, *others])[: len(features)].tolist()
+
+    chosen = replace(settings, probes=PROBES if settings.probes is None else settings.probes, metric="l2", step="auto")
+    return outputs(child, seen, candidates, chosen, scores, judge.name, progress), judge.name

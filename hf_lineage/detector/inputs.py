@@ -1,0 +1,127 @@
+"""A model as a detector sees it: a few matrices, cut from the weights and the features that METHODS §2 names.
+
+Every tensor is vectorised and put into a matrix that is nearly square (S2.5.1). A large one is not looked at whole: of
+n entries `entries` are taken, in runs of √entries neighbours, one run somewhere in each of as many equal parts. The
+places depend on n alone, so parent and child stay lined up, and of a file nothing but these runs is read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, CheckpointError
+from ..features.evidence import Settings, candidate_network, probes_for, run
+from ..features.networks import Network, taps, upstream
+from ..hub.checkpoint import Checkpoint
+from ..records import Slice
+from .model import DetectorConfig
+
+AUTO = "auto"
+_BESIDE = re.compile(r"(^|\.)(downsample|shortcut)\.")  # a block's bypass, registered behind its last convolution
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One model's matrices (o, h), and where they are from.
+
+    `shapes`: of the whole tensors, which must agree between parent and child. `kind`: the network's class.
+    """
+
+    kind: str
+    weights: tuple[Tensor, ...]
+    features: tuple[Tensor, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...]
+
+
+def look(checkpoint: Checkpoint, config: DetectorConfig, settings: Settings) -> Seen:
+    """Read and run a model as far as the detector asks for; `settings.probes` is what all models of a question see.
+
+    Raises `CheckpointError` or `ArgumentError` where it cannot be run, has no such tensor, or shows NaN or Inf.
+    """
+    network = candidate_network(checkpoint, settings)
+    places = tap_names(network, config.features)
+    keys = [weight_name(network, checkpoint, name) for name in config.weights]
+    weights = tuple(cut_from(checkpoint, key, config.entries) for key in keys)
+    found = run(network, checkpoint, probes_for(network, settings), places, settings.device) if places else {}
+    features = tuple(matrix(found[place].cpu(), config.entries) for place in places)
+    for name, values in zip((*keys, *places), (*weights, *features), strict=True):
+        if not bool(values.isfinite().all()):
+            raise CheckpointError(
+                f"Expected finite values of `{checkpoint.ref.name}`, got NaN or Inf in {name!r}. Export it again."
+            )
+    shapes = (*(checkpoint[key].shape for key in keys), *(tuple(found[place].shape) for place in places))
+    return Seen(type(network.module).__name__, weights, features, shapes, (*keys, *places))
+
+
+def tap_names(network: Network, names: Sequence[str]) -> list[str]:
+    """Module paths for the features a detector takes; `"auto"` is the network's shallow tap."""
+    return [*taps(network, [network.tap if name == AUTO else name for name in names])] if names else []
+
+
+def weight_name(network: Network, checkpoint: Checkpoint, name: str) -> str:
+    """The checkpoint's key of a weight; `"auto"`: of the last matrix in front of the shallow tap.
+
+    That is the first linear layer of a fully connected network, the last convolution of the first residual block and
+    the last linear layer of the first transformer block: what S2.1.2 and S2.3.2 take.
+    """
+    if name != AUTO:
+        key = network.names.get(name, name)
+        if key not in checkpoint:
+            raise ArgumentError(
+                f"Expected a tensor {name!r} in `{checkpoint.ref.name}`, found none. Its network's are, for example, "
+                f"{', '.join([*network.names][:4])}."
+            )
+        return key
+    parameters = dict(network.module.named_parameters())
+    before = [n for n in upstream(network.module, network.tap) if n in parameters and parameters[n].ndim > 1]
+    known = [n for n in before if n in network.names and not _BESIDE.search(n)]
+    if not known:
+        raise CheckpointError(
+            f"Expected a matrix in front of {network.tap!r} in `{checkpoint.ref.name}`, found none. "
+            "Use a detector that reads features alone."
+        )
+    return network.names[known[-1]]
+
+
+def runs(count: int, entries: int) -> tuple[list[int], int]:
+    """(where each run of neighbours starts, its length): the rows of a near-square matrix of at most `entries`.
+
+    >>> runs(10, 100)
+    ([0, 3, 6], 3)
+    """
+    rows = math.isqrt(min(count, entries))
+    if count <= entries:
+        length = count // max(rows, 1)
+        return [row * length for row in range(rows)], length
+    free = count / rows - rows  # in each part, beside its run; a fixed stride would meet the same columns again
+    shift = torch.rand(rows, generator=torch.Generator().manual_seed(count), dtype=torch.float64) * free
+    return [int(row * (count / rows) + float(shift[row])) for row in range(rows)], rows
+
+
+def matrix(values: Tensor, entries: int) -> Tensor:
+    """Any tensor → its runs as the rows of a matrix (o, h), float32."""
+    flat = values.reshape(-1)
+    starts, length = runs(flat.numel(), entries)
+    if not starts:
+        raise ArgumentError(f"Expected a tensor with entries, got shape {tuple(values.shape)}.")
+    return flat[torch.tensor(starts)[:, None] + torch.arange(length)].float()
+
+
+def cut_from(checkpoint: Checkpoint, key: str, entries: int) -> Tensor:
+    """The same of a checkpoint's tensor, of which nothing else is read."""
+    starts, length = runs(checkpoint[key].count, entries)
+    if not starts:
+        raise CheckpointError(f"Expected {key!r} of `{checkpoint.ref.name}` to hold entries, found none.")
+    return torch.stack(checkpoint.read([Slice(key, start, start + length) for start in starts])).float()
+
+
+def pair(parents: Sequence[Tensor], child: Tensor) -> Tensor:
+    """Matrices of P parents and of the child → (P, 2, o, h), the parent first."""
+    return torch.stack([torch.stack([parent, child]) for parent in parents])

@@ -1,0 +1,170 @@
+"""Make the detector that ships: python -m hf_lineage.experiments.detector FOLDER (about ten minutes on a core).
+
+Trains families in FOLDER (kept there), looks at each network once, asks questions with a known answer about them, and
+writes `hf_lineage/detector/shipped/`. Candidates are strangers, relatives beside the parent, or strangers alone;
+validation and test ask about lines of descent that training never meets. Relatives without the parent are not asked
+about: a child that moved far from its parent looks as a cousin does that moved little, and a detector that was taught
+both found fewer parents. The seeds are this script's own: what is measured in the tests uses others.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..detector.examples import Examples, Row
+from ..detector.inputs import Seen, look
+from ..detector.making import described, write
+from ..detector.model import DetectorConfig
+from ..detector.training import STATE, Training, evaluate, train
+from ..errors import LineageError
+from ..hub.opener import Opener
+from ..records import Progress
+from .families import Family, Member, train_trees
+from .forests import FITTED
+from .lineages import run_settings
+from .questions import kinship, line_of
+
+SHIPPED = Path(__file__).parents[1] / "detector" / "shipped"
+CONFIG = DetectorConfig(no_parent="score", scale="child", norm="running", entries=1024, probes=128)
+TRAINING = Training(epochs=6, rate=0.005, patience=None, seed=7, alone=0.25)
+USUAL: dict[str, dict[str, Any]] = {  # the usual recipes and sizes, beside the other ones of `FITTED`
+    "fc": {"seed": 51}, "fc-light": {"seed": 52, "shorten": 0.1, "branching": (4, 2, 1)},
+    "resnet": {"seed": 51}, "resnet-light": {"seed": 52, "roots": 3, "shorten": 0.1, "branching": (4, 2, 1)},
+    "vit": {"seed": 51},
+    "llama": {"seed": 51}, "llama-light": {"seed": 52, "roots": 3, "shorten": 0.1, "branching": (4, 2, 1)},
+}  # fmt: skip
+KINDS = {"stranger": 3.0, "cousin": 2.0, "sibling": 2.0, "ancestor": 1.0, "descendant": 0.7, "twin": 1.0}
+HELD = 5  # every fifth root and its descendants are for validation or, every tenth, the test
+OFFERED, RELATIVES, MOST = 0.75, 0.35, 8  # shares of questions with the parent, and of these with relatives
+
+
+def families(folder: Path, progress: Progress | None = None) -> list[Family]:
+    """Those that the shipped detector learns from."""
+    found = [
+        train_trees(folder / name, name.split("-")[0], **arguments, progress=progress)
+        for name, arguments in USUAL.items()
+    ]
+    return found + [
+        train_trees(folder / "fit" / name, name.split("-")[0], **arguments, other_recipes=True, progress=progress)
+        for name, arguments in FITTED.items()
+    ]
+
+
+def seen_of(
+    family: Family, config: DetectorConfig, members: Sequence[Member] | None = None, probes: Any = None
+) -> dict[str, Seen]:
+    """What a detector sees of each member, by its path; one that cannot be looked at is left out."""
+    settings = run_settings(family.folder, config.probes)
+    settings = settings if probes is None else replace(settings, probes=probes)
+    opener, found = Opener(), {}
+    for member in members or family.members:
+        try:
+            found[str(member.path)] = look(opener.open(member.path), config, settings)
+        except LineageError:
+            continue
+    return found
+
+
+class Lines:
+    """Members that may be compared, and what each is to each."""
+
+    def __init__(self, families: Sequence[Family], seen: Mapping[str, Seen]) -> None:
+        self.lines: dict[str, list[str]] = {}
+        self.members: dict[str, Member] = {}
+        for family in families:
+            for member in family.members:
+                if str(member.path) in seen:
+                    self.members[str(member.path)] = member
+                    self.lines[str(member.path)] = line_of(member, family.members)
+        self._alike: dict[Any, list[str]] = {}
+        for name in self.members:
+            self._alike.setdefault((seen[name].kind, seen[name].shapes), []).append(name)
+        self._of = {name: alike for alike in self._alike.values() for name in alike}
+
+    def kin(self, child: str) -> dict[str, list[str]]:
+        """What the others of its class and shapes are to a child."""
+        groups: dict[str, list[str]] = {}
+        for name in self._of[child]:
+            if name != child:
+                kind = kinship(self.lines[child], self.lines[name], self.members[child], self.members[name])
+                groups.setdefault(kind, []).append(name)
+        return groups
+
+
+def questions(
+    lines: Lines, children: Sequence[str], rng: random.Random, *, each: int = 1, offered: float = OFFERED,
+    relatives: float = RELATIVES, most: int = MOST, among: frozenset[str] | None = None,
+) -> Iterator[Row]:  # fmt: skip
+    """`each` questions about each child that has strangers; of candidates only those `among`."""
+    for child in children:
+        kin = {
+            kind: [name for name in names if among is None or name in among] for kind, names in lines.kin(child).items()
+        }
+        if not kin.get("stranger"):
+            continue
+        for _ in range(each):
+            parent = kin["parent"][0] if kin.get("parent") and rng.random() < offered else None
+            kinds = ["stranger"]
+            if parent and rng.random() < relatives:
+                kinds = [kind for kind in KINDS if kin.get(kind)]
+            chosen = [parent] if parent else []
+            for _ in range(rng.randint(1, most - 1)):
+                kind = rng.choices(kinds, [KINDS[kind] for kind in kinds])[0]
+                chosen.append(rng.choice(kin[kind]))
+            chosen = list(dict.fromkeys(chosen))
+            rng.shuffle(chosen)
+            yield Row(child, tuple(chosen), parent)
+
+
+def make(
+    folder: Path, out: Path = SHIPPED, config: DetectorConfig = CONFIG, how: Training = TRAINING, each: int = 2,
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train the shipped detector and write it; its figures."""
+    started = time.monotonic()
+    grown = families(folder, progress)
+    seen: dict[str, Seen] = {}
+    for family in grown:
+        seen |= seen_of(family, config)
+        if progress:
+            progress(len(seen), sum(len(each.members) for each in grown), f"looking at {family.folder.name}")
+    lines = Lines(grown, seen)
+    roots = {name: line[-1] for name, line in lines.lines.items()}
+    held = sorted({*roots.values()})[::HELD]
+    rng = random.Random(how.seed)
+    learned = [name for name in seen if roots[name] not in held]
+    training = [*questions(lines, learned, rng, each=each, among=frozenset(learned))]
+    rng.shuffle(training)
+    parts = {"training": Examples(seen, tuple(training))}
+    for name, own in (("validation", held[::2]), ("test", held[1::2])):
+        parts[name] = Examples(seen, tuple(questions(lines, [n for n in seen if roots[n] in own], rng)))
+    work = folder / "detector"
+    detector, history = train(parts["training"], parts["validation"], config, how, work, progress=progress)
+    (work / STATE).unlink(missing_ok=True)
+    figures: dict[str, Any] = {
+        "made": {"date": time.strftime("%Y-%m-%d"), "seconds": round(time.monotonic() - started, 1),
+                 "by": "hf_lineage.experiments.detector"},
+        "versions": {name: version(name) for name in ("hf_lineage", "torch", "accelerate")},
+        "config": asdict(detector.config), "training": asdict(how), "split": "line of descent",
+        "examples": {name: described(part) for name, part in parts.items()},
+        "validation": evaluate(detector, parts["validation"]), "test": evaluate(detector, parts["test"]),
+        "nearest": parts["test"].nearest(), "epochs": len(history), "history": history,
+        "notes": ["Each third question has no parent, which counts as wrong for the nearest candidate."],
+    }  # fmt: skip
+    write(detector, figures, out)
+    return figures
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    told = make(Path(sys.argv[1]), progress=lambda done, total, what: print(done, total, what, flush=True))
+    print({name: told[name] for name in ("validation", "test", "nearest", "examples")})
