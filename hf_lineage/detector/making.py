@@ -70,6 +70,7 @@ def make_detector(
 
 def write(detector: LineageDetector, figures: dict[str, Any], out: Path) -> None:
     """model.safetensors, config.json, training.json and the card."""
+    out.mkdir(parents=True, exist_ok=True)
     (out / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     (out / "README.md").write_text(card(figures), encoding="utf-8")
     detector.save_pretrained(out)

@@ -147,7 +147,6 @@ def make(
         parts[name] = Examples(seen, tuple(questions(lines, [n for n in seen if roots[n] in own], rng)))
     work = folder / "detector"
     detector, history = train(parts["training"], parts["validation"], config, how, work, progress=progress)
-    (work / STATE).unlink(missing_ok=True)
     figures: dict[str, Any] = {
         "made": {"date": time.strftime("%Y-%m-%d"), "seconds": round(time.monotonic() - started, 1),
                  "by": "hf_lineage.experiments.detector"},
@@ -159,6 +158,7 @@ def make(
         "notes": ["Each third question has no parent, which counts as wrong for the nearest candidate."],
     }  # fmt: skip
     write(detector, figures, out)
+    (work / STATE).unlink(missing_ok=True)  # nothing is lost before it is written
     return figures
 
 
