@@ -74,11 +74,11 @@ class DetectorConfig:
 
 
 class Encoder(nn.Sequential):
-    """(P, 2, o, h) → (P, width): what happened between two matrices, element by element and around it (S2.5.2)."""
+    """(P, c, o, h) → (P, width): a stack of matrices, seen element by element and around each (S2.5.2)."""
 
-    def __init__(self, width: int, running: bool) -> None:
+    def __init__(self, width: int, running: bool = True, channels: int = 2) -> None:
         super().__init__(
-            nn.Conv2d(2, 3, 1),  # (P, 3, o, h): parent and child are lined up, so this sees each entry's change
+            nn.Conv2d(channels, 3, 1),  # (P, 3, o, h): of a pair that is lined up, this sees each entry's change
             nn.BatchNorm2d(3, track_running_stats=running),
             nn.ReLU(),
             nn.Conv2d(3, width, 3, padding=1),  # (P, width, o, h)

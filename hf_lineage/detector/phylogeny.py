@@ -19,6 +19,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .model import Encoder
 from .sets import CORNERS, SCALES, Corners, ModelSet, scales, stack, standard
 
 VERSION = 1
@@ -41,17 +42,6 @@ class PhylogenyConfig:
     scales: bool = True
     triples: bool = True
     stacks: bool = False
-
-
-class Encoder(nn.Sequential):
-    """A stack of c matrices → one token: (n, c, o, h) → (n, W), METHODS §2."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, 3, 1), nn.BatchNorm2d(3), nn.ReLU(),
-            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        )  # fmt: skip
 
 
 def _feed_forward(width: int) -> tuple[nn.Module, ...]:
@@ -108,12 +98,12 @@ class PhylogenyDetector(
         self.config = config = config if isinstance(config, PhylogenyConfig) else _config(config or {})
         self._hub_mixin_config = asdict(config)  # what the mixin writes, also where none was given
         width = config.width
-        self.token = Encoder(1, width)
+        self.token = Encoder(width, channels=1)
         layer = nn.TransformerEncoderLayer(width, config.heads, 4 * width, batch_first=True)
         self.among = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.parent, self.child = nn.Linear(width, width), nn.Linear(width, width)
         if config.stacks:
-            self.stacked = Encoder(2, width)
+            self.stacked = Encoder(width)
         if config.scales:
             self.scale = nn.Sequential(nn.Linear(SCALES, width), nn.ReLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers if config.triples else 0))
