@@ -76,7 +76,7 @@ def test_links_and_pictures_exist() -> None:
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("name", ["trust", "features", "layers", "trees", "search"])
+@pytest.mark.parametrize("name", ["trust", "features", "layers", "trees", "search", "detector"])
 def test_the_table_is_what_was_measured(name: str) -> None:
     """tests/benchmarks/…_table.py prints it from the recorded results."""
     path = ROOT / "tests" / "benchmarks" / f"{name}_table.py"
