@@ -16,6 +16,8 @@ PROTOCOL = {  # what was asked → the file, and where in it
     "… first to fourth": ("generations", "1 to 4"), "… third to fourth": ("generations", "3 to 4"),
     "FC, shuffled labels": ("control", None),
 }  # fmt: skip
+INPUTS = ("weight 1", "weight 2", "weight 3", "weights 1 and 2", "feature 1", "feature 2", "feature 3", "features 1 and 2",
+          "feature 1 and weight 1")  # fmt: skip
 UNSEEN = {
     "trees-fc": "fully connected", "trees-fc-light": "… light", "detector-fc": "… 16×16 glyphs",
     "detector-fc-wide": "… wide", "trees-resnet": "ResNet", "trees-resnet-light": "… light",
@@ -54,11 +56,12 @@ def summary() -> str:
     control, running, blocks = read("control"), read("protocol-fc-running"), read("transfer")
     plain = [name for name in running if name.endswith(("plain", "exact"))]
     low, high = (f(running[name][0] for name in plain) for f in (min, max))
+    inputs = [f"{name} {_percent(read('inputs')[name]['accuracy'][0])}" for name in INPUTS]
     own, shipped = blocks["trained on FC features"], blocks["shipped"]
     alone = [each["relatives without the parent"]["accuracy"] for each in read("shipped")["families"].values()]
     return (
         f"In %, mean and deviation of the repeats. Learning-free features on the FC splits: {_percent(low)} to "
-        f"{_percent(high)}. Chance of the shuffled labels: {_percent(control['chance'])}. Relatives without the parent "
+        f"{_percent(high)}. Other inputs (Table S5, FC, 3 repeats): {', '.join(inputs)}. Chance of the shuffled labels: {_percent(control['chance'])}. Relatives without the parent "
         f'are called "none of these" in {_percent(min(alone))} to {_percent(max(alone))}. Blocks of a hybrid of '
         f"{own['candidates']} ViTs, by features alone (S2.7): {own['right']} of {own['blocks']} right by a detector that "
         f"was trained on FC features, {shipped['right']} of {shipped['blocks']} by the one that ships."
