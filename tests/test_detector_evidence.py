@@ -112,7 +112,10 @@ class TestAlone:
         assert sum(c.probability for c in lineage.candidates) == pytest.approx(1, abs=1e-9)
         facts = lineage.candidates[0].evidence["detector"]
         assert facts["inputs"] == ["blocks.0.mlp.fc2.weight", "blocks.0"] and facts["probes"] == 8
-        assert "detector alone" in lineage.explain() and "no p-value" in " ".join(lineage.notes)
+        notes = " ".join(lineage.notes)
+        assert "detector alone" in lineage.explain() and "no p-value" in notes
+        first = max(lineage.candidates, key=lambda c: c.evidence["detector"]["probability"])
+        assert f": {first.ref} {first.evidence['detector']['probability']:.3f}" in notes
         assert json.loads(lineage.to_json())["candidates"][0]["evidence"]["detector"]["detector"] == str(near)
 
     def test_none_of_these_has_a_share(self, zoo: dict[str, Path], near: Path, tmp_path: Path) -> None:

@@ -195,12 +195,13 @@ def remarks(candidates: Sequence[Candidate], said: Verdict) -> tuple[list[Candid
     none = facts["none_probability"]
     inputs = ", ".join(facts["inputs"])
     closed = " It cannot say 'none of these'." if none is None else ""
-    notes = [f"Detector {facts['detector']}: a learned probability from {inputs}; it has no p-value.{closed}"]
+    best = max(seen, key=lambda c: c.evidence["detector"]["probability"])
+    share = best.evidence["detector"]["probability"]
+    told = f"{best.ref} {share:.3f}" + ("" if none is None else f", none of these {none:.3f}")
+    notes = [f"Detector {facts['detector']}: {told}; a learned probability from {inputs}, it has no p-value.{closed}"]
     first = candidates[0]
     if first.p_value is None:
         return list(candidates), notes
-    best = max(seen, key=lambda c: c.evidence["detector"]["probability"])
-    share = best.evidence["detector"]["probability"]
     related = said in ("parent", "identical", "common_origin")
     against = None
     if none is not None and none >= SURE and related:
