@@ -267,6 +267,15 @@ def record() -> Callable[[str, dict[str, Any]], None]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: small trainings are faster so, and the same on every machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The command line, with its exit code, stdout and stderr: `run("trace", child, "-c", parent)`."""
     from hf_lineage import cli

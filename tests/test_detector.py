@@ -32,12 +32,7 @@ SMALL = DetectorConfig(width=16, heads=4, feed_forward=32, entries=64)
 QUICK = Training(epochs=4, rate=0.01)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def given(candidates: int, count: int, seed: int = 0, side: int = 6) -> list[torch.Tensor]:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import hf_lineage as hl
-from hf_lineage.experiments.families import Family, Member, sizes_of, task_of
-from hf_lineage.experiments.networks import build
+from hf_lineage.experiments.families import Family, task_of
+from hf_lineage.experiments.questions import network
 from hf_lineage.features.networks import Images
 from hf_lineage.features.probes import probes as made
 from hf_lineage.features.similarity import METRICS
@@ -52,15 +51,6 @@ def questions(family: Family, step: float | str, probes: str, most: int, count: 
 def synthetic(inputs: Images, count: int) -> torch.Tensor:
     """What `probes=None` stands for; said here, since a fully connected network does not say what it reads."""
     return made(None, inputs, count)
-
-
-def network(member: Member) -> Any:
-    """The member as a module: a fully connected network has no configuration that a library knows."""
-    if member.architecture != "fc":
-        return member.path
-    module = build("fc", member.recipe["classes"], sizes_of(member))
-    module.load_state_dict(load_file(member.path / "model.safetensors"))
-    return module
 
 
 def accuracy(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, dict[str, list[float]]]:

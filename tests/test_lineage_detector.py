@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 import hf_lineage as hl
@@ -23,10 +22,11 @@ from hf_lineage.detector.examples import Examples, Row, Table, make, split
 from hf_lineage.detector.model import DetectorConfig, LineageDetector
 from hf_lineage.detector.training import Training, evaluate, train
 from hf_lineage.experiments.detector import Lines, questions, seen_of
-from hf_lineage.experiments.families import Family, Member, sizes_of
+from hf_lineage.experiments.families import Family, sizes_of
 from hf_lineage.experiments.lineages import run_settings, table
 from hf_lineage.experiments.merges import hybrid, tuned, write
-from hf_lineage.experiments.networks import Apart, build
+from hf_lineage.experiments.networks import Apart
+from hf_lineage.experiments.questions import network
 from hf_lineage.features.evidence import Settings
 from hf_lineage.features.similarity import METRICS
 from hf_lineage.hub.opener import Opener
@@ -41,12 +41,7 @@ HOW = Training(patience=6)  # the paper trains for 100 epochs; the validation lo
 UNSEEN = ("fc", "fc-light", "resnet", "resnet-light", "vit", "llama", "llama-light")  # trees of seeds 71 and 72
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def spread(values: Sequence[float | None]) -> list[float] | None:
@@ -73,15 +68,6 @@ def protocol(
         rows.append(found)
     told = {name: spread([row[name] for row in rows]) for name in rows[0] if name != "children"}
     return {"repeats": repeats, "children": len(examples), "tested": rows[0]["children"], **told}
-
-
-def network(member: Member) -> Any:
-    """A fully connected network as a module: no library knows its class."""
-    if member.architecture != "fc":
-        return member.path
-    module = build("fc", member.recipe["classes"], sizes_of(member))
-    module.load_state_dict(load_file(member.path / "model.safetensors"))
-    return module
 
 
 def learning_free(family: Family, examples: Examples, probes: Any) -> dict[str, dict[str, bool]]:

@@ -11,13 +11,16 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from ..errors import LineageError
-from .families import Family, Member
+from .families import Family, Member, sizes_of
+from .networks import build
 
 if TYPE_CHECKING:
     from ..records import Lineage
@@ -139,3 +142,12 @@ def kinship(own: list[str], line: list[str], child: Member, member: Member) -> s
     if own[0] in line:
         return "descendant"
     return "sibling" if own[1] == line[1] else "cousin"
+
+
+def network(member: Member) -> Path | nn.Module:
+    """What `trace` is asked about by features: the folder, or a module where no library knows the class."""
+    if member.architecture != "fc":
+        return member.path
+    module = build("fc", member.recipe["classes"], sizes_of(member))
+    module.load_state_dict(load_file(member.path / "model.safetensors"))
+    return module
