@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ArgumentError, HubUnavailableError, LineageError, NoCandidatesError, NothingToCompareError
 from ..hub.candidates import claims_of
 from ..hub.checkpoint import ADAPTER, MemoryCheckpoint, open_checkpoint
-from ..hub.local import LocalRepo
+from ..hub.local import LocalRepo, repo_of
 from ..hub.texts import MAX_TEXT, json_data
 from ..question import check, versions
 from ..records import Candidate, Claim, Lineage, ModelRef, Progress, printable
@@ -158,7 +158,7 @@ class _Auditor:
         if not isinstance(model, (str, Path, ModelRef)):
             return open_checkpoint(model)
         ref = _parse(model)
-        repo = LocalRepo(ref) if ref.kind == "local" else self._hub.repo(ref)
+        repo = LocalRepo(ref) if ref.kind == "local" else repo_of(ref, self._hub)
         child = MemoryCheckpoint(repo.ref, str(ref), {})
         child.repo, child.card = repo, repo.card
         if set(ADAPTER) <= repo.files and not repo.only:

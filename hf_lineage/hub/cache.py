@@ -11,22 +11,12 @@ from huggingface_hub.file_download import repo_folder_name
 
 from ..errors import HubUnavailableError
 from ..records import ModelRef, is_repo_id
-from .local import LocalRepo
 
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
-class CachedRepo(LocalRepo):
-    """A snapshot in the cache, under the name it has on the Hub. Only what was downloaded is there."""
-
-    def __init__(self, ref: ModelRef, requested: str, folder: Path) -> None:
-        super().__init__(ModelRef("local", str(folder)))
-        self.ref, self.requested = ref, requested
-        self.created: str | None = None
-
-
-def cached_repo(ref: ModelRef) -> CachedRepo:
-    """The newest snapshot of a branch, tag or commit. Raises `HubUnavailableError` where there is none."""
+def snapshot(ref: ModelRef) -> tuple[str, Path]:
+    """(commit, folder) of the newest snapshot of a branch, tag or commit. Raises `HubUnavailableError` where there is none."""
     root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=ref.name, repo_type="model")
     revision = ref.revision or "main"
     try:
@@ -39,7 +29,7 @@ def cached_repo(ref: ModelRef) -> CachedRepo:
             f"`{ref}` is not in the cache, and offline mode is on (HF_HUB_OFFLINE). Download it first: "
             f"`hf download {ref.name}`."
         )
-    return CachedRepo(ModelRef("hub", ref.name, sha), str(ref), folder)
+    return sha, folder
 
 
 def cached_models() -> dict[str, int]:

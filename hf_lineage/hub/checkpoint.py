@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..errors import ArgumentError, BrokenFileError, CheckpointError, NoWeightsError, PickleRefusedError
 from ..records import Entry, ModelRef, Slice
 from .header import BITS, MAX_INDEX, header_length, parse_header, parse_index
-from .local import LocalRepo
+from .local import LocalRepo, repo_of
 from .texts import MAX_TEXT, json_data, yaml_data
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def open_checkpoint(
     if ref.kind == "hub":
         from .client import Hub
 
-        repo = (hub or Hub(token)).repo(ref)
+        repo = repo_of(ref, hub or Hub(token))
     else:
         repo = LocalRepo(ref)
     checkpoint = _open_repo(repo, allow_pickle)

@@ -57,7 +57,7 @@ from ..errors import (
     TokenRefusedError,
 )
 from ..records import ModelRef, is_repo_id
-from .cache import COMMIT, CachedRepo, cached_repo
+from .cache import COMMIT
 
 MAX_REQUEST = 2 << 20  # bytes asked for in one range: a batch of 8 MB then travels on several connections
 MAX_GAP = 1 << 16  # unread bytes that may be fetched along, to save a request …
@@ -98,13 +98,8 @@ class Hub:
         """Whether only the cache may be used (HF_HUB_OFFLINE)."""
         return is_offline_mode()
 
-    def repo(self, ref: ModelRef) -> HubRepo | CachedRepo:
-        """The repo at a commit: canonical id, file names, card. One request, none for what a listing told.
-
-        In offline mode it is what the cache has of it.
-        """
-        if self.offline:
-            return cached_repo(ref)
+    def repo(self, ref: ModelRef) -> HubRepo:
+        """The repo at a commit: canonical id, file names, card. One request, none for what a listing told."""
         known = self._known.get(ref.name) if ref.revision is None else None
         info = known or self._info(ref, ["sha", "siblings", "cardData", "createdAt", "private"])
         if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):

@@ -6,10 +6,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from ..errors import AccessDeniedError, BrokenFileError, CheckpointError, ModelNotFoundError
 from ..records import ModelRef
 from .texts import MAX_TEXT, card_data
+
+if TYPE_CHECKING:
+    from .client import Hub, HubRepo
 
 Extent = tuple[int, int]
 
@@ -113,3 +117,22 @@ class LocalRepo:
     def path(self, name: str) -> Path:
         """Where a whole file lies on this machine."""
         return self.folder / name
+
+
+class CachedRepo(LocalRepo):
+    """A snapshot in the cache, under the name it has on the Hub. Only what was downloaded is there."""
+
+    def __init__(self, ref: ModelRef, requested: str, folder: Path) -> None:
+        super().__init__(ModelRef("local", str(folder)))
+        self.ref, self.requested = ref, requested
+        self.created: str | None = None
+
+
+def repo_of(ref: ModelRef, hub: Hub) -> HubRepo | CachedRepo:
+    """A repo of the Hub; in offline mode it is what the cache has of it, or `HubUnavailableError`."""
+    if not hub.offline:
+        return hub.repo(ref)
+    from .cache import snapshot
+
+    commit, folder = snapshot(ref)
+    return CachedRepo(ModelRef("hub", ref.name, commit), str(ref), folder)

@@ -62,10 +62,9 @@ class Desk:
 
     def repo(self, name: str, revision: str | None = None) -> HubRepo:
         """The repo as it is now at a branch or commit, `main` if none is named."""
-        found = self.hub.repo(ModelRef("hub", name, revision))
-        if not isinstance(found, HubRepo):
+        if self.hub.offline:
             raise HubUnavailableError(f"`{name}` can be annotated on the Hub only, but HF_HUB_OFFLINE is set.")
-        return found
+        return self.hub.repo(ModelRef("hub", name, revision))
 
     def card(self, repo: HubRepo, limit: int) -> bytes:
         """README.md, byte for byte; empty where there is none."""
