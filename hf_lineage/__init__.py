@@ -11,23 +11,24 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .annotation import annotate as annotate
-    from .auditing import audit as audit
-    from .discovery import find_candidates as find_candidates
+    from .answers.lineage import LayerLineage as LayerLineage
+    from .answers.lineage import Lineage as Lineage
+    from .answers.lineage import ModelRef as ModelRef
+    from .answers.phylogeny import Phylogeny as Phylogeny
     from .errors import LineageError as LineageError
-    from .family import phylogeny as phylogeny
-    from .pipeline import trace as trace
-    from .pipeline import trace_layers as trace_layers
-    from .records import LayerLineage as LayerLineage
-    from .records import Lineage as Lineage
-    from .records import ModelRef as ModelRef
-    from .trees import Phylogeny as Phylogeny
+    from .tasks.annotate import annotate as annotate
+    from .tasks.audit import audit as audit
+    from .tasks.phylogeny import phylogeny as phylogeny
+    from .tasks.search import find_candidates as find_candidates
+    from .tasks.trace import trace as trace
+    from .tasks.trace import trace_layers as trace_layers
 
 # imported when first used: `import hf_lineage` costs nothing
 _HOMES = {
-    "LayerLineage": "records", "Lineage": "records", "LineageError": "errors", "ModelRef": "records",
-    "Phylogeny": "trees", "annotate": "annotation", "audit": "auditing", "find_candidates": "discovery",
-    "phylogeny": "family", "trace": "pipeline", "trace_layers": "pipeline",
+    "LayerLineage": "answers.lineage", "Lineage": "answers.lineage", "LineageError": "errors",
+    "ModelRef": "answers.lineage", "Phylogeny": "answers.phylogeny", "annotate": "tasks.annotate",
+    "audit": "tasks.audit", "find_candidates": "tasks.search", "phylogeny": "tasks.phylogeny", "trace": "tasks.trace",
+    "trace_layers": "tasks.trace",
 }  # fmt: skip
 __all__ = [
     "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "annotate", "audit", "find_candidates",

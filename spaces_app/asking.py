@@ -23,7 +23,7 @@ from questions import (
 from show import View, picture, view_of
 
 import hf_lineage as hl
-from hf_lineage.directory import models_of, suggestions
+from hf_lineage.hub.suggest import models_of, suggestions
 
 Token = str | bool
 

@@ -141,7 +141,7 @@ SOURCES: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-# Whole trees with weight decay for every other child, and light fine-tunes: no seed of experiments/forests.py, nor one
+# Whole trees with weight decay for every other child, and light fine-tunes: no seed of experiments/phylogenies.py, nor one
 # that its rules were looked at with
 TREES: dict[str, dict[str, dict[str, Any]]] = {
     "reduced": {

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import save
 
 import hf_lineage as hl
-from hf_lineage import annotation
+from hf_lineage.answers.lineage import Lineage
 from hf_lineage.errors import (
     AccessDeniedError,
     ArgumentError,
@@ -26,9 +26,9 @@ from hf_lineage.errors import (
     TokenRefusedError,
     WriteRefusedError,
 )
-from hf_lineage.hub.writing import _told
-from hf_lineage.records import Lineage
+from hf_lineage.hub.cards import _told
 from hf_lineage.report.section import END, START
+from hf_lineage.tasks import annotate as annotation
 
 CARD = b'---\r\n# keep me\r\nlicense: "mit" # yes\r\ntags: [a, b]\r\n---\r\n# A child\r\n'
 FILES = (
@@ -234,7 +234,7 @@ class TestPush:
     def test_overtaken_by_another_commit_it_reads_again(
         self, desk: Any, lineage: Lineage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from hf_lineage.hub.writing import Desk
+        from hf_lineage.hub.cards import Desk
 
         real, calls = Desk.commit, []
 

@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import save
 
 import hf_lineage as hl
-from hf_lineage import pipeline
-from hf_lineage.auditing import AuditRecord, Member, members
-from hf_lineage.auditing.members import read_moment
 from hf_lineage.errors import ArgumentError, LineageError, ModelNotFoundError
 from hf_lineage.hub import client
+from hf_lineage.tasks import trace as pipeline
+from hf_lineage.tasks.audit import AuditRecord, Member, members
+from hf_lineage.tasks.audit.members import read_moment
 from hf_lineage.testing import MiniHub
 
 Make = Callable[..., dict[str, torch.Tensor]]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from hf_lineage.auditing import AuditRecord, Finding
-from hf_lineage.records import Claim
+from hf_lineage.answers.lineage import Claim
 from hf_lineage.report import audit as report
 from hf_lineage.report.audit import BY_ID, RULES
+from hf_lineage.tasks.audit import AuditRecord, Finding
 
 HOSTILE = "a`|</td><script>[click](https://evil.example){0}\x1b[31m\n# h\r\tb\u202e"
 

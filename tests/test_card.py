@@ -13,12 +13,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_lineage.answers.lineage import BlockOrigin, Candidate, Claim, LayerLineage, Lineage, ModelRef, Share
+from hf_lineage.checkpoints.texts import yaml_data
 from hf_lineage.errors import CardError
-from hf_lineage.hub.texts import yaml_data
-from hf_lineage.records import BlockOrigin, Candidate, Claim, LayerLineage, Lineage, ModelRef, Share
 from hf_lineage.report import card
-from hf_lineage.report.difference import diff
-from hf_lineage.report.public import public, renaming
+from hf_lineage.report.diff import diff
+from hf_lineage.report.privacy import public, renaming
 from hf_lineage.report.section import END, START, comment_json, description, licences, section, stands
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40

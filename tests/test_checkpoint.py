@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hf_lineage.answers.lineage import Slice
+from hf_lineage.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from hf_lineage.errors import (
     AccessDeniedError,
     BrokenFileError,
@@ -18,8 +20,6 @@ from hf_lineage.errors import (
     NoWeightsError,
     PickleRefusedError,
 )
-from hf_lineage.hub.checkpoint import Checkpoint, open_checkpoint
-from hf_lineage.records import Slice
 
 TENSORS = {
     "b.weight": torch.randn(13, 7), "a.bias": torch.randn(13).half(), "a.weight": torch.randn(5, 3).bfloat16(),

@@ -14,11 +14,11 @@ import yaml
 from safetensors.torch import save, save_file
 
 import hf_lineage as hl
+from hf_lineage.answers.lineage import Claim, Lineage
+from hf_lineage.checkpoints.checkpoint import open_checkpoint
+from hf_lineage.checkpoints.claims import MOST, claims_of
+from hf_lineage.checkpoints.texts import MAX_TEXT, card_data, yaml_data
 from hf_lineage.errors import HubUnavailableError
-from hf_lineage.hub.candidates import MOST, claims_of
-from hf_lineage.hub.checkpoint import open_checkpoint
-from hf_lineage.hub.texts import MAX_TEXT, card_data, yaml_data
-from hf_lineage.records import Claim, Lineage
 from hf_lineage.testing import MiniHub
 
 TRIO = ["lab/parent", "lab/stranger", "lab/stranger-2"]
@@ -212,7 +212,7 @@ class TestHostileFiles:
         assert yaml_data(BAD_YAML[name].encode()) == {}
 
     def test_yaml_of_too_many_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("hf_lineage.hub.texts.MAX_NODES", 1000)
+        monkeypatch.setattr("hf_lineage.checkpoints.texts.MAX_NODES", 1000)
         assert yaml_data(b"a: [" + b"x," * 900 + b"]") and yaml_data(b"a: [" + b"x," * 1100 + b"]") == {}
         assert yaml_data(b"a: &a [x, x]\nb: [" + b"*a," * 300 + b"]")
         assert yaml_data(b"a: &a [x, x]\nb: [" + b"*a," * 400 + b"]") == {}

@@ -111,7 +111,7 @@ def test_interrupted(run, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_lineage.pipeline.trace", interrupt)
+    monkeypatch.setattr("hf_lineage.tasks.trace.trace", interrupt)
     assert run("trace", folders["child"], "-c", folders["parent"])[0] == 130
 
 
@@ -119,7 +119,7 @@ def test_a_bug_keeps_its_traceback(folders: Folders, monkeypatch: pytest.MonkeyP
     def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("hf_lineage.pipeline.trace", bug)
+    monkeypatch.setattr("hf_lineage.tasks.trace.trace", bug)
     with pytest.raises(ZeroDivisionError):
         cli.main(["trace", str(folders["child"])])
 

@@ -12,9 +12,9 @@ from scipy.stats import norm
 from sklearn.cluster import KMeans, MeanShift
 from sklearn.metrics import silhouette_score
 
-from hf_lineage.forest import clustering
-from hf_lineage.forest.baselines import by_distance, by_norms, mother
-from hf_lineage.forest.clustering import (
+from hf_lineage.trees import clustering
+from hf_lineage.trees.baselines import by_distance, by_norms, mother
+from hf_lineage.trees.clustering import (
     ALGORITHMS,
     DRAWS,
     PROXIES,

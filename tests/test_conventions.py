@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import hf_lineage as hl
-from hf_lineage.architecture import align, describe
-from hf_lineage.conventions import canonical, cuts
-from hf_lineage.hub.checkpoint import Checkpoint, open_checkpoint
-from hf_lineage.hub.view import View
-from hf_lineage.records import Entry, Slice
+from hf_lineage.answers.lineage import Entry, Slice
+from hf_lineage.architecture.conventions import canonical, cuts
+from hf_lineage.architecture.describe import align, describe
+from hf_lineage.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from hf_lineage.checkpoints.view import View
 
 Tensors = dict[str, torch.Tensor]
 TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}

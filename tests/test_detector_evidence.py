@@ -13,11 +13,11 @@ from torch import nn
 
 import hf_lineage as hl
 from hf_lineage import cli
+from hf_lineage.answers.lineage import Lineage
+from hf_lineage.checkpoints.opener import Opener
 from hf_lineage.detector.evidence import Judge, open_detector
 from hf_lineage.detector.model import DetectorConfig, LineageDetector
 from hf_lineage.errors import ArgumentError, CheckpointError, LineageError, NothingToCompareError
-from hf_lineage.hub.opener import Opener
-from hf_lineage.records import Lineage
 
 CONFIG = DetectorConfig(width=16, heads=4, feed_forward=16, entries=256, probes=8, scale="child", norm="running")
 SIZES = {"patch_size": 7, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2}

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lineage import calibration
-from hf_lineage.calibration import Features, direction, probabilities
+from hf_lineage.tasks import calibration
+from hf_lineage.tasks.calibration import Features, direction, probabilities
 from hf_lineage.weights.direction import asymmetry, lean, origin, relatives
 
 

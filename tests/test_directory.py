@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hf_lineage.directory import models_of, suggestions
 from hf_lineage.errors import ArgumentError, HubUnavailableError, ModelNotFoundError
+from hf_lineage.hub.suggest import models_of, suggestions
 
 
 @pytest.mark.parametrize(

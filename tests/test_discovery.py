@@ -16,11 +16,11 @@ from huggingface_hub import constants, snapshot_download
 from safetensors.torch import save, save_file
 
 import hf_lineage as hl
-from hf_lineage import discovery
+from hf_lineage.answers.search import Proposal, Proposals
+from hf_lineage.checkpoints.checkpoint import FIRST_READ
 from hf_lineage.errors import ArgumentError, HubUnavailableError, LineageError, ModelNotFoundError, NoCandidatesError
-from hf_lineage.hub.checkpoint import FIRST_READ
 from hf_lineage.hub.listing import listing
-from hf_lineage.proposals import Proposal, Proposals
+from hf_lineage.tasks import search as discovery
 from hf_lineage.testing import MiniHub
 from hf_lineage.testing.answers import Answer, json_answer
 from hf_lineage.testing.repos import Request, model_data

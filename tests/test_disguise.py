@@ -16,7 +16,7 @@ from scipy import stats
 from hf_lineage.errors import ArgumentError
 from hf_lineage.experiments.disguises import permute, rescale
 from hf_lineage.experiments.families import SIZES, build, train_family
-from hf_lineage.weights.disguise import RELATED, _draw, _gram, _variance, mantel, match
+from hf_lineage.weights.unit_matching import RELATED, _draw, _gram, _variance, mantel, match
 
 Tensors = dict[str, torch.Tensor]
 ARCHITECTURES = ("fc", "resnet", "vit", "llama")
@@ -179,7 +179,7 @@ class TestMantel:
 
     def test_subset_of_wide_streams(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Both models are cut to the same coordinates."""
-        monkeypatch.setattr("hf_lineage.weights.disguise.COORDINATES", 32)
+        monkeypatch.setattr("hf_lineage.weights.unit_matching.COORDINATES", 32)
         one, two = (torch.randn(200, 80, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
         test = mantel({"w": one}, {"w": one + 0.2 * two}, {"s": ("w",)}, seed=0)
         assert test is not None and test.layers[0][1] == 32 and test.z > 10

@@ -10,15 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_lineage.errors import ArgumentError
-from hf_lineage.experiments.families import (
-    ACCURACY,
-    SIZES,
-    Family,
-    Member,
-    build,
-    train_family,
-    train_unrelated,
-)
+from hf_lineage.experiments.families import ACCURACY, SIZES, Family, Member, build, train_family, train_unrelated
 
 SMALL = {"widths": [512, 256, 128]}
 SHALLOW: dict[str, dict] = {

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 import hf_lineage as hl
 from hf_lineage.experiments.changes import made
 from hf_lineage.experiments.families import Family, Member, task_of
-from hf_lineage.experiments.forests import Told, by_method, groups, score, told
 from hf_lineage.experiments.merges import linear
-from hf_lineage.family import kin_of
-from hf_lineage.forest.clustering import Points, after_clustering, along_clustering
-from hf_lineage.forest.methods import METHODS
-from hf_lineage.forest.rooting import SIGNALS, Signals
+from hf_lineage.experiments.phylogenies import Told, by_method, groups, score, told
+from hf_lineage.tasks.phylogeny import kin_of
+from hf_lineage.trees.clustering import Points, after_clustering, along_clustering
+from hf_lineage.trees.methods import METHODS
+from hf_lineage.trees.rooting import SIGNALS, Signals
 
 if TYPE_CHECKING:
     from conftest import Nursery

@@ -23,17 +23,17 @@ from torch.func import functional_call, jvp
 
 import hf_lineage as hl
 from hf_lineage import cli
-from hf_lineage.architecture import align
-from hf_lineage.conventions import cuts
+from hf_lineage.architecture.conventions import cuts
+from hf_lineage.architecture.describe import align
+from hf_lineage.checkpoints.checkpoint import open_checkpoint
+from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.features import evidence
-from hf_lineage.features.aligned import Partners
+from hf_lineage.features.lazy_tensors import Partners
 from hf_lineage.features.linearize import GRID
 from hf_lineage.features.networks import build, weights
 from hf_lineage.features.probes import probes
 from hf_lineage.features.similarity import METRICS
-from hf_lineage.hub.checkpoint import open_checkpoint
-from hf_lineage.hub.view import View
 from hf_lineage.testing import MiniHub
 
 timm = pytest.importorskip("timm")

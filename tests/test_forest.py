@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from hf_lineage.forest.ancestors import hidden_distances, missing
-from hf_lineage.forest.groups import LOOKS, Groups, related_groups
-from hf_lineage.forest.kinship import Kinship, Matrix, distance2, kinship
-from hf_lineage.forest.mixtures import mixtures
-from hf_lineage.forest.rooting import EDGE, PATH, Signals, features, root
-from hf_lineage.forest.spanning import (
+from hf_lineage.trees.groups import LOOKS, Groups, related_groups
+from hf_lineage.trees.hidden_ancestors import hidden_distances, missing
+from hf_lineage.trees.mixtures import mixtures
+from hf_lineage.trees.pair_statistics import Kinship, Matrix, distance2, kinship
+from hf_lineage.trees.rooting import EDGE, PATH, Signals, features, root
+from hf_lineage.trees.spanning import (
     Edge,
     cut_gap,
     edge,
@@ -27,9 +27,9 @@ from hf_lineage.forest.spanning import (
     spanning_tree,
     straighten,
 )
-from hf_lineage.forest.untouched import Untouched
-from hf_lineage.weights.independence import combine, draw, layer_test
-from hf_lineage.weights.independence import products as unit_products
+from hf_lineage.trees.without_gradient import Untouched
+from hf_lineage.weights.permutation_test import combine, draw, layer_test
+from hf_lineage.weights.permutation_test import products as unit_products
 
 
 def symmetric(models: int, seed: int) -> np.ndarray:
@@ -426,7 +426,7 @@ def test_a_tree_of_two_and_of_one() -> None:
 
 def test_a_known_edge_counts_so_many_nats(monkeypatch: pytest.MonkeyPatch) -> None:
     """It adds CERTAIN to the log-odds of its direction, exactly."""
-    monkeypatch.setattr("hf_lineage.forest.rooting.CERTAIN", 20.0)
+    monkeypatch.setattr("hf_lineage.trees.rooting.CERTAIN", 20.0)
     for seed in range(4):
         signals, edges = Signals(random_kin(5, seed)), random_tree(range(5), seed)
         free = root(signals, edges, range(5)).first

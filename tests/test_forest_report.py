@@ -12,10 +12,10 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
+from hf_lineage.answers.phylogeny import Edge, Node, Phylogeny
 from hf_lineage.errors import ArgumentError
-from hf_lineage.report.forest import graph, grow, markdown, newick, table
-from hf_lineage.report.rings import plot_forest
-from hf_lineage.trees import Edge, Node, Phylogeny
+from hf_lineage.report.tree_plot import plot_forest
+from hf_lineage.report.tree_text import graph, grow, markdown, newick, table
 
 EVIL = [
     "a|b", "a`b", "<script>", "x\ny", "\x1b[31m", "a\u202eb", "a: b # c", "- &x [y]", "'\"", "o" * 200, "org/" + "n" * 196,

@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from hf_lineage.architecture import align
-from hf_lineage.conventions import cuts
+from hf_lineage.architecture.conventions import cuts
+from hf_lineage.architecture.describe import align
+from hf_lineage.checkpoints.checkpoint import open_checkpoint
+from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.features import grafting
 from hf_lineage.features.evidence import PAPER_STEP, Settings
@@ -29,8 +31,6 @@ from hf_lineage.features.linearize import GRID
 from hf_lineage.features.networks import build, run_inputs
 from hf_lineage.features.probes import probes
 from hf_lineage.features.similarity import METRICS, exact, similarity, taylor
-from hf_lineage.hub.checkpoint import open_checkpoint
-from hf_lineage.hub.view import View
 
 timm = pytest.importorskip("timm")
 hf = pytest.importorskip("transformers")

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from hf_lineage.checkpoints.checkpoint import open_checkpoint
+from hf_lineage.checkpoints.formats.safetensors import MAX_HEADER, parse_header, parse_index
 from hf_lineage.errors import BrokenFileError, LineageError
-from hf_lineage.hub.checkpoint import open_checkpoint
-from hf_lineage.hub.header import MAX_HEADER, parse_header, parse_index
 
 
 def file(header: Any, data: bytes = b"", length: int | None = None) -> bytes:

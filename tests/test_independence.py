@@ -10,7 +10,16 @@ import pytest
 import torch
 from scipy import stats
 
-from hf_lineage.weights.independence import MORE_DRAWS, LayerTest, combine, draw, holm, layer_test, prepare, products
+from hf_lineage.weights.permutation_test import (
+    MORE_DRAWS,
+    LayerTest,
+    combine,
+    draw,
+    holm,
+    layer_test,
+    prepare,
+    products,
+)
 
 
 def units(h: int, d: int, seed: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_lineage.weights.information import FLOOR, information
+from hf_lineage.weights.mutual_information import FLOOR, information
 
 
 @pytest.mark.parametrize("change", [1.0, 1e-2, 1e-4, 1e-6])

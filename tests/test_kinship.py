@@ -11,13 +11,13 @@ import pytest
 import torch
 from scipy.stats import kurtosis as scipy_kurtosis
 
-from hf_lineage.forest import kinship as module
-from hf_lineage.forest.kinship import Kinship, Matrix, distance2, kinship, products, shared_information
-from hf_lineage.forest.untouched import DECISIVE, FEW, SPIKE, TIMES, Untouched, shared
-from hf_lineage.weights.independence import bound, layer_test
-from hf_lineage.weights.independence import products as unit_products
-from hf_lineage.weights.information import FLOOR, information
+from hf_lineage.trees import pair_statistics as module
+from hf_lineage.trees.pair_statistics import Kinship, Matrix, distance2, kinship, products, shared_information
+from hf_lineage.trees.without_gradient import DECISIVE, FEW, SPIKE, TIMES, Untouched, shared
 from hf_lineage.weights.moments import measure
+from hf_lineage.weights.mutual_information import FLOOR, information
+from hf_lineage.weights.permutation_test import bound, layer_test
+from hf_lineage.weights.permutation_test import products as unit_products
 
 
 def tuned(parent: torch.Tensor, change: float, seed: int) -> torch.Tensor:
@@ -405,7 +405,7 @@ def test_a_bootstrap_weighs_the_matrices() -> None:
 def test_untouched_of_large_matrices_by_some_of_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     family = Family(FORK, 5)
     whole = family.untouched.alone(0, 1, 2)
-    monkeypatch.setattr("hf_lineage.forest.untouched.ENTRIES", 5_000)
+    monkeypatch.setattr("hf_lineage.trees.without_gradient.ENTRIES", 5_000)
     np.testing.assert_allclose(Untouched(family.units).alone(0, 1, 2), whole / 4, rtol=0.15, atol=10)
 
 

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save, save_file
 
 import hf_lineage as hl
+from hf_lineage.checkpoints.checkpoint import open_checkpoint
 from hf_lineage.errors import ArgumentError, NoCandidatesError, NothingToCompareError
 from hf_lineage.experiments.merges import dare, linear, passthrough, slerp, task_arithmetic, ties
-from hf_lineage.hub.checkpoint import open_checkpoint
 
 Tensors = dict[str, torch.Tensor]
 WIDTH, WORDS = 24, 50

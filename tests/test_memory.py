@@ -17,7 +17,7 @@ LIMIT = 1400 << 20  # bytes of anonymous memory: torch and its thread pools take
 
 PRELUDE = f"""
 import resource, sys, threading
-import numpy, torch, hf_lineage.pipeline
+import numpy, torch, hf_lineage.tasks.trace
 torch.set_num_threads(2)
 limit = {LIMIT}
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -32,14 +32,14 @@ def watch(done, total, what):
 TRACE = (
     PRELUDE
     + """
-lineage = hf_lineage.pipeline.trace(sys.argv[1], sys.argv[2:], progress=watch)
+lineage = hf_lineage.tasks.trace.trace(sys.argv[1], sys.argv[2:], progress=watch)
 print(lineage.verdict, peak - start, lineage.bytes_read)
 """
 )
 LAYERS = (
     PRELUDE
     + """
-layers = hf_lineage.pipeline.trace_layers(sys.argv[1], sys.argv[2:], progress=watch)
+layers = hf_lineage.tasks.trace.trace_layers(sys.argv[1], sys.argv[2:], progress=watch)
 print(len(layers.blocks), peak - start, layers.bytes_read)
 """
 )
@@ -124,7 +124,7 @@ def test_a_sample_reads_what_it_says(tmp_path: Path) -> None:
     code = (
         PRELUDE
         + """
-lineage = hf_lineage.pipeline.trace(sys.argv[1], sys.argv[2:], sample="0.5%")
+lineage = hf_lineage.tasks.trace.trace(sys.argv[1], sys.argv[2:], sample="0.5%")
 print(lineage.bytes_read)
 """
     )

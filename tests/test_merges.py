@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import hf_lineage as hl
+from hf_lineage.checkpoints.checkpoint import open_checkpoint
 from hf_lineage.errors import ArgumentError
 from hf_lineage.experiments.families import SIZES, Member, save
 from hf_lineage.experiments.merges import (
@@ -30,7 +31,6 @@ from hf_lineage.experiments.merges import (
 from hf_lineage.experiments.networks import VOCAB, build
 from hf_lineage.experiments.recipes import ROOT_TASKS
 from hf_lineage.features import networks
-from hf_lineage.hub.checkpoint import open_checkpoint
 
 SHAPES = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (2, 3, 2)}
 WEIGHTS = (0.5, 0.8, 0.3)

@@ -9,17 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from hf_lineage.weights.mixture import (
-    Fit,
-    arc,
-    around,
-    cosines,
-    free,
-    most_central,
-    select,
-    simplex,
-    with_stderr,
-)
+from hf_lineage.weights.mixture import Fit, arc, around, cosines, free, most_central, select, simplex, with_stderr
 
 N = 4000
 

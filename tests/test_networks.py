@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hf_lineage.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.experiments import families
 from hf_lineage.experiments.networks import FullyConnected
 from hf_lineage.features.networks import Images, Network, Tokens, build, run_inputs, taps, upstream, weights
-from hf_lineage.hub.checkpoint import Checkpoint, open_checkpoint
 
 transformers = pytest.importorskip("transformers")
 timm = pytest.importorskip("timm")

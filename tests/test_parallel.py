@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import hf_lineage
-from hf_lineage.architecture import align, describe
+from hf_lineage.architecture.describe import align, describe
+from hf_lineage.checkpoints.checkpoint import open_checkpoint
 from hf_lineage.errors import ArgumentError, LineageError, ProcessLostError
-from hf_lineage.hub.checkpoint import open_checkpoint
 from hf_lineage.parallel import World, devices, together, world
-from hf_lineage.weights.reading import SPANS, Readings, _agree, _spans, read_together
-from hf_lineage.weights.sample import BLOCK, grid, make_plan
+from hf_lineage.weights.reader import SPANS, Readings, _agree, _spans, read_together
+from hf_lineage.weights.sampling import BLOCK, grid, make_plan
 
 Folders = dict[str, Path]
 SIZES = st.lists(st.integers(0, 10**12), max_size=60)
@@ -120,7 +120,7 @@ class TestWorld:
         code = (
             "import sys; from hf_lineage.parallel import world, together; world().gather(together(lambda: 1)());"
             "print({m.split('.')[0] for m in sys.modules} & {'torch', 'accelerate', 'numpy'});"
-            "import hf_lineage.weights.reading; print('accelerate' in sys.modules)"
+            "import hf_lineage.weights.reader; print('accelerate' in sys.modules)"
         )
         assert subprocess.check_output(python("-c", code), text=True).split() == ["set()", "False"]
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save, save_file
 
 import hf_lineage as hl
 from hf_lineage import cli
+from hf_lineage.answers.phylogeny import Edge, Phylogeny
 from hf_lineage.errors import ArgumentError, NothingToCompareError
 from hf_lineage.experiments.changes import _pruned, _rounded
-from hf_lineage.forest.methods import METHODS
 from hf_lineage.testing import MiniHub
-from hf_lineage.trees import Edge, Phylogeny
+from hf_lineage.trees.methods import METHODS
 
 Tensors = dict[str, torch.Tensor]
 Folders = dict[str, Path]
@@ -399,8 +399,8 @@ class TestBad:
     def test_the_file_breaks_while_it_is_read(
         self, rest: list[Path], tensors: dict[str, Tensors], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        from hf_lineage.checkpoints import local
         from hf_lineage.errors import BrokenFileError
-        from hf_lineage.hub import local
 
         plain_read = local.LocalFile.read
 

@@ -25,8 +25,8 @@ from hf_lineage.detector.sets import ModelSet, angles
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.experiments import phylogeny_detector as training
 from hf_lineage.experiments.phylogeny_detector import Trees, accuracy, alone, among, choose, fit, shuffled
-from hf_lineage.family import kin_of
-from hf_lineage.forest.kinship import shared_information
+from hf_lineage.tasks.phylogeny import kin_of
+from hf_lineage.trees.pair_statistics import shared_information
 
 if TYPE_CHECKING:
     from conftest import Nursery

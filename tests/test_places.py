@@ -12,13 +12,13 @@ import torch
 import transformers
 from scipy.stats import kstest
 
-from hf_lineage.architecture import describe
-from hf_lineage.conventions import cuts
+from hf_lineage.answers.lineage import ModelRef, Slice
+from hf_lineage.architecture.conventions import cuts
+from hf_lineage.architecture.describe import describe
+from hf_lineage.checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
+from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import CheckpointError, LineageError
-from hf_lineage.hub.checkpoint import Checkpoint, MemoryCheckpoint
-from hf_lineage.hub.view import View
-from hf_lineage.records import ModelRef, Slice
-from hf_lineage.weights.places import SCREEN, Block, Places, blocks_of, line_up, place
+from hf_lineage.weights.block_matching import SCREEN, Block, Places, blocks_of, line_up, place
 
 Tensors = dict[str, torch.Tensor]
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_lineage.weights.relation import cast, change, lattice, low_rank, noise, pruned, summarise
+from hf_lineage.weights.edits import cast, change, lattice, low_rank, noise, pruned, summarise
 
 if TYPE_CHECKING:
     from conftest import Nursery

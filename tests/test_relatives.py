@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hf_lineage.records import Candidate, Relation
-from hf_lineage.relatives import MISSING, MOST, relatives, settle
-from hf_lineage.trees import Edge, Node, Phylogeny
+from hf_lineage.answers.lineage import Candidate, Relation
+from hf_lineage.answers.phylogeny import Edge, Node, Phylogeny
+from hf_lineage.tasks.combine import MISSING, MOST, relatives, settle
 
 CHILD = ("u/child", "c0")
 

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import save, save_file
 
 import hf_lineage as hl
+from hf_lineage.answers.lineage import Slice
+from hf_lineage.checkpoints.checkpoint import open_checkpoint
 from hf_lineage.errors import (
     AccessDeniedError,
     BrokenFileError,
@@ -19,9 +21,7 @@ from hf_lineage.errors import (
     HubUnavailableError,
     ModelNotFoundError,
 )
-from hf_lineage.hub.checkpoint import open_checkpoint
 from hf_lineage.hub.client import MAX_REQUEST, RemoteFile, coalesce
-from hf_lineage.records import Slice
 from hf_lineage.testing import MiniHub
 
 TRIO = ["lab/parent", "lab/stranger", "lab/stranger-2"]

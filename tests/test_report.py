@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_lineage.records import Candidate, Claim, Lineage, ModelRef, printable
+from hf_lineage.answers.lineage import Candidate, Claim, Lineage, ModelRef, printable
 from hf_lineage.report.plots import plot_family, plot_lineage
+from hf_lineage.report.sentences import code, explanation, p_text, sentence, shorten
 from hf_lineage.report.text import markdown, table
-from hf_lineage.report.words import code, explanation, p_text, sentence, shorten
 
 BLOCKS = {
     "weights": {

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_lineage.answers.lineage import Entry
 from hf_lineage.errors import ArgumentError
-from hf_lineage.records import Entry
-from hf_lineage.weights.sample import MIN_UNITS, grid, make_plan, sample_budget
+from hf_lineage.weights.sampling import MIN_UNITS, grid, make_plan, sample_budget
 
 SHAPES = {"fc1.weight": (2048, 784), "fc1.bias": (2048,), "fc2.weight": (256, 2048), "emb.weight": (5000, 64)}
 ENTRIES = {name: Entry(name, "F32", shape, 4 * Entry(name, "F32", shape, 0).count) for name, shape in SHAPES.items()}

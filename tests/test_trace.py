@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import hf_lineage as hl
+from hf_lineage.answers.lineage import Candidate, Lineage
 from hf_lineage.errors import (
     ArgumentError,
     BrokenFileError,
@@ -18,7 +19,6 @@ from hf_lineage.errors import (
     NoCandidatesError,
     NothingToCompareError,
 )
-from hf_lineage.records import Candidate, Lineage
 
 NAMES = ["parent", "stranger", "stranger-2"]
 Folders = dict[str, Path]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_lineage.experiments.merges import dare, linear, task_arithmetic, ties
-from hf_lineage.weights.traces import ENOUGH, Traces, traces
+from hf_lineage.weights.sparse_merges import ENOUGH, Traces, traces
 
 Tensors = dict[str, torch.Tensor]
 F32, BF16 = torch.float32, torch.bfloat16

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 import hf_lineage as hl
+from hf_lineage.answers.lineage import ModelRef, Slice
+from hf_lineage.checkpoints.checkpoint import MemoryCheckpoint
+from hf_lineage.checkpoints.overlay import Overlay
 from hf_lineage.experiments.disguises import permute, rescale
-from hf_lineage.hub.checkpoint import MemoryCheckpoint
-from hf_lineage.hub.overlay import Overlay
-from hf_lineage.records import ModelRef, Slice
 
 REF = ModelRef("module", "module:Net")
 

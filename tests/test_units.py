@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_lineage.weights.sample import BLOCK, grid
+from hf_lineage.weights.sampling import BLOCK, grid
 from hf_lineage.weights.units import Units
 
 

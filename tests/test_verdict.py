@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lineage import verdict
-from hf_lineage.records import Candidate, Claim
+from hf_lineage.answers.lineage import Candidate, Claim
+from hf_lineage.tasks import verdict
 from hf_lineage.weights.direction import Position
 from hf_lineage.weights.evidence import WeightsComparison, WeightsEvidence, _margin
-from hf_lineage.weights.independence import IndependenceTest
+from hf_lineage.weights.permutation_test import IndependenceTest
 
 ALPHA = 1e-3
 SIZES = {"w": 100, "b": 10}

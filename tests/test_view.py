@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hf_lineage.conventions import cuts
-from hf_lineage.hub.checkpoint import Checkpoint, MemoryCheckpoint, open_checkpoint
-from hf_lineage.hub.view import View
-from hf_lineage.records import Entry, ModelRef, Slice
+from hf_lineage.answers.lineage import Entry, ModelRef, Slice
+from hf_lineage.architecture.conventions import cuts
+from hf_lineage.checkpoints.checkpoint import Checkpoint, MemoryCheckpoint, open_checkpoint
+from hf_lineage.checkpoints.view import View
 
 TENSORS = {
     "blocks.0.attn.qkv.weight": torch.randn(24, 8), "blocks.0.attn.qkv.bias": torch.randn(24).half(),

@@ -6,15 +6,15 @@ import sys
 
 import click
 
+from ..answers.lineage import printable
 from ..errors import ArgumentError, LineageError, ModelNotFoundError, ReferenceSyntaxError
-from ..records import printable
 from .annotate import annotate
-from .ask import layers, trace, tree
 from .audit import audit
 from .candidates import candidates
 from .demo import demo
 from .detector import train_detector
-from .surface import say
+from .output import say
+from .trace import layers, trace, tree
 
 # most specific first; only the child's own trouble leaves `trace` as an exception, a candidate's is listed
 EXIT = ((ModelNotFoundError, 3), (ArgumentError, 2), (ReferenceSyntaxError, 2), (LineageError, 1))

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from .surface import CANDIDATES, Bar, formats, is_first, reading, save, say, show, with_options
+from .output import CANDIDATES, Bar, formats, is_first, reading, save, say, show, with_options
 
 OPTIONS = (
     click.argument("child"),
@@ -52,9 +52,9 @@ def annotate(child: str, candidates: tuple[str, ...], with_layers: bool, create_
     if create_pr and push:
         raise ArgumentError("Expected --create-pr or --push, got both. A pull request waits for the owner, a push not.")
     first = is_first()
-    from ..annotation import annotate as run
-    from ..annotation import headline
-    from ..pipeline import trace, trace_layers
+    from ..tasks.annotate import annotate as run
+    from ..tasks.annotate import headline
+    from ..tasks.trace import trace, trace_layers
 
     asked = list(candidates) or None
     with Bar() as progress:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..answers.lineage import printable
 from ..errors import ArgumentError
 from ..parallel import world
-from ..records import printable
-from .surface import Bar, check_writable, formats, mode, reading, save, say, with_options
+from .output import Bar, check_writable, formats, mode, reading, save, say, with_options
 
 if TYPE_CHECKING:
-    from ..auditing import AuditRecord, Member
+    from ..tasks.audit import AuditRecord, Member
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 OPTIONS = (
@@ -68,8 +68,8 @@ def audit(context: click.Context, file: str | None, author: str | None, collecti
     for path, what in ((sarif, "SARIF file"), (markdown, "report"), (options["journal"], "journal")):
         if path:
             check_writable(path, what)
-    from ..auditing import audit as run
-    from ..auditing import members
+    from ..tasks.audit import audit as run
+    from ..tasks.audit import members
 
     found = members(author=author, collection=collection, file=file, since=since, limit=limit)
     with ExitStack() as shown:
@@ -95,7 +95,7 @@ class _Output:
     """Prints records: people get a table at the end, programs a line each at once."""
 
     def __init__(self, form: str) -> None:
-        from .. import auditing as report
+        from ..tasks import audit as report
 
         self._form, self._report = form, report
         self.records: list[AuditRecord] = []
@@ -126,7 +126,7 @@ class _Output:
 def _save(
     records: list[AuditRecord], found: list[Member], sarif: Path | None, markdown: Path | None, complete: bool
 ) -> None:
-    from .. import auditing as report
+    from ..tasks import audit as report
 
     if sarif:
         places = {m.ref: (_address(m.file), m.line) for m in found if m.file and m.line}

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .surface import Bar, formats, show
+from .output import Bar, formats, show
 
 
 @click.command()
@@ -40,7 +40,7 @@ def candidates(child: str, form: str, **options: Any) -> None:
     Exit codes: 0 an answer (none found is one), 1 an error, 2 wrong usage,
     3 the child does not exist or is not accessible, 130 interrupted.
     """
-    from ..discovery import find_candidates
+    from ..tasks.search import find_candidates
 
     with Bar() as progress:
         found = find_candidates(child, progress=progress, **options)

@@ -8,7 +8,7 @@ import click
 
 from ..errors import ArgumentError
 from ..parallel import world
-from .surface import Bar
+from .output import Bar
 
 
 @click.command()

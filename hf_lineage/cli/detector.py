@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .surface import Bar, is_first, with_options
+from .output import Bar, is_first, with_options
 
 OPTIONS = (
     click.option(
@@ -84,11 +84,11 @@ def train_detector(out: Path, probes: str | None, patience: int, as_json: bool, 
     """
     import json
 
-    from .ask import read_probes
+    from .trace import read_probes
 
     first = is_first()
-    from ..detector.making import table
-    from ..experiments.lineages import train_families
+    from ..detector.family_file import train_families
+    from ..detector.train import table
 
     with Bar() as progress:
         made = train_families(out, probes=read_probes(probes), patience=patience or None, progress=progress, **options)

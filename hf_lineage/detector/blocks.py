@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..architecture import Alignment
+from ..answers.lineage import Progress
+from ..architecture.describe import Alignment
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.opener import Opener
 from ..errors import ArgumentError
 from ..features.evidence import Settings
 from ..features.grafting import Grafts, outputs
-from ..hub.checkpoint import Checkpoint
-from ..hub.opener import Opener
-from ..records import Progress
 from .evidence import open_detector, score
 from .inputs import matrix, pair
 

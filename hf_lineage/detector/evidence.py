@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..answers.lineage import Candidate, Progress, Verdict
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.opener import Opener
 from ..errors import CheckpointError, LineageError
 from ..features.evidence import Settings, like_of, probes_for
 from ..features.networks import build
-from ..hub.checkpoint import Checkpoint
-from ..hub.opener import Opener
-from ..records import Candidate, Progress, Verdict
 from .examples import pairs
 from .inputs import Seen, look
 from .model import DetectorConfig, LineageDetector

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..answers.lineage import ModelRef, Progress
+from ..checkpoints.opener import Opener
 from ..errors import ArgumentError, LineageError, NothingToCompareError
 from ..features.evidence import Settings, Source
-from ..hub.opener import Opener
-from ..records import ModelRef, Progress
 from .inputs import Seen, look, pair
 from .model import DetectorConfig
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..answers.lineage import Slice
+from ..checkpoints.checkpoint import Checkpoint
 from ..errors import ArgumentError, CheckpointError
 from ..features.evidence import Settings, candidate_network, probes_for, run
 from ..features.networks import Network, taps, upstream
-from ..hub.checkpoint import Checkpoint
-from ..records import Slice
 from .model import DetectorConfig
 
 AUTO = "auto"

@@ -21,9 +21,9 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..answers.lineage import Progress
 from ..errors import ArgumentError
 from ..parallel import world
-from ..records import Progress
 from .examples import Example, Examples
 from .model import DetectorConfig, LineageDetector
 

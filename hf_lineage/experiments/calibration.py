@@ -1,4 +1,4 @@
-"""Make `hf_lineage/calibration.json`: python -m hf_lineage.experiments.calibration FOLDER (about an hour on 2 cores).
+"""Make `hf_lineage/tasks/calibration.json`: python -m hf_lineage.experiments.calibration FOLDER (about an hour on 2 cores).
 
 Trains families in FOLDER (kept there), traces pairs whose order is known to fit the direction, asks hard questions to
 fit the probability. The seeds, recipes and widths are this script's own: what is measured in the tests uses others.
@@ -18,8 +18,8 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import t as student
 
-from .. import calibration
-from ..pipeline import trace
+from ..tasks import calibration
+from ..tasks.trace import trace
 from .families import Family, Member, train_family, train_twins
 from .questions import NONE_KEPT, answers
 

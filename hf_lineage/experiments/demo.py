@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..pipeline import trace
-from ..records import SCHEMA, Lineage, Progress
+from ..answers.lineage import SCHEMA, Lineage, Progress
 from ..report.plots import plot_family
-from ..report.words import p_text, shorten
+from ..report.sentences import p_text, shorten
+from ..tasks.trace import trace
 from .families import Family, Member, train_family
 
 ROOTS, CHILDREN = 4, 2

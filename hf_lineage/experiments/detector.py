@@ -18,17 +18,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..answers.lineage import Progress
+from ..checkpoints.opener import Opener
 from ..detector.examples import Examples, Row
+from ..detector.family_file import run_settings
 from ..detector.inputs import Seen, look
-from ..detector.making import described, write
 from ..detector.model import DetectorConfig
+from ..detector.train import described, write
 from ..detector.training import STATE, Training, evaluate, train
 from ..errors import LineageError
-from ..hub.opener import Opener
-from ..records import Progress
 from .families import Family, Member, train_trees
-from .forests import FITTED
-from .lineages import run_settings
+from .phylogenies import FITTED
 from .questions import kinship, line_of
 
 SHIPPED = Path(__file__).parents[1] / "detector" / "shipped"

@@ -36,7 +36,7 @@ from .networks import VOCAB, build
 from .recipes import CHILD_RECIPES, CHILD_TASKS, ROOT_RECIPES, ROOT_TASKS, other
 
 if TYPE_CHECKING:
-    from ..records import Progress
+    from ..answers.lineage import Progress
 
 _Arguments = dict[str, Any]  # of the call that made a family: the key under which it is read again
 

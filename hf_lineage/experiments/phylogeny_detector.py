@@ -25,11 +25,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..detector.decoding import likeliest, log_likelihood, marginals
 from ..detector.phylogeny import SHIPPED, PhylogenyConfig, PhylogenyDetector
 from ..detector.sets import ModelSet
-from ..family import kin_of
-from ..forest.detecting import crops
-from ..forest.reading import Kin
+from ..tasks.phylogeny import kin_of
+from ..trees.by_detector import crops
+from ..trees.reading import Kin
 from .families import Family, train_trees
-from .forests import FITTED
+from .phylogenies import FITTED
 
 MORE: dict[str, dict[str, Any]] = {
     "fc-heavy": {"seed": 63, "shorten": 1.7, "sizes": {"widths": [896, 160, 112]}},

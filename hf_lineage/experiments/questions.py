@@ -23,7 +23,7 @@ from .families import Family, Member, sizes_of
 from .networks import build
 
 if TYPE_CHECKING:
-    from ..records import Lineage
+    from ..answers.lineage import Lineage
 
 KINDS = ("sibling", "ancestor", "descendant", "cousin", "stranger", "twin")
 WEIGHTS = (3.0, 1.0, 0.7, 2.0, 3.0, 3.0)
@@ -46,7 +46,7 @@ class Question:
 
     def ask(self) -> Lineage:
         """Trace it. Noise is white, `noise` times each matrix's own standard deviation."""
-        from ..pipeline import trace
+        from ..tasks.trace import trace
 
         child = Altered(load_file(self.child.path / "model.safetensors"), self.noise, self.seed)
         return trace(

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..answers.lineage import BlockOrigin
+from ..checkpoints.checkpoint import Checkpoint
 from ..errors import NothingToCompareError
-from ..hub.checkpoint import Checkpoint
-from ..records import BlockOrigin
 from .grafting import Grafts, origins
 
 MATCH = {"features": "match", "detector": "detector_match"}  # kind of evidence → its probabilities among the facts

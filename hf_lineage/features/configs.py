@@ -15,9 +15,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..answers.lineage import printable
+from ..checkpoints.checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..hub.checkpoint import Checkpoint
-from ..records import printable
 
 MAX_INTEGER = 10**6  # in a config; a number of layers stays below MAX_LAYERS
 MAX_LAYERS = 10**4

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architecture import Alignment
+from ..answers.lineage import Candidate, Progress, printable
+from ..architecture.describe import Alignment
+from ..checkpoints.checkpoint import Checkpoint
 from ..errors import ArgumentError, CheckpointError, LineageError
-from ..hub.checkpoint import Checkpoint
 from ..parallel import world
-from ..records import Candidate, Progress, printable
-from .aligned import Moved, Own, Partners
 from .forward import NoForwardDerivative
+from .lazy_tensors import Moved, Own, Partners
 from .linearize import (
     CURVED,
     GRID,

@@ -17,23 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..architecture import Alignment, block_of
+from ..answers.lineage import Progress
+from ..architecture.describe import Alignment, block_of
+from ..checkpoints.checkpoint import Checkpoint
 from ..errors import LineageError
-from ..hub.checkpoint import Checkpoint
-from ..records import Progress
-from .aligned import Held, Own, Partners, inside
-from .evidence import (
-    PAPER_STEP,
-    InMemory,
-    Settings,
-    at_taps,
-    candidate_network,
-    like_of,
-    probes_for,
-    running,
-    settle,
-)
+from .evidence import PAPER_STEP, InMemory, Settings, at_taps, candidate_network, like_of, probes_for, running, settle
 from .forward import Arguments, batches, flat, mapped, settled, tensor_of, visit
+from .lazy_tensors import Held, Own, Partners, inside
 from .linearize import check_finite
 from .networks import Network, build, run_inputs, taps, weights
 from .similarity import metric as known

@@ -23,11 +23,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..conventions import canonical
+from ..answers.lineage import printable
+from ..architecture.conventions import canonical
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.texts import json_data
 from ..errors import ArgumentError, CheckpointError
-from ..hub.checkpoint import Checkpoint
-from ..hub.texts import json_data
-from ..records import printable
 from .configs import building, checked, unknown
 
 LENGTH = 64  # tokens of a probe at most

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..answers.lineage import is_repo_id, printable
 from ..errors import ArgumentError
-from ..records import is_repo_id, printable
 from .networks import Images, Tokens
 
 if TYPE_CHECKING:

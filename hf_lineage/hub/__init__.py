@@ -1,1 +1,1 @@
-"""Everything that opens a model: the Hub's client, safetensors headers, lazy checkpoints."""
+"""The client of the Hugging Face Hub: repos, listings, the cache, cards. The only home of huggingface_hub."""

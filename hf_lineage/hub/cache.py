@@ -9,8 +9,8 @@ from huggingface_hub import CachedRevisionInfo, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from huggingface_hub.file_download import repo_folder_name
 
+from ..answers.lineage import ModelRef, is_repo_id
 from ..errors import HubUnavailableError
-from ..records import ModelRef, is_repo_id
 
 COMMIT = re.compile("[0-9a-f]{40}")
 

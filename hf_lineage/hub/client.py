@@ -45,6 +45,7 @@ from huggingface_hub.utils import (
     httpx,
 )
 
+from ..answers.lineage import ModelRef, is_repo_id
 from ..errors import (
     AccessDeniedError,
     BrokenFileError,
@@ -56,7 +57,6 @@ from ..errors import (
     NoRevisionError,
     TokenRefusedError,
 )
-from ..records import ModelRef, is_repo_id
 from .cache import COMMIT
 
 MAX_REQUEST = 2 << 20  # bytes asked for in one range: a batch of 8 MB then travels on several connections

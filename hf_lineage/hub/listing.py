@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from ..answers.lineage import is_repo_id
 from ..errors import ArgumentError
-from ..records import is_repo_id
 from .cache import COMMIT
 from .client import Hub, same_origin
 

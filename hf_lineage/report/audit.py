@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from ..records import printable
+from ..answers.lineage import printable
+from .sentences import code, shorten
 from .text import WIDTH, size_text
-from .words import code, shorten
 
 if TYPE_CHECKING:
-    from ..auditing import AuditRecord, Finding
+    from ..tasks.audit import AuditRecord, Finding
 
     Place = tuple[str, int]  # a file's address, as SARIF wants it, and the line
 

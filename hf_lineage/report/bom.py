@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
+from ..answers.lineage import SCHEMA, Candidate, LayerLineage, Lineage
 from ..errors import LineageError
-from ..records import SCHEMA, Candidate, LayerLineage, Lineage
 from .section import at_commit, candidate_of, essentials, on_hub, sources
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from ..answers.lineage import PARENT_RELATIONS, LayerLineage, Lineage
 from ..errors import CardError
-from ..records import PARENT_RELATIONS, LayerLineage, Lineage
 from .section import END, START, candidate_of, code, on_hub, sources, stands
 
 MAX_CARD = 10 << 20  # bytes of a README.md that is edited

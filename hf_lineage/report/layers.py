@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from ..records import BlockOrigin, Candidate, LayerLineage, Share, printable
+from ..answers.lineage import BlockOrigin, Candidate, LayerLineage, Share, printable
+from .sentences import Show, code, p_text, short, shorten
 from .text import WIDTH, _wrap, size_text
-from .words import Show, code, p_text, short, shorten
 
 Row = tuple[BlockOrigin, ...]
 BLOCK, MOVED = 21, 12  # widest columns

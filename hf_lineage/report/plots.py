@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from ..records import Candidate, LayerLineage, Lineage, printable
+from ..answers.lineage import Candidate, LayerLineage, Lineage, printable
 from .layers import number, sources
 from .text import candidate_name, p_text, shorten
 

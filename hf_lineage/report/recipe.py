@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ..records import BlockOrigin, LayerLineage, printable
+from ..answers.lineage import BlockOrigin, LayerLineage, printable
 from .layers import SHOWN, inner, number, percent, sources, unexplained
 
 DTYPES = frozenset({"float16", "bfloat16", "float32"})

@@ -14,12 +14,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..records import Candidate, LayerLineage, Lineage, is_repo_id, printable
+from ..answers.lineage import Candidate, LayerLineage, Lineage, is_repo_id, printable
 from .layers import markdown as layers_markdown
 from .layers import sentence as layers_sentence
 from .layers import unexplained
-from .public import is_local
-from .words import Show, claim_text, p_text, sentence, shorten
+from .privacy import is_local
+from .sentences import Show, claim_text, p_text, sentence, shorten
 
 START, END = "<!-- hf-lineage:start -->", "<!-- hf-lineage:end -->"
 SCHEMA = "hf_lineage/card/1"

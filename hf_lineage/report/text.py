@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from ..records import Candidate, Lineage, printable
-from .words import candidate_name, claim_text, code, p_text, sentence, short, shorten
+from ..answers.lineage import Candidate, Lineage, printable
+from .sentences import candidate_name, claim_text, code, p_text, sentence, short, shorten
 
 WIDTH = 80
 STRANGERS = 12  # rows of a table of candidates that show no common origin; a search asks hundreds

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..architecture import Architecture, Shaped
+from ..architecture.describe import Architecture, Shaped
 from .direction import Position, asymmetry, lean, origin
-from .independence import IndependenceTest, combine, draw, layer_test, products
-from .information import information
 from .moments import Moments
-from .reading import Readings
+from .mutual_information import information
+from .permutation_test import IndependenceTest, combine, draw, layer_test, products
+from .reader import Readings
 
 MOST = 1e6  # stands for "infinitely far behind" in what must stay a number
 TOO_BAD = 0.5  # share of a candidate's trunk in NaN, Inf or zeros from which it is not judged

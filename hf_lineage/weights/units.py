@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..records import Slice
+from ..answers.lineage import Slice
 
 
 class Units:

@@ -41,7 +41,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hf_lineage.experiments.families import Member
-from hf_lineage.experiments.forests import score
+from hf_lineage.experiments.phylogenies import score
 
 ROOT = Path(__file__).parents[2]
 CORES = 2

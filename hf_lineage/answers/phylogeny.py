@@ -1,0 +1,149 @@
+"""The frozen answer about a set of models: nodes, edges, and the forest they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .lineage import SCHEMA, Relation, _Answer, _fields, _plain
+
+if TYPE_CHECKING:
+    import networkx as nx
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One model of the set, or an ancestor that is missing from it (`hidden`, called `?1`, `?2`, …, without a ref).
+
+    `group` counts from 0: models of one group share an origin. `generation` is 1 for a root, one more than its nearest
+    parent's else, None where the way from the root is not known. `duplicate_of`: the node that it is a copy of.
+    """
+
+    id: str
+    ref: str | None
+    requested: str | None
+    revision: str | None
+    group: int
+    hidden: bool = False
+    generation: int | None = None
+    duplicate_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One step of descent. Of an undirected edge the two ids are sorted: who came first could not be told.
+
+    `probability`, in [0, 1], that the two are neighbours in the tree, None where the method gives none; `direction`, in
+    [0.5, 1], that `parent` came first, None of an undirected edge or where the method gives none. `relation`: what was
+    done, as far as the weights show; several edges of the relation `merge` lead to one child.
+    `distance`: relative, ‖child − parent‖/√(‖child‖·‖parent‖) over the tensors compared. `weight`: of a merge's parent.
+    `claimed`: what the models' own files say of it, which can be false and decides nothing.
+    """
+
+    parent: str
+    child: str
+    directed: bool
+    probability: float | None
+    relation: Relation
+    direction: float | None = None
+    distance: float | None = None
+    weight: float | None = None
+    claimed: Literal["same", "reversed"] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Phylogeny(_Answer):
+    """The answer of `phylogeny`: a forest, one tree for each group of models that share an origin.
+
+    `roots`: the oldest node of each group where that could be told, a model without relatives included. `left_out`: ref
+    → why, of models that could not be read or compared. `quality`: see README, "Family trees".
+    """
+
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    roots: tuple[str, ...]
+    quality: dict[str, Any] = field(default_factory=dict)
+    method: str = "information"
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    bytes_read: int = 0
+    seconds: float = 0.0
+    seed: int = 0
+    alpha: float = 1e-2
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The ids of each group's nodes."""
+        return tuple(
+            tuple(node.id for node in self.nodes if node.group == group)
+            for group in sorted({node.group for node in self.nodes})
+        )
+
+    def parents(self, node: str) -> tuple[str, ...]:
+        """The ids of a node's parents: several of a merge, none of a root or where direction is not known."""
+        return tuple(edge.parent for edge in self.edges if edge.directed and edge.child == node)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract, schema `hf_lineage/1`: plain types, no NaN, floats of 9 significant digits."""
+        return _plain(
+            {
+                "schema": SCHEMA,
+                "nodes": [_fields(node) for node in self.nodes],
+                "edges": [_fields(edge) for edge in self.edges],
+                "roots": self.roots,
+                "quality": self.quality,
+                "method": self.method,
+                "left_out": self.left_out,
+                "notes": self.notes,
+                **self._how(),
+            }
+        )
+
+    def to_newick(self) -> str:
+        """One line of Newick for each group, `[&R]` where its root is known and `[&U]` where it is not.
+
+        Branch lengths are the edges' relative distances. A merge is an extended Newick hybrid node: `#H1` below each of
+        its parents (Cardona et al. 2008).
+        """
+        from ..report.tree_text import newick
+
+        return newick(self)
+
+    def to_networkx(self) -> nx.DiGraph:
+        """The nodes and edges with their fields as attributes; an undirected edge is there once, with
+        directed=False."""
+        from ..report.tree_text import graph
+
+        return graph(self)
+
+    def sentence(self) -> str:
+        """How many models, groups and edges there are, in one plain sentence."""
+        from ..report.tree_text import grow, summary
+
+        return f"{summary(self, grow(self))}."
+
+    def to_markdown(self) -> str:
+        """Each tree as nested lists, and the notes, as Markdown."""
+        from ..report.tree_text import markdown
+
+        return markdown(self)
+
+    def plot(self, path: str | Path | None = None, *, style: Literal["auto", "tree", "ring"] = "auto") -> Figure:
+        """Draw the forest: trees for up to about 40 models, else rings with an arc for each ancestor (Neural Lineage,
+        Fig. 1(b)); saved to `path` if given."""
+        from ..report.tree_plot import plot_forest
+
+        return plot_forest(self, path, style=style)
+
+    def __repr__(self) -> str:
+        named = sum(not node.hidden for node in self.nodes)
+        return f"Phylogeny({named} models, {len(self.groups)} groups, {len(self.edges)} edges, method={self.method!r})"
+
+    def __str__(self) -> str:
+        from ..report.tree_text import table
+
+        return table(self)

@@ -1,0 +1,1 @@
+"""What the tensors of a checkpoint are, and what lines up with what, told from names and shapes."""

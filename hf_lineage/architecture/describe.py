@@ -1,0 +1,393 @@
+"""What the tensors of a checkpoint are, told from their names: weights or not, head or trunk, block, hidden units.
+
+A naming convention is a row of a table (`architecture/conventions.py`); nothing here reads a weight or runs a model's code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .conventions import ADAPTERS_OWN, POSITIONS, VOCABULARY, Shaped, canonical
+
+FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4"})
+COMPARABLE = 0.5  # share of the child's trunk a candidate must have, tensor by tensor, to be compared at all
+GROWN = 0.5  # share of the longer vocabulary the shorter one must have, to be its beginning
+
+# buffers: counters, running statistics of the data, masks, tables that are computed
+_NOT_WEIGHTS = re.compile(
+    r"(?:^|\.)(?:num_batches_tracked|running_mean|running_var|position_ids|token_type_ids|inv_freq|masked_bias|"
+    r"attn_mask|relative_position_index|relative_coords_table)$|(?:^|\.)h\.\d+\.attn\.bias$"
+)
+_HEAD = re.compile(
+    r"^(?:head|heads|head_dist|fc|classifier|pre_classifier|lm_head|score|cls|qa_outputs|embed_out|last_linear|"
+    r"classification_head|mlm_head|vocab_projector|vocab_transform|vocab_layer_norm)(?:\.|$)"
+)
+_BLOCK = re.compile(
+    r"^(?P<block>(?:.*?\.)?(?:layers?|blocks?|h|stages?|resblocks)\.\d+(?:\.(?:blocks|layers|\d+)(?:\.\d+)?)?"
+    r"|(?:.*?\.)?layer\d+\.\d+)\."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Matrices `order.rows` have the hidden units for rows, `order.columns` for columns. `taller`: see below."""
+
+    rows: re.Pattern[str]
+    columns: tuple[str, ...]
+    taller: bool = False
+    transposed: bool = False
+
+
+# Where the rows of a matrix are the hidden units of one layer, in an order that training leaves arbitrary. `order`
+# names that order; tensors of one order (gate and up) are tested together. `taller`: only if it has more rows
+# than columns, which tells GPT-2's (in, out) layout from a Linear of the same name. A matrix counts only if another
+# one of its module reads exactly its rows: fused gate-and-up and grouped convolutions have fewer symmetries.
+_UNIT_ROWS: tuple[_Rule, ...] = (
+    _Rule(
+        re.compile(r"(?P<order>.*\bmlp)\.(?:gate_proj|up_proj|fc1|fc1_g|fc1_x|w1|dense_h_to_4h)\.weight"),
+        ("down_proj", "fc2", "w2", "w3", "c_proj", "dense_4h_to_h"),
+    ),
+    _Rule(
+        re.compile(
+            r"(?P<order>.*\b(?:feed_forward|shared_experts?|experts\.\d+))\.(?:w1|w3|gate_proj|up_proj)\.weight"
+        ),
+        ("w2", "down_proj"),
+    ),
+    _Rule(re.compile(r"(?P<order>.*)\.intermediate\.dense\.weight"), ("output.dense",)),
+    _Rule(re.compile(r"(?P<order>.*\bmlp)\.c_fc\.weight"), ("c_proj",), taller=True),
+    _Rule(re.compile(r"(?P<order>.*\bmlp)\.c_proj\.weight"), ("c_fc",), taller=True, transposed=True),
+    _Rule(re.compile(r"(?P<order>.*\bffn)\.lin1\.weight"), ("lin2",)),
+    _Rule(re.compile(r"(?P<order>.*\bDenseReluDense)\.wi(?:_[01])?\.weight"), ("wo",)),
+    _Rule(re.compile(r"(?P<order>.*\blayers\.\d+)\.fc1\.weight"), ("fc2",)),
+    _Rule(re.compile(r"(?P<order>.*)\.pwconv1\.weight"), ("pwconv2",)),
+)
+_INNER_NORMS = ("norm", "ffn_ln", "grn")  # between the two matrices of a feed-forward layer
+# Rows of the convolutions inside a residual block, all but its last one: the next one must read them.
+_INNER_CONV = re.compile(r"(?P<stem>.*\b(?:layer\d+\.\d+|blocks\.\d+)\.conv|.*\blayers\.\d+\.layer\.)"
+                         r"(?P<number>\d)(?P<tail>\.weight|\.convolution\.weight)")  # fmt: skip
+
+# Projections whose columns are the residual stream. Not those of cross-attention, which read another stream.
+_PROJECTION = re.compile(
+    r"(?:^|.*\.)(?:attn|attention|self_attn|self_attention|SelfAttention|attention\.self|attention\.attention)\."
+    r"(?:(?:[qkv]|qkv|[qkv]_proj|qkv_proj|query|key|value|[qkv]_lin|w[qkv]|query_key_value|Wqkv|W_pack|q_a_proj|"
+    r"kv_a_proj_with_mqa)\.weight|in_proj_weight)"
+)
+_CONV1D_PROJECTION = re.compile(r"(?P<attention>.*\battn)\.c_attn\.weight")
+_STREAM = re.compile(
+    r"(?P<stream>(?:.*?\.)?(?:(?:stages|layers)\.\d+\.(?:blocks|layers)|layers?|blocks?|h|resblocks|stages?))\.\d+\."
+)
+_RESIDUAL_BLOCK = re.compile(r"(?P<block>(?P<stage>layer\d+)\.\d+)\.conv1\.weight")
+_BRANCH = re.compile(r"(?P<block>layer\d+\.\d+)\.(?:downsample|shortcut)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The tensors of one checkpoint, told apart by name and shape.
+
+    `weights` are the float tensors that take part, in a stable order, `heads` those of them that a new task
+    replaces; `left_out` says why any other does not; `orders` maps a hidden-unit order to the matrices whose rows
+    are its units, `reads` to those whose columns (second axis) are, a head among them if it follows a chain, and
+    `vectors` to the one-dimensional tensors indexed by them. `residual` maps a residual stream to the matrices
+    whose columns are its channels: they read it, or in GPT-2's (in, out) layout write it.
+    """
+
+    weights: tuple[str, ...]
+    heads: frozenset[str]
+    left_out: dict[str, str]
+    blocks: dict[str, str]
+    orders: dict[str, tuple[str, ...]]
+    reads: dict[str, tuple[str, ...]]
+    vectors: dict[str, tuple[str, ...]]
+    residual: dict[str, tuple[str, ...]]
+
+    @property
+    def trunk(self) -> tuple[str, ...]:
+        """The weights without the heads."""
+        return tuple(name for name in self.weights if name not in self.heads)
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Which tensor of the candidate lines up with which of the child: child's name → candidate's name.
+
+    `coverage` is the share of the child's trunk, in elements, that has a partner; `unmatched` says for each of the
+    child's weights without one, why. `grown`: pairs of which one has more rows (child's, candidate's), tables with
+    a row per token; the rows of the shorter line up with the first of the longer, and only those count.
+    """
+
+    pairs: dict[str, str]
+    unmatched: dict[str, str]
+    coverage: float
+    grown: dict[str, tuple[int, int]]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether enough lines up to judge the candidate."""
+        return self.coverage >= COMPARABLE
+
+    def explain(self) -> str:
+        """Why the candidate is not comparable: the share that lines up, and the first tensor that does not."""
+        share = f"{100 * self.coverage:.0f} % of the child's weights have a partner of the same name and shape"
+        if not self.unmatched:
+            return share
+        name = min(self.unmatched)
+        return f"only {share}; for example {name}: {self.unmatched[name]}"
+
+
+def describe(entries: Mapping[str, Shaped]) -> Architecture:
+    """Tell the tensors of a checkpoint apart. An unknown convention still has weights, only no hidden units."""
+    plain = canonical(entries)
+    left_out: dict[str, str] = {}
+    for short, name in plain.items():
+        if ADAPTERS_OWN.search(short):
+            left_out[name] = "an adapter's own tensor"
+        elif _NOT_WEIGHTS.search(short):
+            left_out[name] = "a buffer, not a weight"
+        elif entries[name].dtype not in FLOATS:
+            left_out[name] = f"dtype {entries[name].dtype} is no float"
+        elif entries[name].count == 0:
+            left_out[name] = "empty"
+    weights = {short: name for short, name in sorted(plain.items()) if name not in left_out}
+    shapes = {short: entries[name].shape for short, name in weights.items()}
+    chain = _chain(shapes)
+    links = {link.rpartition(".")[0] for link in chain}
+    heads = {short for short in weights if _HEAD.match(short)}
+    if chain:
+        heads = {short for short in weights if short.rpartition(".")[0] == chain[-1].rpartition(".")[0]}
+    blocks = {
+        name: "head" if short in heads else _block(short, name, links) for short, name in weights.items()
+    }  # fmt: skip
+    trunk = {short: shape for short, shape in shapes.items() if short not in heads}
+    units = _Units({}, {}, {})
+    residual: dict[str, list[str]] = {}
+    if chain:
+        _chain_units(units, shapes, chain)
+    else:
+        ruled = _ruled(trunk)
+        _ruled_units(units, trunk, ruled)
+        _inner_units(units, trunk)
+        residual = _streams(trunk, ruled) | _stages(trunk)
+    return Architecture(
+        tuple(weights.values()), frozenset(weights[short] for short in heads), left_out, blocks,
+        *(_named(found, weights) for found in (units.rows, units.columns, units.vectors, residual)),
+    )  # fmt: skip
+
+
+def align(
+    child: Mapping[str, Shaped], candidate: Mapping[str, Shaped], architecture: Architecture | None = None
+) -> Alignment:
+    """Line up two checkpoints by canonical name and equal shape; `architecture` is the child's, if known already."""
+    ours, short_of, theirs = architecture or describe(child), short_names(child), canonical(candidate)
+    pairs: dict[str, str] = {}
+    unmatched: dict[str, str] = {}
+    grown: dict[str, tuple[int, int]] = {}
+    for name in ours.weights:
+        short = short_of[name]
+        partner = theirs.get(short)
+        if partner is None:
+            unmatched[name] = "no such tensor in the candidate"
+        elif candidate[partner].dtype not in FLOATS:
+            unmatched[name] = f"dtype {candidate[partner].dtype} is no float"
+        elif candidate[partner].shape == child[name].shape:
+            pairs[name] = partner
+        elif is_grown(short, child[name].shape, candidate[partner].shape):
+            pairs[name] = partner
+            grown[name] = (child[name].shape[0], candidate[partner].shape[0])
+        else:
+            unmatched[name] = _misfit(short, child[name].shape, candidate[partner].shape)
+    total = sum(child[name].count for name in ours.trunk)
+    matched = sum(_shared(child[name].count, grown.get(name)) for name in ours.trunk if name in pairs)
+    return Alignment(pairs, unmatched, matched / total if total else 0.0, grown)
+
+
+def is_grown(short: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+    """Whether one of two tables with a row per token begins with the rows of the other, by name and shapes."""
+    if not VOCABULARY.search(short) or len(ours) != 2 or ours[1:] != theirs[1:]:
+        return False
+    return min(ours[0], theirs[0]) >= GROWN * max(ours[0], theirs[0])
+
+
+def _misfit(short: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> str:
+    reason = f"shape {list(ours)} against {list(theirs)}"
+    if POSITIONS.search(short):
+        return f"{reason}: a position table of another length is interpolated, no entry stays what it was"
+    if VOCABULARY.search(short) and ours[1:] == theirs[1:]:
+        return f"{reason}: less than half of the vocabulary is shared"
+    return reason
+
+
+def _shared(count: int, rows: tuple[int, int] | None) -> int:
+    return count * min(rows) // rows[0] if rows else count
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Name → canonical name."""
+    return {name: short for short, name in canonical(names).items()}
+
+
+def block_of(name: str) -> str | None:
+    """The path of the block a tensor belongs to.
+
+    >>> block_of("model.layers.7.mlp.up_proj.weight"), block_of("layer2.0.conv1.weight")
+    ('model.layers.7', 'layer2.0')
+    >>> block_of("stages.1.blocks.2.conv_dw.weight"), block_of("patch_embed.proj.weight")
+    ('stages.1.blocks.2', None)
+    """
+    match = _BLOCK.match(name)
+    return match["block"] if match else None
+
+
+def _block(short: str, name: str, links: set[str]) -> str:
+    module = short.rpartition(".")[0]
+    return module if module in links else block_of(name) or "stem"
+
+
+def _named(found: Mapping[str, Iterable[str]], weights: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    return {key: tuple(weights[short] for short in dict.fromkeys(found[key])) for key in sorted(found) if found[key]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Units:
+    """Order → tensors that have its units for rows, for columns, for elements."""
+
+    rows: dict[str, list[str]]
+    columns: dict[str, list[str]]
+    vectors: dict[str, list[str]]
+
+    def add(
+        self, order: str, row: str, columns: Iterable[str], vectors: Iterable[str],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:  # fmt: skip
+        """One more matrix of an order, if another one reads exactly its rows."""
+        readers = [name for name in columns if name != row and _reads(shapes.get(name, ()), shapes[row])]
+        rows = self.rows.setdefault(order, [])
+        if readers and (not rows or shapes[rows[0]][0] == shapes[row][0]):
+            rows.append(row)
+            self.columns.setdefault(order, []).extend(readers)
+            self.vectors.setdefault(order, []).extend(n for n in vectors if shapes.get(n) == shapes[row][:1])
+
+
+def _chain_units(units: _Units, shapes: Mapping[str, tuple[int, ...]], chain: list[str]) -> None:
+    for link, following in pairwise(chain):
+        module = link.rpartition(".")[0]
+        units.add(module, link, [following], [f"{module}.bias"], shapes)
+
+
+def _ruled(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[_Rule, str]]:
+    """The row of the table that applies to a tensor, and its order."""
+    found = {}
+    for short, shape in shapes.items():
+        for rule in _UNIT_ROWS if len(shape) > 1 else ():
+            match = rule.rows.fullmatch(short)
+            if match and (not rule.taller or shape[0] > shape[1]):
+                found[short] = (rule, match["order"])
+                break
+    return found
+
+
+def _ruled_units(units: _Units, shapes: Mapping[str, tuple[int, ...]], ruled: Mapping[str, tuple[_Rule, str]]) -> None:
+    for short, (rule, order) in ruled.items():
+        readers = [f"{order}.{module}.weight" for module in rule.columns]
+        # in the (in, out) layout the matrix with the units for columns is the one that makes them
+        biases = [name.removesuffix("weight") + "bias" for name in (readers if rule.transposed else [short])]
+        inner = [f"{order}.{norm}.{kind}" for norm in _INNER_NORMS for kind in ("weight", "bias")]
+        units.add(order, short, [name for name in readers if name not in ruled], [*biases, *inner], shapes)
+
+
+def _inner_units(units: _Units, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for short, shape in shapes.items():
+        inner = _INNER_CONV.fullmatch(short) if len(shape) > 1 else None
+        if not inner:
+            continue
+        stem, number, tail = inner["stem"], int(inner["number"]), inner["tail"]
+        before = shapes.get(f"{stem}{number - 1}{tail}", ())
+        if len(before) > 1 and not _reads(shape, before):  # grouped
+            continue
+        order = short.removesuffix(".weight")
+        norm = f"{stem[:-4]}bn{number}" if stem.endswith("conv") else f"{stem}{number}.normalization"
+        vectors = [f"{order}.bias", f"{norm}.weight", f"{norm}.bias"]
+        units.add(order, short, [f"{stem}{number + 1}{tail}"], vectors, shapes)
+
+
+def _streams(shapes: Mapping[str, tuple[int, ...]], ruled: Iterable[str]) -> dict[str, list[str]]:
+    """Residual streams of transformers: one, called `stream`, or one per tower or stage, called by its path."""
+    readers = {*ruled, *(name for name in shapes if _PROJECTION.fullmatch(name))}
+    for name, shape in shapes.items():
+        conv1d = _CONV1D_PROJECTION.fullmatch(name)
+        if conv1d and len(shape) == 2:
+            readers.add(name if shape[0] == 3 * shape[1] else f"{conv1d['attention']}.c_proj.weight")
+    found: dict[str, list[str]] = {}
+    for name in sorted(readers):
+        if len(shapes.get(name, ())) > 1:
+            match = _STREAM.match(name)
+            found.setdefault(match["stream"] if match else "stream", []).append(name)
+    for stream, names in found.items():
+        width = Counter(shapes[name][1] for name in names).most_common(1)[0][0]
+        found[stream] = [name for name in names if shapes[name][1] == width]
+    return {"stream": next(iter(found.values()))} if len(found) == 1 else found
+
+
+def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """Residual streams of a ResNet, called by the stage that makes them; its first block still reads the one before.
+
+    >>> small = {"layer1.0.conv1.weight": (4, 4, 3, 3), "layer1.1.conv1.weight": (4, 4, 3, 3)}
+    >>> wider = {"layer2.0.conv1.weight": (8, 4, 3, 3), "layer2.1.conv1.weight": (8, 8, 3, 3)}
+    >>> {stream: len(names) for stream, names in _stages(small | wider).items()}
+    {'layer1': 3, 'layer2': 1}
+    """
+    blocks = [match for name, shape in shapes.items() if len(shape) == 4 and (match := _RESIDUAL_BLOCK.fullmatch(name))]
+    blocks.sort(key=lambda match: natural(match[0]))
+    branching = {match["block"] for name in shapes if (match := _BRANCH.match(name))}
+    found: dict[str, list[str]] = {}
+    stream = "stem"
+    for i, block in enumerate(blocks):
+        found.setdefault(stream, []).append(block[0])
+        wider = i + 1 < len(blocks) and shapes[blocks[i + 1][0]][1] != shapes[block[0]][1]
+        if wider or block["block"] in branching:
+            stream = block["stage"] if block["stage"] not in found else block["block"]
+        elif stream == "stem":  # an identity: the first stage goes on with what the stem made
+            stream = block["stage"]
+            found = {stream: found["stem"]}
+    return found
+
+
+def _reads(reader: tuple[int, ...], rows: tuple[int, ...]) -> bool:
+    """Whether a matrix takes exactly these rows as its inputs: not so where gate and up are fused, or groups differ.
+
+    >>> _reads((32, 64), (64, 32)), _reads((32, 64), (128, 32)), _reads((64, 4, 3, 3), (64, 64, 1, 1))
+    (True, False, False)
+    """
+    return len(reader) > 1 and reader[1] == rows[0]
+
+
+def _chain(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Matrices of a plain multilayer perceptron in order, the last one its head; empty for anything else.
+
+    >>> _chain({"fc1.weight": (8, 4), "fc1.bias": (8,), "fc2.weight": (6, 8), "fc2.bias": (6,)})
+    ['fc1.weight', 'fc2.weight']
+    """
+    matrices = [name for name, shape in shapes.items() if len(shape) > 1]
+    if len(matrices) < 2 or any(len(shapes[name]) != 2 for name in matrices):
+        return []
+    # one numbered series; a head called `head` or `classifier` comes last whatever its name. Encoder and decoder, or
+    # q, k, v and o, may fit each other without being a chain.
+    series = {re.sub(r"\d+\.weight$", "#", name) for name in matrices if not _HEAD.match(name)}
+    if len(series) != 1 or not min(series).endswith("#"):
+        return []
+    matrices.sort(key=lambda name: (bool(_HEAD.match(name)), natural(name)))
+    linked = all(shapes[a][0] == shapes[b][1] for a, b in pairwise(matrices))
+    return matrices if linked else []
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key by which `layers.10` comes after `layers.9`; numbers are compared by their length and then as text.
+
+    >>> sorted(["h.10", "h.9", "h.x"], key=natural)
+    ['h.9', 'h.10', 'h.x']
+    """
+    parts = ((part, part.lstrip("0")) for part in re.split("([0-9]+)", name))
+    return [(len(bare), bare) if re.fullmatch("[0-9]+", part) else (-1, part) for part, bare in parts]

@@ -1,0 +1,1 @@
+"""Opening a model, local or remote: lazy tensors, claims, references. Looking costs the headers."""

@@ -1,0 +1,1 @@
+"""The file formats that weights come in, one file each."""

@@ -1,0 +1,129 @@
+"""Safetensors headers and indexes, read as untrusted input: checked in full before any memory is taken.
+
+Format: 8 bytes little-endian length N, N bytes of JSON (name → dtype, shape, data_offsets), then the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+from ...answers.lineage import Entry
+from ...errors import BrokenFileError
+
+MAX_HEADER = 25_000_000  # the Hub's own limit (huggingface_hub SAFETENSORS_MAX_HEADER_LENGTH)
+MAX_DIMENSIONS = 32  # of one tensor; the product of many large ones would take hours
+MAX_INDEX = 64_000_000  # bytes of a `*.index.json`; the largest published ones are near 10 MB
+
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "F4": 4,
+}  # fmt: skip
+# F6_E2M3 and F6_E3M2 are missing on purpose: the format names them but does not say how their bits are packed.
+
+
+def header_length(prefix: bytes, size: int, where: str) -> int:
+    """N, from the first 8 bytes of a file of `size` bytes. Raises `BrokenFileError`."""
+    if len(prefix) < 8 or size < 8:
+        _broken(where, f"expected a safetensors file, got {size} bytes")
+    if prefix[:8] == b"version ":
+        _broken(where, "it is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
+    length = int.from_bytes(prefix[:8], "little")
+    if length > size - 8:
+        _broken(where, f"its header claims {length:,} bytes, but the file has only {size:,}")
+    if length > MAX_HEADER:
+        _broken(where, f"its header claims {length:,} bytes, more than the {MAX_HEADER:,} allowed")
+    return length
+
+
+def parse_header(raw: bytes, size: int, where: str, file: int = 0) -> tuple[dict[str, Entry], list[str]]:
+    """Entries of a header `raw` in a file of `size` bytes, and the names left out for an unknown dtype.
+
+    The data must be covered by the tensors exactly: no gap, no overlap, nothing outside, each tensor as long as
+    its shape and dtype say. Raises `BrokenFileError` with the file's name and what contradicts what.
+    """
+    document = _load_json(raw, where)
+    document.pop("__metadata__", None)
+    base = 8 + len(raw)
+    spans: list[tuple[int, int, str]] = []
+    entries: dict[str, Entry] = {}
+    unknown: list[str] = []
+    for name, value in document.items():
+        dtype, shape, begin, end = _tensor(name, value, where)
+        spans.append((begin, end, name))
+        if dtype not in BITS:
+            unknown.append(f"{name} ({dtype[:20]})")
+            continue
+        if math.prod(shape) * BITS[dtype] != 8 * (end - begin):
+            _broken(where, f"tensor {name[:80]!r} of shape {shape[:8]} and {dtype} does not fill {end - begin} bytes")
+        if dtype == "C64":  # real and imaginary parts are weights like any other
+            dtype, shape = "F32", [*shape, 2]
+        entries[name] = Entry(name, dtype, tuple(shape), end - begin, file, base + begin)
+    _check_cover(spans, size - base, where)
+    return entries, unknown
+
+
+def parse_index(raw: bytes, where: str) -> dict[str, str]:
+    """Tensor name → shard file name, from a `*.index.json`; a shard must lie beside its index."""
+    weight_map = _load_json(raw, where).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        _broken(where, "expected a `weight_map` from tensor names to files")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard.endswith((".safetensors", ".bin")):
+            _broken(where, f"tensor {name[:80]!r} points to {str(shard)[:80]!r}, which is no weights file")
+        if "/" in shard or "\\" in shard or shard.startswith(".") or "\0" in shard:
+            _broken(where, f"tensor {name[:80]!r} points outside its folder, to {shard[:80]!r}")
+    return weight_map
+
+
+def _tensor(name: str, value: Any, where: str) -> tuple[str, list[int], int, int]:
+    try:
+        dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        _broken(where, f"tensor {name[:80]!r} needs `dtype`, `shape` and `data_offsets`")
+    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+    if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
+        _broken(where, f"tensor {name[:80]!r} has {len(shape):,} dimensions")
+    if any("\ud800" <= ch <= "\udfff" for ch in name):
+        _broken(where, f"tensor {name[:80]!a} has a name that is no text")
+    if not isinstance(dtype, str) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+        _broken(where, f"tensor {name[:80]!r} has a shape or offset that is no natural number")
+    if begin > end:
+        _broken(where, f"tensor {name[:80]!r} ends at {end} before it begins at {begin}")
+    return dtype, shape, begin, end
+
+
+def _check_cover(spans: list[tuple[int, int, str]], size: int, where: str) -> None:
+    at = 0
+    for begin, end, name in sorted(spans):
+        if begin < at:
+            _broken(where, f"tensor {name[:80]!r} overlaps the one before it")
+        if begin > at:
+            _broken(where, f"there is a hole of {begin - at:,} bytes before tensor {name[:80]!r}")
+        at = end
+    if at > size:
+        _broken(where, f"its tensors end at byte {at:,} of the data, but only {size:,} bytes are there: truncated")
+    if at < size:
+        _broken(where, f"{size - at:,} bytes follow the last tensor")
+
+
+def _load_json(raw: bytes, where: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a name occurs twice")
+        return result
+
+    try:
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        _broken(where, f"its JSON cannot be read ({str(error)[:80]})")
+    if not isinstance(document, dict):
+        _broken(where, "expected a JSON object")
+    return document
+
+
+def _broken(where: str, why: str) -> NoReturn:
+    raise BrokenFileError(f"`{where}` is broken: {why}. Download or export it again.")

@@ -1,0 +1,28 @@
+"""A checkpoint some of whose tensors are replaced by others in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..answers.lineage import Slice
+from .checkpoint import Checkpoint, MemoryCheckpoint, Wrapper
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Overlay(Wrapper):
+    """`checkpoint` with `tensors` in place of its own of the same names; what is read of those costs nothing."""
+
+    def __init__(self, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._upper = MemoryCheckpoint(checkpoint.ref, checkpoint.requested, tensors)
+        super().__init__(checkpoint, {**checkpoint, **self._upper})
+        self.card, self.adapter_base = checkpoint.card, checkpoint.adapter_base
+        self.skipped, self.origin = checkpoint.skipped, checkpoint.origin
+
+    def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
+        above = {i for i, piece in enumerate(slices) if piece.name in self._upper}
+        upper = iter(self._upper.read([slices[i] for i in sorted(above)]))
+        lower = iter(self._checkpoint.read([piece for i, piece in enumerate(slices) if i not in above]))
+        return [next(upper) if i in above else next(lower) for i in range(len(slices))]

@@ -1,0 +1,175 @@
+"""What all commands share: where things are said, written and shown while they run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..answers.lineage import printable
+from ..errors import ArgumentError, LineageError, ProcessLostError
+from ..parallel import world
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from ..answers.lineage import Progress
+
+    class Answer(Protocol):
+        def to_json(self) -> str: ...
+        def to_markdown(self) -> str: ...
+
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+MODES = ("auto", "human", "agent", "json", "quiet")  # those of the `hf` command
+CANDIDATES = click.option(
+    "-c", "--candidate", "candidates", multiple=True, metavar="REF",
+    help="A possible parent; repeat it. Without any they are searched for, beginning with what the child declares.",
+)  # fmt: skip
+PICTURES = (".png", ".svg", ".pdf", ".webp", ".jpg", ".jpeg")
+
+
+def with_options(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order of the help."""
+
+    def declare(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return declare
+
+
+def reading(level: str = "Family-wise error of the p-values.", alpha: float = 1e-3) -> Decorator:
+    """The options of every command that reads weights; `level` says what its `alpha` bounds."""
+    return with_options(
+        click.option(
+            "--sample",
+            metavar="HOW",
+            help="'all', 'auto', a fraction (0.5%) or bytes. "
+            "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
+        ),
+        click.option("--alpha", type=float, default=alpha, show_default=True, help=level),
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations."
+        ),
+        click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this for one answer."),
+        click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …"),
+        click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
+    )
+
+
+def formats(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how an answer is printed, for a parameter `form`: one of `MODES`."""
+    return with_options(
+        click.option(
+            "--format", "form", type=click.Choice(MODES), default="auto", show_default=True,
+            help="As of the hf command; auto is agent if AI_AGENT or AGENT is set, else human.",
+        ),
+        click.option(
+            "--json", "form", flag_value="json",
+            help="Print JSON, schema hf_lineage/1.",
+        ),
+        click.option("-q", "--quiet", "form", flag_value="quiet", help="Print only ids, one a line."),
+    )(command)  # fmt: skip
+
+
+def mode(form: str) -> str:
+    """What `auto` means here. Other marks of agents, which `hf` looks up on the Hub, are not asked for."""
+    if form != "auto":
+        return form
+    return "agent" if os.environ.get("AI_AGENT") or os.environ.get("AGENT") else "human"
+
+
+def show(answer: Answer, form: str, ids: Iterable[str | None]) -> None:
+    """Print an answer: a table for people, Markdown without shortened names for agents, JSON, or nothing but `ids`."""
+    match mode(form):
+        case "json":
+            click.echo(answer.to_json())
+        case "agent":
+            click.echo(answer.to_markdown(), nl=False)
+        case "quiet":
+            for name in filter(None, ids):
+                click.echo(printable(name))
+        case _:
+            click.echo(str(answer))
+
+
+def check_picture(path: Path) -> None:
+    if path.suffix.lower() not in PICTURES:
+        raise ArgumentError(f"Expected a picture file ending in {', '.join(PICTURES)}, got `{path}`.")
+    check_writable(path, "picture")
+
+
+def check_writable(path: Path, what: str) -> None:
+    """Before anything is read: an answer must not be lost to a file that cannot be saved."""
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ArgumentError(f"Expected a folder that can be written to, got `{path.parent}` for the {what}.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ArgumentError(f"Expected a file that can be written to, got `{path}` for the {what}.")
+
+
+def is_first() -> bool:
+    """Whether this process prints the answer: alone, or the first of several."""
+    here = world()
+    if here.size > 1:
+        _expect_the_end()
+    return here.main
+
+
+def save(write: Callable[[], object], what: str, path: Path) -> None:
+    """Write a file and say so; a full disk is the user's to know, not a bug."""
+    try:
+        write()
+    except OSError as error:
+        raise LineageError(f"The {what} could not be written to `{path}`: {error.strerror or error}.") from error
+    click.echo(f"{what}: {path}", err=True)
+
+
+def _expect_the_end() -> None:
+    """A launcher ends all processes when one has died: say so. torch's own lines about it are not for the user."""
+
+    def stop(*_: object) -> None:
+        raise ProcessLostError("The launcher ended this process; its own report says which one died. Start again.")
+
+    signal.signal(signal.SIGTERM, stop)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+
+
+class Bar:
+    """A progress bar on stderr, made when there is something to show; `with Bar() as progress: …`."""
+
+    def __enter__(self) -> Progress:
+        self._bar: Any = None
+        return self._show
+
+    def _show(self, done: int, total: int, what: str) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or self._bar.total != total:
+            self.__exit__()
+            self._bar = tqdm(
+                total=total, file=sys.stderr, leave=False, disable=None, unit_scale=True, dynamic_ncols=True
+            )
+        self._bar.set_description_str(printable(what)[:40], refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def say(text: str) -> None:
+    """One line on stderr, from the first of several processes."""
+    try:
+        main = world().main
+    except ArgumentError:  # what is wrong with the launcher's variables must be said, too
+        main = True
+    if main:
+        click.echo(text, err=True)

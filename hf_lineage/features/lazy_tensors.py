@@ -1,0 +1,120 @@
+"""Lazy tensors by a network's own names: what a candidate holds, what the child has in its place, what lies between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..answers.lineage import Slice
+from ..architecture.conventions import cuts
+from ..architecture.describe import Alignment
+from ..checkpoints.checkpoint import Checkpoint, Wrapper
+from .networks import Network, weights
+
+
+class Own(Mapping[str, Tensor]):
+    """A network's tensors, each read from its checkpoint when it is asked for."""
+
+    def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
+        self._network, self._checkpoint = network, checkpoint
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._network.names:
+            raise KeyError(name)
+        return weights(self._network, self._checkpoint, [name])[name]
+
+    def __contains__(self, name: object) -> bool:  # a mapping's own would read the tensor
+        return name in self._network.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._network.names)
+
+    def __len__(self) -> int:
+        return len(self._network.names)
+
+
+class Partners(Mapping[str, Tensor]):
+    """The child's tensors by the names of a candidate's network, where the two line up entry by entry.
+
+    `child` is seen through its cuts, as the alignment is: a tensor that one side fuses and the other does not is put
+    together from its parts, rows on rows.
+    """
+
+    def __init__(self, network: Network, candidate: Checkpoint, child: Checkpoint, alignment: Alignment) -> None:
+        self._network, self._candidate, self._child = network, candidate, child
+        ours = {its: mine for mine, its in alignment.pairs.items() if mine not in alignment.grown}
+        fused = cuts(candidate)
+        self._parts: dict[str, list[str]] = {}
+        for name, tensor in network.names.items():
+            labels = [f"{tensor}[{label}]" for label, _, _ in fused.get(tensor, ())]
+            parts = [ours.get(part) for part in (labels if labels and labels[0] in ours else [tensor])]
+            known = [part for part in parts if part is not None]
+            if len(known) == len(parts) and sum(child[part].count for part in known) == candidate[tensor].count:
+                self._parts[name] = known
+
+    @property
+    def share(self) -> float:
+        """Share of the candidate's parameters, in elements, that have a partner."""
+        counts = {name: tensor.numel() for name, tensor in self._network.module.named_parameters()}
+        return sum(counts.get(name, 0) for name in self) / max(1, sum(counts.values()))
+
+    def __getitem__(self, name: str) -> Tensor:
+        pieces = self._child.whole(self._parts[name])
+        shape = self._candidate[self._network.names[name]].shape
+        return torch.cat([piece.float().flatten() for piece in pieces]).reshape(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+class Moved(Mapping[str, Tensor]):
+    """θ + α(θ′ − θ), θ′ where there is one."""
+
+    def __init__(self, start: Mapping[str, Tensor], end: Mapping[str, Tensor], step: float) -> None:
+        self._start, self._end, self._step = start, end, step
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._start[name]
+        if name not in self._end or not value.is_floating_point():
+            return value
+        return torch.lerp(value, self._end[name].to(value), self._step)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._start
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._start)
+
+    def __len__(self) -> int:
+        return len(self._start)
+
+
+class Held(Wrapper):
+    """A checkpoint whose tensors stay in `tensors` once they were read: a block of it serves all candidates."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint, dict(checkpoint))
+        self.tensors: dict[str, Tensor] = {}
+
+    def read(self, slices: Sequence[Slice]) -> list[Tensor]:
+        return self._checkpoint.read(slices)
+
+    def whole(self, names: Sequence[str]) -> list[Tensor]:
+        new = [name for name in names if name not in self.tensors]
+        self.tensors.update(zip(new, self._checkpoint.whole(new), strict=True))
+        return [self.tensors[name] for name in names]
+
+
+def inside(module: nn.Module, path: str) -> dict[str, str]:
+    """Parameters and buffers of a part by their names in it → the names that `networks.weights` knows them by."""
+    first = {id(tensor): name for kind in (module.named_parameters, module.named_buffers) for name, tensor in kind()}
+    part = module.get_submodule(path)
+    return {name: first[id(t)] for kind in (part.named_parameters, part.named_buffers) for name, t in kind()}

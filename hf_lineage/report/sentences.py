@@ -1,0 +1,230 @@
+"""A `Lineage` in plain sentences: one, or as many as it takes. Names come from strangers and are cleaned here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, Lineage, printable
+
+Show = Callable[[str], str]
+CLAIMS = {
+    "confirmed": "confirmed by the weights",
+    "contradicted": "contradicted, no sign of a common origin",
+    "relative": "a relative, but not the parent found",
+    "not_testable": "not testable, it was not compared or not decided",
+}
+OPEN = "confirmed, as far as weights go: a common origin, and no sign against it"
+FOLLOWED = "not testable, an adapter holds no copy of its base; the claim was followed"
+
+
+def claim_text(lineage: Lineage, claim: Claim) -> str:
+    """What the weights say of a claim."""
+    if claim.status == "confirmed" and lineage.parent is None:
+        return OPEN
+    found = next((c for c in lineage.candidates if c.ref == claim.ref), None)
+    if claim.status == "not_testable" and found is not None and found.relation == "adapter":
+        return FOLLOWED
+    return CLAIMS[claim.status]
+
+
+def sentence(lineage: Lineage, show: Show | None = None) -> str:
+    """The verdict in plain words, with how often such evidence arises by chance; `show` writes a foreign name."""
+    compared = [c for c in lineage.candidates if c.status == "compared"]
+    if not compared:
+        return "Undecided: no candidate could be compared with it."
+    best = compared[0]
+    name = (show or short)(candidate_name(best))
+    others = f"p {p_text(best)} " + (
+        f"among {len(compared)} candidates" if len(compared) > 1 else "for the one candidate"
+    )
+    if lineage.verdict == "identical":
+        tested = "" if best.log10_p is None else f" ({others})"
+        return f"Identical to {name}: every weight is equal{tested}. Which of the two is the copy does not show."
+    if lineage.verdict == "parent":
+        told = f"Fine-tuned from {name}, probability {best.probability:.3f}: they share an origin ({others})."
+        return f"{told} {what_was_done(best)}".strip()
+    if lineage.verdict == "none":
+        who = f"None of the {len(compared)} candidates" if len(compared) > 1 else f"Not {name}, the only candidate"
+        return f"{who}: no sign of a common origin (smallest p {smallest(compared)})."
+    if lineage.verdict == "common_origin":
+        if "disguise" in best.facts:
+            return f"It shares an origin with {name}, under a disguise: {hidden(best)}."
+        told = f"It shares an origin with {name} ({others}), as models from one random start do too."
+        if best.relation in PARENT_RELATIONS:
+            return f"{told} That this is the parent itself has a probability of only {best.probability:.3f}."
+        return f"{told} {order(best)}"
+    if "detector" in best.evidence and "weights" not in best.evidence:
+        return _by_detector_alone(best, name, lineage.none_probability, len(compared))
+    if "features" in best.evidence and "weights" not in best.evidence:
+        return (
+            f"Undecided: by features alone it is most like {name} (match {best.probability:.3f} among "
+            f"{len(compared)}); that tells the nearest candidate, not whether the two are related."
+        )
+    if best.p_value is None:
+        return f"Undecided: the test for a common origin does not apply. Nearest in distance: {name}."
+    return f"Undecided: the evidence singles out none of {len(compared)} candidates. First of them: {name}."
+
+
+def explanation(lineage: Lineage) -> str:
+    """The verdict, what it rests on, and what it does not say, a sentence each."""
+    said = [sentence(lineage)]
+    compared = [c for c in lineage.candidates if c.status == "compared"]
+    best = compared[0] if compared else None
+    if best is not None and best.p_value is not None:
+        said.append(
+            "The p-value is the chance of such an agreement between models that were trained separately, from starts "
+            "of their own; it does not tell a parent from another relative."
+        )
+    if best is not None and best.relation not in (None, "none", "identical"):
+        said += [*_ranking(best, compared[1:]), *_facts(best)]
+        if lineage.verdict == "parent":
+            said.append(order(best))
+    for other in compared[1:]:
+        if other.relation in ("sibling", "descendant", "common_origin"):
+            kin = {"sibling": "a sibling of the child", "descendant": "made from the child"}.get(str(other.relation))
+            kin = kin or ("an ancestor" if other.facts.get("ancestor") else "related too")
+            said.append(f"{short(candidate_name(other))} is {kin}.")
+    said += [*_by_features(compared), *_by_detector(compared)]
+    if lineage.none_probability is not None and lineage.verdict != "identical":
+        said.append(f"The probability that none of them is the parent: {lineage.none_probability:.3f}.")
+    said += [f"The {claim.source} names {short(claim.ref)}: {CLAIMS[claim.status]}." for claim in lineage.claims]
+    return " ".join(text for text in said if text)
+
+
+def what_was_done(candidate: Candidate) -> str:
+    """The relation of a parent with its measured fact."""
+    facts, relation = candidate.facts, candidate.relation
+    if relation == "quantized":
+        if facts.get("change") == "cast":
+            return f"The weights are its own, cast to {facts['cast']}."
+        return f"The weights are its own, rounded to {facts.get('bits', 8)} bits ({facts.get('scheme', 'unknown')})."
+    if relation == "pruned":
+        return f"{100 * facts['zeros']:.0f} % of its weights were set to zero."
+    if relation == "adapter":
+        if "rank" not in facts:
+            return "The child is an adapter of it."
+        return f"The difference is a merged low-rank adapter of rank {facts['rank']}."
+    if relation == "resized":
+        mine, its = facts["vocabulary"]["child"], facts["vocabulary"]["candidate"]
+        return f"The vocabulary grew from {its:,} to {mine:,} tokens."
+    if relation == "head_changed":
+        return "Same trunk, another or no head."
+    if relation == "partial":
+        return f"{100 * facts['equal_share']:.0f} % of the weights are untouched."
+    if facts.get("change") == "noise":
+        return f"The difference is white noise of {facts['noise']:.2g} standard deviations."
+    return ""
+
+
+def order(candidate: Candidate) -> str:
+    """Who came first, or that it does not show."""
+    if candidate.relation in ("identical", "head_changed"):
+        return "Which of the two came first does not show: what they share is equal."
+    return {
+        "candidate": "It came first: the step to the child is not part of it.",
+        "child": "It was made from the child, not the other way round.",
+        "neither": "Neither was made from the other: the two parted from a common start.",
+    }.get(candidate.facts.get("first") or "", "Which of the two came first does not show.")
+
+
+def hidden(candidate: Candidate) -> str:
+    """How a disguise was seen through."""
+    facts = candidate.facts["disguise"]
+    return (
+        f"{facts['units_agreeing']:,} of {facts['units']:,} hidden units, put in order again by their inputs, agree by "
+        "their outputs (of 13,873 pairs of unrelated models none reached 4 %)"
+    )
+
+
+def candidate_name(candidate: Candidate) -> str:
+    """What tells a candidate from the others: its id, its id and the revision asked for, or the module's place."""
+    if candidate.ref.startswith("module:"):
+        return f"{candidate.ref} ({candidate.requested})"
+    return candidate.requested if "@" in candidate.requested else candidate.ref
+
+
+def p_text(candidate: Candidate) -> str:
+    """A p-value for people: `0.031`, `2e-12`, `<1e-300`; `-` where there is none."""
+    log10_p = candidate.log10_p
+    if log10_p is None:
+        return "-"
+    if log10_p < -300:
+        return "<1e-300"
+    if log10_p >= -3:
+        return f"{10**log10_p:.3f}"
+    exponent = int(log10_p // 1)
+    mantissa = round(10 ** (log10_p - exponent))
+    return f"{mantissa}e{exponent}" if mantissa < 10 else f"1e{exponent + 1}"
+
+
+def smallest(compared: list[Candidate]) -> str:
+    """The smallest p-value."""
+    return p_text(min(compared, key=lambda c: 0.0 if c.log10_p is None else c.log10_p))
+
+
+def shorten(text: str, width: int) -> str:
+    """The text, its middle cut out if it is longer than `width`; both ends of a path tell something.
+
+    >>> shorten("organisation/a-long-model-name", 20)
+    'organisati…odel-name'
+    """
+    return text if len(text) <= width else f"{text[: width // 2]}…{text[-(width - width // 2 - 1) :]}"
+
+
+def short(ref: str) -> str:
+    """A foreign name in a sentence."""
+    return shorten(printable(ref), 56)
+
+
+def code(text: str) -> str:
+    """A foreign name as inline code that cannot leave its cell or become markup."""
+    return f"`{re.sub(r'[`|<>]', '?', printable(text))}`"
+
+
+def _ranking(best: Candidate, others: list[Candidate]) -> list[str]:
+    far = [c.distance for c in others if c.distance is not None]
+    if not far or not best.distance:
+        return []
+    return [f"The next candidate is {min(far) / best.distance:.2f} times as far away."]
+
+
+def _by_features(compared: list[Candidate]) -> list[str]:
+    """Which candidate's features are nearest, where both kinds of evidence were asked for."""
+    seen = [c for c in compared if "features" in c.evidence and "weights" in c.evidence]
+    if not seen:
+        return []
+    first = max(seen, key=lambda c: c.evidence["features"]["match"])
+    agrees = "too" if first is compared[0] else "instead"
+    about = first.evidence["features"]
+    where = f"{about['metric']} at {printable(about['taps'][0]['tap'])}, {about['probes']} probes"
+    return [f"By its features ({where}) it is most like {short(candidate_name(first))} {agrees}."]
+
+
+def _by_detector_alone(best: Candidate, name: str, none: float | None, among: int) -> str:
+    """A learned probability alone: a prediction, and no test."""
+    share = best.probability or 0.0
+    told = f"{name} is the parent, probability {share:.3f} among {among}"
+    if none is not None and none > share:
+        told = f"none of the {among} is the parent, probability {none:.3f} (first of them: {name}, {share:.3f})"
+    return f"Undecided: the detector alone says that {told}; it is no test for a common origin."
+
+
+def _by_detector(compared: list[Candidate]) -> list[str]:
+    """What the detector says beside the weights."""
+    seen = [c for c in compared if "detector" in c.evidence and "weights" in c.evidence]
+    if not seen:
+        return []
+    first = max(seen, key=lambda c: c.evidence["detector"]["probability"])
+    share, none = (first.evidence["detector"][key] for key in ("probability", "none_probability"))
+    if none is not None and none > share:
+        return [f"The detector says that none of them is the parent, with a probability of {none:.3f}."]
+    agrees = "too" if first is compared[0] else "instead"
+    return [f"The detector names {short(candidate_name(first))} {agrees}, with a probability of {share:.3f}."]
+
+
+def _facts(best: Candidate) -> list[str]:
+    if "disguise" in best.facts:
+        return ["Behind a disguise it does not show who came first."]
+    moved = best.facts["moved"]
+    return [f"The weights moved by {100 * moved:.2g} % of their norm."] if moved else []

@@ -1,0 +1,395 @@
+"""A `Phylogeny` as a picture: trees from left to right, or rings with an arc to each ancestor."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from matplotlib import font_manager, rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PatchCollection, PathCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch, Wedge
+from matplotlib.path import Path as Curve
+
+from ..answers.lineage import printable
+from ..answers.phylogeny import Phylogeny
+from ..errors import ArgumentError
+from .plots import COLOURS, PARENT
+from .sentences import shorten
+from .tree_text import MISSING, Drawn, Tie, grow, relation, summary
+
+MOST, LARGEST = 40, 48.0  # models drawn as trees unless asked otherwise; inches of either side
+GROUPS = (PARENT, *COLOURS)
+GREY, INK, FAINT = "#9aa3ab", "#22303c", "#66727c"
+FONT, LINE, COPY, GAP, PAD = 8.5, 0.36, 0.17, 0.85, 0.1  # points; inches: a row, a copy, between columns, in a box
+DASHED, TOLD, UNTOLD = (0, (4, 2.5)), "from parent to child; thicker: surer", "which came first is not known"
+ANCESTORS = {"parent": "#12936b", "grandparent": "#f0a52e", "great-grandparent": "#8f1d2c"}  # lightness differs too
+SHADES = ("#dbe5ee", "#b3c7d9", "#86a4bf", "#5b809f", "#375c7c", "#1d3b57", "#0c2237")  # generation 1, 2, …
+UNKNOWN, SIDE = "#ededed", 8.95  # inches of the rings and their labels
+MODELS, FAMILIES, GENERATIONS, INNER = (1.0, 0.925), (0.915, 0.86), (0.85, 0.795), 0.785  # radii
+
+
+def plot_forest(phylogeny: Phylogeny, path: str | Path | None = None, *, style: str = "auto") -> Figure:
+    """Draw a forest as trees (`tree`) or rings (`ring`); `auto` draws trees of up to 40 models.
+
+    Raises `ArgumentError` for another style.
+    """
+    if style not in ("auto", "tree", "ring"):
+        raise ArgumentError(f"Expected the style `auto`, `tree` or `ring`, got {style!r}.")
+    named = sum(not node.hidden for node in phylogeny.nodes)
+    draw = _rings if style == "ring" or (style == "auto" and named > MOST) else _trees
+    figure = draw(phylogeny, grow(phylogeny))
+    if path is not None:
+        dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same answer is the same bytes
+        with rc_context({"svg.hashsalt": "hf_lineage"}):
+            figure.savefig(path, dpi=150, metadata=dates.get(Path(path).suffix.lower()))
+    return figure
+
+
+def shown(text: str, width: int) -> str:
+    """A foreign name in a picture: one line, and a square for what the font cannot write."""
+    return "".join(ch if ord(ch) in _characters() else "□" for ch in shorten(printable(text), width))
+
+
+@cache
+def _characters() -> frozenset[int]:
+    return frozenset(font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap())
+
+
+def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure and axes over all of it, in inches from the top left."""
+    scale = min(1.0, LARGEST / width, LARGEST / height)
+    figure = Figure(figsize=(max(1, width * scale), max(1, height * scale)), facecolor="white")
+    FigureCanvasAgg(figure)  # no pyplot, no window, no global state
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _colours(drawn: Drawn) -> dict[str, str]:
+    """A colour for each family, grey for who has none."""
+    colours = defaultdict(lambda: GREY)
+    for place, tops in enumerate(drawn.families):
+        for row in drawn.all(tops):
+            for node in (row.node, *drawn.copies[row.node]):
+                colours[node] = GROUPS[place % len(GROUPS)]
+    return colours
+
+
+def _tint(colour: str, share: float) -> tuple[float, float, float]:
+    red, green, blue = (1 - share * (1 - part) for part in to_rgb(colour))
+    return red, green, blue
+
+
+@dataclass(slots=True)
+class Box:
+    """Where a node is: left, middle, width and height in inches, its column from 0, its lines of text."""
+
+    column: int
+    width: float
+    height: float
+    names: list[str]
+    x: float = 0.0
+    y: float = 0.0
+
+
+def _trees(phylogeny: Phylogeny, drawn: Drawn) -> Figure:
+    boxes = _boxes(drawn)
+    _spread(drawn, boxes)
+    wide, bottom = _place(drawn, boxes)
+    handles = _tree_legend(phylogeny, drawn)
+    width = max(7.5, wide + 0.3)
+    bottom = _place_alone(drawn, boxes, bottom, width)
+    figure, axes = _sheet(width, bottom + 0.25 + 0.11 * (len(handles) + 1))
+    scale = figure.get_figwidth() / width
+    colours = _colours(drawn)
+    for above in boxes:
+        for tie in drawn.below[above] + drawn.also[above]:
+            _draw_edge(axes, boxes[above], boxes[tie.node], tie, colours[above], scale)
+    roots = set(phylogeny.roots) - set(drawn.alone)
+    for node in boxes:
+        _draw_node(axes, drawn, node, boxes[node], colours[node], node in roots, scale)
+    title = textwrap.fill(summary(phylogeny, drawn), int(12 * width))
+    axes.text(0.2, 0.32, title, fontsize=max(5, 10.5 * scale), color=INK, va="center")
+    figure.legend(handles=handles, loc="lower left", ncols=2, frameon=False, fontsize=max(4, 8 * scale), labelcolor=INK)
+    return figure
+
+
+def _boxes(drawn: Drawn) -> dict[str, Box]:
+    sheets = [FigureCanvasAgg(Figure(dpi=dpi)) for dpi in (100, 150)]  # letters are fitted to the pixels of each
+    font = font_manager.FontProperties(size=FONT)
+
+    def wide(text: str) -> float:
+        return max(c.get_renderer().get_text_width_height_descent(text, font, False)[0] / c.figure.dpi for c in sheets)
+
+    boxes = {}
+    for tops in drawn.trees:
+        for row in drawn.all(tops):
+            names = [shown(row.node, 32), *(f"= {shown(copy, 30)}" for copy in drawn.copies[row.node])]
+            names += [relation(row.edge)] if row.edge and row.edge.relation not in ("finetune", "merge") else []
+            width = 0.2 if drawn.nodes[row.node].hidden else max(map(wide, names)) + 2 * PAD
+            boxes[row.node] = Box(len(row.bars), width, LINE - 0.1 + COPY * (len(names) - 1), names)
+    return boxes
+
+
+def _spread(drawn: Drawn, boxes: dict[str, Box]) -> None:
+    """Move what was merged to the right of all its parents, unless the edges run in a circle."""
+    before = [(box, box.column) for box in boxes.values()]
+    steps = [(above, tie.node) for above in boxes for tie in drawn.below[above] + drawn.also[above]]
+    for _ in range(len(drawn.merged) + 2):
+        if all(boxes[node].column > boxes[above].column for above, node in steps):
+            return
+        for above, node in steps:
+            boxes[node].column = max(boxes[node].column, boxes[above].column + 1)
+    for box, column in before:
+        box.column = column
+
+
+def _place(drawn: Drawn, boxes: dict[str, Box]) -> tuple[float, float]:
+    """Leaves one below the other, parents in the middle of their children; the right and lower end of it all."""
+    top, need, begin = 0.7, dict.fromkeys(boxes, 0.0), dict.fromkeys(boxes, 0.0)  # inches of a node with all below it
+    for tops in drawn.families:
+        order = [row.node for row in drawn.all(tops)]
+        for node in reversed(order):
+            need[node] = max(boxes[node].height + 0.1, sum(need[tie.node] for tie in drawn.below[node]))
+        for start in tops:
+            begin[start], top = top, top + need[start]
+        for node in order:
+            at = begin[node] + (need[node] - sum(need[tie.node] for tie in drawn.below[node])) / 2
+            for tie in drawn.below[node]:
+                begin[tie.node], at = at, at + need[tie.node]
+        for node in reversed(order):
+            ends = [boxes[tie.node].y for tie in drawn.below[node]] or [begin[node] + need[node] / 2]
+            boxes[node].y = (ends[0] + ends[-1]) / 2
+        top += 0.22
+    right = 0.25
+    related = [boxes[row.node] for tops in drawn.families for row in drawn.all(tops)]
+    for _, column in groupby(sorted(related, key=lambda box: box.column), key=lambda box: box.column):
+        for box in (members := list(column)):
+            box.x = right
+        right += max(box.width for box in members) + GAP
+    return right - GAP, top
+
+
+def _place_alone(drawn: Drawn, boxes: dict[str, Box], top: float, width: float) -> float:
+    """Models without relatives in lines below; where the last of them ends."""
+    x = 0.25
+    for box in (boxes[node] for node in drawn.alone):
+        x, top = (x, top) if x == 0.25 or x + box.width < width - 0.25 else (0.25, top + LINE)
+        box.x, box.y = x, top + LINE / 2
+        x += box.width + 0.12
+    return top + LINE * bool(drawn.alone)
+
+
+def _draw_edge(axes: Axes, above: Box, box: Box, tie: Tie, colour: str, scale: float) -> None:
+    start, end = (above.x + above.width, above.y), (box.x - 0.03, box.y)
+    bend = max(0.4, abs(end[0] - start[0]) / 2)
+    points = [start, (start[0] + bend, start[1]), (end[0] - bend, end[1]), end]
+    told = tie.edge.probability
+    sure = told if told is not None and 0 <= told <= 1 else 0.5
+    style: dict[str, Any] = {"arrowstyle": "-|>", "color": _tint(colour, 0.45 + 0.55 * sure), "gid": "edge"}
+    if not tie.edge.directed:
+        style = {"arrowstyle": "-", "color": GREY, "linestyle": DASHED, "gid": "tie"}
+    style |= {"linewidth": (0.6 + 1.6 * sure) * scale, "mutation_scale": 9 * scale, "shrinkA": 0, "shrinkB": 0}
+    curve = Curve(points, [Curve.MOVETO, *[Curve.CURVE4] * 3])
+    axes.add_artist(FancyArrowPatch(path=curve, zorder=1, **style))
+
+
+def _draw_node(axes: Axes, drawn: Drawn, node: str, box: Box, colour: str, root: bool, scale: float) -> None:
+    style: dict[str, Any] = {"parse_math": False, "va": "center", "zorder": 3}
+    look: dict[str, Any] = {"edgecolor": colour, "linewidth": scale, "zorder": 2}
+    if drawn.nodes[node].hidden:
+        axes.add_artist(Circle((box.x + 0.1, box.y), 0.09, facecolor="white", gid="hidden", **look))
+        if FONT * scale >= 2:
+            axes.text(box.x + 0.1, box.y - 0.17, box.names[0], ha="center", fontsize=7 * scale, color=FAINT, **style)
+        return
+    look["facecolor"] = colour if root else _tint(colour, 0.12)
+    low, shape = box.y - box.height / 2, "round,pad=0,rounding_size=0.07"
+    axes.add_artist(FancyBboxPatch((box.x, low), box.width, box.height, shape, gid="model", **look))
+    for line, text in enumerate(box.names if FONT * scale >= 2 else []):
+        y = low + (LINE - 0.1) / 2 + COPY * line
+        style |= {"color": "white" if root else FAINT if line else INK, "gid": "note" if line else "label"}
+        axes.text(box.x + PAD, y, text, fontsize=FONT * scale, **style)
+
+
+def _tree_legend(phylogeny: Phylogeny, drawn: Drawn) -> list[Artist]:
+    """What occurs and does not explain itself."""
+    hollow: dict[str, Any] = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": INK, "linewidth": 0}
+    known = set(phylogeny.roots) - set(drawn.alone) - {node.id for node in phylogeny.nodes if node.hidden}
+    directions = {edge.directed for edge in phylogeny.edges}
+    entries: list[tuple[bool, Artist]] = [
+        (bool(known), Patch(color=INK, label="the oldest of its family")),
+        (True in directions, Line2D([], [], color=INK, label=TOLD)),
+        (False in directions, Line2D([], [], color=GREY, linestyle=DASHED, label=UNTOLD)),
+        (any(n.hidden for n in phylogeny.nodes), Line2D([], [], label=MISSING, **hollow)),
+        (bool(drawn.alone), Patch(facecolor=_tint(GREY, 0.12), edgecolor=GREY, label="no relatives in this set")),
+    ]
+    return [handle for occurs, handle in entries if occurs]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A model's place on the rings: degrees from 3 o'clock, clockwise negative."""
+
+    node: str
+    family: int
+    generation: int | None
+    start: float
+    end: float
+
+    def point(self, radius: float) -> tuple[float, float]:
+        middle = math.radians((self.start + self.end) / 2)
+        return radius * math.cos(middle), radius * math.sin(middle)
+
+
+def _rings(phylogeny: Phylogeny, drawn: Drawn) -> Figure:
+    figure, axes = _sheet(12.5, 9.5)
+    axes.set_position((0.01, 0.005, SIDE / 12.5, SIDE / 9.5))
+    slots, colours = _slots(drawn), _colours(drawn)
+    _draw_rings(axes, drawn, slots, colours)
+    handles = _draw_arcs(axes, phylogeny, drawn, slots) + _ring_legend(drawn, slots, colours)
+    reach = _draw_labels(axes, drawn, slots)
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
+    figure.text(0.02, 0.97, textwrap.fill(summary(phylogeny, drawn), 130), fontsize=11, color=INK, va="center")
+    figure.legend(
+        handles=handles, loc="center left", bbox_to_anchor=(0.75, 0.49), frameon=False, fontsize=9, labelcolor=INK
+    )
+    return figure
+
+
+def _slots(drawn: Drawn) -> list[Slot]:
+    """Every node in turn: by family, by generation in it, then as in the tree, so that arcs run together."""
+    turn: list[list[tuple[str, int | None]]] = []
+    for tops in drawn.families:
+        rows = sorted(
+            drawn.all(tops), key=lambda row: drawn.nodes[row.node].generation or len(row.bars) + 1
+        )  # stable: the tree's order
+        every = [(copy, row.node) for row in rows for copy in (row.node, *drawn.copies[row.node])]
+        turn.append([(node, drawn.nodes[original].generation) for node, original in every])
+    turn += [[(node, None) for node in drawn.alone]] if drawn.alone else []
+    many = sum(map(len, turn))
+    gap = 0.0 if len(turn) < 2 else max(0.4, 0.004 * many)
+    step = 360 / max(1.0, many + gap * len(turn))
+    slots, at = [], 90.0
+    for family, members in enumerate(turn):
+        for node, generation in members:
+            slots.append(Slot(node, family, generation, at - step, at))
+            at -= step
+        at -= gap * step
+    return slots
+
+
+def _shade(slot: Slot) -> str:
+    return UNKNOWN if slot.generation is None else SHADES[min(slot.generation, len(SHADES)) - 1]
+
+
+def _draw_rings(axes: Axes, drawn: Drawn, slots: Sequence[Slot], colours: dict[str, str]) -> None:
+    def ring(name: str, radii: tuple[float, float], parts: list[tuple[float, float, Any, Any]], line: float) -> None:
+        wedges = [Wedge((0, 0), radii[0], start, end, width=radii[0] - radii[1]) for start, end, _, _ in parts]
+        faces, lines = [face for *_, face, _ in parts], [edge for *_, edge in parts]
+        axes.add_collection(PatchCollection(wedges, facecolors=faces, edgecolors=lines, linewidths=line, gid=name))
+
+    models, families, generations = [], [], []
+    for slot in slots:
+        node, colour = drawn.nodes[slot.node], colours[slot.node]
+        face = "white" if node.hidden else _tint(colour, 0.35 if node.duplicate_of else 0.75)
+        models.append((slot.start, slot.end, face, colour if node.hidden else "white"))
+    for _, members in groupby(slots, key=lambda slot: slot.family):
+        block = list(members)
+        runs = [(shade, list(same)) for shade, same in groupby(block, key=_shade)]
+        families.append((block[-1].start, block[0].end, colours[block[0].node], "white"))
+        generations += [(run[-1].start, run[0].end, shade, "white") for shade, run in runs]
+    ring("models", MODELS, models, 0.25 if len(slots) > 150 else 0.7)
+    ring("families", FAMILIES, families, 0.0)
+    ring("generations", GENERATIONS, generations, 0.5)
+
+
+def _draw_arcs(axes: Axes, phylogeny: Phylogeny, drawn: Drawn, slots: Sequence[Slot]) -> list[Artist]:
+    """From each model to its parents, theirs, and theirs; ties without direction are dashed."""
+    at = {slot.node: slot for slot in slots}
+    ends: dict[str, list[tuple[str, str]]] = {name: [] for name in ANCESTORS}
+    parents = {node: [p for p in dict.fromkeys(phylogeny.parents(node)) if p in at] for node in at}
+    for node in at:
+        seen, level = {node}, [node]
+        for name in ANCESTORS:
+            level = [p for p in dict.fromkeys(p for child in level for p in parents[child]) if p not in seen]
+            seen.update(level)
+            ends[name] += [(node, above) for above in level]
+    ties = [(e.child, e.parent) for e in phylogeny.edges if not e.directed]
+    ends[UNTOLD] = [(a, b) for a, b in ties if a in at and b in at]
+    ends = {name: pairs for name, pairs in ends.items() if pairs}
+    many = sum(map(len, ends.values()))
+    wide, alpha = (min(2.0, max(0.3, 650 / max(1, many))), max(0.5, 0.85 - many / 1200))
+    handles: list[Artist] = []
+    for depth, (name, pairs) in enumerate(ends.items()):
+        colour, line = ANCESTORS.get(name, FAINT), (0, () if name in ANCESTORS else DASHED[1])
+        arcs = PathCollection(
+            [_arc(at[a], at[b]) for a, b in pairs], facecolors="none", edgecolors=colour, linewidths=wide,
+            linestyles=[line], alpha=alpha, zorder=2 - depth / 10, gid=name,
+        )  # fmt: skip
+        axes.add_collection(arcs)
+        handles.append(Line2D([], [], color=colour, linestyle=line, linewidth=2, label=name))
+    return handles
+
+
+def _arc(a: Slot, b: Slot) -> Curve:
+    """Nearer to the centre the further the two are apart."""
+    start, end = a.point(INNER), b.point(INNER)
+    half = min(1.0, math.dist(start, end) / (2 * INNER))  # sine of half the angle
+    pull = 1 - math.sqrt(2 * math.asin(half) / math.pi)
+    length = math.hypot(start[0] + end[0], start[1] + end[1]) or 1.0
+    middle = tuple(INNER * pull * (u + v) / length for u, v in zip(start, end, strict=True))
+    return Curve([start, middle, end], [Curve.MOVETO, Curve.CURVE3, Curve.CURVE3])
+
+
+def _draw_labels(axes: Axes, drawn: Drawn, slots: Sequence[Slot]) -> float:
+    """Each model's name where there is room, else that of each family's first; how far out the drawing reaches."""
+    longest = max((len(shown(slot.node, 24)) for slot in slots), default=0)
+    units = {step / 2: (SIDE / 2 - longest * 0.62 * step / 144) / 1.03 for step in range(18, 8, -1)}  # size → inches
+    share = 2 * math.pi / (len(slots) + 1)
+    fits = [size for size, unit in units.items() if size * 1.12 / 72 <= unit * share]  # points, the largest first
+    named, size = list(slots), fits[0] if fits else 8.0
+    if not fits:
+        blocks = [list(block) for _, block in groupby(slots, key=lambda slot: slot.family)]
+        named = [b[0] for b in blocks if share * units[size] * len(b) > 0.2 and b[0].node not in drawn.alone]
+    for slot in (slot for slot in named if not drawn.nodes[slot.node].hidden):
+        x, y = slot.point(1.015)
+        angle = math.degrees(math.atan2(y, x))
+        left = abs(angle) > 90
+        axes.text(
+            x, y, shown(slot.node, 24), fontsize=size, color=INK, rotation=angle + 180 if left else angle, va="center",
+            ha="right" if left else "left", rotation_mode="anchor", parse_math=False, gid="label",
+        )  # fmt: skip
+    return SIDE / 2 / units[size]
+
+
+def _ring_legend(drawn: Drawn, slots: Sequence[Slot], colours: dict[str, str]) -> list[Artist]:
+    """Generations, families by their oldest model, and what else occurs."""
+    space, nodes = Line2D([], [], linewidth=0, label=" "), [drawn.nodes[slot.node] for slot in slots]
+    found = {_shade(slot): slot.generation for slot in slots if slot.node not in drawn.alone}
+    shades = [(shade, f"generation {SHADES.index(shade) + 1}") for shade in SHADES if shade in found]
+    if any((slot.generation or 0) > len(SHADES) for slot in slots):
+        shades[-1] = (SHADES[-1], f"{shades[-1][1]} and later")
+    shades += [(UNKNOWN, "generation not known")] if UNKNOWN in found else []
+    handles: list[Artist] = [space, *(Patch(color=shade, label=label) for shade, label in shades), space]
+    for tops in drawn.families if len(drawn.families) <= len(GROUPS) else ():
+        first = "a missing ancestor" if drawn.nodes[tops[0]].hidden else shown(tops[0], 24).replace("$", r"\$")
+        handles.append(Patch(color=colours[tops[0]], label=f"family of {first}"))
+    entries = [
+        (any(node.hidden for node in nodes), Patch(facecolor="white", edgecolor=FAINT, label=MISSING)),
+        (any(node.duplicate_of for node in nodes), Patch(color=_tint(PARENT, 0.35), label="paler: an identical copy")),
+        (bool(drawn.alone), Patch(color=GREY, label="no relatives in this set")),
+    ]
+    return handles + [handle for occurs, handle in entries if occurs]

@@ -1,0 +1,356 @@
+"""`annotate`: an answer goes into the model's card, as a pull request, a commit, or by default as a diff to look at.
+
+Read the card at one commit, edit its text, compare; only then write, on top of that commit. Whatever has to be tried
+again is read again first, so that nothing is written twice.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..answers.lineage import SCHEMA, LayerLineage, Lineage, ModelRef
+from ..errors import ArgumentError, CardError, HubUnavailableError, LineageError
+from ..report.bom import ancestors, cyclonedx, statement
+from ..report.card import BLOCK, MAX_CARD, SURE_ENOUGH, current, decode, edit, wanted
+from ..report.diff import diff
+from ..report.privacy import is_local, public, renaming
+from ..report.section import TITLE, asked, code, description, headline, licences, section
+
+if TYPE_CHECKING:
+    from ..hub.cards import Desk
+    from ..hub.client import HubRepo
+
+TRIES, WAIT = 3, 0.5  # of a write that was overtaken or lost; seconds before the next, doubled each time
+BOM, INTOTO = "lineage/bom.cdx.json", "lineage/statement.intoto.json"
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What changes, or has changed, in a card.
+
+    `diff`: of README.md, unified, without control characters. `changed`: False where the card says it already.
+    `url`: of the pull request or commit; None in a dry run. `files`: what is, or would be, committed together.
+    """
+
+    diff: str
+    changed: bool
+    url: str | None = None
+    files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    make: Callable[[], dict[str, bytes]] = field(default=dict, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract, schema `hf_lineage/1`."""
+        told = {"changed": self.changed, "url": self.url, "files": list(self.files), "notes": list(self.notes)}
+        return {"schema": SCHEMA, **told, "diff": self.diff}
+
+    def to_json(self) -> str:
+        """`to_dict` as one JSON document."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def to_markdown(self) -> str:
+        """The diff as a block of code, with the address and the notes."""
+        fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", self.diff)), default=0))
+        shown = [f"{fence}diff", self.diff.rstrip("\n"), fence, ""] if self.diff else []
+        return "\n".join([self._state(), "", *shown, *(f"- {note}" for note in self.notes)]).rstrip("\n") + "\n"
+
+    def save(self, folder: Path) -> None:
+        """Write the files into a folder, each at once or not at all. Raises `LineageError`."""
+        _write(folder, self.make())
+
+    def __str__(self) -> str:
+        return self.url or self.diff.rstrip("\n") or self._state()
+
+    def _state(self) -> str:
+        if not self.changed:
+            return "The card says it already: nothing to change." + (f" See {self.url}" if self.url else "")
+        return f"Written: {self.url}" if self.url else f"Would change {', '.join(self.files)}."
+
+
+def annotate(
+    child: str | Path | ModelRef, lineage: Lineage, *, layers: LayerLineage | None = None, create_pr: bool = False,
+    push: bool = False, token: str | bool | None = None,
+) -> Annotation:  # fmt: skip
+    """Put an answer into the model's card: a section, and `base_model` where the card has none and it is sure.
+
+    child: the model that `lineage` (and `layers`) is about: a repo id, or a folder. The card of `main` is annotated.
+    Without `create_pr` and `push` nothing is written and nobody is asked who you are: look at `diff`. `create_pr`
+    opens a pull request titled "Add model lineage", or updates yours; `push` commits to `main`, or writes into the
+    folder. With it come `lineage.json`, pictures, a bill of materials and an in-toto statement. Every byte of the card
+    outside our section and our lines of metadata stays, a declared `base_model` is never overwritten, and a second run
+    with the same answer changes nothing. Of local models only the last folder name is shown.
+
+    token: for the Hub, None is the machine's login.
+
+    Raises `ArgumentError` (another model, both ways of writing at once), `CardError` (marks that are no pair, a card
+    that is no UTF-8, too long or refused by the Hub), `AccessDeniedError` (no token, or not enough), and what reading
+    raises: `ModelNotFoundError`, `HubUnavailableError`.
+    """
+    ref = ModelRef.parse(child)
+    if create_pr and push:
+        raise ArgumentError("Expected `create_pr` or `push`, got both. A pull request waits for the owner; a push not.")
+    if layers is not None and layers.child.name != lineage.child.name:
+        raise ArgumentError(f"Expected layers of `{lineage.child.name}`, got those of `{layers.child.name}`.")
+    if ref.kind != lineage.child.kind or ref.kind == "module":
+        raise ArgumentError(f"Expected the model that was traced, `{lineage.child.name}`, got `{ref}`.")
+    if ref.kind == "hub":
+        return _on_hub(ref, lineage, layers, create_pr, push, token)
+    if create_pr:
+        raise ArgumentError(f"Expected a repo on the Hub for a pull request, got the folder `{ref}`. Use `push`.")
+    return _in_folder(ref, lineage, layers, push, token)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a card is: its bytes, and what can be asked of the files beside it."""
+
+    card: bytes
+    has: Callable[[str], bool]
+    read: Callable[[str], bytes]
+    digests: Callable[[], dict[str, str]]
+    gated: Any = None
+
+
+class _Draft:
+    """An answer as it goes into a card: fit for the public, with what its parents' cards say of licences."""
+
+    def __init__(self, lineage: Lineage, layers: LayerLineage | None, desk: Callable[[], Desk]) -> None:
+        rename = renaming(lineage, layers)
+        self.lineage = public(lineage, rename)
+        self.layers = public(layers, rename) if layers is not None else None
+        self.wanted = wanted(self.lineage, self.layers)
+        self.confirmed = {claim.ref for claim in lineage.claims if claim.status == "confirmed"}
+        self.terms: dict[str, dict[str, Any] | None] = {}
+        for ref, revision in ancestors(self.lineage, self.layers):
+            if not is_local(ref) and not ref.startswith("module:"):
+                self.terms[ref] = None
+                with suppress(LineageError):  # gone, private or no network: then that is said
+                    self.terms[ref] = desk().terms(ModelRef("hub", ref, revision))
+        about = dict(self.terms)
+        for c in asked(self.lineage):  # the others that the section names
+            if c.ref not in about and c.revision and c.status == "compared":
+                with suppress(LineageError):
+                    about[c.ref] = desk().terms(ModelRef("hub", c.ref, c.revision))
+        self.notes = [
+            f"{code(ref)} is private: the card would name it."
+            for ref, terms in about.items()
+            if terms and terms.get("private")
+        ]
+        self.unsure = ""
+        if lineage.verdict == "parent" and not self.wanted and lineage.candidates[0].probability is not None:
+            said = f"{lineage.candidates[0].probability:.3f}"
+            self.unsure = (
+                f"No `base_model` is added: that takes a probability of {SURE_ENOUGH}, and this one is {said}."
+            )
+        if lineage.verdict == "identical" and not self.wanted:
+            self.unsure = "No `base_model` is added: the two are equal, and which of them is the copy does not show."
+        self.bom = importlib.util.find_spec("cyclonedx") is not None
+        if not self.bom:
+            self.notes.append("No bill of materials: pip install 'hf_lineage[bom]'.")
+
+    def change(self, place: _Place) -> tuple[Annotation, str]:
+        """What the card needs, not yet written; and the text of the pull request."""
+        from ..checkpoints.texts import yaml_data
+
+        def metadata(text: str) -> dict[str, Any]:
+            block = BLOCK.search(text.removeprefix("\ufeff"))
+            return yaml_data(block[2].encode()) if block else {}
+
+        old = decode(place.card)
+        mine = {**metadata(old), "gated": place.gated}
+        remarks = [text for ref, terms in self.terms.items() for text in licences(mine, terms, ref)]
+        new, notes = edit(
+            old, section(self.lineage, self.layers, remarks=remarks), self.wanted, yaml_data, self.confirmed
+        )
+        if new == old:
+            return Annotation("", False), ""
+        if self.unsure and "base_model" not in mine and not is_local(self.lineage.parent or "."):
+            notes = [*notes, self.unsure]
+        added = [key for key in metadata(new) if key not in mine]
+        told = description(self.lineage, self.layers, remarks=[*notes, *remarks], added=added)
+        if current(old) is None:
+            self._spare(place)
+
+        def make() -> dict[str, bytes]:
+            return self._files(new.encode(), place.digests())
+
+        return Annotation(diff(old, new), True, None, self._names(), (*self.notes, *notes), make), told
+
+    def _spare(self, place: _Place) -> None:
+        """Raise `CardError` where somebody else's files have our names."""
+        taken = [name for name in self._names() if name != "README.md" and place.has(name)]
+        with suppress(ValueError, RecursionError):
+            data = json.loads(place.read("lineage.json")) if "lineage.json" in taken else {}
+            if isinstance(data, dict) and data.get("schema") == SCHEMA:  # of a section that was taken out
+                return
+        if taken:
+            raise CardError(
+                f"Expected no `{taken[0]}` beside a card without a section of ours, found one. Move it elsewhere."
+            )
+
+    def _names(self) -> tuple[str, ...]:
+        layers = ("lineage/layers.json", "lineage/layers.png") if self.layers is not None else ()
+        return ("README.md", "lineage.json", *((BOM,) if self.bom else ()), *layers, "lineage/lineage.png", INTOTO)
+
+    def _files(self, card: bytes, digests: dict[str, str]) -> dict[str, bytes]:
+        found = {
+            "README.md": card,
+            "lineage.json": _record(self.lineage),
+            "lineage/lineage.png": _picture(self.lineage),
+        }
+        if self.layers is not None:
+            found |= {"lineage/layers.json": _record(self.layers), "lineage/layers.png": _picture(self.layers)}
+        if self.bom:
+            found[BOM] = cyclonedx(self.lineage, self.layers, digests).encode()
+        found[INTOTO] = statement(self.lineage, self.layers, digests).encode()
+        return {name: found[name] for name in self._names()}
+
+
+def _on_hub(
+    ref: ModelRef, lineage: Lineage, layers: LayerLineage | None, create_pr: bool, push: bool,
+    token: str | bool | None,
+) -> Annotation:  # fmt: skip
+    from ..hub.cards import Desk, Lost, Stale
+
+    desk = Desk(token)
+    me = desk.me() if create_pr else ""
+    if push:
+        desk.need_token()
+    draft: _Draft | None = None
+    sent: Annotation | None = None  # what was sent without an answer
+    for attempt in range(TRIES):
+        repo = desk.repo(ref.name)
+        name = repo.ref.name
+        for answer in (lineage, layers) if layers is not None else (lineage,):
+            _check_child(desk, repo.ref, answer)
+        draft = draft or _Draft(lineage, layers, lambda: desk)
+        found, text = draft.change(_on_desk(desk, repo, lineage))
+        if not (create_pr or push):
+            return found
+        pull = desk.pull_request(name, TITLE, me) if create_pr and found.changed else None
+        if pull is not None:
+            repo = desk.repo(name, pull.ref)
+            found, text = draft.change(_on_desk(desk, repo, lineage))
+        head = str(repo.ref.revision)
+        if not found.changed:
+            url = pull.url if pull else f"{desk.hub.endpoint}/{name}/commit/{head}" if sent else None
+            return replace(sent or found, url=url)
+        try:
+            url = desk.commit(
+                name, found.make(), title="Update model lineage" if pull else TITLE,
+                text=text if create_pr else headline(draft.lineage, draft.layers, code), parent=head,
+                revision=pull.ref if pull else None, create_pr=create_pr and pull is None,
+            )  # fmt: skip
+            return replace(found, url=pull.url if pull else url)
+        except Stale:
+            why = "the repo changed meanwhile"
+        except Lost as error:
+            sent, why = found, f"no answer, {error}"
+            time.sleep(WAIT * 2**attempt)
+    raise HubUnavailableError(
+        f"The change of `{ref.name}` was not confirmed in {TRIES} tries ({why}). Run again: nothing is written twice."
+    )
+
+
+def _on_desk(desk: Desk, repo: HubRepo, lineage: Lineage) -> _Place:
+    traced = ModelRef("hub", repo.ref.name, lineage.child.revision or repo.ref.revision)
+    return _Place(
+        desk.card(repo, MAX_CARD), repo.files.__contains__, lambda name: repo.read_optional(name, MAX_CARD),
+        lambda: desk.digests(traced), desk.terms(repo.ref)["gated"],
+    )  # fmt: skip
+
+
+def _check_child(desk: Desk, ref: ModelRef, lineage: Lineage | LayerLineage) -> None:
+    """The card of a repo may say what was found in its weights only while they are the same."""
+    if ref.name != lineage.child.name:
+        raise ArgumentError(f"Expected the model that was traced, `{lineage.child.name}`, got `{ref.name}`.")
+    traced = lineage.child.revision
+    if traced and traced != ref.revision:
+        was, now = desk.weights(ModelRef("hub", ref.name, traced)), desk.weights(ref)
+        if was != now:
+            raise ArgumentError(
+                f"Expected the weights that were traced, of `{ref.name}@{traced[:10]}`, but those of `main` are others "
+                f"({str(ref.revision)[:10]}). Trace it again."
+            )
+
+
+def _in_folder(
+    ref: ModelRef, lineage: Lineage, layers: LayerLineage | None, push: bool, token: str | bool | None
+) -> Annotation:
+    from ..hub.cards import Desk, folder_digests
+
+    folder, traced = (Path(os.path.realpath(os.path.expanduser(name))) for name in (ref.name, lineage.child.name))
+    if folder != traced:
+        raise ArgumentError(f"Expected the model that was traced, `{lineage.child.name}`, got `{ref.name}`.")
+    if not folder.is_dir():
+        raise ArgumentError(f"Expected a folder with a model, got `{ref.name}`.")
+    draft = _Draft(lineage, layers, lambda: Desk(token))
+    place = _Place(
+        _read(folder / "README.md"), lambda name: os.path.lexists(folder / name), lambda name: _read(folder / name),
+        lambda: folder_digests(folder),
+    )  # fmt: skip
+    found, _ = draft.change(place)
+    if push and found.changed:
+        found.save(folder)
+        return replace(found, url=(folder / "README.md").as_uri())
+    return found
+
+
+def _record(answer: Lineage | LayerLineage) -> bytes:
+    """Its JSON without what differs from run to run."""
+    data = answer.to_dict()
+    told = {name: data[name] for name in data if name not in ("seconds", "bytes_read")}
+    return (json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="replace")
+
+
+def _picture(answer: Lineage | LayerLineage) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="hf-lineage-") as folder:
+        path = Path(folder) / "picture.png"
+        answer.plot(path)
+        return path.read_bytes()
+
+
+def _read(path: Path) -> bytes:
+    """A card on this machine; empty where there is none."""
+    try:
+        if not path.exists():
+            return b""
+        if not path.is_file():
+            raise CardError(f"Expected a file at `{path}`, found something else.")
+        with path.open("rb") as file:
+            return file.read(MAX_CARD + 1)
+    except OSError as error:
+        raise CardError(f"Expected to read `{path}`, got: {error.strerror}.") from error
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Each file whole or not at all; the card last, since it shows the others."""
+    temporary: Sequence[Path] = ()
+    try:
+        for name in sorted(files, key=lambda name: name == "README.md"):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent.resolve() != (folder.resolve() / name).parent:
+                raise CardError(f"Expected a folder at `{path.parent}`, found a link to another place.")
+            fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temporary = [fresh]
+            with fresh.open("xb") as file:
+                file.write(files[name])
+            if path.is_file():
+                fresh.chmod(path.stat().st_mode & 0o777)
+            os.replace(fresh, path)
+    except OSError as error:
+        raise CardError(f"Expected to write `{name}` into `{folder}`, got: {error.strerror}.") from error
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)

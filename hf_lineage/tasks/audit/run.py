@@ -1,0 +1,326 @@
+"""Many models, one after the other: what their files claim about their base, checked against their weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...answers.audit import AuditRecord, Finding
+from ...answers.lineage import Candidate, Claim, Lineage, ModelRef, Progress, printable
+from ...checkpoints.checkpoint import ADAPTER, MemoryCheckpoint, open_checkpoint
+from ...checkpoints.claims import claims_of
+from ...checkpoints.local import LocalRepo, repo_of
+from ...checkpoints.texts import MAX_TEXT, json_data
+from ...errors import ArgumentError, HubUnavailableError, LineageError, NoCandidatesError, NothingToCompareError
+from ...report.audit import RULES, Status
+from ...report.sentences import OPEN
+from ...weights.sampling import sample_budget
+from ..options import check, versions
+from .journal import Journal
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...checkpoints.checkpoint import Checkpoint
+    from ...hub.client import Hub
+    from ..options import Model
+
+NOT_FOUND = "the search found none"
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # as the Hub makes them
+_log = logging.getLogger("hf_lineage.tasks.audit")
+
+
+def audit(
+    models: Iterable[Model], *, search: bool = False, journal: str | Path | None = None, alpha: float = 1e-3,
+    token: str | bool | None = None, device: str | torch.device | None = None,
+    sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
+    progress: Progress | None = None, seed: int = 0,
+) -> Iterator[AuditRecord]:  # fmt: skip
+    """Check of each model what its files claim about its base against its weights: one record each, in order, lazily.
+
+    models: as `trace` takes a child. The claims are the card's `base_model`, `config.json`, an adapter's base and a
+        merge recipe. A model without claims costs its card and configs, no weights.
+    search: look on the Hub for other parents too: finds those that no file names, and costs many more requests.
+    journal: a file that keeps each record as soon as it is finished. Given again with the same settings, the models
+        in it are not looked at again, by the name they were asked for, whatever was committed since: a journal is for
+        one run. What failed because the Hub did not answer is tried again. One process at a time may use it.
+    alpha: family-wise error of the p-values of each model. max_bytes: for each model with its bases.
+    progress: called as `progress(done, total, what)`, in models; total is 0 where `models` has no length.
+    token, device, sample, allow_pickle, seed: as in `trace`.
+
+    Never stopped by one model: a `LineageError` makes a record of status `failed`, and so does a bug, as "internal
+    error", whose traceback goes to the logger `hf_lineage.tasks.audit`. Raises `ArgumentError` for a wrong argument or
+    journal, before the first record.
+    """
+    if isinstance(models, (str, Path, ModelRef)) or hasattr(models, "state_dict"):
+        raise ArgumentError(f"Expected a list of models, got a single {type(models).__name__}.")
+    check(["weights"], alpha, max_bytes, device)
+    sample_budget(sample, 0, remote=True)
+    options: dict[str, Any] = {
+        "alpha": alpha, "sample": sample, "max_bytes": max_bytes, "allow_pickle": allow_pickle, "seed": seed,
+    }  # fmt: skip
+    settings = {"search": search, **options, "version": versions()["hf_lineage"]}
+    auditor = _Auditor(search, token, {**options, "token": token, "device": device})
+    return _records(models, auditor, Journal(Path(journal), settings) if journal else None, progress)
+
+
+def _records(
+    models: Iterable[Model], auditor: _Auditor, journal: Journal | None, progress: Progress | None
+) -> Iterator[AuditRecord]:
+    """One record for each model; what the journal has is not done again."""
+    total = len(models) if isinstance(models, Sized) else 0
+    try:
+        for done, model in enumerate(models):
+            name = printable(_called(model))
+            if progress:
+                progress(done, total, name)
+            known = journal.done.get(name) if journal else None
+            if known:
+                yield replace(known, resumed=True)
+            else:
+                record = auditor.record(model)
+                if journal and not name.startswith("module:"):
+                    journal.add(record)
+                yield record
+            if progress:
+                progress(done + 1, total, name)
+    finally:
+        if journal:
+            journal.close()
+
+
+class _Auditor:
+    """Makes records; one client of the Hub for all of them."""
+
+    def __init__(self, search: bool, token: str | bool | None, options: dict[str, Any]) -> None:
+        self._search, self._token, self._options = search, token, options
+        self._client: Hub | None = None
+
+    @property
+    def _hub(self) -> Hub:
+        if self._client is None:
+            from ...hub.client import Hub
+
+            self._client = Hub(self._token)
+        return self._client
+
+    def record(self, model: Model) -> AuditRecord:
+        """The record of one model, whatever happens but an interruption."""
+        started = time.monotonic()
+        name = printable(_called(model))
+        empty = AuditRecord(name if name[:1] in "./~" else name.partition("@")[0], name, "failed")
+        try:
+            record = self._examine(model, empty)
+        except LineageError as error:
+            record = _failed(empty, error)
+        except Exception as error:  # among hundreds of models, a bug in one must not lose the others
+            _log.error("internal error in the audit of %s\n%s", name, self._without_token(traceback.format_exc()))
+            why = f"internal error: {type(error).__name__}. This is a bug; its traceback is in the log."
+            record = _finding(empty, why)
+        findings = tuple(replace(f, reason=self._without_token(printable(f.reason))) for f in record.findings)
+        reason = self._without_token(printable(record.reason))
+        return replace(record, findings=findings, reason=reason, seconds=round(time.monotonic() - started, 3))
+
+    def _examine(self, model: Model, empty: AuditRecord) -> AuditRecord:
+        child = self._files(model)
+        claims = tuple(claims_of(child))
+        told = replace(empty, ref=child.ref.name, revision=child.ref.revision, claims=claims)
+        if not claims and not self._search:
+            return replace(told, status="no_claim", reason="no file names a base")
+        if child.adapter_base:
+            return _untested(told, _of_adapter(claims))
+        # the same commit as its files, under the name it was asked for by: a claim may name the model itself
+        here = ModelRef("hub", _parse(model).name, child.ref.revision) if child.ref.kind == "hub" else model
+        from ..trace import trace
+
+        refs = None if self._search else list(dict.fromkeys(claim.ref for claim in claims))
+        try:
+            lineage = trace(here, refs, **self._options)
+        except NoCandidatesError as error:
+            if claims:  # they name the model itself, by an old name
+                return _untested(told, str(error))
+            return replace(told, status="no_claim", reason=f"no file names a base; {NOT_FOUND}")
+        except NothingToCompareError as error:
+            return self._nothing_compared(told, error)
+        except LineageError as error:
+            return _failed(told, error)
+        return self._judged(told, lineage)
+
+    def _files(self, model: Model) -> Checkpoint:
+        """The model without its weights: card, configs, recipe."""
+        if not isinstance(model, (str, Path, ModelRef)):
+            return open_checkpoint(model)
+        ref = _parse(model)
+        repo = LocalRepo(ref) if ref.kind == "local" else repo_of(ref, self._hub)
+        child = MemoryCheckpoint(repo.ref, str(ref), {})
+        child.repo, child.card = repo, repo.card
+        if set(ADAPTER) <= repo.files and not repo.only:
+            base = json_data(repo.read_optional(ADAPTER[1], MAX_TEXT)).get("base_model_name_or_path")
+            child.adapter_base = base if isinstance(base, str) else None
+        return child
+
+    def _nothing_compared(self, told: AuditRecord, error: LineageError) -> AuditRecord:
+        """No candidate could be read, or nothing of the child can be compared."""
+        troubles = {claim.ref: self._trouble(claim.ref) for claim in told.claims}
+        if not any(troubles.values()):  # they can be opened now: reading them broke off, or it is not about them
+            passing = "No candidate could be read" in str(error)
+            return replace(_untested(told, str(error)), passing=True) if passing else _failed(told, error)
+        findings = [
+            Finding(_rule("not_testable"), ref, _sources(told.claims, ref), reason=str(trouble or error))
+            for ref, trouble in troubles.items()
+        ]
+        return _with(told, "not_testable", findings, any(isinstance(t, HubUnavailableError) for t in troubles.values()))
+
+    def _trouble(self, ref: str) -> LineageError | None:
+        """Why a base cannot be opened. Asked again where it matters: a lineage tells only the words."""
+        try:
+            open_checkpoint(ref, hub=self._hub, allow_pickle=self._options["allow_pickle"])
+        except LineageError as error:
+            return error
+        return None
+
+    def _judged(self, told: AuditRecord, lineage: Lineage) -> AuditRecord:
+        """The record of a model whose weights were compared."""
+        told = replace(
+            told, claims=lineage.claims, parent=lineage.parent, verdict=lineage.verdict, bytes_read=lineage.bytes_read
+        )
+        about = {claim.ref: self._candidate(claim.ref, lineage) for claim in lineage.claims}
+        merged = _merged(lineage.claims)
+        statuses: dict[str, Status] = {c.ref: "confirmed" if c.ref in merged else c.status for c in lineage.claims}
+        findings = [
+            _about(_rule(status), ref, _sources(lineage.claims, ref), about[ref], _why(status, about[ref], lineage))
+            for ref, status in statuses.items()
+            if RULES[status]
+        ]
+        for ref in lineage.undeclared:
+            its = next(c for c in lineage.candidates if c.ref == ref)
+            findings.append(_about(_rule("undeclared"), ref, (), its, f"its parent is {ref}, which no file names"))
+        found = {*statuses.values(), *(["undeclared"] if lineage.undeclared else [])}
+        status: Status = next((each for each in RULES if each in found), "no_claim")
+        missing = [ref for ref, c in about.items() if c is not None and c.status == "unreadable"]
+        troubles = [self._trouble(ref) for ref in missing]  # none: it can be opened now, reading it broke off
+        record = _with(told, status, findings, any(t is None or isinstance(t, HubUnavailableError) for t in troubles))
+        if status == "confirmed":
+            best = lineage.candidates[0]
+            record = replace(record, p_value=best.p_value, probability=best.probability, relation=best.relation)
+            merge = "; the other sources that are named are relatives, as in a merge" if merged else ""
+            return replace(record, reason=("confirmed by the weights" if lineage.parent else OPEN) + merge)
+        return replace(record, reason=record.reason or f"no file names a base; {_kin(lineage) or NOT_FOUND}")
+
+    def _candidate(self, claim: str, lineage: Lineage) -> Candidate | None:
+        """What was measured of a claimed base."""
+        for c in lineage.candidates:
+            if claim in (c.ref, c.requested.partition("@")[0]):
+                return c
+        canonical = self._hub.canonical(claim)
+        return next((c for c in lineage.candidates if c.ref == canonical), None)
+
+    def _without_token(self, text: str) -> str:
+        """No token in a report, whoever put it in an error's text."""
+        given = [self._token] if isinstance(self._token, str) else [os.environ.get("HF_TOKEN", "")]
+        for token in filter(None, given):
+            text = text.replace(token, "…")
+        return _TOKEN.sub("…", text)
+
+
+def _parse(model: Model) -> ModelRef:
+    assert isinstance(model, (str, Path, ModelRef))
+    return ModelRef.parse(model)
+
+
+def _called(model: Model) -> str:
+    """What the user wrote; the class of a module."""
+    if isinstance(model, (str, Path, ModelRef)):
+        try:
+            return str(ModelRef.parse(model))
+        except LineageError:
+            return str(model)[:120]
+    return f"module:{type(model).__name__}"
+
+
+def _rule(status: Status) -> str:
+    rule = RULES[status]
+    assert rule is not None, status
+    return rule.id
+
+
+def _sources(claims: Sequence[Claim], ref: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(claim.source for claim in claims if claim.ref == ref))
+
+
+def _with(told: AuditRecord, status: Status, findings: Sequence[Finding], passing: bool = False) -> AuditRecord:
+    """The record with its findings, worst first; the first one's figures and all reasons are the record's."""
+    order = [rule.id for rule in RULES.values() if rule]
+    ranked = sorted(findings, key=lambda finding: order.index(finding.rule))
+    figures = {name: getattr(ranked[0], name) for name in ("p_value", "probability", "relation")} if ranked else {}
+    several = len({finding.base for finding in ranked}) > 1
+    reasons = [f"{f.base}: {f.reason}" if several and f.sources else f.reason for f in ranked]
+    reason = "; ".join(dict.fromkeys(text.removesuffix(".") for text in reasons))
+    return replace(told, status=status, findings=tuple(ranked), reason=reason, passing=passing, **figures)
+
+
+def _finding(told: AuditRecord, why: str) -> AuditRecord:
+    return _with(told, "failed", [Finding(_rule("failed"), reason=why)])
+
+
+def _failed(told: AuditRecord, error: LineageError) -> AuditRecord:
+    return replace(_finding(told, str(error)), passing=isinstance(error, HubUnavailableError))
+
+
+def _untested(told: AuditRecord, why: str) -> AuditRecord:
+    """None of the claims can be tested, all for one reason."""
+    refs = dict.fromkeys(claim.ref for claim in told.claims)
+    rule = _rule("not_testable")
+    findings = [Finding(rule, ref, _sources(told.claims, ref), reason=why) for ref in refs] or [
+        Finding(rule, reason=why)
+    ]
+    return _with(told, "not_testable", findings)
+
+
+def _of_adapter(claims: Sequence[Claim]) -> str:
+    named = {source: {c.ref for c in claims if c.source == source} for source in ("card", "adapter")}
+    why = "A LoRA adapter holds no weights of its base: the claim cannot be tested."
+    if named["card"] and named["adapter"] and not named["card"] & named["adapter"]:
+        why += f" Its card and its adapter_config.json disagree: {min(named['card'])}, {min(named['adapter'])}."
+    return why
+
+
+def _merged(claims: Sequence[Claim]) -> set[str]:
+    """Relatives that one file names beside a confirmed parent: sources of a merge, of which a trace tells the first."""
+    merged: set[str] = set()
+    for source in {claim.source for claim in claims}:
+        named = [claim for claim in claims if claim.source == source]
+        if any(claim.status == "confirmed" for claim in named):
+            merged |= {claim.ref for claim in named if claim.status == "relative"}
+    return merged
+
+
+def _about(rule: str, ref: str, sources: tuple[str, ...], found: Candidate | None, reason: str) -> Finding:
+    if found is None:
+        return Finding(rule, ref, sources, reason=reason)
+    return Finding(rule, ref, sources, found.p_value, found.probability, found.relation, reason)
+
+
+def _kin(lineage: Lineage) -> str:
+    """The nearest relative, where none is shown to be the parent."""
+    best = next((c for c in lineage.candidates if c.relation not in (None, "none")), None)
+    return f"it shares an origin with {best.ref}" if best and lineage.parent is None else ""
+
+
+def _why(status: Status, found: Candidate | None, lineage: Lineage) -> str:
+    """What the weights say of a claimed base, as a sentence without its subject."""
+    told = {"contradicted": "no sign of a common origin", "relative": "they share an origin, but it is not the parent"}
+    if status in told:
+        named = lineage.parent if lineage.parent not in lineage.undeclared else None  # else that is a finding itself
+        also = f"the parent is {named}" if named else _kin(lineage) if status == "contradicted" else ""
+        return "; ".join(filter(None, (told[status], also)))
+    if found is not None and found.status != "compared":
+        return " ".join(found.reasons)
+    return "it was not compared" if found is None else "the weights decide nothing about it"

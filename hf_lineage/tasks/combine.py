@@ -1,0 +1,160 @@
+"""What a search makes of many answers: strangers put aside, and of several relatives the parent, by their tree.
+
+Siblings that a search turned up are often as near to the child as its parent is. Where two steps meet in a model and
+whether they go the same way says who is between whom (`trees/rooting.py`); a pair cannot show that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..answers.lineage import PARENT_RELATIONS, Candidate, Lineage, Relation
+from ..answers.phylogeny import Edge, Phylogeny
+from ..weights.edits import ONE_WAY
+from ..weights.permutation_test import holm
+from . import verdict
+
+OVERWHELMING = -10.0  # log10 of the p-value at which a parent ends the search for others
+# That the parent is missing from a search that found relatives, as often as in the questions the pairs' rule was fitted
+# on: a tree without it looks the same, the relative that moved least in its place
+MISSING = 1 / 3
+MOST = 24  # relatives that make the tree, the nearest; its cost grows with their square
+
+
+def is_enough(lineage: Lineage) -> bool:
+    """Whether no wider ring need be looked at: a parent beyond all doubt, or a claim that the weights bear out."""
+    best = lineage.candidates[0]
+    sure = lineage.parent is not None and (best.log10_p or 0.0) <= OVERWHELMING
+    return sure or lineage.verdict == "identical" or any(claim.status == "confirmed" for claim in lineage.claims)
+
+
+def unrelated(lineage: Lineage | None) -> list[Candidate]:
+    """The candidates that need not be read again: no sign of a common origin, or nothing that could be compared."""
+    return [c for c in lineage.candidates if c.status != "compared" or c.relation == "none"] if lineage else []
+
+
+def together_again(
+    lineage: Lineage, strangers: Sequence[Candidate], screened: Mapping[str, float], alpha: float,
+    same: Callable[[str, Candidate], bool],
+) -> Lineage:  # fmt: skip
+    """The answer with the candidates that were put aside before: their probability is 0, and p-values count them all.
+
+    screened: log10 of the raw p-values by which candidates were kept or put aside. Of one that was read again the
+    larger of both counts, so that being kept is no advantage. Holm's adjustment is taken over everybody; a relative
+    whose p-value is then above `alpha` is none. `same` says whether a claimed id means a candidate.
+    """
+    here = {(c.ref, c.requested) for c in lineage.candidates}
+    others = [replace(c, probability=0.0 if c.probability is not None else None) for c in strangers]
+    everybody = [*lineage.candidates, *(c for c in others if (c.ref, c.requested) not in here)]
+    tested = {i: raw for i, c in enumerate(everybody) if (raw := log10_raw(c)) is not None}
+    larger = [max(raw, screened.get(everybody[i].requested, raw)) for i, raw in tested.items()]
+    for i, raw, log10_p in zip(tested, larger, holm(larger), strict=True):
+        told = replace(everybody[i], p_raw=10.0**raw, p_value=10.0**log10_p, log10_p=log10_p)
+        lost = log10_p > math.log10(alpha) and told.relation not in (None, "identical")
+        everybody[i] = replace(told, relation="none") if lost else told
+    everybody.sort(key=verdict.order)
+    said, parent = verdict.conclude(everybody, alpha)
+    claims, undeclared = verdict.weigh_claims(lineage.claims, everybody, parent, same)
+    return replace(
+        lineage, candidates=tuple(everybody), verdict=said, parent=parent, claims=tuple(claims),
+        undeclared=tuple(undeclared),
+    )  # fmt: skip
+
+
+def log10_raw(candidate: Candidate) -> float | None:
+    """log10 of `p_raw`; of one too small for a float, that of the test it came from; None where none applies."""
+    if candidate.p_raw is None or candidate.p_raw > 0:
+        return None if candidate.p_raw is None else math.log10(candidate.p_raw)
+    about = candidate.evidence["weights"]
+    tests = [about[name]["log10_p"] for name in ("test", "blind") if about[name]]
+    return float(min(tests)) + math.log10(about["tests"])
+
+
+def relatives(candidates: Sequence[Candidate], alpha: float) -> list[Candidate]:
+    """The nearest candidates that share an origin with the child; nothing where there is no choice to make.
+
+    A full copy, and what is seen behind a disguise, is left to the pair's own rule.
+    """
+    related = [
+        c for c in candidates if c.p_value is not None and c.p_value <= alpha and c.relation not in (None, "none")
+    ]
+    if any(c.relation in ("identical", "head_changed") or "disguise" in c.facts for c in related):
+        return []
+    nearest = sorted(related, key=lambda c: (c.distance or 0.0, c.ref))[:MOST]
+    return nearest if len(nearest) > 1 else []
+
+
+def settle(
+    candidates: Sequence[Candidate], none: float, tree: Phylogeny, child: tuple[str, str | None]
+) -> tuple[list[Candidate], float]:
+    """The candidates with the probabilities and relations that their tree gives, and the probability of none of them.
+
+    `child`, (ref, revision), hangs on one of them by an edge of probability q whose direction has probability d: all
+    others together keep at most (1 − none)·(1 − q·d), in the proportions that the pairs gave them, and the parent has
+    the rest. `none`, that the parent is not among the candidates, becomes `MISSING` if it was less, for a tree seldom
+    shows that somebody is missing; but not where what was done to the parent runs one way, as rounding does.
+    Where the edge has no direction, where the child came first in its tree or is a merge, all is left as the pairs had
+    it. Of equal copies of the parent the likelier is named, and `facts["copies"]` has the others.
+    """
+    ids = {(node.ref, node.revision): node.duplicate_of or node.id for node in tree.nodes if node.ref}
+    me = ids.get(child)
+    above = [edge for edge in tree.edges if edge.directed and edge.child == me]
+    if me is None or len(above) != 1 or above[0].probability is None:
+        return list(candidates), none
+    edge, places = above[0], [ids.get((c.ref, c.revision)) for c in candidates]
+    twins = [i for i, place in enumerate(places) if place == edge.parent]  # the tree's own, and its copies
+    if not twins:  # an ancestor that is missing from the set
+        return list(candidates), none
+    at = max(twins, key=lambda i: candidates[i].probability or 0.0)
+    none = none if candidates[at].relation in ONE_WAY else max(none, MISSING)
+    others = [0.0 if i == at else c.probability or 0.0 for i, c in enumerate(candidates)]
+    most = (1 - none) * (1 - above[0].probability * (edge.direction or 0.5))
+    scale = min(1.0, most / sum(others)) if sum(others) else 0.0
+    settled = []
+    for i, (c, inside) in enumerate(zip(candidates, places, strict=True)):
+        told: dict[str, Any] = {"probability": others[i] * scale if i != at else 1 - none - sum(others) * scale}
+        if inside is not None:
+            relation, first = _relation(c, edge, me, inside, tree)
+            facts = {**c.facts, "first": first or c.facts.get("first")}
+            if i == at and len(twins) > 1:
+                facts["copies"] = [candidates[k].ref for k in twins if k != at]
+            evidence = {**c.evidence, "tree": _evidence(edge, tree, inside == edge.parent)}
+            told |= {"relation": relation, "facts": facts, "evidence": evidence}
+        settled.append(replace(c, **told))
+    return settled, none
+
+
+def _relation(c: Candidate, edge: Edge, me: str, inside: str, tree: Phylogeny) -> tuple[Relation, str | None]:
+    """What the candidate is to the child in the tree, and who of the two came first, where that is known."""
+    above, below = _line(tree, me), _line(tree, inside)
+    if inside == edge.parent:
+        return (c.relation if c.relation in PARENT_RELATIONS else "finetune"), "candidate"
+    if any(each.relation == "merge" for each in tree.edges):  # a child of two trees turns the order of the others
+        return "common_origin", None
+    if inside in above:
+        return "common_origin", "candidate"
+    if me in below:
+        return "descendant", "child"
+    if tree.parents(inside) == (edge.parent,):
+        return "sibling", "neither"
+    return "common_origin", None
+
+
+def _line(tree: Phylogeny, node: str) -> set[str]:
+    """All ancestors of a node that are told."""
+    found: set[str] = set()
+    level = [node]
+    while level:
+        level = [parent for each in level for parent in tree.parents(each) if parent not in found]
+        found.update(level)
+    return found
+
+
+def _evidence(edge: Edge, tree: Phylogeny, parent: bool) -> dict[str, Any]:
+    return {
+        "models": len(tree.nodes), "parent": parent, "edge": edge.probability,
+        "direction": edge.direction,
+    }  # fmt: skip

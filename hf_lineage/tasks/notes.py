@@ -1,0 +1,145 @@
+"""What the reader of an answer must know about how it was reached: samples, broken tensors, tests that do not apply."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+import numpy as np
+
+from ..answers.lineage import BlockOrigin, Candidate
+from ..architecture.describe import Architecture
+from ..checkpoints.checkpoint import Checkpoint
+from ..weights.evidence import WeightsComparison
+from ..weights.mixture import average
+from ..weights.reader import Readings
+from ..weights.sampling import MIN_UNITS, Plan
+from .options import Lined, some
+
+TOLD = 5  # candidates whose trouble is told where none can be read
+
+
+def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) -> list[str]:
+    """For `trace_layers`."""
+    notes = _left_out(*_defects(readings))
+    if plan.sampled:
+        notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may differ.")
+    untested = [block.block for block in origins if block.index is not None and block.p_value is None]
+    if untested:
+        why = "the sample is too small for that" if plan.sampled else "none are known there"
+        notes.append(f"No p-value for {some(untested)}: the test needs {MIN_UNITS} hidden units of a layer; {why}.")
+    return notes
+
+
+def of_search(rules: Mapping[str, Sequence[str]], requests: int, cut_short: Sequence[str]) -> list[str]:
+    """For candidates that nobody named: which rules led to how many of them; nothing of those the child declares."""
+    if all(rule.startswith("declared") for found in rules.values() for rule in found[:1]):
+        return list(cut_short)
+    counts = Counter(found[0] for found in rules.values() if found)
+    told = ", ".join(f"{rule} ({count})" if count > 1 else rule for rule, count in counts.most_common(5))
+    return [f"Candidates were searched for, with {requests} requests, and found by: {told}.", *cut_short]
+
+
+def of_copies(candidates: Sequence[Candidate]) -> list[str]:
+    """For a parent of which there are equal copies: mirrors are common on the Hub."""
+    copies = [ref for c in candidates[:1] for ref in c.facts.get("copies", ())]
+    if not copies:
+        return []
+    return [f"{candidates[0].ref} has an equal copy: {some(copies)}. The weights cannot tell which of them was used."]
+
+
+def of_unreadable(candidates: Sequence[Candidate]) -> str:
+    """For a question none of whose candidates could be read: why, of the first ones."""
+    told = [f"{candidate.ref}: {' '.join(candidate.reasons)}" for candidate in candidates[:TOLD]]
+    more = [f"So it is with {len(candidates) - TOLD} more."] if len(candidates) > TOLD else []
+    return " ".join(["No candidate could be read.", *told, *more])
+
+
+def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparison) -> list[str]:
+    """For `trace`."""
+    notes = []
+    if plan.sampled:
+        notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; distances are estimates.")
+    if plan.sampled and any(len(item.equal) == len(item.compared) for item in comparison.found.values()):
+        notes.append("All that was read of a candidate is equal; --sample all tells a copy from a partial change.")
+    if any(item.at_floor for item in comparison.found.values()):
+        notes.append(
+            "No random permutation came near a candidate's: its p-value is as small as so many draws can show."
+        )
+    notes += _left_out(comparison.lost, {name for item in comparison.found.values() for name in item.bad})
+    if comparison.found and all(item.log10_p is None for item in comparison.found.values()):
+        why = "none of this architecture are known"
+        if architecture.orders:
+            why = "the sample is too small for that, read more" if plan.sampled else "its layers have fewer"
+        notes.append(f"No p-value: the permutation test needs layers of at least {MIN_UNITS} hidden units; {why}.")
+    return notes
+
+
+def of_merges(
+    readings: Readings, architecture: Architecture, comparable: Sequence[Lined], judged: Sequence[Candidate], child: str
+) -> list[str]:
+    """For a child that no single candidate explains: an average of several, or put together from several.
+
+    Fine-tuned since, it is not noticed here. `comparable`: the candidates as they were read.
+    """
+    kin = {(c.ref, c.revision) for c in judged if c.relation != "none"}
+    related = {i: m.ref.name for i, (m, _) in enumerate(comparable) if (m.ref.name, m.ref.revision) in kin}
+    names = [name for name in architecture.trunk if {*related} <= {*readings.members.get(name, ())}]
+    names = [name for name in names if all(readings.usable(name, i) for i in related)]
+    if len(related) < 2 or not names:
+        return []
+    rows = {name: [0, *(readings.row(name, i) for i in related)] for name in names}
+    gram = np.sum([readings.moments[name].gram[np.ix_(rows[name], rows[name])] for name in names], axis=0)
+    refs = [*related.values()]
+    told, sources = "", []
+    if fit := average(gram, range(len(refs))):
+        sources = sorted(fit.support, key=lambda k: -fit.weights[k])
+        told = f"an average of {_and([f'{refs[k]} ({fit.weights[k]:.2f})' for k in sources])}"
+    elif len(sources := _assembled(readings, names, [*related])) > 1:
+        told = f"put together from tensors of {_and([refs[k] for k in sources])}"
+    if not told:
+        return []
+    options = " ".join(f"-c {refs[k]}" for k in sources)
+    return [f"A merge: its weights are {told}. Block by block: hf-lineage layers {child} {options}"]
+
+
+def _assembled(readings: Readings, names: Sequence[str], related: Sequence[int]) -> list[int]:
+    """Places in `related` of candidates that each equal the child in matrices where no other one does.
+
+    Frozen layers do not look so: what equals a sibling in them equals their parent.
+    """
+    own: set[int] = set()
+    for name in names:
+        gram, rows = readings.moments[name].gram, [readings.row(name, i) for i in related]
+        equal = [k for k, row in enumerate(rows) if gram[row, row] == 0.0]
+        if len(equal) == 1 and name in readings.units:
+            own |= {*equal}
+    return sorted(own)
+
+
+def _and(texts: Sequence[str]) -> str:
+    return " and ".join([", ".join(texts[:-1]), texts[-1]])
+
+
+def _defects(readings: Readings) -> tuple[dict[str, str], set[str]]:
+    """The child's tensors that cannot be used, and why; the candidates', by the child's names."""
+    lost = {name: readings.child_defect(name) for name in readings.moments if not readings.child_usable(name)}
+    bad = {name for name, members in readings.members.items() if not all(readings.usable(name, k) for k in members)}
+    return lost, bad
+
+
+def _left_out(lost: Mapping[str, str], bad: AbstractSet[str]) -> list[str]:
+    zeros, broken = ([n for n in lost if (lost[n] == "zeros") is zero] for zero in (True, False))
+    theirs = sorted({*bad} - {*lost})
+    notes = [f"Left out, all zeros in the child: {some(zeros)}."] if zeros else []
+    notes += [f"Left out, NaN or Inf in the child: {some(broken)}."] if broken else []
+    return notes + ([f"Left out, NaN, Inf or all zeros in a candidate: {some(theirs)}."] if theirs else [])
+
+
+def of_adapter(child: Checkpoint, base: Checkpoint) -> str:
+    """For both, of an adapter."""
+    return (
+        f"{child.ref.name} is a LoRA adapter and holds no copy of a base; the base its adapter_config.json declares, "
+        f"{base.ref.name}, was traced in its place."
+    )

@@ -1,0 +1,88 @@
+"""The learned method of `phylogeny`: what was read of the models → the Phylogeny Detector → a forest."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .build import Branch, Grown
+from .groups import Groups
+from .pair_statistics import Kinship
+from .reading import Kin
+from .spanning import edge
+
+if TYPE_CHECKING:
+    from ..detector.phylogeny import PhylogenyDetector
+
+
+def detect(known: Kin, alpha: float, seed: int) -> Grown:
+    """The forest in which the most edges are expected to be right; `alpha` and `seed` change nothing.
+
+    `probability` of an edge is that of either direction, `first` the share of its own: both are exact sums over all
+    forests (`detector/decoding.py`).
+    """
+    from ..detector.decoding import likeliest, marginals
+
+    if known.kin.models < 2:
+        return _grown(known, [None] * known.kin.models, torch.zeros(1, 1))
+    pairs, none = marginals(*_scores(known.kin))
+    return _grown(known, likeliest(pairs, none), pairs)
+
+
+@functools.cache
+def _shipped() -> PhylogenyDetector:
+    from ..detector.phylogeny import load
+
+    return load()
+
+
+def _scores(kin: Kinship) -> tuple[Tensor, Tensor]:
+    from ..detector.sets import ModelSet
+
+    detector = _shipped()
+    config = detector.config
+    with torch.no_grad():
+        return detector(ModelSet(crops(kin, config.matrices, config.size), *products(kin)))
+
+
+def crops(kin: Kinship, matrices: int, size: int) -> tuple[Tensor, ...]:
+    """Evenly spaced rows and columns of evenly spaced matrices, (M, ≤ size, ≤ size) each: bounded, and always the
+    same ones."""
+    chosen = _spread(len(kin.matrices), matrices).tolist()
+    found = []
+    for units in (kin.matrices[i].units for i in chosen):
+        rows, columns = (_spread(n, size) for n in units.shape[1:])
+        found.append(units[:, rows][:, :, columns])
+    return tuple(found)
+
+
+def products(kin: Kinship) -> tuple[Tensor, Tensor]:
+    """(gram, information a weight) of all models, (M, M) float64 each."""
+    weights = sum(matrix.units[0].numel() for matrix in kin.matrices)
+    return torch.from_numpy(kin.gram), torch.from_numpy(kin.information) / weights
+
+
+def _spread(count: int, most: int) -> Tensor:
+    return torch.linspace(0, count - 1, min(count, most)).long()
+
+
+def _grown(known: Kin, parents: list[int | None], pairs: Tensor) -> Grown:
+    branches = []
+    groups: dict[int, list[int]] = {}
+    for child, parent in enumerate(parents):
+        if parent is not None:
+            own, turned = float(pairs[parent, child]), float(pairs[child, parent])
+            branches.append(Branch(parent, child, max(0.5, own / (own + turned)), min(1.0, own + turned)))
+        groups.setdefault(_top(parents, child), []).append(child)
+    distances = {edge(b.parent, b.child): float(known.kin.square[b.parent, b.child]) for b in branches}
+    members = list(groups.values())
+    return Grown([list(group) for group in members], branches, [*groups], distances, Groups(members))
+
+
+def _top(parents: list[int | None], model: int) -> int:
+    while (parent := parents[model]) is not None:
+        model = parent
+    return model

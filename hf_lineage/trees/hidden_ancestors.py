@@ -1,0 +1,89 @@
+"""Ancestors that are missing from the set: where several relatives meet at a place none of them stands at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from .rooting import Signals
+from .spanning import Edge, edge
+from .without_gradient import Untouched
+
+APART = 0.45  # cosine of two deltas, seen from their neighbour: more than the drift that most siblings share
+
+
+def missing(
+    edges: Iterable[Edge], members: Sequence[int], signals: Signals, untouched: Untouched | None = None
+) -> tuple[set[Edge], dict[int, tuple[int, ...]]]:
+    """(edges with unnamed ancestors −1, −2, … put in, ancestor → the neighbours it was put between).
+
+    Seen from their own parent, the deltas of two children are nearly orthogonal; seen from a third child of a parent
+    that is missing, they have the way to it in common: cosine ½ if all moved equally far. So neighbours of a node that
+    have more than `APART` in common, pairwise, hang on an ancestor of their own beside it, unless untouched weights
+    show that the node is between them: siblings that learned the same task share as much. A child that moved much less
+    than its siblings takes the place of their missing parent: nothing shows that.
+    """
+    tree = {edge(a, b) for a, b in edges}
+    found: dict[int, tuple[int, ...]] = {}
+    waiting = sorted(members)
+    while waiting:
+        node = waiting.pop(0)
+        near = sorted(a + b - node for a, b in tree if node in (a, b) and a + b - node >= 0)
+        bundle = next(iter(_bundles(node, near, signals, untouched)), None)
+        if bundle is None:
+            continue
+        hidden = -1 - len(found)
+        found[hidden] = (node, *bundle)
+        tree -= {edge(node, other) for other in bundle}
+        tree |= {edge(hidden, other) for other in (node, *bundle)}
+        tree = _gathered(tree, found, hidden, signals)
+        waiting.insert(0, node)  # it may have another one
+    return tree, found
+
+
+def _gathered(tree: set[Edge], found: dict[int, tuple[int, ...]], hidden: int, signals: Signals) -> set[Edge]:
+    """The tree with all siblings on their ancestor: which of them the spanning tree made neighbours was chance."""
+    near = [*found[hidden]]
+    for sibling in near:  # it grows
+        others = [k for k in near if k != sibling and k >= 0]
+        for pair in sorted(tree):
+            x = pair[0] + pair[1] - sibling
+            if sibling not in pair or x < 0:
+                continue
+            if all(signals.cosine(x, sibling, k) > APART for k in others):
+                tree = (tree - {pair}) | {edge(hidden, x)}
+                near.append(x)
+    found[hidden] = tuple(near)
+    return tree
+
+
+def _bundles(node: int, near: Sequence[int], signals: Signals, untouched: Untouched | None) -> list[tuple[int, ...]]:
+    """Groups of two and more neighbours that have their way to the node in common, each a clique."""
+    pairs = {
+        (a, c) for a, c in combinations(near, 2)
+        if signals.cosine(a, node, c) > APART and not (untouched and untouched.between(a, node, c) == (1,))
+    }  # fmt: skip
+    groups: list[list[int]] = []
+    for a in near:
+        home = next((g for g in groups if all((min(a, b), max(a, b)) in pairs for b in g)), None)
+        if home is None:
+            groups.append([a])
+        else:
+            home.append(a)
+    return [tuple(group) for group in groups if len(group) > 1]
+
+
+def hidden_distances(hidden: dict[int, tuple[int, ...]], square: np.ndarray) -> dict[Edge, float]:
+    """Squared distances from unnamed ancestors to their neighbours, by Gromov's product of the first with the others:
+    d²(h, a) = mean over pairs of ½(d²(a, b) + d²(a, c) − d²(b, c))."""
+    found = {}
+    for h, near in hidden.items():
+        for a in near:
+            if a < 0:
+                continue
+            others = [b for b in near if b != a and b >= 0]
+            products = [(square[a, b] + square[a, c] - square[b, c]) / 2 for b, c in combinations(others, 2)]
+            found[edge(h, a)] = max(0.0, float(np.mean(products))) if products else float(square[a, others[0]]) / 2
+    return found

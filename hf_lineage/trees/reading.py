@@ -1,0 +1,271 @@
+"""Models of one architecture, read once: from checkpoints to `Kinship`, and what was done to single models."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_ndtr
+
+from ..architecture.describe import Alignment, Architecture, align, describe, short_names
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.view import View
+from ..weights.edits import ONE_WAY, Kind, change, summarise
+from ..weights.evidence import TOO_BAD, orders_read
+from ..weights.permutation_test import bound, closed_form, combine, draw, layer_test, products
+from ..weights.reader import Readings
+from .pair_statistics import Kinship, Matrix, kinship
+from .pair_statistics import products as inner_products
+
+SURE = -30.0  # log10 p that no number of models asks more than
+FAINT = 3.0  # standard deviations below which nothing is joined, whatever the tail looks like
+COARSE = 512  # different values in a row, below which they lie on a lattice
+FEW = 0.95  # share of different values in a row: floats have hardly any twice
+ZEROS = 0.05  # share of zeros that training does not make
+
+
+@dataclass(frozen=True, eq=False)
+class Kin:
+    """One architecture's different models, as numbers 0, 1, … of `kin`; `copies[i]`: those that are the same as
+    number i.
+
+    `places[i]`: number i among the models that were read, of which the first, the pivot, is the child of `readings`;
+    `alignments[place − 1]` is how another one lines up with it.
+    """
+
+    models: tuple[View, ...]
+    copies: tuple[tuple[View, ...], ...]
+    places: tuple[int, ...]
+    alignments: tuple[Alignment, ...]
+    architecture: Architecture
+    readings: Readings
+    kin: Kinship
+    seed: int
+    _seen: dict[int, frozenset[str]] = field(default_factory=dict)
+
+    def units(self, i: int) -> dict[str, torch.Tensor]:
+        """The kept rows of every matrix of number i."""
+        return {m.name: self.readings.units.matrix(self.places[i], m.name) for m in self.kin.matrices}
+
+    def test(self, i: int, j: int) -> float | None:
+        """log10 p of the permutation test between two models; None where it does not apply.
+
+        Where the draws do not look normal and none of them reached the observed value, it is `independence.bound` if
+        that is smaller: an upper bound of the same probability.
+        """
+        ours, theirs = self.units(i), self.units(j)
+        groups = orders_read(self.readings, self.architecture, ours.keys())
+
+        def matrix(order: str) -> np.ndarray:
+            return products(*([units[name] for name in groups[order]] for units in (ours, theirs)))
+
+        def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+            return draw(matrix(order), order, self.seed + 1, count)
+
+        made = {order: matrix(order) for order in groups}
+        least = bound(made.values())
+        if least < SURE:  # no draws are needed to say so
+            return least
+        t, mean, variance = (
+            (sum(values) for values in zip(*map(closed_form, made.values()), strict=True)) if made else (0, 0, 0)
+        )
+        if variance > 0 and (z := (t - mean) / variance**0.5) < FAINT:  # nor to say that it is far from any level
+            return float(log_ndtr(-z)) / math.log(10)
+        test = combine((layer_test(order, c, self.seed) for order, c in made.items()), redraw)
+        return None if test is None else min(test.log10_p, least) if test.at_floor else test.log10_p
+
+    def equal(self, i: int, j: int) -> bool:
+        """Whether two trunks are the same numbers in all that was read, so that only their heads differ."""
+        ours, theirs = self.units(i), self.units(j)
+        return all(torch.equal(ours[name], theirs[name]) for name in ours) and self._distance(i, j) == 0
+
+    def _distance(self, i: int, j: int) -> float:
+        """Σd² over the trunk; what rounding leaves of equal sums counts as nothing."""
+        total = 0.0
+        for name in self.architecture.trunk:
+            rows = _rows(self.readings, name, (self.places[i], self.places[j]))
+            if rows is not None:
+                total += _square(self.readings.moments[name].gram, *rows)
+        return total
+
+    def one_way(self, i: int, j: int) -> bool | None:
+        """Whether what was done runs from i to j only (True), from j to i only (False); None where it may be either."""
+        for a, b, answer in ((i, j, True), (j, i, False)):
+            if self.grown(a, b) or self.change(a, b)[0] in ONE_WAY:
+                return answer
+        return None
+
+    def grown(self, i: int, j: int) -> tuple[int, int] | None:
+        """(rows in i, rows in j) of a token table that grew from i to j."""
+        for name in self.architecture.trunk:
+            before, after = (self._tokens(self.places[k], name) for k in (i, j))
+            if before and after and before < after:
+                return before, after
+        return None
+
+    def _tokens(self, place: int, name: str) -> int:
+        own = max((a.grown[name][0] for a in self.alignments if name in a.grown), default=0)
+        grown = self.alignments[place - 1].grown if place else {}
+        return grown[name][1] if name in grown else own
+
+    def change(self, i: int, j: int) -> tuple[Kind, dict[str, Any]]:
+        """What was done to i to get j (`weights/edits.py`); looked at only where j has marks that i has not."""
+        if not self._marks(j) - self._marks(i):
+            return "other", {}
+        made, start = self.units(j), self.units(i)
+        sizes = {m.name: m.size for m in self.kin.matrices}
+        return summarise({name: change(made[name], start[name]) for name in sizes}, sizes)
+
+    def _marks(self, i: int) -> frozenset[str]:
+        if i not in self._seen:
+            self._seen[i] = marks([*self.units(i).values()])
+        return self._seen[i]
+
+
+def _rows(readings: Readings, name: str, places: Sequence[int]) -> tuple[int, int] | None:
+    """Rows of two models in the moments of a tensor, None where one of them lacks it."""
+    if name not in readings.moments or any(p and p - 1 not in readings.members[name] for p in places):
+        return None
+    i, j = (readings.row(name, p - 1) if p else 0 for p in places)
+    return i, j
+
+
+def _square(gram: np.ndarray, i: int, j: int) -> float:
+    """Σ(xᵢ − xⱼ)² from sums around the pivot, row 0."""
+    if 0 in (i, j):
+        return float(gram[i or j, i or j]) if i != j else 0.0
+    away = gram[i, i] + gram[j, j] - 2 * gram[i, j]
+    return 0.0 if away <= 1e-12 * (gram[i, i] + gram[j, j]) else float(away)
+
+
+def marks(matrices: Sequence[torch.Tensor]) -> frozenset[str]:
+    """Traces that rounding and pruning leave on a model's own weights: `coarse`, `half`, `sparse`."""
+    found = set()
+    if sum(int((m == 0).sum()) for m in matrices) > ZEROS * sum(m.numel() for m in matrices):
+        found.add("sparse")
+    if all(m[:1].unique().numel() < min(COARSE, FEW * m[:1].numel()) for m in matrices):
+        found.add("coarse")
+    if all(torch.equal(m, m.bfloat16().float()) or torch.equal(m, m.half().float()) for m in matrices):
+        found.add("half")
+    return frozenset(found)
+
+
+def by_architecture(views: Sequence[View]) -> list[list[View]]:
+    """Models that line up with the first of their kind, each kind in the order given."""
+    kinds: list[tuple[Architecture, list[View]]] = []
+    for view in views:
+        for architecture, kind in kinds:
+            if align(kind[0], view, architecture).comparable and align(view, kind[0]).comparable:
+                kind.append(view)
+                break
+        else:
+            kinds.append((describe(view), [view]))
+    return [kind for _, kind in kinds]
+
+
+def defects(readings: Readings, architecture: Architecture, models: Sequence[Checkpoint]) -> dict[int, str]:
+    """Model → why it cannot take part: unreadable, or mostly NaN, Inf or zeros."""
+    found = {i + 1: str(error) for i, error in readings.failed.items()}
+    trunk = [name for name in architecture.trunk if name in readings.moments]
+    total = sum(models[0][name].count for name in trunk)
+    for i in range(len(models)):
+        if 0 in found:  # what was measured from it says nothing of the others: their kept rows do
+            held = [name for name in trunk if name in readings.units and (i == 0 or i - 1 in readings.members[name])]
+            bad = [name for name in held if not _sound(readings.units.matrix(i, name))]
+            total = sum(models[0][name].count for name in held)
+        else:
+            bad = [name for name in trunk if not finite(readings, name, i)]
+        if i not in found and sum(models[0][name].count for name in bad) >= TOO_BAD * max(1, total):
+            found[i] = f"{len(bad)} tensors hold NaN, Inf or only zeros"
+    return found
+
+
+def _sound(matrix: torch.Tensor) -> bool:
+    return bool(matrix.isfinite().all() and matrix.any())
+
+
+def finite(readings: Readings, name: str, i: int) -> bool:
+    if i == 0:
+        return readings.child_usable(name)
+    if i - 1 not in readings.members[name]:
+        return True
+    moments, row = readings.moments[name], readings.row(name, i - 1)
+    own = moments.gram[0, 0] + 2 * moments.gram[0, row] + moments.gram[row, row]
+    return bool(np.isfinite(own) and own > 0)
+
+
+def common(readings: Readings, architecture: Architecture, models: Sequence[Checkpoint]) -> list[str]:
+    """Matrices of the trunk that all models have, finite in all, of which rows were kept."""
+    return [
+        name for name in architecture.trunk
+        if name in readings.units and len(models[0][name].shape) > 1
+        and len(readings.members[name]) == len(models) - 1
+        and all(finite(readings, name, i) for i in range(len(models)))
+    ]  # fmt: skip
+
+
+def gather(
+    readings: Readings, architecture: Architecture, models: Sequence[View], alignments: Sequence[Alignment], seed: int
+) -> Kin | None:
+    """Everything about the different ones of the models that were read; None where they share no matrix."""
+    names = common(readings, architecture, models)
+    if not names:
+        return None
+    copies = _copies(readings, models, names)
+    places = [same[0] for same in copies]
+    found, grams = [], []
+    for name in names:
+        size = models[0][name].count
+        found.append(Matrix(name, size, torch.stack([readings.units.matrix(place, name) for place in places])))
+        rows = [readings.row(name, place - 1) if place else 0 for place in places]
+        grams.append(inner_products(readings.moments[name], rows, size))
+    return Kin(
+        tuple(models[place] for place in places), tuple(tuple(models[i] for i in same[1:]) for same in copies),
+        tuple(places), tuple(alignments), architecture, readings, kinship(found, grams), seed,
+    )  # fmt: skip
+
+
+def _copies(readings: Readings, models: Sequence[View], names: Sequence[str]) -> list[list[int]]:
+    """Models that are the same in every tensor, the heads included: each list begins with the one that stands for
+    it."""
+    alike: dict[bytes, list[int]] = {}
+    for i in range(len(models)):
+        digest = hashlib.sha256()
+        for name in names:
+            digest.update(readings.units.matrix(i, name).numpy().tobytes())
+        alike.setdefault(digest.digest(), []).append(i)
+    groups: list[list[int]] = []
+    for members in alike.values():
+        found: list[list[int]] = []
+        for i in members:
+            home = next((group for group in found if _same(readings, models, group[0], i)), None)
+            if home is None:
+                found.append([i])
+            else:
+                home.append(i)
+        groups += found
+    return sorted(groups)
+
+
+def _same(readings: Readings, models: Sequence[View], i: int, j: int) -> bool:
+    ours, theirs = (
+        {short: models[k][name].shape for name, short in short_names(describe(models[k]).weights).items()}
+        for k in (i, j)
+    )
+    if ours != theirs:
+        return False
+    for name in readings.moments:
+        rows = _rows(readings, name, (i, j))
+        present = [k == 0 or k - 1 in readings.members[name] for k in (i, j)]
+        if rows is not None and _square(readings.moments[name].gram, *rows) > 0:
+            return False
+        if rows is None and any(present):  # a head of another shape
+            return False
+    # heads that the pivot has no partner for were not read: they may differ
+    read = {short for name, short in short_names(readings.moments).items() if _rows(readings, name, (i, j))}
+    return ours.keys() <= read

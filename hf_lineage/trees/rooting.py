@@ -1,0 +1,176 @@
+"""Which node of a group's tree is the oldest, and with it the direction of every edge.
+
+In a tree one unknown decides all directions: where the root is. So the signals of all edges and paths are pooled,
+
+    P(root = r) ∝ exp θ·Φ(r),    Φ(r) = Σ over edges a → b away from r of φ(a, b) + Σ over paths a–b–c of ψ(cos, b is
+    a fork),
+
+a conditional logit (McFadden 1974) whose θ is fitted on families with a known truth (`experiments/phylogenies.py`). An edge
+points from a to b with the sum of P over the roots on a's side.
+
+φ, of one edge, antisymmetric: which end has the smaller norm (the distance to any zero-mean random start, Neural
+Phylogeny), the residual asymmetry (METHODS §5), kurtosis, spectral entropy; each apart for light and heavy fine-tunes.
+ψ, of a path: the cosine of a − b and c − b. Siblings share drift, so it is above 0 where b is the parent of both; a
+further fine-tune goes on in the direction of the one before, so it is below 0 where b is between its parent and its
+child.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ..tasks.calibration import direction
+from ..weights.direction import Position
+from .pair_statistics import Kinship, distance2
+from .spanning import Edge, neighbours, side
+
+SIGNALS = ("norm", "lean", "kurtosis", "entropy")
+EDGE, PATH = 2 * len(SIGNALS), 4
+HEAVY = 0.1  # relative change between light and heavy fine-tunes
+LEAN = 0.02  # a residual asymmetry that counts half
+CERTAIN = 1e3  # what a one-way fact counts for, in nats: more than all signals together
+DRIFT, WIDE = 0.1, 0.4  # cosines of deltas: what shared drift makes, and more than that
+
+
+@functools.cache
+def numbers() -> dict[str, Any]:
+    """What was fitted, with the seeds and the date it was made from."""
+    return json.loads(files("hf_lineage").joinpath("trees/numbers.json").read_text(encoding="utf-8"))
+
+
+class Signals:
+    """φ and ψ of any two or three of the models, found when asked for."""
+
+    def __init__(self, kin: Kinship) -> None:
+        self.kin = kin
+        self.square = kin.square
+        self.norm2 = np.einsum("tii->i", kin.grams)
+        own = np.einsum("tii->ti", kin.grams)
+        self._changed = distance2(kin.grams) > 1e-14 * own[:, :, None]
+        self._edges: dict[Edge, np.ndarray] = {}
+
+    def moved(self, a: int, b: int) -> float:
+        """‖a − b‖/√(‖a‖·‖b‖)."""
+        size = np.sqrt(self.norm2[a] * self.norm2[b])
+        return float(np.sqrt(self.square[a, b] / size)) if size > 0 else 0.0
+
+    def cosine(self, a: int, b: int, c: int) -> float:
+        """Of a − b and c − b, in [−1, 1]; 0 where one of them is nothing."""
+        left, right = self.square[a, b], self.square[c, b]
+        if not (left > 0 and right > 0):
+            return 0.0
+        return float(np.clip((left + right - self.square[a, c]) / 2 / np.sqrt(left * right), -1.0, 1.0))
+
+    def signs(self, a: int, b: int) -> np.ndarray:
+        """How strongly each signal says that a came before b, (4,), in [−1, 1]."""
+        kin, size = self.kin, self._changed[:, a, b] * self.kin.sizes
+        if not size.any() or not self.square[a, b] > 0:
+            return np.zeros(len(SIGNALS))
+        size = size / size.sum()
+        norm = np.tanh((self.norm2[b] - self.norm2[a]) / self.square[a, b] / 2)
+        lean = float(size @ kin.lean(a, b))
+        kurtosis = np.sign(size @ (kin.kurtosis[:, b] - kin.kurtosis[:, a]))
+        entropy = np.sign(size @ (kin.entropy[:, a] - kin.entropy[:, b]))
+        return np.array([norm, lean / (abs(lean) + LEAN), kurtosis, entropy])
+
+    def edge(self, a: int, b: int) -> np.ndarray:
+        """φ(a, b), (8,): the signals, apart for heavy and light fine-tunes."""
+        if a > b:
+            return -self.edge(b, a)
+        if (a, b) not in self._edges:
+            moved = self.moved(a, b)
+            heavy = moved**2 / (moved**2 + HEAVY**2)
+            signs = self.signs(a, b)
+            self._edges[a, b] = np.concatenate([signs * heavy, signs * (1 - heavy)])
+        return self._edges[a, b]
+
+    def path(self, a: int, b: int, c: int) -> np.ndarray:
+        """ψ of a–b–c as a fork at b, (4,); as a chain it is the negative."""
+        cosine = self.cosine(a, b, c)
+        return np.array([np.tanh(cosine / DRIFT), np.tanh(cosine / WIDE), 1.0, max(cosine - 0.5, 0.0)])
+
+
+@dataclass(frozen=True, slots=True)
+class Rooted:
+    """`order`: the nodes; `probability[i]` that order[i] is the root; `first[a, b]` that a came before its neighbour
+    b."""
+
+    order: tuple[int, ...]
+    probability: np.ndarray
+    first: dict[Edge, float]
+
+    @property
+    def root(self) -> int:
+        """The likeliest one."""
+        return self.order[int(np.argmax(self.probability))]
+
+
+def features(signals: Signals, edges: Iterable[Edge], members: Sequence[int]) -> np.ndarray:
+    """Φ of every member as the root, (M, 12). Negative numbers are unnamed ancestors: nothing is known of them.
+
+    Moving the root along one edge turns that edge and changes what its two ends are for their paths, so that all roots
+    together take no longer than one.
+    """
+    place = {node: i for i, node in enumerate(members)}
+    around = neighbours([(place[a], place[b]) for a, b in edges], len(members))
+    names = list(members)
+
+    def edge(i: int, j: int) -> np.ndarray:
+        known = names[i] >= 0 and names[j] >= 0
+        return signals.edge(names[i], names[j]) if known else np.zeros(EDGE)
+
+    def path(i: int, j: int, k: int) -> np.ndarray:
+        known = min(names[i], names[j], names[k]) >= 0
+        return signals.path(names[i], names[j], names[k]) / max(1, len(around[j]) - 1) if known else np.zeros(PATH)
+
+    forks = [sum((path(a, b, c) for a, c in combinations(sorted(near), 2)), np.zeros(PATH)) for b, near in
+             enumerate(around)]  # fmt: skip
+    # what changes at b when its neighbour p turns out to be its parent: the paths through p are no forks any more
+    turned = {
+        (b, p): -2 * sum((path(p, b, c) for c in near if c != p), np.zeros(PATH))
+        for b, near in enumerate(around) for p in near
+    }  # fmt: skip
+    found = np.zeros((len(members), EDGE + PATH))
+    found[0, EDGE:] = sum(forks, np.zeros(PATH))
+    walk, waiting = [], [(0, -1)]
+    while waiting:
+        b, p = waiting.pop()
+        if p >= 0:
+            walk.append((b, p))
+            found[0] += np.concatenate([edge(p, b), turned[b, p]])
+        waiting += [(c, b) for c in around[b] if c != p]
+    for b, p in walk:
+        found[b] = found[p] + np.concatenate([-2 * edge(p, b), turned[p, b] - turned[b, p]])
+    return found
+
+
+def root(
+    signals: Signals, edges: Iterable[Edge], members: Sequence[int], known: Iterable[Edge] = (),
+) -> Rooted:  # fmt: skip
+    """The posterior of the root. `known`: edges (parent, child) that run one way for a reason of their own."""
+    edges = sorted(edges)
+    scores = features(signals, edges, members) @ np.array(numbers()["root"]["theta"])
+    place = {node: i for i, node in enumerate(members)}
+    around = neighbours([(place[a], place[b]) for a, b in edges], len(members))
+    sides = {(a, b): side(around, place[a], place[b]) for i, j in edges for a, b in ((i, j), (j, i))}
+    for parent, child in known:
+        scores = np.where(sides[parent, child], scores, scores - CERTAIN)
+    shares = np.exp(scores - scores.max())
+    shares /= shares.sum()
+    first = {pair: min(1.0, float(shares[behind].sum())) for pair, behind in sides.items()}
+    return Rooted(tuple(members), shares, first)
+
+
+def between(position: Position | None) -> bool:
+    """Whether two models without other relatives parted from a common start, by where the origin lies between them."""
+    if position is None:
+        return False
+    return direction((position.t, position.reach)).said == "between"

@@ -1,0 +1,143 @@
+"""The undirected tree of one group, and how sure each of its edges is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from scipy.sparse.csgraph import minimum_spanning_tree
+
+from .without_gradient import Untouched
+
+Edge = tuple[int, int]  # two models, the smaller number first
+
+BOOTSTRAPS = 100
+NEAR = 0.85  # of an edge's information: whatever shares less is no neighbour
+SWEEPS = 4  # rewirings per model, at most
+
+
+def spanning_tree(information: np.ndarray) -> set[Edge]:
+    """The maximum spanning tree of a symmetric matrix (M, M): M − 1 edges. (Chow and Liu 1968.)"""
+    cost = information.max(initial=0.0) * (1 + 1e-6) + 1.0 - information
+    np.fill_diagonal(cost, 0.0)
+    tree = minimum_spanning_tree(cost).tocoo()
+    return {edge(int(i), int(j)) for i, j in zip(tree.row, tree.col, strict=True)}
+
+
+def edge(i: int, j: int) -> Edge:
+    return (i, j) if i < j else (j, i)
+
+
+def straighten(
+    edges: Iterable[Edge], information: np.ndarray, members: Sequence[int], untouched: Untouched,
+    weights: np.ndarray | None = None,
+) -> set[Edge]:  # fmt: skip
+    """The tree in which no path contradicts what untouched weights show (`untouched.py`).
+
+    An edge x–s says that s is between x and whatever lies behind s. Where some y behind s is between x and s, x–s
+    becomes x–y; where x is between s and a neighbour y of s, s–y becomes x–y. `information` (M, M) among `members`,
+    whose numbers in `untouched` they are; it says which y are worth a look, and of several takes the first.
+    """
+    around = neighbours(edges, len(information))
+    left = SWEEPS * len(information)
+    waiting = list(range(len(information)))
+    while waiting and left:
+        x = waiting.pop()
+        for s in sorted(around[x]):
+            move = _contradiction(around, x, s, information, members, untouched, weights)
+            if move is None:
+                continue
+            (i, j), (keep, new) = move
+            around[i].remove(j)
+            around[j].remove(i)
+            around[keep].add(new)
+            around[new].add(keep)
+            left -= 1
+            waiting += [i, j, new, x]
+            break
+    return {edge(i, j) for i, others in enumerate(around) for j in others}
+
+
+def _contradiction(
+    around: Sequence[set[int]], x: int, s: int, information: np.ndarray, members: Sequence[int], untouched: Untouched,
+    weights: np.ndarray | None,
+) -> tuple[Edge, Edge] | None:  # fmt: skip
+    """(the edge that cannot be, the one in its place), None where nothing speaks against x–s."""
+    behind = np.flatnonzero(side(around, s, x))
+    behind = behind[np.argsort(-information[x, behind], kind="stable")]
+    for y in map(int, behind):
+        if information[x, y] < NEAR * information[x, s]:
+            return None
+        may = (1,) if y == s else untouched.between(members[x], members[s], members[y], weights)
+        if 1 in may:
+            continue
+        if 0 in may and y in around[s] and (2 not in may or information[x, s] > information[s, y]):
+            return (s, y), (x, y)
+        if 2 in may:
+            return (x, s), (x, y)
+    return None
+
+
+def neighbours(edges: Iterable[Edge], models: int) -> list[set[int]]:
+    """The neighbours of each of so many models."""
+    around: list[set[int]] = [set() for _ in range(models)]
+    for i, j in edges:
+        around[i].add(j)
+        around[j].add(i)
+    return around
+
+
+def resample(pieces: int, seed: int, count: int = BOOTSTRAPS) -> Iterator[np.ndarray]:
+    """How often each piece counts in so many bootstraps, (pieces,)."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield rng.multinomial(pieces, np.full(pieces, 1 / pieces)).astype(np.float64)
+
+
+def cut_gap(edges: set[Edge], information: np.ndarray) -> dict[Edge, float]:
+    """By how much each edge is ahead of the next best one across the same cut: 1 − I_next/I_edge, 1 without another.
+
+    Below 0 where untouched weights chose an edge against the information.
+    """
+    gaps = {}
+    around = neighbours(edges, len(information))
+    for i, j in edges:
+        here = side(around, i, j)
+        across = information[np.ix_(here, ~here)].copy()
+        rows, columns = np.flatnonzero(here), np.flatnonzero(~here)
+        across[np.searchsorted(rows, i), np.searchsorted(columns, j)] = -np.inf
+        best, own = float(across.max()), float(information[i, j])
+        gaps[i, j] = 1.0 - best / own if np.isfinite(best) and own > 0 else 1.0
+    return gaps
+
+
+def side(around: Sequence[set[int]], i: int, j: int) -> np.ndarray:
+    """The nodes on i's side of the edge i–j, (M,) bool."""
+    found = np.zeros(len(around), dtype=bool)
+    found[i] = True
+    waiting = [i]
+    while waiting:
+        for other in around[waiting.pop()]:
+            if not found[other] and other != j:
+                found[other] = True
+                waiting.append(other)
+    return found
+
+
+def four_point(distance2: np.ndarray, seed: int, quartets: int = 1000) -> float | None:
+    """How badly squared distances fail to be a tree's, mean δ in [0, 1]; None below four models.
+
+    Of the three sums of opposite distances of four models, a tree makes the two largest equal:
+    δ = (largest − middle)/(largest − smallest) (Holland et al. 2002), over seeded quartets.
+    """
+    models = len(distance2)
+    if models < 4:
+        return None
+    rng = np.random.default_rng(seed)
+    four = np.array([rng.choice(models, 4, replace=False) for _ in range(quartets)]).T
+    i, j, k, m = four
+    d = distance2
+    sums = np.sort([d[i, j] + d[k, m], d[i, k] + d[j, m], d[i, m] + d[j, k]], axis=0)
+    spread = sums[2] - sums[0]
+    known = spread > 1e-12 * np.maximum(sums[2], 1e-300)
+    return float(((sums[2] - sums[1])[known] / spread[known]).mean()) if known.any() else None

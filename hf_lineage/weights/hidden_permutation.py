@@ -1,0 +1,93 @@
+"""Look behind a disguise: candidates that the unit-wise test calls unrelated, with hidden units in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..architecture.describe import Alignment, Architecture, Shaped
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.overlay import Overlay
+from .permutation_test import IndependenceTest
+from .reader import Readings
+from .unit_matching import RELATED, Match, mantel, match
+
+WORTH = 0.01  # p-value of the order-blind test below which a matching is worth its time
+
+
+@dataclass(frozen=True, slots=True)
+class Disguise:
+    """What was found about one candidate: the order-blind test, where there is a residual stream, and the matching."""
+
+    blind: IndependenceTest | None
+    match: Match | None
+
+    @property
+    def matched(self) -> bool:
+        """Whether the matching agrees with itself far beyond what unrelated models do."""
+        return self.match is not None and (self.match.score or 0.0) >= RELATED
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the answer's facts."""
+        agreement = self.match.agreement if self.match else {}
+        return {
+            "score": self.match.score if self.match else None,
+            "units_agreeing": sum(found for found, _ in agreement.values()),
+            "units": sum(units for _, units in agreement.values()),
+        }
+
+
+def applies(readings: Readings, architecture: Architecture, child: Mapping[str, Shaped]) -> bool:
+    """Whether the order-blind test has anything to test: whole matrices that read a residual stream."""
+    return any(_whole(readings, child, name) for names in architecture.residual.values() for name in names)
+
+
+def uncover(
+    readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidate: int, seed: int
+) -> Disguise:
+    """Test and match one candidate; where there is a residual stream the matching only if p ≤ WORTH."""
+    names = [name for name, members in readings.members.items() if candidate in members]
+    names = [name for name in names if _whole(readings, child, name) and readings.usable(name, candidate)]
+    ours, theirs = (
+        {name: readings.units.matrix(model, name).reshape(child[name].shape) for name in names}
+        for model in (0, candidate + 1)
+    )
+    blind = mantel(ours, theirs, architecture.residual, seed)
+    if blind is not None and blind.p > WORTH:
+        return Disguise(blind, None)
+    # a new head agrees with nothing
+    reads = {order: [n for n in names if n not in architecture.heads] for order, names in architecture.reads.items()}
+    return Disguise(blind, match(ours, theirs, architecture.orders, reads))
+
+
+def realign(
+    candidate: Checkpoint, alignment: Alignment, architecture: Architecture, found: Match
+) -> tuple[Overlay, Alignment]:
+    """The candidate with its hidden units in the child's order and scale, in memory.
+
+    Only what is in order now stays lined up: attention heads may have changed places too.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    matrices = {name for name, _ in found.axes} & alignment.pairs.keys()
+    for name in matrices:
+        tensors[alignment.pairs[name]] = found.realign(name, candidate.whole([alignment.pairs[name]])[0].float())
+    vectors = set()
+    for order, names in architecture.vectors.items():
+        readers = [name for name in architecture.reads.get(order, ()) if (name, 1) in found.factors]
+        if order in found.units and readers:
+            index = torch.from_numpy(found.units[order])
+            factor = 1 / torch.from_numpy(found.factors[readers[0], 1]).float()
+            for name in alignment.pairs.keys() & set(names):
+                tensors[alignment.pairs[name]] = candidate.whole([alignment.pairs[name]])[0].float()[index] * factor
+                vectors.add(name)
+    ordered = matrices | vectors | {name for name in alignment.pairs if architecture.blocks[name] in ("stem", "head")}
+    lost = {name: "may be in another order" for name in alignment.pairs if name not in ordered}
+    pairs = {name: partner for name, partner in alignment.pairs.items() if name in ordered}
+    return Overlay(candidate, tensors), replace(alignment, pairs=pairs, unmatched=alignment.unmatched | lost)
+
+
+def _whole(readings: Readings, child: Mapping[str, Shaped], name: str) -> bool:
+    return name in readings.units and len(readings.units.rows[name]) == child[name].shape[0]

@@ -1,0 +1,197 @@
+"""Which elements are read: everything, or a seeded sample of contiguous slices and whole hidden units.
+
+A tensor is cut on a grid fixed by its shape alone, so sums over blocks do not depend on who reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..answers.lineage import Slice
+from ..architecture.describe import Shaped
+from ..errors import ArgumentError
+
+BLOCK = 1 << 18  # elements of one grid block
+MIN_UNITS = 32  # whole units a tensor needs for the permutation test
+MAX_UNITS = 2048  # units of one tensor that are kept
+MAX_ROW = 1 << 20  # elements of one unit; longer rows are no hidden units of a network we know
+MIN_SLICE = 64  # elements below which a slice is not worth its request
+REMOTE_SHARE, REMOTE_LEAST = 0.005, 4 << 20  # what is read of a remote model unless the caller says
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Slices to read, in order, and the rows of each unit matrix that are kept for the permutation test."""
+
+    slices: tuple[Slice, ...]
+    rows: dict[str, tuple[int, ...]]
+    share: float
+
+    @property
+    def sampled(self) -> bool:
+        """Whether less than everything is read."""
+        return self.share < 1.0
+
+
+def make_plan(
+    entries: Mapping[str, Shaped], nbytes: Mapping[str, int], orders: Mapping[str, Sequence[str]],
+    *, budget: int | None, keep: int, seed: int,
+) -> Plan:  # fmt: skip
+    """Choose what to read of the tensors in `entries`; `budget` bytes of the child, None for everything.
+
+    `keep` bounds the bytes (as float32) of units held in memory for one model; what the units leave of it goes to rows
+    of other matrices, which show what was done to them (`relation.py`, `direction.py`). In a sample, one contiguous
+    slice per tensor starts at a seeded place; unit matrices give whole rows, at least `MIN_UNITS` of them or none.
+    """
+    units = {name: order for order, names in orders.items() for name in names if name in entries}
+    units = {name: order for name, order in units.items() if _fits(entries[name].shape)}
+    total = sum(nbytes.values())
+    if budget is None or budget >= total:
+        everything = tuple(piece for name in entries for piece in grid(name, entries[name].shape))
+        chosen = _kept_rows(entries, units, 3 * keep // 4, seed)
+        spent = sum(4 * len(kept) * _row(entries[name].shape) for name, kept in chosen.items())
+        return Plan(everything, chosen | _other_rows(entries, chosen, keep - spent, seed), 1.0)
+    admitted = _admitted(entries, nbytes, units, budget)
+    slices: list[Slice] = []
+    rows: dict[str, tuple[int, ...]] = {}
+    # a tensor without a slice could change unseen: norm gains and biases are read too where that costs little
+    least = MIN_SLICE if sum(MIN_SLICE * nbytes[n] // e.count for n, e in entries.items()) <= budget // 8 else 0
+    share = _share(entries, nbytes, admitted, budget, least)
+    for name, entry in entries.items():
+        length, row = _length(entry, share, name in admitted, least)
+        if not length:
+            continue
+        # tensors of one order start at the same row: their units are tested together
+        start = row * seeded(seed, admitted.get(name, name)).randrange((entry.count - length) // row + 1)
+        slices += _cut(name, start, start + length, row)
+        if name in admitted:
+            room = max(MIN_UNITS, min(MAX_UNITS, keep // (4 * row * len(admitted))))
+            rows[name] = tuple(range(start // row, (start + length) // row))[:room]
+    taken = sum(nbytes[piece.name] * (piece.stop - piece.start) / entries[piece.name].count for piece in slices)
+    return Plan(tuple(slices), rows, taken / total)
+
+
+def sample_budget(sample: str | float | int | None, total: int, remote: bool) -> int | None:
+    """Bytes to read of a model of `total` bytes; None means all of it.
+
+    `None` is everything when local and 0.5 %, at least 4 MB, when remote; `"all"`, `"auto"` (the remote rule,
+    wherever the model is), a fraction (`0.005`, `"0.5%"`) or a number of bytes. Raises `ArgumentError`.
+
+    >>> sample_budget("0.5%", 10_000_000, remote=False), sample_budget(None, 10_000_000, remote=True)
+    (50000, 4194304)
+    """
+    if sample == "all" or (sample is None and not remote):
+        return None
+    if sample is None or sample == "auto":
+        return max(int(REMOTE_SHARE * total), REMOTE_LEAST)
+    try:
+        text = str(sample).strip()
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = math.nan
+    fraction = isinstance(sample, float) or (isinstance(sample, str) and not text.isdigit())
+    if not value > 0 or math.isinf(value) or (fraction and value > 1) or isinstance(sample, bool):
+        raise ArgumentError(
+            f"Expected `sample` to be 'all', 'auto', a fraction such as 0.005 or '0.5%', or bytes, got {sample!r}."
+        )
+    return max(1, round(value * total)) if fraction else round(value)
+
+
+def grid(name: str, shape: Sequence[int]) -> list[Slice]:
+    """The blocks of a tensor: whole rows of the first axis, about `BLOCK` elements each."""
+    return _cut(name, 0, math.prod(shape), _row(shape))
+
+
+def _cut(name: str, start: int, stop: int, row: int) -> list[Slice]:
+    step = row * max(1, BLOCK // row) if row <= MAX_ROW else BLOCK
+    return [Slice(name, at, min(at + step, stop)) for at in range(start, stop, step)]
+
+
+def _row(shape: Sequence[int]) -> int:
+    return math.prod(shape[1:]) if len(shape) > 1 else 1
+
+
+def _fits(shape: Sequence[int]) -> bool:
+    return len(shape) > 1 and shape[0] >= MIN_UNITS and 1 < _row(shape) <= MAX_ROW
+
+
+def seeded(seed: int, name: str) -> random.Random:
+    """Random numbers that belong to a name: the same in every process, and whatever else is asked."""
+    return random.Random(hashlib.sha256(f"{seed}:{name}".encode()).digest())
+
+
+def _kept_rows(
+    entries: Mapping[str, Shaped], units: Mapping[str, str], keep: int, seed: int
+) -> dict[str, tuple[int, ...]]:
+    """Rows of every unit matrix that stay in memory: the same rows for the tensors of one order."""
+    width: dict[str, int] = {}
+    for name, order in units.items():
+        width[order] = width.get(order, 0) + 4 * _row(entries[name].shape)
+    rows: dict[str, tuple[int, ...]] = {}
+    left, chosen = keep, {}
+    for position, order in enumerate(sorted(width, key=lambda order: (width[order], order))):
+        height = min(entries[name].shape[0] for name in units if units[name] == order)
+        count = min(height, MAX_UNITS, left // (len(width) - position) // width[order])
+        if count >= MIN_UNITS:
+            chosen[order] = tuple(sorted(seeded(seed, order).sample(range(height), count)))
+            left -= count * width[order]
+    for name, order in units.items():
+        if order in chosen:
+            rows[name] = chosen[order]
+    return rows
+
+
+def _other_rows(
+    entries: Mapping[str, Shaped], taken: Mapping[str, tuple[int, ...]], left: int, seed: int
+) -> dict[str, tuple[int, ...]]:
+    """Rows of matrices that hold no known hidden units: whole ones if they fit, in a seeded order."""
+    rows: dict[str, tuple[int, ...]] = {}
+    for name in sorted(entries.keys() - taken.keys(), key=lambda name: seeded(seed, name).random()):
+        height, row = entries[name].shape[:1], _row(entries[name].shape)
+        if height and 1 < row <= MAX_ROW and (count := min(*height, MAX_UNITS, left // (4 * row))) > 1:
+            rows[name] = tuple(sorted(seeded(seed, name).sample(range(*height), count)))
+            left -= 4 * row * count
+    return rows
+
+
+def _admitted(
+    entries: Mapping[str, Shaped], nbytes: Mapping[str, int], units: Mapping[str, str], budget: int
+) -> dict[str, str]:
+    """Unit matrices of which `MIN_UNITS` rows can be afforded, cheapest first, from 3/4 of the budget."""
+    cost = {name: MIN_UNITS * nbytes[name] // entries[name].shape[0] for name in units}
+    admitted: dict[str, str] = {}
+    left = 3 * budget // 4
+    for name in sorted(units, key=lambda name: (cost[name], name)):
+        if cost[name] <= left:
+            admitted[name] = units[name]
+            left -= cost[name]
+    return admitted
+
+
+def _length(entry: Shaped, share: float, unit: bool, least: int) -> tuple[int, int]:
+    """Elements to read of a tensor at a share of everything, and the row they must be a multiple of."""
+    if unit:
+        row = _row(entry.shape)
+        return row * min(entry.shape[0], max(MIN_UNITS, round(share * entry.shape[0]))), row
+    length = min(entry.count, max(round(share * entry.count), least))
+    return (length if length >= min(entry.count, MIN_SLICE) else 0), 1
+
+
+def _share(
+    entries: Mapping[str, Shaped], nbytes: Mapping[str, int], admitted: Mapping[str, str], budget: int, least: int
+) -> float:
+    """The share of every tensor at which the lengths add up to the budget (bisection: the sum is monotone)."""
+
+    def cost(share: float) -> float:
+        lengths = ((name, _length(entry, share, name in admitted, least)[0]) for name, entry in entries.items())
+        return sum(nbytes[name] / entries[name].count * length for name, length in lengths)
+
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(middle) <= budget else (low, middle)
+    return low
