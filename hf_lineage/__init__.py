@@ -11,24 +11,24 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .answers.lineage import LayerLineage as LayerLineage
+    from .answers.layers import LayerLineage as LayerLineage
     from .answers.lineage import Lineage as Lineage
-    from .answers.lineage import ModelRef as ModelRef
     from .answers.phylogeny import Phylogeny as Phylogeny
+    from .answers.refs import ModelRef as ModelRef
     from .errors import LineageError as LineageError
     from .tasks.annotate import annotate as annotate
     from .tasks.audit import audit as audit
     from .tasks.phylogeny import phylogeny as phylogeny
     from .tasks.search import find_candidates as find_candidates
     from .tasks.trace import trace as trace
-    from .tasks.trace import trace_layers as trace_layers
+    from .tasks.trace_layers import trace_layers as trace_layers
 
 # imported when first used: `import hf_lineage` costs nothing
 _HOMES = {
-    "LayerLineage": "answers.lineage", "Lineage": "answers.lineage", "LineageError": "errors",
-    "ModelRef": "answers.lineage", "Phylogeny": "answers.phylogeny", "annotate": "tasks.annotate",
-    "audit": "tasks.audit", "find_candidates": "tasks.search", "phylogeny": "tasks.phylogeny", "trace": "tasks.trace",
-    "trace_layers": "tasks.trace",
+    "LayerLineage": "answers.layers", "Lineage": "answers.lineage", "LineageError": "errors",
+    "ModelRef": "answers.refs", "Phylogeny": "answers.phylogeny", "annotate": "tasks.annotate", "audit": "tasks.audit",
+    "find_candidates": "tasks.search", "phylogeny": "tasks.phylogeny", "trace": "tasks.trace",
+    "trace_layers": "tasks.trace_layers",
 }  # fmt: skip
 __all__ = [
     "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "annotate", "audit", "find_candidates",

@@ -14,9 +14,10 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_lineage.answers.lineage import Entry
+from hf_lineage.architecture.align import align
 from hf_lineage.architecture.conventions import canonical, cuts
-from hf_lineage.architecture.describe import align, describe
+from hf_lineage.architecture.describe import describe
+from hf_lineage.checkpoints.entry import Entry
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from hf_lineage.answers.audit import BY_ID, RULES
 from hf_lineage.answers.lineage import Claim
 from hf_lineage.report import audit as report
-from hf_lineage.report.audit import BY_ID, RULES
 from hf_lineage.tasks.audit import AuditRecord, Finding
 
 HOSTILE = "a`|</td><script>[click](https://evil.example){0}\x1b[31m\n# h\r\tb\u202e"

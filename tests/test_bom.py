@@ -13,7 +13,9 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from hf_lineage.answers.lineage import BlockOrigin, Candidate, LayerLineage, Lineage, ModelRef, Share
+from hf_lineage.answers.layers import BlockOrigin, LayerLineage, Share
+from hf_lineage.answers.lineage import Candidate, Lineage
+from hf_lineage.answers.refs import ModelRef
 from hf_lineage.errors import LineageError
 from hf_lineage.hub.cards import Desk, folder_digests
 from hf_lineage.report.bom import cyclonedx, statement

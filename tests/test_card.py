@@ -13,7 +13,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_lineage.answers.lineage import BlockOrigin, Candidate, Claim, LayerLineage, Lineage, ModelRef, Share
+from hf_lineage.answers.layers import BlockOrigin, LayerLineage, Share
+from hf_lineage.answers.lineage import Candidate, Claim, Lineage
+from hf_lineage.answers.refs import ModelRef
 from hf_lineage.checkpoints.texts import yaml_data
 from hf_lineage.errors import CardError
 from hf_lineage.report import card

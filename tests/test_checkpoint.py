@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_lineage.answers.lineage import Slice
-from hf_lineage.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from hf_lineage.checkpoints.checkpoint import Checkpoint
+from hf_lineage.checkpoints.entry import Slice
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import (
     AccessDeniedError,
     BrokenFileError,

@@ -15,8 +15,8 @@ from safetensors.torch import save, save_file
 
 import hf_lineage as hl
 from hf_lineage.answers.lineage import Claim, Lineage
-from hf_lineage.checkpoints.checkpoint import open_checkpoint
 from hf_lineage.checkpoints.claims import MOST, claims_of
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.checkpoints.texts import MAX_TEXT, card_data, yaml_data
 from hf_lineage.errors import HubUnavailableError
 from hf_lineage.testing import MiniHub

@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import hf_lineage as hl
-from hf_lineage.answers.lineage import Entry, Slice
+from hf_lineage.architecture.align import align
 from hf_lineage.architecture.conventions import canonical, cuts
-from hf_lineage.architecture.describe import align, describe
-from hf_lineage.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from hf_lineage.architecture.describe import describe
+from hf_lineage.checkpoints.checkpoint import Checkpoint
+from hf_lineage.checkpoints.entry import Entry, Slice
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.checkpoints.view import View
 
 Tensors = dict[str, torch.Tensor]

@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_lineage import cli
-from hf_lineage.answers.lineage import ModelRef
+from hf_lineage.answers.refs import ModelRef
 from hf_lineage.checkpoints.checkpoint import MemoryCheckpoint
 from hf_lineage.checkpoints.opener import Opener
 from hf_lineage.detector.examples import Examples, Row, Table, make, pairs, read_table, split
-from hf_lineage.detector.family_file import train_families
 from hf_lineage.detector.inputs import Seen, look, matrix, runs
 from hf_lineage.detector.model import DetectorConfig, LineageDetector
 from hf_lineage.detector.train import make_detector
 from hf_lineage.detector.training import STATE, Training, calibration_error, evaluate, train, with_temperature
 from hf_lineage.errors import ArgumentError, CheckpointError, NothingToCompareError
 from hf_lineage.experiments.families import SIZES
+from hf_lineage.experiments.family_file import train_families
 from hf_lineage.experiments.networks import Apart, FullyConnected, build
 from hf_lineage.features.evidence import Settings
 

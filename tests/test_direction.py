@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lineage.tasks import calibration
-from hf_lineage.tasks.calibration import Features, direction, probabilities
-from hf_lineage.weights.direction import asymmetry, lean, origin, relatives
+from hf_lineage.tasks.calibration import Features, probabilities
+from hf_lineage.weights import direction as directions
+from hf_lineage.weights.direction import asymmetry, direction, lean, origin, relatives
 
 
 def gram(*models: np.ndarray) -> np.ndarray:
@@ -128,4 +129,4 @@ def test_no_feature_runs_away(values: list[float]) -> None:
 
 
 def test_the_numbers_say_where_they_are_from() -> None:
-    assert "experiments.calibration" in calibration.numbers()["made"]
+    assert all("experiments.calibration" in module.numbers()["made"] for module in (calibration, directions))

@@ -17,7 +17,7 @@ from safetensors.torch import save, save_file
 
 import hf_lineage as hl
 from hf_lineage.answers.search import Proposal, Proposals
-from hf_lineage.checkpoints.checkpoint import FIRST_READ
+from hf_lineage.checkpoints.formats.safetensors import FIRST_READ
 from hf_lineage.errors import ArgumentError, HubUnavailableError, LineageError, ModelNotFoundError, NoCandidatesError
 from hf_lineage.hub.listing import listing
 from hf_lineage.tasks import search as discovery

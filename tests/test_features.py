@@ -23,9 +23,9 @@ from torch.func import functional_call, jvp
 
 import hf_lineage as hl
 from hf_lineage import cli
+from hf_lineage.architecture.align import align
 from hf_lineage.architecture.conventions import cuts
-from hf_lineage.architecture.describe import align
-from hf_lineage.checkpoints.checkpoint import open_checkpoint
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.features import evidence

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from hf_lineage.architecture.align import align
 from hf_lineage.architecture.conventions import cuts
-from hf_lineage.architecture.describe import align
-from hf_lineage.checkpoints.checkpoint import open_checkpoint
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.features import grafting

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hf_lineage.checkpoints.checkpoint import open_checkpoint
 from hf_lineage.checkpoints.formats.safetensors import MAX_HEADER, parse_header, parse_index
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import BrokenFileError, LineageError
 
 

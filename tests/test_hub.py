@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import hf_lineage as hl
-from hf_lineage.checkpoints.checkpoint import open_checkpoint
+from hf_lineage.checkpoints.opener import open_checkpoint
 
 pytestmark = pytest.mark.hub
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save, save_file
 
 import hf_lineage as hl
-from hf_lineage.checkpoints.checkpoint import open_checkpoint
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import ArgumentError, NoCandidatesError, NothingToCompareError
 from hf_lineage.experiments.merges import dare, linear, passthrough, slerp, task_arithmetic, ties
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_lineage.answers.lineage import BlockOrigin, LayerLineage, ModelRef, Share
+from hf_lineage.answers.layers import BlockOrigin, LayerLineage, Share
+from hf_lineage.answers.refs import ModelRef
 from hf_lineage.report.layers import fold, markdown, number, sentence, sources, table
 from hf_lineage.report.plots import plot_layers
 
@@ -228,7 +229,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict:
         seen.update(options, child=child, candidates=candidates)
         return passthrough()
 
-    monkeypatch.setattr("hf_lineage.tasks.trace.trace_layers", trace_layers, raising=False)
+    monkeypatch.setattr("hf_lineage.tasks.trace_layers.trace_layers", trace_layers, raising=False)
     return seen
 
 

@@ -20,11 +20,11 @@ import hf_lineage as hl
 from hf_lineage.checkpoints.opener import Opener
 from hf_lineage.detector.evidence import open_detector
 from hf_lineage.detector.examples import Examples, Row, Table, make, split
-from hf_lineage.detector.family_file import run_settings, table
 from hf_lineage.detector.model import DetectorConfig, LineageDetector
 from hf_lineage.detector.training import Training, evaluate, train
 from hf_lineage.experiments.detector import Lines, questions, seen_of
 from hf_lineage.experiments.families import Family, sizes_of
+from hf_lineage.experiments.family_file import run_settings, table
 from hf_lineage.experiments.merges import hybrid, tuned, write
 from hf_lineage.experiments.networks import Apart
 from hf_lineage.experiments.questions import network

@@ -39,7 +39,7 @@ print(lineage.verdict, peak - start, lineage.bytes_read)
 LAYERS = (
     PRELUDE
     + """
-layers = hf_lineage.tasks.trace.trace_layers(sys.argv[1], sys.argv[2:], progress=watch)
+layers = hf_lineage.tasks.trace_layers.trace_layers(sys.argv[1], sys.argv[2:], progress=watch)
 print(len(layers.blocks), peak - start, layers.bytes_read)
 """
 )

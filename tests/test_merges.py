@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import hf_lineage as hl
-from hf_lineage.checkpoints.checkpoint import open_checkpoint
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import ArgumentError
 from hf_lineage.experiments.families import SIZES, Member, save
 from hf_lineage.experiments.merges import (

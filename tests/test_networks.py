@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_lineage.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from hf_lineage.checkpoints.checkpoint import Checkpoint
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.experiments import families
 from hf_lineage.experiments.networks import FullyConnected

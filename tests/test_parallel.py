@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import hf_lineage
-from hf_lineage.architecture.describe import align, describe
-from hf_lineage.checkpoints.checkpoint import open_checkpoint
+from hf_lineage.architecture.align import align
+from hf_lineage.architecture.describe import describe
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import ArgumentError, LineageError, ProcessLostError
 from hf_lineage.parallel import World, devices, together, world
 from hf_lineage.weights.reader import SPANS, Readings, _agree, _spans, read_together

@@ -12,10 +12,11 @@ import torch
 import transformers
 from scipy.stats import kstest
 
-from hf_lineage.answers.lineage import ModelRef, Slice
+from hf_lineage.answers.refs import ModelRef
 from hf_lineage.architecture.conventions import cuts
 from hf_lineage.architecture.describe import describe
 from hf_lineage.checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
+from hf_lineage.checkpoints.entry import Slice
 from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import CheckpointError, LineageError
 from hf_lineage.weights.block_matching import SCREEN, Block, Places, blocks_of, line_up, place

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from hf_lineage.answers.lineage import BlockOrigin, LayerLineage, ModelRef, Share
+from hf_lineage.answers.layers import BlockOrigin, LayerLineage, Share
+from hf_lineage.answers.refs import ModelRef
 from hf_lineage.report.recipe import recipe
 
 A, B, C = "lab/alpha", "lab/beta", "lab/gamma"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lineage.answers.lineage import Candidate, Lineage, ModelRef, is_repo_id
+from hf_lineage.answers.lineage import Candidate, Lineage
+from hf_lineage.answers.refs import ModelRef, is_repo_id
 from hf_lineage.errors import ReferenceSyntaxError
 
 HUB = ["gpt2", "org/name", "org/name@main", "org/name@refs/pr/1", "timm/resnet18.a1_in1k", "a/b@0f3c", "o-r.g/n_a-m.e"]

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save, save_file
 
 import hf_lineage as hl
-from hf_lineage.answers.lineage import Slice
-from hf_lineage.checkpoints.checkpoint import open_checkpoint
+from hf_lineage.checkpoints.entry import Slice
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import (
     AccessDeniedError,
     BrokenFileError,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_lineage.answers.lineage import Candidate, Claim, Lineage, ModelRef, printable
+from hf_lineage.answers.lineage import Candidate, Claim, Lineage
+from hf_lineage.answers.refs import ModelRef, printable
 from hf_lineage.report.plots import plot_family, plot_lineage
 from hf_lineage.report.sentences import code, explanation, p_text, sentence, shorten
 from hf_lineage.report.text import markdown, table

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lineage.answers.lineage import Entry
+from hf_lineage.checkpoints.entry import Entry
 from hf_lineage.errors import ArgumentError
 from hf_lineage.weights.sampling import MIN_UNITS, grid, make_plan, sample_budget
 

@@ -20,7 +20,7 @@ from space_app import APP, HOSTILE, ROOT, running
 
 import hf_lineage as hl
 from hf_lineage import errors
-from hf_lineage.answers.lineage import BlockOrigin, Share
+from hf_lineage.answers.layers import BlockOrigin, Share
 
 sys.path.insert(0, str(APP))
 import asking

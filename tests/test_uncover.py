@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 import hf_lineage as hl
-from hf_lineage.answers.lineage import ModelRef, Slice
+from hf_lineage.answers.refs import ModelRef
 from hf_lineage.checkpoints.checkpoint import MemoryCheckpoint
+from hf_lineage.checkpoints.entry import Slice
 from hf_lineage.checkpoints.overlay import Overlay
 from hf_lineage.experiments.disguises import permute, rescale
 

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hf_lineage.answers.lineage import Entry, ModelRef, Slice
+from hf_lineage.answers.refs import ModelRef
 from hf_lineage.architecture.conventions import cuts
-from hf_lineage.checkpoints.checkpoint import Checkpoint, MemoryCheckpoint, open_checkpoint
+from hf_lineage.checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
+from hf_lineage.checkpoints.entry import Entry, Slice
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.checkpoints.view import View
 
 TENSORS = {

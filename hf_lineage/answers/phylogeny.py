@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .lineage import SCHEMA, Relation, _Answer, _fields, _plain
+from .base import SCHEMA, _Answer, _fields, _plain, report
+from .lineage import Relation
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -109,41 +110,29 @@ class Phylogeny(_Answer):
         Branch lengths are the edges' relative distances. A merge is an extended Newick hybrid node: `#H1` below each of
         its parents (Cardona et al. 2008).
         """
-        from ..report.tree_text import newick
-
-        return newick(self)
+        return report("tree_text.newick")(self)
 
     def to_networkx(self) -> nx.DiGraph:
         """The nodes and edges with their fields as attributes; an undirected edge is there once, with
         directed=False."""
-        from ..report.tree_text import graph
-
-        return graph(self)
+        return report("tree_text.graph")(self)
 
     def sentence(self) -> str:
         """How many models, groups and edges there are, in one plain sentence."""
-        from ..report.tree_text import grow, summary
-
-        return f"{summary(self, grow(self))}."
+        return f"{report('tree_text.summary')(self, report('tree_text.grow')(self))}."
 
     def to_markdown(self) -> str:
         """Each tree as nested lists, and the notes, as Markdown."""
-        from ..report.tree_text import markdown
-
-        return markdown(self)
+        return report("tree_text.markdown")(self)
 
     def plot(self, path: str | Path | None = None, *, style: Literal["auto", "tree", "ring"] = "auto") -> Figure:
         """Draw the forest: trees for up to about 40 models, else rings with an arc for each ancestor (Neural Lineage,
         Fig. 1(b)); saved to `path` if given."""
-        from ..report.tree_plot import plot_forest
-
-        return plot_forest(self, path, style=style)
+        return report("tree_plot.plot_forest")(self, path, style=style)
 
     def __repr__(self) -> str:
         named = sum(not node.hidden for node in self.nodes)
         return f"Phylogeny({named} models, {len(self.groups)} groups, {len(self.edges)} edges, method={self.method!r})"
 
     def __str__(self) -> str:
-        from ..report.tree_text import table
-
-        return table(self)
+        return report("tree_text.table")(self)

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .lineage import SCHEMA, ModelRef, _fields, _plain
+from .base import SCHEMA, _fields, _plain, report
+from .refs import ModelRef
 
 Looked = Literal["comparable", "not_comparable", "unreadable"]
 
@@ -71,14 +72,10 @@ class Proposals:
 
     def to_markdown(self) -> str:
         """The table with names in full."""
-        from ..report.search import markdown
-
-        return markdown(self)
+        return report("search.markdown")(self)
 
     def __repr__(self) -> str:
         return f"Proposals({self.child.name!r}, {len(self.refs)} comparable of {len(self.proposals)})"
 
     def __str__(self) -> str:
-        from ..report.search import table
-
-        return table(self)
+        return report("search.table")(self)

@@ -1,6 +1,7 @@
 """What the tensors of a checkpoint are, told from their names: weights or not, head or trunk, block, hidden units.
 
-A naming convention is a row of a table (`architecture/conventions.py`); nothing here reads a weight or runs a model's code.
+A naming convention is a row of a table (`architecture/conventions.py`); nothing here reads a weight or runs a model's
+code.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .conventions import ADAPTERS_OWN, POSITIONS, VOCABULARY, Shaped, canonical
+from .conventions import ADAPTERS_OWN, Shaped, canonical
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4"})
 COMPARABLE = 0.5  # share of the child's trunk a candidate must have, tensor by tensor, to be compared at all
@@ -110,34 +111,6 @@ class Architecture:
         return tuple(name for name in self.weights if name not in self.heads)
 
 
-@dataclass(frozen=True, slots=True)
-class Alignment:
-    """Which tensor of the candidate lines up with which of the child: child's name → candidate's name.
-
-    `coverage` is the share of the child's trunk, in elements, that has a partner; `unmatched` says for each of the
-    child's weights without one, why. `grown`: pairs of which one has more rows (child's, candidate's), tables with
-    a row per token; the rows of the shorter line up with the first of the longer, and only those count.
-    """
-
-    pairs: dict[str, str]
-    unmatched: dict[str, str]
-    coverage: float
-    grown: dict[str, tuple[int, int]]
-
-    @property
-    def comparable(self) -> bool:
-        """Whether enough lines up to judge the candidate."""
-        return self.coverage >= COMPARABLE
-
-    def explain(self) -> str:
-        """Why the candidate is not comparable: the share that lines up, and the first tensor that does not."""
-        share = f"{100 * self.coverage:.0f} % of the child's weights have a partner of the same name and shape"
-        if not self.unmatched:
-            return share
-        name = min(self.unmatched)
-        return f"only {share}; for example {name}: {self.unmatched[name]}"
-
-
 def describe(entries: Mapping[str, Shaped]) -> Architecture:
     """Tell the tensors of a checkpoint apart. An unknown convention still has weights, only no hidden units."""
     plain = canonical(entries)
@@ -175,53 +148,6 @@ def describe(entries: Mapping[str, Shaped]) -> Architecture:
         tuple(weights.values()), frozenset(weights[short] for short in heads), left_out, blocks,
         *(_named(found, weights) for found in (units.rows, units.columns, units.vectors, residual)),
     )  # fmt: skip
-
-
-def align(
-    child: Mapping[str, Shaped], candidate: Mapping[str, Shaped], architecture: Architecture | None = None
-) -> Alignment:
-    """Line up two checkpoints by canonical name and equal shape; `architecture` is the child's, if known already."""
-    ours, short_of, theirs = architecture or describe(child), short_names(child), canonical(candidate)
-    pairs: dict[str, str] = {}
-    unmatched: dict[str, str] = {}
-    grown: dict[str, tuple[int, int]] = {}
-    for name in ours.weights:
-        short = short_of[name]
-        partner = theirs.get(short)
-        if partner is None:
-            unmatched[name] = "no such tensor in the candidate"
-        elif candidate[partner].dtype not in FLOATS:
-            unmatched[name] = f"dtype {candidate[partner].dtype} is no float"
-        elif candidate[partner].shape == child[name].shape:
-            pairs[name] = partner
-        elif is_grown(short, child[name].shape, candidate[partner].shape):
-            pairs[name] = partner
-            grown[name] = (child[name].shape[0], candidate[partner].shape[0])
-        else:
-            unmatched[name] = _misfit(short, child[name].shape, candidate[partner].shape)
-    total = sum(child[name].count for name in ours.trunk)
-    matched = sum(_shared(child[name].count, grown.get(name)) for name in ours.trunk if name in pairs)
-    return Alignment(pairs, unmatched, matched / total if total else 0.0, grown)
-
-
-def is_grown(short: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-    """Whether one of two tables with a row per token begins with the rows of the other, by name and shapes."""
-    if not VOCABULARY.search(short) or len(ours) != 2 or ours[1:] != theirs[1:]:
-        return False
-    return min(ours[0], theirs[0]) >= GROWN * max(ours[0], theirs[0])
-
-
-def _misfit(short: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> str:
-    reason = f"shape {list(ours)} against {list(theirs)}"
-    if POSITIONS.search(short):
-        return f"{reason}: a position table of another length is interpolated, no entry stays what it was"
-    if VOCABULARY.search(short) and ours[1:] == theirs[1:]:
-        return f"{reason}: less than half of the vocabulary is shared"
-    return reason
-
-
-def _shared(count: int, rows: tuple[int, int] | None) -> int:
-    return count * min(rows) // rows[0] if rows else count
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..answers.lineage import Claim, is_repo_id
+from ..answers.lineage import Claim
+from ..answers.refs import is_repo_id
 from .checkpoint import Checkpoint
 from .local import LocalRepo
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from ..answers.lineage import ModelRef
+from ..answers.refs import ModelRef
 from ..errors import AccessDeniedError, BrokenFileError, CheckpointError, ModelNotFoundError
 from .texts import MAX_TEXT, card_data
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..answers.lineage import Slice
 from .checkpoint import Checkpoint, MemoryCheckpoint, Wrapper
+from .entry import Slice
 
 if TYPE_CHECKING:
     import torch

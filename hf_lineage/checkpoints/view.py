@@ -9,8 +9,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..answers.lineage import Entry, Slice
 from .checkpoint import Checkpoint, Wrapper
+from .entry import Entry, Slice
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ..answers.lineage import printable
+from ..answers.refs import printable
 from ..errors import ArgumentError, LineageError, ModelNotFoundError, ReferenceSyntaxError
 from .annotate import annotate
 from .audit import audit

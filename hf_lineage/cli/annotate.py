@@ -54,7 +54,8 @@ def annotate(child: str, candidates: tuple[str, ...], with_layers: bool, create_
     first = is_first()
     from ..tasks.annotate import annotate as run
     from ..tasks.annotate import headline
-    from ..tasks.trace import trace, trace_layers
+    from ..tasks.trace import trace
+    from ..tasks.trace_layers import trace_layers
 
     asked = list(candidates) or None
     with Bar() as progress:

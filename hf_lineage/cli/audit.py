@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..answers.lineage import printable
+from ..answers.refs import printable
 from ..errors import ArgumentError
 from ..parallel import world
 from .output import Bar, check_writable, formats, mode, reading, save, say, with_options

@@ -87,8 +87,8 @@ def train_detector(out: Path, probes: str | None, patience: int, as_json: bool, 
     from .trace import read_probes
 
     first = is_first()
-    from ..detector.family_file import train_families
     from ..detector.train import table
+    from ..experiments.family_file import train_families
 
     with Bar() as progress:
         made = train_families(out, probes=read_probes(probes), patience=patience or None, progress=progress, **options)

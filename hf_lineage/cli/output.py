@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..answers.lineage import printable
+from ..answers.refs import printable
 from ..errors import ArgumentError, LineageError, ProcessLostError
 from ..parallel import world
 
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from ..answers.lineage import Progress
+    from ..answers.base import Progress
 
     class Answer(Protocol):
         def to_json(self) -> str: ...

@@ -150,7 +150,7 @@ def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: st
         check_writable(recipe, "recipe")
     options |= {"probes": read_probes(probes), "step": _step(step)}
     first = is_first()
-    from ..tasks.trace import trace_layers as run
+    from ..tasks.trace_layers import trace_layers as run
 
     with Bar() as progress:
         found = run(child, list(candidates) or None, progress=progress, **options)

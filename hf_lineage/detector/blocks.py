@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..answers.lineage import Progress
-from ..architecture.describe import Alignment
+from ..answers.base import Progress
+from ..architecture.align import Alignment
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.opener import Opener
 from ..errors import ArgumentError

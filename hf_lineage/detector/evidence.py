@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..answers.lineage import Candidate, Progress, Verdict
+from ..answers.base import Progress
+from ..answers.lineage import Candidate, Verdict
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.opener import Opener
 from ..errors import CheckpointError, LineageError

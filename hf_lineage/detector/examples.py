@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..answers.lineage import ModelRef, Progress
+from ..answers.base import Progress
+from ..answers.refs import ModelRef
 from ..checkpoints.opener import Opener
 from ..errors import ArgumentError, LineageError, NothingToCompareError
 from ..features.evidence import Settings, Source

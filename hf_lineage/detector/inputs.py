@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..answers.lineage import Slice
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.entry import Slice
 from ..errors import ArgumentError, CheckpointError
 from ..features.evidence import Settings, candidate_network, probes_for, run
 from ..features.networks import Network, taps, upstream

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..answers.lineage import Progress, printable
+from ..answers.base import Progress
+from ..answers.refs import printable
 from ..checkpoints.opener import Opener
 from ..errors import ArgumentError
 from ..features.evidence import Settings

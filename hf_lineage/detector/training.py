@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..answers.lineage import Progress
+from ..answers.base import Progress
 from ..errors import ArgumentError
 from ..parallel import world
 from .examples import Example, Examples

@@ -1,4 +1,6 @@
-"""Make `hf_lineage/tasks/calibration.json`: python -m hf_lineage.experiments.calibration FOLDER (about an hour on 2 cores).
+"""Make tasks/calibration.json and weights/direction.json, about an hour on 2 cores:
+
+    python -m hf_lineage.experiments.calibration FOLDER
 
 Trains families in FOLDER (kept there), traces pairs whose order is known to fit the direction, asks hard questions to
 fit the probability. The seeds, recipes and widths are this script's own: what is measured in the tests uses others.
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from scipy.stats import t as student
 
 from ..tasks import calibration
 from ..tasks.trace import trace
+from ..weights import direction
 from .families import Family, Member, train_family, train_twins
 from .questions import NONE_KEPT, answers
 
@@ -49,19 +53,19 @@ TWINS_SAID, REVERSED_SAID = 0.02, 0.005  # most of them that may be called a par
 MARGIN = 0.6  # of the way from there to certainty: other recipes drift more than the few fitted on
 
 
-def make(folder: Path) -> dict[str, Any]:
-    """All numbers, with what they were made from."""
+def make(folder: Path) -> None:
+    """Fit and write all numbers, with what they were made from."""
     families = [train(folder, name, turn) for name, sizes in FAMILIES.items() for turn in range(len(sizes))]
-    found = {"direction": fit_direction([pair for group in families for pair in pairs(group)])}
-    write({**found, "probability": calibration.numbers()["probability"]})
-    calibration.numbers.cache_clear()
+    made = {"made": f"hf_lineage.experiments.calibration, seed {SEED}, {time.strftime('%Y-%m-%d')}"}
+    order = fit_direction([pair for group in families for pair in pairs(group)])
+    write(direction, {**made, **order})
+    direction.numbers.cache_clear()
     asked = [
         example(question, lineage)
         for turn, group in enumerate(families)
         for question, lineage in answers(group, QUESTIONS, SEED + turn, balanced=False)
     ]
-    found["probability"] = fit_probability(asked)
-    return {"made": f"hf_lineage.experiments.calibration, seed {SEED}, {time.strftime('%Y-%m-%d')}", **found}
+    write(calibration, {**made, "probability": fit_probability(asked)})
 
 
 def train(folder: Path, name: str, turn: int) -> list[Family]:
@@ -130,12 +134,12 @@ def fit_direction(found: Sequence[Pair]) -> dict[str, float]:
 
 def _safest(numbers: dict[str, float], older: np.ndarray, twins: np.ndarray) -> dict[str, float]:
     """With the least share at which an order may be said, and its margin."""
-    calibration.numbers.cache_clear()
-    calibration.numbers().update(direction=numbers)
+    direction.numbers.cache_clear()
+    direction.numbers().update(numbers)
 
     def said(data: np.ndarray, back: bool) -> np.ndarray:
         places = [(1 - t, behind) if back else (t, reach) for t, reach, behind in data]
-        return np.array([calibration.direction(place).parent for place in places])
+        return np.array([direction.direction(place).parent for place in places])
 
     forward, other, apart = said(older, False), said(older, True), np.r_[said(twins, False), said(twins, True)]
     safe = [
@@ -196,11 +200,11 @@ def _short(value: Any) -> Any:
     return [_short(item) for item in value] if isinstance(value, list) else float(f"{value:.4g}")
 
 
-def write(found: dict[str, Any]) -> None:
-    """The data file beside the package's modules."""
-    path = Path(calibration.__file__).with_name("calibration.json")
+def write(module: ModuleType, found: dict[str, Any]) -> None:
+    """The data file beside a module, of the module's name."""
+    path = Path(str(module.__file__)).with_suffix(".json")
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write(make(Path(sys.argv[1])))
+    make(Path(sys.argv[1]))

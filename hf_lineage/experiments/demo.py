@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..answers.lineage import SCHEMA, Lineage, Progress
+from ..answers.base import SCHEMA, Progress
+from ..answers.lineage import Lineage
 from ..report.plots import plot_family
 from ..report.sentences import p_text, shorten
 from ..tasks.trace import trace

@@ -18,16 +18,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..answers.lineage import Progress
+from ..answers.base import Progress
 from ..checkpoints.opener import Opener
 from ..detector.examples import Examples, Row
-from ..detector.family_file import run_settings
 from ..detector.inputs import Seen, look
 from ..detector.model import DetectorConfig
 from ..detector.train import described, write
 from ..detector.training import STATE, Training, evaluate, train
 from ..errors import LineageError
 from .families import Family, Member, train_trees
+from .family_file import run_settings
 from .phylogenies import FITTED
 from .questions import kinship, line_of
 

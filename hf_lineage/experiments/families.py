@@ -36,7 +36,7 @@ from .networks import VOCAB, build
 from .recipes import CHILD_RECIPES, CHILD_TASKS, ROOT_RECIPES, ROOT_TASKS, other
 
 if TYPE_CHECKING:
-    from ..answers.lineage import Progress
+    from ..answers.base import Progress
 
 _Arguments = dict[str, Any]  # of the call that made a family: the key under which it is read again
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..answers.lineage import BlockOrigin
+from ..answers.layers import BlockOrigin
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import NothingToCompareError
 from .grafting import Grafts, origins

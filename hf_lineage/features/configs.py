@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..answers.lineage import printable
+from ..answers.refs import printable
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import CheckpointError
 

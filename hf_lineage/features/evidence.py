@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..answers.lineage import Candidate, Progress, printable
-from ..architecture.describe import Alignment
+from ..answers.base import Progress
+from ..answers.lineage import Candidate
+from ..answers.refs import printable
+from ..architecture.align import Alignment
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import ArgumentError, CheckpointError, LineageError
 from ..parallel import world

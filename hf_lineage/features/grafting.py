@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..answers.lineage import Progress
-from ..architecture.describe import Alignment, block_of
+from ..answers.base import Progress
+from ..architecture.align import Alignment
+from ..architecture.describe import block_of
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import LineageError
 from .evidence import PAPER_STEP, InMemory, Settings, at_taps, candidate_network, like_of, probes_for, running, settle

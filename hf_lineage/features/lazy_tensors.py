@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..answers.lineage import Slice
+from ..architecture.align import Alignment
 from ..architecture.conventions import cuts
-from ..architecture.describe import Alignment
 from ..checkpoints.checkpoint import Checkpoint, Wrapper
+from ..checkpoints.entry import Slice
 from .networks import Network, weights
 
 

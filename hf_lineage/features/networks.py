@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..answers.lineage import printable
+from ..answers.refs import printable
 from ..architecture.conventions import canonical
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.texts import json_data

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..answers.lineage import is_repo_id, printable
+from ..answers.refs import is_repo_id, printable
 from ..errors import ArgumentError
 from .networks import Images, Tokens
 

@@ -9,14 +9,14 @@ from huggingface_hub import CachedRevisionInfo, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from huggingface_hub.file_download import repo_folder_name
 
-from ..answers.lineage import ModelRef, is_repo_id
+from ..answers.refs import ModelRef, is_repo_id
 from ..errors import HubUnavailableError
 
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def snapshot(ref: ModelRef) -> tuple[str, Path]:
-    """(commit, folder) of the newest snapshot of a branch, tag or commit. Raises `HubUnavailableError` where there is none."""
+    """(commit, folder) of the newest snapshot of a branch, tag or commit. `HubUnavailableError` if none is."""
     root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=ref.name, repo_type="model")
     revision = ref.revision or "main"
     try:

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
-from ..answers.lineage import ModelRef, printable
+from ..answers.refs import ModelRef, printable
 from ..errors import (
     AccessDeniedError,
     CardError,

@@ -45,7 +45,7 @@ from huggingface_hub.utils import (
     httpx,
 )
 
-from ..answers.lineage import ModelRef, is_repo_id
+from ..answers.refs import ModelRef, is_repo_id
 from ..errors import (
     AccessDeniedError,
     BrokenFileError,

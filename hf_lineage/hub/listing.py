@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from ..answers.lineage import is_repo_id
+from ..answers.refs import is_repo_id
 from ..errors import ArgumentError
 from .cache import COMMIT
 from .client import Hub, same_origin

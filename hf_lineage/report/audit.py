@@ -8,72 +8,23 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..answers.lineage import printable
+from ..answers.audit import BY_ID, MEANING, RULES, Rule
+from ..answers.refs import printable
 from .sentences import code, shorten
 from .text import WIDTH, size_text
 
 if TYPE_CHECKING:
-    from ..tasks.audit import AuditRecord, Finding
+    from ..answers.audit import AuditRecord, Finding
 
     Place = tuple[str, int]  # a file's address, as SARIF wants it, and the line
 
-Status = Literal["contradicted", "undeclared", "failed", "relative", "not_testable", "no_claim", "confirmed"]
 HUB = "https://huggingface.co"
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 ROOM = WIDTH - 25  # of both names, beside status, p-value and the gaps
 COLUMNS = ("status", "model", "revision", "claims", "parent", "p_value", "probability", "relation", "reason")
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What a status is called in SARIF, how grave it is there, what it means and what to do about it."""
-
-    id: str
-    level: Literal["error", "warning", "note"]
-    title: str
-    help: str
-
-
-# Every status, worst first; None: nothing to report. All surfaces take the order and the words from here.
-RULES: Mapping[Status, Rule | None] = {
-    "contradicted": Rule(
-        "contradicted-base-model", "error", "The declared base model is contradicted by the weights",
-        "The card, a config, an adapter or a merge recipe names a base model, and the weights show no sign of a common "
-        "origin with it. Check it with `hf-lineage trace MODEL -c BASE --sample all`, which sees through disguises. "
-        "Then correct base_model, or upload the weights that were meant.",
-    ),
-    "undeclared": Rule(
-        "undeclared-parent", "warning", "The weights come from a model that no file names",
-        "A model was found that this one was fine-tuned from, and no file of the repo names it. Add it as base_model, "
-        "and check that its licence was followed.",
-    ),
-    "failed": Rule(
-        "unreadable-model", "warning", "The model could not be audited",
-        "The repo, its files or its weights could not be read; the message says why. Nothing is known of its claims.",
-    ),
-    "relative": Rule(
-        "base-model-is-a-relative", "note", "The declared base model is a relative, not the parent",
-        "The two share an origin, but as siblings, ancestors or descendants do. Name the model that training started "
-        "from.",
-    ),
-    "not_testable": Rule(
-        "base-model-not-testable", "note", "The declared base model could not be tested",
-        "The base is missing, gated, of another architecture or an adapter's, or the evidence decides nothing. It is "
-        "neither confirmed nor contradicted.",
-    ),
-    "no_claim": None,
-    "confirmed": None,
-}  # fmt: skip
-MEANING: Mapping[Status, str] = {
-    **{status: rule.title for status, rule in RULES.items() if rule},
-    "no_claim": "No file of the repo names a base model",
-    "confirmed": "The weights bear out every declared base model",
-}
-BY_ID = {rule.id: rule for rule in RULES.values() if rule}
 
 
 def worst_first(records: Iterable[AuditRecord]) -> list[AuditRecord]:

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
-from ..answers.lineage import SCHEMA, Candidate, LayerLineage, Lineage
+from ..answers.base import SCHEMA
+from ..answers.layers import LayerLineage
+from ..answers.lineage import Candidate, Lineage
 from ..errors import LineageError
 from .section import at_commit, candidate_of, essentials, on_hub, sources
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from ..answers.lineage import PARENT_RELATIONS, LayerLineage, Lineage
+from ..answers.layers import LayerLineage
+from ..answers.lineage import PARENT_RELATIONS, Lineage
 from ..errors import CardError
 from .section import END, START, candidate_of, code, on_hub, sources, stands
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from ..answers.lineage import BlockOrigin, Candidate, LayerLineage, Share, printable
+from ..answers.layers import BlockOrigin, LayerLineage, Share
+from ..answers.lineage import Candidate
+from ..answers.refs import printable
 from .sentences import Show, code, p_text, short, shorten
 from .text import WIDTH, _wrap, size_text
 

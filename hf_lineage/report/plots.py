@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from ..answers.lineage import Candidate, LayerLineage, Lineage, printable
+from ..answers.layers import LayerLineage
+from ..answers.lineage import Candidate, Lineage
+from ..answers.refs import printable
 from .layers import number, sources
 from .text import candidate_name, p_text, shorten
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
-from ..answers.lineage import LayerLineage, Lineage
+from ..answers.layers import LayerLineage
+from ..answers.lineage import Lineage
 
 Answer = TypeVar("Answer", Lineage, LayerLineage)
 Rename = Callable[[str], str]

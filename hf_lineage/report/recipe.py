@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from ..answers.lineage import BlockOrigin, LayerLineage, printable
+from ..answers.layers import BlockOrigin, LayerLineage
+from ..answers.refs import printable
 from .layers import SHOWN, inner, number, percent, sources, unexplained
 
 DTYPES = frozenset({"float16", "bfloat16", "float32"})

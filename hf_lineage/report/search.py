@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..answers.lineage import printable
+from ..answers.refs import printable
 from ..answers.search import Proposal, Proposals
 from .sentences import code, shorten
 from .text import WIDTH, _wrap, size_text

@@ -14,7 +14,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..answers.lineage import Candidate, LayerLineage, Lineage, is_repo_id, printable
+from ..answers.layers import LayerLineage
+from ..answers.lineage import Candidate, Lineage
+from ..answers.refs import is_repo_id, printable
 from .layers import markdown as layers_markdown
 from .layers import sentence as layers_sentence
 from .layers import unexplained

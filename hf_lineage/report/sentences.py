@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, Lineage, printable
+from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, Lineage
+from ..answers.refs import printable
 
 Show = Callable[[str], str]
 CLAIMS = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from ..answers.lineage import Candidate, Lineage, printable
+from ..answers.lineage import Candidate, Lineage
+from ..answers.refs import printable
 from .sentences import candidate_name, claim_text, code, p_text, sentence, short, shorten
 
 WIDTH = 80

@@ -23,8 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch, Wedge
 from matplotlib.path import Path as Curve
 
-from ..answers.lineage import printable
 from ..answers.phylogeny import Phylogeny
+from ..answers.refs import printable
 from ..errors import ArgumentError
 from .plots import COLOURS, PARENT
 from .sentences import shorten

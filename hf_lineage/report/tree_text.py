@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from ..answers.lineage import _fields, printable
+from ..answers.base import _fields
 from ..answers.phylogeny import Edge, Node, Phylogeny
+from ..answers.refs import printable
 from .sentences import Show, code, short, shorten
 from .text import WIDTH, _wrap, size_text
 

@@ -8,8 +8,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..answers.lineage import Candidate, Claim, Progress
-from ..architecture.describe import Alignment, Architecture, describe
+from ..answers.base import Progress
+from ..answers.lineage import Candidate, Claim
+from ..architecture.align import Alignment
+from ..architecture.describe import Architecture, describe
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.opener import Opener
 from ..checkpoints.view import View

@@ -8,7 +8,8 @@ from collections.abc import Set as AbstractSet
 
 import numpy as np
 
-from ..answers.lineage import BlockOrigin, Candidate
+from ..answers.layers import BlockOrigin
+from ..answers.lineage import Candidate
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
 from ..weights.evidence import WeightsComparison

@@ -9,9 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..answers.lineage import Candidate, Claim, ModelRef, Status, is_repo_id
+from ..answers.lineage import Candidate, Claim, Status
+from ..answers.refs import ModelRef, is_repo_id
+from ..architecture.align import Alignment
 from ..architecture.conventions import cuts
-from ..architecture.describe import Alignment, Architecture, describe
+from ..architecture.describe import Architecture, describe
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.claims import claims_of
 from ..checkpoints.opener import Opener, identity

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..answers.lineage import ModelRef, Progress, Relation
+from ..answers.base import Progress
+from ..answers.lineage import Relation
 from ..answers.phylogeny import Edge, Node, Phylogeny
+from ..answers.refs import ModelRef
+from ..architecture.align import align
 from ..architecture.conventions import cuts
-from ..architecture.describe import align, describe
+from ..architecture.describe import describe
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.claims import claims_of
 from ..checkpoints.opener import Opener, identity
@@ -56,7 +59,7 @@ def phylogeny(
 
     By `information`: models that the permutation test over hidden units calls related make a group
     (`trees/groups.py`); in a group the maximum spanning tree of the information that units share (METHODS §5), put
-    right where weights that were never touched contradict it (`trees/without_gradient.py`); every edge has a probability
+    right where weights without gradient contradict it (`trees/without_gradient.py`); every edge has a probability
     from a bootstrap, and a direction where the signals of the whole tree decide its root (`trees/rooting.py`). Missing
     ancestors get names (`?1`), merges several parents, copies share a node.
 

@@ -18,10 +18,12 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..answers.lineage import Lineage, ModelRef, is_repo_id, printable
+from ..answers.lineage import Lineage
+from ..answers.refs import ModelRef, is_repo_id, printable
 from ..answers.search import Proposal, Proposals
+from ..architecture.align import align
 from ..architecture.conventions import cuts
-from ..architecture.describe import Architecture, align, describe
+from ..architecture.describe import Architecture, describe
 from ..checkpoints.checkpoint import Checkpoint, FileCheckpoint
 from ..checkpoints.claims import claims_of
 from ..checkpoints.opener import Opener, identity
@@ -32,7 +34,8 @@ from .options import base_of, some, versions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..answers.lineage import Claim, Progress
+    from ..answers.base import Progress
+    from ..answers.lineage import Claim
     from ..hub.listing import Listed
 
 MOST_MODELS, MOST_REQUESTS, MOST_BYTES = 64, 400, 256 << 20

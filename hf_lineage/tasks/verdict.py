@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, ClaimStatus, Relation, Verdict
-from ..weights.direction import Position, origin, relatives
+from ..weights.direction import Direction, Position, direction, origin, relatives
 from ..weights.edits import ONE_WAY
 from ..weights.evidence import WeightsComparison, WeightsEvidence
 from ..weights.permutation_test import holm
-from .calibration import Direction, Features, direction, probabilities
+from .calibration import Features, probabilities
 
 UNKNOWN = Direction(1 / 3, 1 / 3, 1 / 3)  # units put in order lose the scales that would tell who came first
 MATCHED = 4.0  # what a disguise that was seen through counts for in place of −log10 p: no stranger in 13,873 has it

@@ -116,8 +116,9 @@ def distance2(gram: np.ndarray) -> np.ndarray:
 def shared_information(units: torch.Tensor) -> np.ndarray:
     """I_ij = −½ Σ_units d·log(1 − r²), in nats, ≥ 0, for all pairs at once; its diagonal is zero.
 
-    r: the correlation of a unit's d weights in the two models. units: (M, rows, d). As `weights/mutual_information.py` for one
-    pair, where 1 − r² comes from differences; products of float32 numbers are exact in float64, so here it comes from
+    r: the correlation of a unit's d weights in the two models. units: (M, rows, d). As
+    `weights/mutual_information.py` for one pair, where 1 − r² comes from differences;
+    products of float32 numbers are exact in float64, so here it comes from
     them and is good to about 1e-15. O(M² · rows · d), in pieces of bounded memory.
     """
     models, _, width = units.shape

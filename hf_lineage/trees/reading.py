@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from scipy.special import log_ndtr
 
-from ..architecture.describe import Alignment, Architecture, align, describe, short_names
+from ..architecture.align import Alignment, align
+from ..architecture.describe import Architecture, describe, short_names
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.view import View
 from ..weights.edits import ONE_WAY, Kind, change, summarise

@@ -5,8 +5,8 @@ In a tree one unknown decides all directions: where the root is. So the signals 
     P(root = r) ∝ exp θ·Φ(r),    Φ(r) = Σ over edges a → b away from r of φ(a, b) + Σ over paths a–b–c of ψ(cos, b is
     a fork),
 
-a conditional logit (McFadden 1974) whose θ is fitted on families with a known truth (`experiments/phylogenies.py`). An edge
-points from a to b with the sum of P over the roots on a's side.
+a conditional logit (McFadden 1974) whose θ is fitted on families with a known truth (`experiments/phylogenies.py`). An
+edge points from a to b with the sum of P over the roots on a's side.
 
 φ, of one edge, antisymmetric: which end has the smaller norm (the distance to any zero-mean random start, Neural
 Phylogeny), the residual asymmetry (METHODS §5), kurtosis, spectral entropy; each apart for light and heavy fine-tunes.
@@ -27,8 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tasks.calibration import direction
-from ..weights.direction import Position
+from ..weights.direction import Position, direction
 from .pair_statistics import Kinship, distance2
 from .spanning import Edge, neighbours, side
 

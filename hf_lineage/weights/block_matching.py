@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..answers.lineage import Progress, Slice
-from ..architecture.describe import Alignment, Architecture, align, block_of, describe, is_grown, natural, short_names
+from ..answers.base import Progress
+from ..architecture.align import Alignment, align, is_grown
+from ..architecture.describe import Architecture, block_of, describe, natural, short_names
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.entry import Slice
 from ..errors import LineageError
 from .permutation_test import closed_forms, prepare
 from .sampling import MAX_ROW, MIN_UNITS, seeded

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..answers.lineage import BlockKind, BlockOrigin, Share
+from ..answers.layers import BlockKind, BlockOrigin, Share
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
 from .block_matching import FITS, Block, Places

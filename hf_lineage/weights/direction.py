@@ -9,18 +9,35 @@ near 0 if the candidate is the parent, near 1 if it is a descendant of the child
 a common ancestor (½ for twins that moved equally far). References: the origin (the mean of every random
 initialisation: t then compares norms), and third relatives. The errors of t grow with |k − candidate| / |Δ|, since what
 the step shares with the way to k (weight decay, common drift) is a cosine: a light fine-tune tells little.
+
+`direction` makes shares of it. The position t of the origin along candidate → child is taken as Student-t around 0 if
+the candidate is the parent, ½ if the two parted from a common start, 1 if it is a descendant. Its scale grows with the
+reach: a step's cosine with the weights it started from is `drift`, not 0. Before looking, each model is as likely to be
+the root of the tree as any other: third relatives that lie behind the candidate speak for it as the parent, those
+behind the child for the child.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import torch
 
 FLOOR = 0.01  # a dependence this small is no asymmetry yet
 ENTRIES = 1 << 18  # of one matrix are looked at for it: 2 MB a copy
+
+
+@functools.cache
+def numbers() -> dict[str, Any]:
+    """What was fitted for `direction`, by `experiments/calibration.py`."""
+    return json.loads(files("hf_lineage").joinpath("weights/direction.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +113,52 @@ def _even(matrix: torch.Tensor) -> torch.Tensor:
         size = matrix.square().mean(axis, keepdim=True).sqrt()
         matrix = matrix / torch.where(size > 0, size, 1.0)
     return matrix
+
+
+PLACES = np.array([0.0, 0.5, 1.0])  # where the origin lies: behind the candidate, between, behind the child
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """Shares of the three orders, summing to 1: the candidate came first, neither did, the child came first."""
+
+    parent: float
+    between: float
+    descendant: float
+
+    @property
+    def said(self) -> str | None:
+        """The order that can be said, or None."""
+        shares = {"parent": self.parent, "between": self.between, "descendant": self.descendant}
+        best = max(shares, key=lambda name: shares[name])
+        return best if shares[best] >= numbers()["sure"] else None
+
+
+def direction(
+    origin: tuple[float, float] | None, relatives: Sequence[tuple[float, float]] = (), entries: int | None = None
+) -> Direction:
+    """The shares from (t, reach) of the origin and of third relatives.
+
+    `entries` read (None: all) bound how well t is known.
+    """
+    n = numbers()
+    prior = np.array([1.0, 1.0, 1.0])
+    for t, reach in relatives:
+        scale = n["relative_spread"] + n["relative_drift"] * reach
+        behind = np.exp(_densities(t - PLACES, scale, scale, n["tails"]))
+        prior += behind / behind.sum()
+    logs = np.log(prior / prior.sum())
+    if origin is not None:
+        t, reach = origin
+        noise = 0.0 if entries is None else reach / math.sqrt(max(entries, 1))
+        ends = math.hypot(n["spread"] + n["drift"] * reach, noise)
+        middle = math.hypot(n["twin_spread"] + n["twin_drift"] * reach, noise)
+        logs += _densities(t - PLACES, ends, middle, n["tails"])
+    shares = np.exp(logs - logs.max())
+    return Direction(*(float(share) for share in shares / shares.sum()))
+
+
+def _densities(away: np.ndarray, ends: float, middle: float, tails: float) -> np.ndarray:
+    """Log densities of Student's t with `tails` degrees of freedom, up to a constant, at distances from the places."""
+    scales = np.array([ends, middle, ends])
+    return -np.log(scales) - (tails + 1) / 2 * np.log1p((away / scales) ** 2 / tails)

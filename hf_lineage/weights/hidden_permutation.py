@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..architecture.describe import Alignment, Architecture, Shaped
+from ..architecture.align import Alignment
+from ..architecture.describe import Architecture, Shaped
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.overlay import Overlay
 from .permutation_test import IndependenceTest

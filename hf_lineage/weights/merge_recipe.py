@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..answers.lineage import BlockOrigin, Method, Share
+from ..answers.layers import BlockOrigin, Method, Share
 from .block_origins import Facts, Study, relatives, residual, shares
 from .mixture import NOTHING, REST, Fit, arc, around, cosines, free, most_central, simplex, with_stderr
 from .sparse_merges import FOLLOWED, Traces, traces

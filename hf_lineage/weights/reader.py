@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..answers.lineage import Progress, Slice
-from ..architecture.describe import Alignment
+from ..answers.base import Progress
+from ..architecture.align import Alignment
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.entry import Slice
 from ..errors import LineageError
 from ..parallel import World, devices, world
 from .moments import Moments, measure

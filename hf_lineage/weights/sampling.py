@@ -11,8 +11,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..answers.lineage import Slice
 from ..architecture.describe import Shaped
+from ..checkpoints.entry import Slice
 from ..errors import ArgumentError
 
 BLOCK = 1 << 18  # elements of one grid block

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..answers.lineage import Slice
+from ..checkpoints.entry import Slice
 
 
 class Units:

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from ...answers.lineage import Entry
 from ...errors import BrokenFileError
+from ..checkpoint import SHARDS, FileCheckpoint, Source
+from ..dtypes import BITS
+from ..entry import Entry
+from ..local import LocalRepo
 
+if TYPE_CHECKING:
+    from ...hub.client import HubRepo
+
+FIRST_READ = 1 << 14  # bytes of the first look at a file: most headers of small models fit
 MAX_HEADER = 25_000_000  # the Hub's own limit (huggingface_hub SAFETENSORS_MAX_HEADER_LENGTH)
 MAX_DIMENSIONS = 32  # of one tensor; the product of many large ones would take hours
 MAX_INDEX = 64_000_000  # bytes of a `*.index.json`; the largest published ones are near 10 MB
-
-BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
-    "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8, "F4": 4,
-}  # fmt: skip
-# F6_E2M3 and F6_E3M2 are missing on purpose: the format names them but does not say how their bits are packed.
 
 
 def header_length(prefix: bytes, size: int, where: str) -> int:
@@ -127,3 +129,41 @@ def _load_json(raw: bytes, where: str) -> dict[str, Any]:
 
 def _broken(where: str, why: str) -> NoReturn:
     raise BrokenFileError(f"`{where}` is broken: {why}. Download or export it again.")
+
+
+def open_shards(repo: LocalRepo | HubRepo, index: str) -> FileCheckpoint:
+    where = f"{repo.ref.name}/{index}"
+    shard_of = parse_index(repo.read_small(index, MAX_INDEX), where)
+    shards = sorted(set(shard_of.values()))
+    if missing := [shard for shard in shards if shard not in repo.files]:
+        raise BrokenFileError(f"`{where}` names {missing[0]!r}, which is not there. Get the missing shards.")
+    checkpoint = open_files(repo, shards)
+    if lost := shard_of.keys() - checkpoint.keys() - set(checkpoint.skipped):
+        raise BrokenFileError(f"`{where}` promises tensor {min(lost)[:80]!r}, but no shard holds it. Get it again.")
+    return checkpoint
+
+
+def open_files(repo: LocalRepo | HubRepo, names: Sequence[str]) -> FileCheckpoint:
+    """Headers of all files, several at once."""
+    remote = not isinstance(repo, LocalRepo)
+
+    def look(job: tuple[int, str]) -> tuple[Source, dict[str, Entry], list[str]]:
+        index, name = job
+        source = repo.open(name)
+        where = f"{repo.ref.name}/{name}" if repo.only is None else repo.ref.name
+        first = source.read([(0, min(FIRST_READ if remote else 8, source.size))])[0]
+        length = header_length(bytes(first[:8]), source.size, where)
+        if 8 + length > len(first):
+            first += source.read([(len(first), 8 + length)])[0]
+        return source, *parse_header(bytes(first[8 : 8 + length]), source.size, where, index)
+
+    with ThreadPoolExecutor(min(SHARDS, len(names))) as pool:
+        looked = list(pool.map(look, enumerate(names)))
+    entries: dict[str, Entry] = {}
+    for (_, found, _), name in zip(looked, names, strict=True):
+        if twice := found.keys() & entries.keys():
+            raise BrokenFileError(f"`{repo.ref.name}/{name}` repeats tensor {min(twice)[:80]!r} of another shard.")
+        entries |= found
+    checkpoint = FileCheckpoint(repo.ref, repo.requested, [source for source, _, _ in looked], entries, remote)
+    checkpoint.skipped = tuple(sorted(name for _, _, names_left in looked for name in names_left))
+    return checkpoint

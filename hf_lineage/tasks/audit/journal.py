@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...answers.audit import AuditRecord
-from ...answers.lineage import SCHEMA
+from ...answers.base import SCHEMA
 from ...errors import ArgumentError, LineageError
 
 KIND = "audit-journal"

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...answers.lineage import ModelRef, printable
+from ...answers.refs import ModelRef, printable
 from ...errors import ArgumentError, LineageError, ModelNotFoundError
 
 if TYPE_CHECKING:

@@ -12,14 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...answers.audit import AuditRecord, Finding
-from ...answers.lineage import Candidate, Claim, Lineage, ModelRef, Progress, printable
-from ...checkpoints.checkpoint import ADAPTER, MemoryCheckpoint, open_checkpoint
+from ...answers.audit import RULES, AuditRecord, Finding, Status
+from ...answers.base import Progress
+from ...answers.lineage import Candidate, Claim, Lineage
+from ...answers.refs import ModelRef, printable
+from ...checkpoints.checkpoint import MemoryCheckpoint
 from ...checkpoints.claims import claims_of
 from ...checkpoints.local import LocalRepo, repo_of
+from ...checkpoints.opener import ADAPTER, open_checkpoint
 from ...checkpoints.texts import MAX_TEXT, json_data
 from ...errors import ArgumentError, HubUnavailableError, LineageError, NoCandidatesError, NothingToCompareError
-from ...report.audit import RULES, Status
 from ...report.sentences import OPEN
 from ...weights.sampling import sample_budget
 from ..options import check, versions

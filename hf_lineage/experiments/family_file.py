@@ -8,20 +8,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..answers.lineage import Progress
+from ..answers.base import Progress
 from ..checkpoints.opener import Opener
+from ..detector.examples import Table, read_table
+from ..detector.model import DetectorConfig
+from ..detector.train import Made, make_detector
+from ..detector.training import Training
 from ..errors import ArgumentError
-from ..experiments.families import Family, read_family
-from ..experiments.glyphs import SIDE
-from ..experiments.networks import build
 from ..features.evidence import Settings, Source
 from ..features.networks import Images
 from ..features.probes import probes as synthetic
 from ..hub.listing import collection as members
-from .examples import Table, read_table
-from .model import DetectorConfig
-from .train import Made, make_detector
-from .training import Training
+from .families import Family, read_family
+from .glyphs import SIDE
+from .networks import build
 
 PROBES = 512  # as in the paper
 

@@ -1,0 +1,156 @@
+"""The answer of `trace_layers`: an origin for every block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .base import SCHEMA, _Answer, _fields, _plain, report
+from .refs import ModelRef, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+
+# what a block is to its origin: every tensor equal, tuned, made of several, from none of the candidates, not to be told
+BlockKind = Literal["equal", "tuned", "mixture", "none", "undecided"]
+
+Method = Literal["single", "passthrough", "linear", "slerp", "task_arithmetic", "ties", "dare", "mixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One source of a block: `weight` of the block `block` of candidate `ref` in it, with its standard error.
+
+    Of a whole model `block` is empty. A weight may be negative, of a base that more than its deltas were added to.
+    """
+
+    ref: str
+    block: str
+    weight: float
+    stderr: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOrigin:
+    """Where one block of the child came from.
+
+    `block`: the child's own path prefix, `"stem"` and `"head"` for the rest, whose `index` is None. `parent`,
+    `parent_block`: the source of the largest weight; None where no candidate's block shares an origin with it.
+    `probability` that it is this one of the related candidates, in [0, 1], at most 0.97 of several, since a
+    child of the child may be nearer than its parent; None of a mixture, and where no test applies. `p_value`: chance of
+    such evidence for any pair of blocks, were all unrelated (Holm over child blocks × candidate blocks; None as above).
+    `mixture`: every source; their weights and `unknown` sum to 1, but for slerp and task arithmetic.
+    `unknown`: the share that no candidate explains. `residual`: ‖child − Σ weight · source‖ / ‖child‖.
+    """
+
+    block: str
+    index: int | None
+    kind: BlockKind
+    parent: str | None = None
+    parent_block: str | None = None
+    probability: float | None = None
+    p_value: float | None = None
+    log10_p: float | None = None
+    mixture: tuple[Share, ...] = ()
+    unknown: float | None = None
+    residual: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def moved(self) -> bool:
+        """Whether it stood elsewhere in its parent."""
+        return bool(self.facts.get("moved"))
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class LayerLineage(_Answer):
+    """The answer of `trace_layers`: an origin for every block, in the child's order: stem, blocks, head.
+
+    `candidates`: refs of those that have a block to compare, `revisions[ref]` their commits, `places[ref]` the paths of
+    their blocks. `scores[ref]`:
+    float64 (child blocks × that candidate's blocks), nan where shapes differ: the correlation of the weights, in
+    [−1, 1], or with features alone the metric's score. `mixture`, `unknown`, `residual` are those of the whole model;
+    `method` is a guess how it was made, `reasons` what the guess rests on.
+    """
+
+    child: ModelRef
+    requested: str
+    candidates: tuple[str, ...]
+    blocks: tuple[BlockOrigin, ...]
+    places: dict[str, tuple[str, ...]]
+    scores: dict[str, np.ndarray]
+    revisions: dict[str, str | None] = field(default_factory=dict)
+    mixture: tuple[Share, ...] = ()
+    unknown: float | None = None
+    residual: float | None = None
+    method: Method | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ("weights",)
+    bytes_read: int = 0
+    seconds: float = 0.0
+    seed: int = 0
+    alpha: float = 1e-3
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """float64 (child blocks × candidates): the score of the best block of each, nan where none can be compared."""
+        import numpy as np
+
+        best = [np.where(np.isnan(s), -np.inf, s).max(1, initial=-np.inf) for s in self._columns()]
+        matrix = np.array(best, dtype=np.float64).reshape(len(self.candidates), len(self.blocks)).T
+        return np.where(np.isinf(matrix), np.nan, matrix)
+
+    def _columns(self) -> list[np.ndarray]:
+        return [self.scores[ref] for ref in self.candidates]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract, schema `hf_lineage/1`: plain types, no NaN, floats of 9 significant digits."""
+        return _plain(
+            {
+                "schema": SCHEMA,
+                "child": {"ref": self.child.name, "requested": self.requested, "revision": self.child.revision},
+                "candidates": self.candidates,
+                "revisions": self.revisions,
+                "blocks": [
+                    {**_fields(block), "mixture": [_fields(share) for share in block.mixture]} for block in self.blocks
+                ],
+                "mixture": [_fields(share) for share in self.mixture],
+                "unknown": self.unknown,
+                "residual": self.residual,
+                "method": self.method,
+                "facts": self.facts,
+                "reasons": self.reasons,
+                "notes": self.notes,
+                "evidence": self.evidence,
+                **self._how(),
+            }
+        )
+
+    def sentence(self) -> str:
+        """How the model was made, in one plain sentence."""
+        return report("layers.sentence")(self, printable)
+
+    def to_markdown(self) -> str:
+        """How the model was made, and the origin of every block, as Markdown."""
+        return report("layers.markdown")(self)
+
+    def recipe(self) -> str:
+        """A mergekit YAML from which the child's blocks can be made again; comments say what it cannot tell."""
+        return report("recipe.recipe")(self)
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw child blocks × candidates: what share of each block is whose, and which blocks moved."""
+        return report("plots.plot_layers")(self, path)
+
+    def __repr__(self) -> str:
+        told = f"{len(self.blocks)} blocks, {len(self.candidates)} candidates"
+        return f"LayerLineage({self.child.name!r}, method={self.method!r}, {told})"
+
+    def __str__(self) -> str:
+        return report("layers.table")(self)

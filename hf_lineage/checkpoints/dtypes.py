@@ -1,0 +1,46 @@
+"""The table of dtypes: the bits of each, its torch dtype, and bytes → tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .entry import Slice
+
+if TYPE_CHECKING:
+    import torch
+
+# F6_E2M3 and F6_E3M2 are missing on purpose: the format names them but does not say how their bits are packed.
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "F4": 4,
+}  # fmt: skip
+
+# e2m1: sign, two exponent bits, one mantissa bit; two elements a byte, the lower nibble first (torch's float4)
+_F4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+
+def decode(buffer: bytearray, dtype: str, piece: Slice) -> torch.Tensor:
+    """Raw little-endian bytes of a slice → a 1-D tensor of the matching torch dtype (F4: float32)."""
+    import torch
+
+    if piece.start == piece.stop:
+        return torch.empty(0)
+    raw = torch.frombuffer(buffer, dtype=torch.uint8)
+    if dtype == "F4":
+        nibbles = torch.stack([raw & 15, raw >> 4], dim=1).reshape(-1)
+        skip = piece.start % 2
+        return torch.tensor(_F4)[nibbles[skip : skip + piece.stop - piece.start].long()]
+    return raw.view(torch_dtypes()[dtype])
+
+
+def torch_dtypes() -> dict[str, torch.dtype]:
+    import torch
+
+    return {
+        "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
+        "F16": torch.float16, "BF16": torch.bfloat16, "U32": torch.uint32, "I32": torch.int32,
+        "F32": torch.float32, "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64,
+        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+        "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    }  # fmt: skip

@@ -1,0 +1,36 @@
+"""One tensor of a checkpoint as its header describes it, and a slice of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a checkpoint, as its header describes it: looking at it costs no weights.
+
+    `shape` counts elements of `dtype` (the safetensors spelling, `"F32"`, `"BF16"`, …). `file` and `start` say
+    where its bytes begin; both are private to the checkpoint that made the entry.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    file: int = 0
+    start: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Slice:
+    """Elements `start` to `stop` of the flattened (row-major) tensor `name`."""
+
+    name: str
+    start: int
+    stop: int
