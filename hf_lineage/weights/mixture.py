@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 
 NOTHING = 1e-14  # of the largest squared length: rounding
 REST = 0.03  # of the unexplained square, at most, that related sources may leave; see `select`
-DRIFT = 0.1  # cosine of what fine-tuning adds with a merge's sources; see tests/test_layer_origins.py
+DRIFT = 0.1  # cosine of what fine-tuning adds with a merge's sources; see tests/test_layers_measured.py
 SIBLINGS = 0.35  # cosine of the deltas of two fine-tunes of one base
 EXACT = 0.01  # of the squared distance to the nearest source: a fine-tune leaves far more unexplained
 LEAST, MOST = 0.03, 5  # weight of a source of an average, and how many it may have

@@ -1,6 +1,6 @@
 """Layer origins measured: hybrids as in Neural Lineage's Fig. 1(c), and what people merge, with the truth known.
 
-pytest -m large tests/test_layer_origins.py        the tests run a reduced form of the same code.
+pytest -m large tests/test_layers_measured.py        the tests run a reduced form of the same code.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the README claims, measured on trained networks: reduced here, in full with `-m large` (figures are recorded).
 
-pytest -m large tests/test_measured.py        about 45 minutes on 2 cores
+pytest -m large tests/test_trace_measured.py        about 45 minutes on 2 cores
 """
 
 from __future__ import annotations

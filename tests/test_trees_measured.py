@@ -1,6 +1,6 @@
 """Family trees measured on families with a known truth: the methods side by side, light fine-tunes, what can go wrong.
 
-pytest -m large tests/test_family_trees.py        about an hour on 2 cores; the tests run a reduced form.
+pytest -m large tests/test_trees_measured.py        about an hour on 2 cores; the tests run a reduced form.
 """
 
 from __future__ import annotations

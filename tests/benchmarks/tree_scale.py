@@ -1,6 +1,6 @@
 """What the trees of hundreds of models cost: one pass over their bytes, on two cores, in bounded memory.
 
-By hand: `python tests/benchmarks/forest_scale.py FOLDER [--models 300] [--size 12M] [--dtype BF16] [--quick] [--keep]`.
+By hand: `python tests/benchmarks/tree_scale.py FOLDER [--models 300] [--size 12M] [--dtype BF16] [--quick] [--keep]`.
 Makes a forest of made-up Llama-like checkpoints in FOLDER, one at a time: ten random starts, four generations, uneven
 branching; a child is its parent plus noise, of its own size for each child and matrix, with rows left untouched. Then
 each of these runs alone in a fresh process on two cores, from files that are in no cache:
@@ -12,7 +12,7 @@ each of these runs alone in a fresh process on two cores, from files that are in
 Stages are timed from outside, by wrapping the functions that do them; memory is anonymous memory (RssAnon), looked at
 every 20 ms. Made-up noise has no drift, so its lineages are easy: the scores only say that nothing broke on the way.
 
-Prints a table and writes results/forest_scale.json (with --quick nothing); removes what it made but for --keep.
+Prints a table and writes results/tree_scale.json (with --quick nothing); removes what it made but for --keep.
 """
 
 from __future__ import annotations
@@ -347,7 +347,7 @@ def main() -> None:
     }  # fmt: skip
     print(table(runs))
     if not options.quick:
-        path = Path(__file__).parent / "results" / "forest_scale.json"
+        path = Path(__file__).parent / "results" / "tree_scale.json"
         path.write_text(json.dumps(rounded(figures), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if not options.keep:
         for member in members:
