@@ -14,7 +14,7 @@ from typing import Any
 import asking
 import gradio as gr
 from jobs import Job
-from questions import AT_ONCE, MOST_CANDIDATES, RefusedError, explain, model_id
+from questions import AT_ONCE, MAX_CANDIDATES, RefusedError, explain, model_id
 
 ENDPOINTS = ("trace", "layers", "family_tree", "find_candidates")
 HEAVY = "lineage"  # the queue that all of them share with the page
@@ -63,7 +63,7 @@ def family_tree(models: list[str] | str) -> str:
     return _answer(lambda: (asking.family(models, False),), asking.tree)
 
 
-def find_candidates(child: str, most: int = MOST_CANDIDATES) -> str:
+def find_candidates(child: str, most: int = MAX_CANDIDATES) -> str:
     """List models on the Hub that could be the parent of a model, each with the rules that led to it. Reads no weights.
 
     Args:
@@ -75,8 +75,8 @@ def find_candidates(child: str, most: int = MOST_CANDIDATES) -> str:
     """
 
     def check() -> tuple[str, int]:
-        if type(most) is not int or not 1 <= most <= MOST_CANDIDATES:
-            raise RefusedError(f"Expected `most` to be a whole number from 1 to {MOST_CANDIDATES}, got {most!r:.80}.")
+        if type(most) is not int or not 1 <= most <= MAX_CANDIDATES:
+            raise RefusedError(f"Expected `most` to be a whole number from 1 to {MAX_CANDIDATES}, got {most!r:.80}.")
         return model_id(child), most
 
     return _answer(check, asking.candidates)

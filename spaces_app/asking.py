@@ -11,9 +11,9 @@ from typing import Any
 
 from jobs import Progress
 from questions import (
-    MOST_BYTES,
-    MOST_CANDIDATES,
-    MOST_MODELS,
+    MAX_BYTES,
+    MAX_CANDIDATES,
+    MAX_MODELS,
     RefusedError,
     collection_slug,
     model_id,
@@ -29,15 +29,15 @@ Token = str | bool
 
 
 def trace(child: str, parents: Sequence[str], token: Token, progress: Progress) -> hl.Lineage:
-    return hl.trace(child, list(parents) or None, token=token, max_bytes=MOST_BYTES, progress=progress)
+    return hl.trace(child, list(parents) or None, token=token, max_bytes=MAX_BYTES, progress=progress)
 
 
 def layers(child: str, parents: Sequence[str], token: Token, progress: Progress) -> hl.LayerLineage:
-    return hl.trace_layers(child, list(parents) or None, token=token, max_bytes=MOST_BYTES, progress=progress)
+    return hl.trace_layers(child, list(parents) or None, token=token, max_bytes=MAX_BYTES, progress=progress)
 
 
 def tree(models: Sequence[str], token: Token, progress: Progress) -> hl.Phylogeny:
-    return hl.phylogeny(models, token=token, max_bytes=MOST_BYTES, progress=progress)
+    return hl.phylogeny(models, token=token, max_bytes=MAX_BYTES, progress=progress)
 
 
 def candidates(child: str, most: int, token: Token, progress: Progress) -> Any:
@@ -60,7 +60,7 @@ def family(given: Any, token: Token) -> list[str]:
             f"Expected the address of a collection alone, or ids of models, got {len(parts)} entries, {len(slugs)} of "
             "them a collection."
         )
-    ids = model_ids(models_of(slugs[0], token=token) if slugs else parts, MOST_MODELS)
+    ids = model_ids(models_of(slugs[0], token=token) if slugs else parts, MAX_MODELS)
     if len(ids) < 2:
         raise RefusedError(
             f"Expected two models or more, their ids one a line or the address of a collection, got {len(ids)}."
@@ -84,7 +84,7 @@ def _similar(text: str) -> tuple[str, ...]:
 
 def question(child: Any, parents: Any) -> tuple[str, list[str]]:
     """What was typed, checked."""
-    return model_id(child), model_ids(parents, MOST_CANDIDATES)
+    return model_id(child), model_ids(parents, MAX_CANDIDATES)
 
 
 def layers_view(found: hl.LayerLineage) -> View:

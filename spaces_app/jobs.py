@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from questions import MOST_SECONDS, RefusedError
+from questions import MAX_SECONDS, RefusedError
 
 Answer = TypeVar("Answer")
 
@@ -41,7 +41,7 @@ class _Stopped(BaseException):
 class Job(Generic[Answer]):
     """`for step in job: show(step)`, then `job.result()`; leaving the loop early, or never coming back, stops it."""
 
-    def __init__(self, work: Callable[[Progress], Answer], seconds: float = MOST_SECONDS) -> None:
+    def __init__(self, work: Callable[[Progress], Answer], seconds: float = MAX_SECONDS) -> None:
         self._work, self._seconds = work, seconds
         self._started = self._seen = time.monotonic()
         self._step = Step(0, 0, "opening the model")

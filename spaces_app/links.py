@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from questions import LONGEST, MOST_CANDIDATES, RefusedError, model_id, shown
+from questions import MAX_CANDIDATES, MAX_FIELD_CHARACTERS, RefusedError, model_id, shown
 
 TABS = ("trace", "layers", "tree", "annotate")
 
@@ -52,15 +52,15 @@ def from_link(query: Mapping[str, str]) -> Linked:
     tab = query.get("tab", "trace")
     child, wrong = _valid([query["child"]] if query.get("child") else [])
     parents, strange = _valid(query.get("parents", "").split(","))
-    models = [name for name in query.get("models", "")[:LONGEST].split(",") if name.strip()]
+    models = [name for name in query.get("models", "")[:MAX_FIELD_CHARACTERS].split(",") if name.strip()]
     trouble = [f"{shown(text)} is no id of a model on the Hub." for text in (*wrong, *strange)[:3]]
-    if len(parents) > MOST_CANDIDATES:
-        trouble.append(f"Of {len(parents)} candidates the first {MOST_CANDIDATES} are asked about.")
+    if len(parents) > MAX_CANDIDATES:
+        trouble.append(f"Of {len(parents)} candidates the first {MAX_CANDIDATES} are asked about.")
     told = f"Of the link: {' '.join(trouble)}" if trouble else ""
     if not child:
         return Linked("tree" if tab == "tree" else "trace", models="\n".join(models), trouble=told)
     known = tab if tab in TABS else "trace"
-    return Linked(known, child[0], "\n".join(parents[:MOST_CANDIDATES]), "\n".join(models), told)
+    return Linked(known, child[0], "\n".join(parents[:MAX_CANDIDATES]), "\n".join(models), told)
 
 
 def _valid(texts: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -13,13 +13,13 @@ from hf_lineage import LineageError, ModelRef, errors
 
 HUB = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
-MOST_CANDIDATES = 16  # parents named by hand
-MOST_MODELS = 24  # of a family tree
-MOST_BYTES = 1 << 30  # read for one question, over all models together
-MOST_SECONDS = float(os.environ.get("HF_LINEAGE_SECONDS", "240"))  # for one question
+MAX_CANDIDATES = 16  # parents named by hand
+MAX_MODELS = 24  # of a family tree
+MAX_BYTES = 1 << 30  # read for one question, over all models together
+MAX_SECONDS = float(os.environ.get("HF_LINEAGE_SECONDS", "240"))  # for one question
 AT_ONCE, WAITING = 2, int(os.environ.get("HF_LINEAGE_WAITING", "40"))  # questions that are worked on, and that wait
 
-LONGEST = 4000  # characters of a field
+MAX_FIELD_CHARACTERS = 4000  # characters of a field
 _NAMED = re.compile(r"[\w.-]{1,96}/[\w.-]{1,200}")
 _BLANK = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"  # what is copied along with a name, and is not seen
 _PARTS = re.compile(r"[\s,;]+")
@@ -65,7 +65,7 @@ def model_id(text: Any) -> str:
     return str(ref)
 
 
-def model_ids(given: Any, most: int = MOST_CANDIDATES) -> list[str]:
+def model_ids(given: Any, most: int = MAX_CANDIDATES) -> list[str]:
     """Several ids, each once: a list of them, or a text with one a line or with spaces or commas between them."""
     ids = list(dict.fromkeys(model_id(part) for part in parts_of(given)))
     if len(ids) > most:
@@ -80,8 +80,8 @@ def parts_of(given: Any) -> list[str]:
         raise RefusedError(
             f'Expected ids of models as a list of texts, such as ["org/a", "org/b"], got {_given(given)}.'
         )
-    if sum(map(len, texts)) > LONGEST:
-        raise RefusedError(f"Expected at most {LONGEST:,} characters of model ids.")
+    if sum(map(len, texts)) > MAX_FIELD_CHARACTERS:
+        raise RefusedError(f"Expected at most {MAX_FIELD_CHARACTERS:,} characters of model ids.")
     return [part for text in texts for word in _PARTS.split(text) if (part := _clean(word))]
 
 
@@ -164,7 +164,7 @@ def _of_library(error: LineageError, signed_in: bool, program: bool) -> str:
         return f"{said} This page reads safetensors only."
     if isinstance(error, errors.LimitError):
         return (
-            f"That would read more than the {MOST_BYTES >> 20} MB that this page reads for one question. Name fewer "
+            f"That would read more than the {MAX_BYTES >> 20} MB that this page reads for one question. Name fewer "
             "models, or use the command line."
         )
     return said

@@ -34,7 +34,7 @@ CLAIMS = {
     "not_testable": ("?", "not testable: it was not compared, or not decided", "maybe"),
 }
 SOURCES = {"card": "The model card", "config": "config.json", "adapter": "The adapter", "mergekit": "The merge recipe"}
-MOST_ROWS = 12  # candidates that are not folded away
+MAX_OPEN_ROWS = 12  # candidates that are not folded away
 SILENT = 8.0  # seconds without news after which that is said
 LONGEST_JSON = 200_000  # characters that are put into the page
 _DRAWING = threading.Lock()  # matplotlib's caches are not made for several threads
@@ -240,7 +240,7 @@ def _candidates(answer: dict[str, Any]) -> str:
         _row(candidate, first=i == 0 and answer["parent"] is not None)
         for i, candidate in enumerate(answer["candidates"])
     ]
-    rows, more = rows[:MOST_ROWS], rows[MOST_ROWS:]
+    rows, more = rows[:MAX_OPEN_ROWS], rows[MAX_OPEN_ROWS:]
     none = answer["none_probability"]
     if none is not None:
         best = ' class="hl-best"' if answer["verdict"] == "none" else ""

@@ -36,7 +36,7 @@ QUEUED: dict[str, Any] = {
     **HIDDEN, "concurrency_id": HEAVY, "concurrency_limit": AT_ONCE, "show_progress": "hidden",
 }  # fmt: skip
 AT_HAND: dict[str, Any] = {**HIDDEN, "queue": False, "show_progress": "hidden"}
-MOST_SUGGESTED = 400  # ids in the menu of one session
+MAX_SUGGESTED_IDS = 400  # ids in the menu of one session
 SESSION_SECONDS = 3 * 3600  # that the answers of a session are kept for the Annotate tab
 
 
@@ -168,7 +168,7 @@ def complete(typed: str, seen: list[str]) -> tuple[Any, list[str]]:
     """Ids like the one being typed, before earlier ones: gradio's menu breaks where it becomes shorter while open."""
     found = asking.similar(typed or "")
     known = [*found, *(name for name in seen if name not in found)]
-    if not found or len(known) > MOST_SUGGESTED:
+    if not found or len(known) > MAX_SUGGESTED_IDS:
         return gr.skip(), seen
     return gr.Dropdown(choices=known), known
 

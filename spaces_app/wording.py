@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from questions import MOST_BYTES, MOST_CANDIDATES, MOST_MODELS, MOST_SECONDS, tool
+from questions import MAX_BYTES, MAX_CANDIDATES, MAX_MODELS, MAX_SECONDS, tool
 
 TITLE = "Model Lineage"
 HEAD = """<div class="hl hl-head"><h1>Where does this model come from?</h1>
@@ -40,8 +40,8 @@ only where everything is read: use the command line with <code>--sample all</cod
 </ul>
 <h2>Limits of this page</h2>
 <ul>
-<li>{MOST_CANDIDATES} candidates named by hand (a search looks at up to 256), {MOST_MODELS} models in a tree,
-{MOST_BYTES >> 20} MB read and {MOST_SECONDS:.0f} seconds for one question; two questions are worked on at once.</li>
+<li>{MAX_CANDIDATES} candidates named by hand (a search looks at up to 256), {MAX_MODELS} models in a tree,
+{MAX_BYTES >> 20} MB read and {MAX_SECONDS:.0f} seconds for one question; two questions are worked on at once.</li>
 <li>Public models, and gated ones that you may read, once you are signed in. Nothing is kept: your token and your
 answers stay in
 your session.</li>

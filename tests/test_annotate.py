@@ -38,7 +38,7 @@ ASKED = ["lab/parent", "lab/stranger"]
 
 
 @pytest.fixture
-def desk(lab: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def server(lab: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The lab, whose child has a card without a base; `hf_lab` may write there, `hf_bob` may propose."""
     lab.commit("lab/child", {"README.md": CARD})
     lab.tokens["hf_lab"] = "lab"
@@ -50,7 +50,7 @@ TRACED: list[Lineage] = []
 
 
 @pytest.fixture
-def lineage(desk: Any) -> Lineage:
+def lineage(server: Any) -> Lineage:
     """Traced once: the stand-in gives the same commits the same names."""
     if not TRACED:
         TRACED.append(hl.trace("lab/child", ASKED, token=False))
@@ -68,42 +68,42 @@ def writes(hub: Any) -> list[str]:
 
 class TestLooking:
     def test_is_the_default_and_writes_nothing(
-        self, desk: Any, lineage: Lineage, monkeypatch: pytest.MonkeyPatch
+        self, server: Any, lineage: Lineage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(annotation, "_picture", lambda answer: pytest.fail("no picture is drawn to be looked at"))
-        desk.log.clear()
+        server.log.clear()
         note = hl.annotate("lab/child", lineage, token=False)
         assert (note.changed, note.url, note.files) == (True, None, FILES)
-        assert not writes(desk) and not [
-            call for call in desk.log if "whoami" in call.path or "discussions" in call.path
+        assert not writes(server) and not [
+            call for call in server.log if "whoami" in call.path or "discussions" in call.path
         ]
         assert "+base_model: lab/parent\n+base_model_relation: finetune\n" in note.diff
         assert not [line for line in note.diff.splitlines() if line.startswith("-") and line != "--- a/README.md"]
-        assert files(desk)["README.md"] == CARD
-        assert len(desk.log) <= 5 + len(lineage.candidates) - 1  # repo, gate, card (2), and each candidate's terms
+        assert files(server)["README.md"] == CARD
+        assert len(server.log) <= 5 + len(lineage.candidates) - 1  # repo, gate, card (2), and each candidate's terms
 
-    def test_needs_no_weights(self, desk: Any, lineage: Lineage) -> None:
-        desk.log.clear()
+    def test_needs_no_weights(self, server: Any, lineage: Lineage) -> None:
+        server.log.clear()
         hl.annotate("lab/child", lineage, token=False)
-        assert not [call for call in desk.log if "safetensors" in call.path or call.app == "cdn"]
+        assert not [call for call in server.log if "safetensors" in call.path or call.app == "cdn"]
 
-    def test_its_text_is_fit_for_a_terminal(self, desk: Any, lineage: Lineage) -> None:
-        desk.commit("lab/child", {"README.md": "# \x1b[31mred\u202e\nx".encode()})
+    def test_its_text_is_fit_for_a_terminal(self, server: Any, lineage: Lineage) -> None:
+        server.commit("lab/child", {"README.md": "# \x1b[31mred\u202e\nx".encode()})
         assert "\x1b" not in (diff := hl.annotate("lab/child", lineage, token=False).diff) and " # ?[31mred?" in diff
 
-    def test_its_forms(self, desk: Any, lineage: Lineage) -> None:
+    def test_its_forms(self, server: Any, lineage: Lineage) -> None:
         note = hl.annotate("lab/child", lineage, token=False)
         assert json.loads(note.to_json()) == {
             "schema": "hf_lineage/1", "changed": True, "url": None, "files": list(FILES), "notes": [], "diff": note.diff,
         }  # fmt: skip
         assert str(note) + "\n" == note.diff and "````diff" in note.to_markdown()
 
-    def test_a_card_that_is_not_there_is_made(self, desk: Any, lineage: Lineage) -> None:
-        desk.commit("lab/child", {"README.md": None})
+    def test_a_card_that_is_not_there_is_made(self, server: Any, lineage: Lineage) -> None:
+        server.commit("lab/child", {"README.md": None})
         note = hl.annotate("lab/child", lineage, token="hf_lab", push=True)
-        assert note.changed and files(desk)["README.md"].startswith(b"---\nbase_model: lab/parent\n")
+        assert note.changed and files(server)["README.md"].startswith(b"---\nbase_model: lab/parent\n")
 
-    def test_files_can_be_saved_to_look_at(self, desk: Any, lineage: Lineage, tmp_path: Path) -> None:
+    def test_files_can_be_saved_to_look_at(self, server: Any, lineage: Lineage, tmp_path: Path) -> None:
         note = hl.annotate("lab/child", lineage, token=False)
         note.save(tmp_path / "out")
         found = {
@@ -113,53 +113,59 @@ class TestLooking:
 
 
 class TestPullRequest:
-    def test_is_opened_once(self, desk: Any, lineage: Lineage) -> None:
+    def test_is_opened_once(self, server: Any, lineage: Lineage) -> None:
         first = hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
-        (about,) = desk.repos["lab/child"].discussions.values()
-        assert first.url == f"{desk.url}/lab/child/discussions/1" and (about.title, about.author) == (
+        (about,) = server.repos["lab/child"].discussions.values()
+        assert first.url == f"{server.url}/lab/child/discussions/1" and (about.title, about.author) == (
             "Add model lineage",
             "bob",
         )
-        assert set(files(desk, "refs/pr/1")) == {*FILES, "model.safetensors", "config.json"}
-        assert files(desk)["README.md"] == CARD
+        assert set(files(server, "refs/pr/1")) == {*FILES, "model.safetensors", "config.json"}
+        assert files(server)["README.md"] == CARD
         for text in (
             "Fine-tuned from `lab/parent`",
             "How to reproduce",
             "`base_model` and `base_model_relation` to its metadata",
         ):
             assert text in about.comments[0]
-        desk.log.clear()
+        server.log.clear()
         again = hl.annotate("lab/child", hl.trace("lab/child", ASKED, token=False), create_pr=True, token="hf_bob")
-        assert (again.changed, again.url, again.diff) == (False, first.url, "") and not writes(desk)
-        assert len(desk.repos["lab/child"].discussions) == 1
+        assert (again.changed, again.url, again.diff) == (False, first.url, "") and not writes(server)
+        assert len(server.repos["lab/child"].discussions) == 1
 
-    def test_is_updated_by_another_answer(self, desk: Any, lineage: Lineage) -> None:
+    def test_is_updated_by_another_answer(self, server: Any, lineage: Lineage) -> None:
         first = hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
         other = hl.trace("lab/child", [*ASKED, "lab/stranger-2"], token=False)
         second = hl.annotate("lab/child", other, create_pr=True, token="hf_bob")
-        assert second.changed and second.url == first.url and len(desk.repos["lab/child"].discussions) == 1
-        assert b"lab/stranger-2" in files(desk, "refs/pr/1")["README.md"]
+        assert second.changed and second.url == first.url and len(server.repos["lab/child"].discussions) == 1
+        assert b"lab/stranger-2" in files(server, "refs/pr/1")["README.md"]
 
-    def test_of_somebody_else_or_closed_is_not_touched(self, desk: Any, lineage: Lineage) -> None:
+    def test_of_somebody_else_or_closed_is_not_touched(self, server: Any, lineage: Lineage) -> None:
         hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
         second = hl.annotate("lab/child", lineage, create_pr=True, token="hf_alice")
         assert second.url and second.url.endswith("/2")
-        desk.repos["lab/child"].discussions[1].status = "closed"
+        server.repos["lab/child"].discussions[1].status = "closed"
         third = hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
         assert third.url and third.url.endswith("/3")
 
     @pytest.mark.parametrize("kind", ["lost", "drop", 502])
-    def test_is_not_doubled_by_a_lost_answer(self, desk: Any, lineage: Lineage, kind: Any) -> None:
-        desk.fault(kind, on="write", file="lab/child")
+    def test_is_not_doubled_by_a_lost_answer(self, server: Any, lineage: Lineage, kind: Any) -> None:
+        server.fault(kind, on="write", file="lab/child")
         note = hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
-        assert note.changed and note.url == f"{desk.url}/lab/child/discussions/1"
-        assert len(desk.repos["lab/child"].discussions) == 1 and START.encode() in files(desk, "refs/pr/1")["README.md"]
+        assert note.changed and note.url == f"{server.url}/lab/child/discussions/1"
+        assert (
+            len(server.repos["lab/child"].discussions) == 1
+            and START.encode() in files(server, "refs/pr/1")["README.md"]
+        )
 
-    def test_tells_of_a_base_that_the_weights_contradict(self, desk: Any) -> None:
-        desk.commit("lab/child", {"README.md": b"---\nbase_model: lab/stranger\nlicense: mit\n---\n# T\n"})
+    def test_tells_of_a_base_that_the_weights_contradict(self, server: Any) -> None:
+        server.commit("lab/child", {"README.md": b"---\nbase_model: lab/stranger\nlicense: mit\n---\n# T\n"})
         lineage = hl.trace("lab/child", ["lab/parent", "lab/stranger"], token=False)
         note = hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
-        card, text = files(desk, "refs/pr/1")["README.md"].decode(), desk.repos["lab/child"].discussions[1].comments[0]
+        card, text = (
+            files(server, "refs/pr/1")["README.md"].decode(),
+            server.repos["lab/child"].discussions[1].comments[0],
+        )
         assert (
             card.startswith("---\nbase_model: lab/stranger\nlicense: mit\n---\n# T\n") and "to its metadata" not in text
         )
@@ -168,18 +174,21 @@ class TestPullRequest:
         for where in (text, card):
             assert "The card names `lab/stranger`: contradicted, no sign of a common origin." in where
 
-    def test_tells_of_licences_and_gates(self, desk: Any, lineage: Lineage) -> None:
-        desk.commit("lab/parent", {"README.md": b"---\nlicense: llama2\n---\n"})
-        desk.repos["lab/parent"].gated = "manual"
+    def test_tells_of_licences_and_gates(self, server: Any, lineage: Lineage) -> None:
+        server.commit("lab/parent", {"README.md": b"---\nlicense: llama2\n---\n"})
+        server.repos["lab/parent"].gated = "manual"
         lineage = hl.trace("lab/child", ASKED, token="hf_lab")
         hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
-        card, text = files(desk, "refs/pr/1")["README.md"].decode(), desk.repos["lab/child"].discussions[1].comments[0]
+        card, text = (
+            files(server, "refs/pr/1")["README.md"].decode(),
+            server.repos["lab/child"].discussions[1].comments[0],
+        )
         for where in (text, card):
             assert "The card of `lab/parent` declares the licence `llama2`; this card declares `mit`." in where
             assert "Access to `lab/parent` is gated; access to this model is not." in where
 
-    def test_a_private_parent_is_told_before_it_is_named(self, desk: Any, lineage: Lineage) -> None:
-        desk.repos["lab/parent"].private = True
+    def test_a_private_parent_is_told_before_it_is_named(self, server: Any, lineage: Lineage) -> None:
+        server.repos["lab/parent"].private = True
         assert hl.annotate("lab/child", lineage, token="hf_lab").notes == (
             "`lab/parent` is private: the card would name it.",
         )
@@ -187,12 +196,12 @@ class TestPullRequest:
 
 
 class TestPush:
-    def test_is_one_commit_of_all_files(self, desk: Any, lineage: Lineage) -> None:
-        before = len(desk.repos["lab/child"].commits)
+    def test_is_one_commit_of_all_files(self, server: Any, lineage: Lineage) -> None:
+        before = len(server.repos["lab/child"].commits)
         note = hl.annotate("lab/child", lineage, push=True, token="hf_lab")
-        repo = desk.repos["lab/child"]
-        assert len(repo.commits) == before + 1 and note.url == f"{desk.url}/lab/child/commit/{repo.refs['main']}"
-        content = files(desk)
+        repo = server.repos["lab/child"]
+        assert len(repo.commits) == before + 1 and note.url == f"{server.url}/lab/child/commit/{repo.refs['main']}"
+        content = files(server)
         card = content["README.md"].decode()
         assert card.startswith(
             CARD.decode().replace("---\r\n# A", "base_model: lab/parent\r\nbase_model_relation: finetune\r\n---\r\n# A")
@@ -201,84 +210,84 @@ class TestPush:
         assert content["lineage/lineage.png"].startswith(b"\x89PNG")
         told = json.loads(content["lineage.json"])
         assert told["parent"] == "lab/parent" and not {"seconds", "bytes_read"} & set(told)
-        assert not desk.leaks
+        assert not server.leaks
 
     @pytest.mark.parametrize("asked", [ASKED, None])
-    def test_a_second_run_changes_nothing(self, desk: Any, lineage: Lineage, asked: list[str] | None) -> None:
+    def test_a_second_run_changes_nothing(self, server: Any, lineage: Lineage, asked: list[str] | None) -> None:
         hl.annotate("lab/child", lineage, push=True, token="hf_lab")
-        head = desk.repos["lab/child"].refs["main"]
+        head = server.repos["lab/child"].refs["main"]
         later = hl.trace("lab/child", asked, token=False)  # of another commit; None: the card declares it now
         assert later.child.revision == head and later.claims
-        desk.log.clear()
+        server.log.clear()
         for about in ({"push": True}, {"create_pr": True}, {}):
             note = hl.annotate("lab/child", later, token="hf_lab", **about)
             assert (note.changed, note.url, note.files) == (False, None, ())
-        assert not writes(desk) and desk.repos["lab/child"].refs["main"] == head
+        assert not writes(server) and server.repos["lab/child"].refs["main"] == head
 
-    def test_layers_are_added_and_stay(self, desk: Any, lineage: Lineage) -> None:
+    def test_layers_are_added_and_stay(self, server: Any, lineage: Lineage) -> None:
         layers = hl.trace_layers("lab/child", ASKED, token=False)
         hl.annotate("lab/child", lineage, push=True, token="hf_lab")
         with_layers = hl.annotate("lab/child", lineage, layers=layers, push=True, token="hf_lab")
         assert with_layers.files == (*FILES[:3], "lineage/layers.json", "lineage/layers.png", *FILES[3:])
-        assert set(with_layers.files) < set(files(desk)) and b"### Layers" in files(desk)["README.md"]
+        assert set(with_layers.files) < set(files(server)) and b"### Layers" in files(server)["README.md"]
         assert not hl.annotate("lab/child", lineage, layers=layers, token=False).changed
         assert not hl.annotate("lab/child", lineage, token=False).changed
 
-    def test_what_somebody_changed_in_the_section_is_written_again(self, desk: Any, lineage: Lineage) -> None:
+    def test_what_somebody_changed_in_the_section_is_written_again(self, server: Any, lineage: Lineage) -> None:
         hl.annotate("lab/child", lineage, push=True, token="hf_lab")
-        card = files(desk)["README.md"]
-        desk.commit("lab/child", {"README.md": card.replace(b"Fine-tuned from", b"Stolen from")})
+        card = files(server)["README.md"]
+        server.commit("lab/child", {"README.md": card.replace(b"Fine-tuned from", b"Stolen from")})
         assert hl.annotate("lab/child", lineage, push=True, token="hf_lab").changed
-        assert files(desk)["README.md"] == card
+        assert files(server)["README.md"] == card
 
     def test_overtaken_by_another_commit_it_reads_again(
-        self, desk: Any, lineage: Lineage, monkeypatch: pytest.MonkeyPatch
+        self, server: Any, lineage: Lineage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from hf_lineage.hub.cards import Desk
+        from hf_lineage.hub.cards import CardRepository
 
-        real, calls = Desk.commit, []
+        real, calls = CardRepository.commit, []
 
-        def overtaken(self: Desk, *args: Any, **kwargs: Any) -> str:
+        def overtaken(self: CardRepository, *args: Any, **kwargs: Any) -> str:
             calls.append(kwargs["parent"])
             if len(calls) == 1:
-                desk.commit("lab/child", {"README.md": CARD + b"\r\nA new line.\r\n"})
+                server.commit("lab/child", {"README.md": CARD + b"\r\nA new line.\r\n"})
             return real(self, *args, **kwargs)
 
-        monkeypatch.setattr(Desk, "commit", overtaken)
+        monkeypatch.setattr(CardRepository, "commit", overtaken)
         assert hl.annotate("lab/child", lineage, push=True, token="hf_lab").changed
-        card = files(desk)["README.md"]
+        card = files(server)["README.md"]
         assert len(calls) == 2 and b"A new line." in card and START.encode() in card
 
-    def test_but_not_for_ever(self, desk: Any, lineage: Lineage) -> None:
-        desk.fault(412, on="write", times=None)
+    def test_but_not_for_ever(self, server: Any, lineage: Lineage) -> None:
+        server.fault(412, on="write", times=None)
         with pytest.raises(HubUnavailableError, match=r"3 tries \(the repo changed meanwhile\)"):
             hl.annotate("lab/child", lineage, push=True, token="hf_lab")
 
     @pytest.mark.parametrize("kind", ["drop", 503])
-    def test_an_upload_that_breaks_off_is_tried_again(self, desk: Any, lineage: Lineage, kind: Any) -> None:
-        desk.fault(kind, on="cdn", times=6)  # the client itself tries six times
+    def test_an_upload_that_breaks_off_is_tried_again(self, server: Any, lineage: Lineage, kind: Any) -> None:
+        server.fault(kind, on="cdn", times=6)  # the client itself tries six times
         assert hl.annotate("lab/child", lineage, push=True, token="hf_lab").changed
-        desk.commit("lab/child", {"README.md": CARD})
-        desk.fault(kind, on="cdn", times=None)
+        server.commit("lab/child", {"README.md": CARD})
+        server.fault(kind, on="cdn", times=None)
         other = replace(lineage, alpha=0.01, notes=("other bytes",), verdict="undecided", parent=None)
         with pytest.raises(HubUnavailableError, match="no answer"):
             hl.annotate("lab/child", other, push=True, token="hf_lab")
 
     @pytest.mark.parametrize("kind", ["lost", "drop"])
-    def test_a_lost_answer_is_looked_for(self, desk: Any, lineage: Lineage, kind: Any) -> None:
-        before = len(desk.repos["lab/child"].commits)
-        desk.fault(kind, on="write", file="lab/child")
+    def test_a_lost_answer_is_looked_for(self, server: Any, lineage: Lineage, kind: Any) -> None:
+        before = len(server.repos["lab/child"].commits)
+        server.fault(kind, on="write", file="lab/child")
         note = hl.annotate("lab/child", lineage, push=True, token="hf_lab")
-        repo = desk.repos["lab/child"]
-        assert note.changed and note.url == f"{desk.url}/lab/child/commit/{repo.refs['main']}"
+        repo = server.repos["lab/child"]
+        assert note.changed and note.url == f"{server.url}/lab/child/commit/{repo.refs['main']}"
         assert len(repo.commits) == before + 1
 
 
-def test_a_merge_names_all_it_was_made_of(desk: Any, make_net: Any) -> None:
+def test_a_merge_names_all_it_was_made_of(server: Any, make_net: Any) -> None:
     base = make_net(11)
     a, b = make_net(12, base), make_net(13, base)
     for name, tensors in (("a", a), ("b", b), ("mean", {key: (a[key] + b[key]) / 2 for key in a})):
-        desk.add(f"lab/{name}", {"model.safetensors": save(tensors), "config.json": b"{}"})
+        server.add(f"lab/{name}", {"model.safetensors": save(tensors), "config.json": b"{}"})
     lineage = hl.trace("lab/mean", ["lab/a", "lab/b"], token=False)
     layers = hl.trace_layers("lab/mean", ["lab/a", "lab/b"], token=False)
     note = hl.annotate("lab/mean", lineage, layers=layers, token=False)
@@ -290,33 +299,33 @@ def test_a_merge_names_all_it_was_made_of(desk: Any, make_net: Any) -> None:
 
 
 class TestRefusals:
-    def refused(self, desk: Any, error: type[Exception], match: str, child: Any = "lab/child", **about: Any) -> str:
+    def refused(self, server: Any, error: type[Exception], match: str, child: Any = "lab/child", **about: Any) -> str:
         """One line that names no token, and nothing written."""
-        head = dict(desk.repos["lab/child"].refs)
+        head = dict(server.repos["lab/child"].refs)
         with pytest.raises(error, match=match) as found:
             hl.annotate(child, **about)
-        assert desk.repos["lab/child"].refs == head and "\n" not in str(found.value)
-        assert not any(token in str(found.value) for token in desk.tokens)
+        assert server.repos["lab/child"].refs == head and "\n" not in str(found.value)
+        assert not any(token in str(found.value) for token in server.tokens)
         return str(found.value)
 
-    def test_without_a_token(self, desk: Any, lineage: Lineage) -> None:
-        desk.log.clear()
+    def test_without_a_token(self, server: Any, lineage: Lineage) -> None:
+        server.log.clear()
         for about in ({"create_pr": True}, {"push": True}):
             for token in (False, None):
-                self.refused(desk, AccessDeniedError, "hf auth login", lineage=lineage, token=token, **about)
-        assert not desk.log
+                self.refused(server, AccessDeniedError, "hf auth login", lineage=lineage, token=token, **about)
+        assert not server.log
 
-    def test_with_an_unknown_token(self, desk: Any, lineage: Lineage) -> None:
+    def test_with_an_unknown_token(self, server: Any, lineage: Lineage) -> None:
         for about in ({"create_pr": True}, {"push": True}):
             text = self.refused(
-                desk, TokenRefusedError, "HTTP 401|hf auth login", lineage=lineage, token="hf_nobodys", **about
+                server, TokenRefusedError, "HTTP 401|hf auth login", lineage=lineage, token="hf_nobodys", **about
             )
             assert "hf_nobodys" not in text
 
-    def test_with_a_token_that_may_only_read(self, desk: Any, lineage: Lineage) -> None:
-        desk.roles["hf_bob"] = "read"
+    def test_with_a_token_that_may_only_read(self, server: Any, lineage: Lineage) -> None:
+        server.roles["hf_bob"] = "read"
         self.refused(
-            desk,
+            server,
             WriteRefusedError,
             r"may not open a pull request .* 403.*role `read`",
             lineage=lineage,
@@ -324,9 +333,9 @@ class TestRefusals:
             token="hf_bob",
         )
 
-    def test_of_somebody_elses_repo(self, desk: Any, lineage: Lineage) -> None:
+    def test_of_somebody_elses_repo(self, server: Any, lineage: Lineage) -> None:
         self.refused(
-            desk,
+            server,
             WriteRefusedError,
             "may not push to .* propose it by a pull request",
             lineage=lineage,
@@ -334,69 +343,74 @@ class TestRefusals:
             token="hf_bob",
         )
 
-    def test_where_pull_requests_are_disabled(self, desk: Any, lineage: Lineage) -> None:
-        desk.fault(403, on="write")
+    def test_where_pull_requests_are_disabled(self, server: Any, lineage: Lineage) -> None:
+        server.fault(403, on="write")
         self.refused(
-            desk, WriteRefusedError, "unless the owner has disabled", lineage=lineage, create_pr=True, token="hf_bob"
+            server, WriteRefusedError, "unless the owner has disabled", lineage=lineage, create_pr=True, token="hf_bob"
         )
 
-    def test_of_a_repo_that_is_hidden_or_gone(self, desk: Any, lineage: Lineage) -> None:
-        desk.repos["lab/child"].private = True
-        self.refused(desk, ModelNotFoundError, "not found", lineage=lineage, create_pr=True, token="hf_bob")
-        desk.repos["lab/child"].private = False
-        desk.repos["lab/child"].gated = "auto"
-        self.refused(desk, GatedError, "gated", lineage=lineage, create_pr=True, token="hf_bob")
+    def test_of_a_repo_that_is_hidden_or_gone(self, server: Any, lineage: Lineage) -> None:
+        server.repos["lab/child"].private = True
+        self.refused(server, ModelNotFoundError, "not found", lineage=lineage, create_pr=True, token="hf_bob")
+        server.repos["lab/child"].private = False
+        server.repos["lab/child"].gated = "auto"
+        self.refused(server, GatedError, "gated", lineage=lineage, create_pr=True, token="hf_bob")
 
-    def test_of_metadata_that_the_hub_refuses(self, desk: Any, lineage: Lineage) -> None:
-        desk.commit("lab/child", {"README.md": b"---\nlicense: {a: 1}\n---\n"})
+    def test_of_metadata_that_the_hub_refuses(self, server: Any, lineage: Lineage) -> None:
+        server.commit("lab/child", {"README.md": b"---\nlicense: {a: 1}\n---\n"})
         text = self.refused(
-            desk,
+            server,
             CardError,
             'refuses the card of `lab/child`.*"license" must be',
             lineage=lineage,
             push=True,
             token="hf_lab",
         )
-        assert "commit" not in " ".join(writes(desk)[-1:]) and len(text) < 400
+        assert "commit" not in " ".join(writes(server)[-1:]) and len(text) < 400
 
     @pytest.mark.parametrize(
         ("card", "match"),
         [(b"caf\xe9", "UTF-8"), (b"x" * (10 * 2**20 + 1), "at most"), (START.encode(), "once each")],
         ids=["latin-1", "long", "marks"],
     )
-    def test_of_a_card_that_cannot_be_edited(self, desk: Any, lineage: Lineage, card: bytes, match: str) -> None:
-        desk.commit("lab/child", {"README.md": card})
+    def test_of_a_card_that_cannot_be_edited(self, server: Any, lineage: Lineage, card: bytes, match: str) -> None:
+        server.commit("lab/child", {"README.md": card})
         for about in ({}, {"push": True}, {"create_pr": True}):
-            self.refused(desk, CardError, match, lineage=lineage, token="hf_lab", **about)
+            self.refused(server, CardError, match, lineage=lineage, token="hf_lab", **about)
 
-    def test_of_files_that_somebody_else_put_there(self, desk: Any, lineage: Lineage) -> None:
+    def test_of_files_that_somebody_else_put_there(self, server: Any, lineage: Lineage) -> None:
         for content in (b"{}", b"[", b'{"schema": "other"}'):
-            desk.commit("lab/child", {"lineage.json": content})
-            self.refused(desk, CardError, "no `lineage.json` beside", lineage=lineage, push=True, token="hf_lab")
-        desk.commit("lab/child", {"lineage.json": b'{"schema": "hf_lineage/1"}'})  # of a section that was taken out
+            server.commit("lab/child", {"lineage.json": content})
+            self.refused(server, CardError, "no `lineage.json` beside", lineage=lineage, push=True, token="hf_lab")
+        server.commit("lab/child", {"lineage.json": b'{"schema": "hf_lineage/1"}'})  # of a section that was taken out
         assert hl.annotate("lab/child", lineage, push=True, token="hf_lab").changed
 
-    def test_of_weights_that_are_others_by_now(self, desk: Any, lineage: Lineage, nets: Any) -> None:
-        desk.commit("lab/child", {"model.safetensors": save(nets["stranger"])})
-        self.refused(desk, ArgumentError, "Trace it again", lineage=lineage, push=True, token="hf_lab")
+    def test_of_weights_that_are_others_by_now(self, server: Any, lineage: Lineage, nets: Any) -> None:
+        server.commit("lab/child", {"model.safetensors": save(nets["stranger"])})
+        self.refused(server, ArgumentError, "Trace it again", lineage=lineage, push=True, token="hf_lab")
 
-    def test_of_another_model(self, desk: Any, lineage: Lineage, tmp_path: Path) -> None:
-        self.refused(desk, ArgumentError, "`lab/child`, got `lab/parent`", child="lab/parent", lineage=lineage)
-        self.refused(desk, ArgumentError, "`lab/child`, got", child=tmp_path, lineage=lineage)
+    def test_of_another_model(self, server: Any, lineage: Lineage, tmp_path: Path) -> None:
+        self.refused(server, ArgumentError, "`lab/child`, got `lab/parent`", child="lab/parent", lineage=lineage)
+        self.refused(server, ArgumentError, "`lab/child`, got", child=tmp_path, lineage=lineage)
         layers = hl.trace_layers("lab/parent", ["lab/stranger"], token=False)
-        self.refused(desk, ArgumentError, "layers of `lab/child`", lineage=lineage, layers=layers)
+        self.refused(server, ArgumentError, "layers of `lab/child`", lineage=lineage, layers=layers)
 
-    def test_of_both_ways_at_once(self, desk: Any, lineage: Lineage) -> None:
-        self.refused(desk, ArgumentError, "got both", lineage=lineage, create_pr=True, push=True)
+    def test_of_both_ways_at_once(self, server: Any, lineage: Lineage) -> None:
+        self.refused(server, ArgumentError, "got both", lineage=lineage, create_pr=True, push=True)
 
-    def test_when_the_hub_is_down(self, desk: Any, lineage: Lineage) -> None:
-        desk.fault(503, on="write", times=None)
+    def test_when_the_hub_is_down(self, server: Any, lineage: Lineage) -> None:
+        server.fault(503, on="write", times=None)
         self.refused(
-            desk, HubUnavailableError, "HTTP 503.*nothing is written twice", lineage=lineage, push=True, token="hf_lab"
+            server,
+            HubUnavailableError,
+            "HTTP 503.*nothing is written twice",
+            lineage=lineage,
+            push=True,
+            token="hf_lab",
         )
 
-    def test_a_renamed_repo_is_the_same(self, desk: Any, lineage: Lineage) -> None:
-        desk.rename("lab/old", "lab/child")
+    def test_a_renamed_repo_is_the_same(self, server: Any, lineage: Lineage) -> None:
+        server.rename("lab/old", "lab/child")
         assert hl.annotate("lab/old", lineage, token=False).changed
 
 
@@ -433,7 +447,7 @@ class TestFolder:
             and told["parent"] == "./parent"
         )
 
-    def test_with_a_parent_on_the_hub_names_it(self, desk: Any, folders: dict[str, Path]) -> None:
+    def test_with_a_parent_on_the_hub_names_it(self, server: Any, folders: dict[str, Path]) -> None:
         lineage = hl.trace(folders["child"], ["lab/parent"], token=False)
         hl.annotate(folders["child"], lineage, push=True, token=False)
         assert (
@@ -495,26 +509,26 @@ class TestFolder:
 
 
 def test_without_the_extra_there_is_no_bill_of_materials(
-    desk: Any, lineage: Lineage, monkeypatch: pytest.MonkeyPatch
+    server: Any, lineage: Lineage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(annotation.importlib.util, "find_spec", lambda name: None)
     note = hl.annotate("lab/child", lineage, push=True, token="hf_lab")
-    assert "lineage/bom.cdx.json" not in files(desk) and note.notes == (
+    assert "lineage/bom.cdx.json" not in files(server) and note.notes == (
         "No bill of materials: pip install 'hf_lineage[bom]'.",
     )
 
 
 def test_no_token_is_told_to_anybody(
-    desk: Any, lineage: Lineage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    server: Any, lineage: Lineage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG)
     for name in ("huggingface_hub", "httpx2", "httpcore2", "hf_lineage"):
         logging.getLogger(name).setLevel(logging.DEBUG)
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     secret = "hf_" + "S3cret" * 6
-    desk.tokens[secret] = "lab"
+    server.tokens[secret] = "lab"
     note = hl.annotate("lab/child", lineage, create_pr=True, token=secret)
-    desk.fault(403, on="write")
+    server.fault(403, on="write")
     with pytest.raises(AccessDeniedError) as refused:
         hl.annotate("lab/child", lineage, push=True, token=secret)
     told = [
@@ -525,9 +539,9 @@ def test_no_token_is_told_to_anybody(
         str(refused.value),
         repr(refused.value.__cause__),
     ]
-    told += [content.decode("latin-1") for content in files(desk, "refs/pr/1").values()]
+    told += [content.decode("latin-1") for content in files(server, "refs/pr/1").values()]
     assert caplog.records and not any("S3cret" in text for text in told)
-    assert not desk.leaks and [call for call in desk.log if call.app == "cdn" and call.method == "PUT"]
+    assert not server.leaks and [call for call in server.log if call.app == "cdn" and call.method == "PUT"]
 
 
 def test_the_hubs_own_words_are_one_line_without_tokens() -> None:
@@ -537,28 +551,28 @@ def test_the_hubs_own_words_are_one_line_without_tokens() -> None:
 
 
 class TestCommand:
-    def test_prints_the_change(self, desk: Any, run: Any, tmp_path: Path) -> None:
+    def test_prints_the_change(self, server: Any, run: Any, tmp_path: Path) -> None:
         asked = ["lab/child", "-c", "lab/parent", "-c", "lab/stranger"]
         code, out, err = run("annotate", *asked, "--out", str(tmp_path / "card"))
         assert code == 0 and out.startswith("--- a/README.md\n+++ b/README.md\n") and out.endswith(END + "\n")
         assert err.startswith("Fine-tuned from lab/parent, probability ") and "files: " in err
-        assert (tmp_path / "card" / "lineage" / "bom.cdx.json").exists() and not writes(desk)
+        assert (tmp_path / "card" / "lineage" / "bom.cdx.json").exists() and not writes(server)
         code, out, _ = run("annotate", *asked, "--json", "--layers")
         assert code == 0 and "lineage/layers.json" in json.loads(out)["files"]
 
-    def test_prints_where_it_was_written(self, desk: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_prints_where_it_was_written(self, server: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", "hf_bob")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
         asked = ["lab/child", "-c", "lab/parent"]
         code, out, err = run("annotate", *asked, "--create-pr")
-        assert (code, out) == (0, f"{desk.url}/lab/child/discussions/1\n") and "nothing was sent" not in err
+        assert (code, out) == (0, f"{server.url}/lab/child/discussions/1\n") and "nothing was sent" not in err
         assert "nothing was sent" in run("annotate", *asked, "--create-pr")[2]
-        assert run("annotate", *asked, "--create-pr", "-q")[:2] == (0, f"{desk.url}/lab/child/discussions/1\n")
+        assert run("annotate", *asked, "--create-pr", "-q")[:2] == (0, f"{server.url}/lab/child/discussions/1\n")
         code, out, err = run("annotate", *asked, "--push")
         assert (code, out) == (3, "") and "error: This token may not push" in err
 
-    def test_says_what_is_wrong_in_one_line(self, desk: Any, run: Any) -> None:
-        desk.commit("lab/child", {"README.md": b"\xff"})
+    def test_says_what_is_wrong_in_one_line(self, server: Any, run: Any) -> None:
+        server.commit("lab/child", {"README.md": b"\xff"})
         code, out, err = run("annotate", "lab/child", "-c", "lab/parent")
         assert (code, out) == (1, "") and err.splitlines()[-1].startswith("error: Expected a README.md in UTF-8")
         assert run("annotate", "lab/child", "-c", "lab/parent", "--push", "--create-pr")[0] == 2

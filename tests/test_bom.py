@@ -17,7 +17,7 @@ from hf_lineage.answers.layers import BlockOrigin, LayerLineage, Share
 from hf_lineage.answers.lineage import Candidate, Lineage
 from hf_lineage.answers.refs import ModelRef
 from hf_lineage.errors import LineageError
-from hf_lineage.hub.cards import Desk, folder_digests
+from hf_lineage.hub.cards import CardRepository, folder_digests
 from hf_lineage.report.bom import cyclonedx, statement
 
 A, C = "a" * 40, "c" * 40
@@ -118,7 +118,7 @@ class TestStatement:
         (folders["child"] / "notes.txt").write_bytes(b"x")
         assert folder_digests(folders["child"]) == {"model.safetensors": hashlib.sha256(content).hexdigest()}
         lab.log.clear()
-        assert Desk(False).digests(ModelRef("hub", "lab/child")) == {
+        assert CardRepository(False).digests(ModelRef("hub", "lab/child")) == {
             "model.safetensors": hashlib.sha256(hub_file.read()).hexdigest(),
             "pytorch_model.bin": hashlib.sha256(small).hexdigest(),
         }

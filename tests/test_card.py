@@ -21,7 +21,7 @@ from hf_lineage.errors import CardError
 from hf_lineage.report import card
 from hf_lineage.report.diff import diff
 from hf_lineage.report.privacy import public, renaming
-from hf_lineage.report.section import END, START, comment_json, description, licences, section, stands
+from hf_lineage.report.section import END, START, comment_json, description, is_up_to_date, licences, section
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40
 BEST = Candidate(
@@ -418,7 +418,7 @@ class TestStrangers:
             assert all(len({row.count("|") for row in rows}) == 1 for rows in tables)
             assert all(ch.isprintable() or ch == "\n" for ch in text)
         again = section(lineage, layers, remarks=remarks)
-        assert stands(again, again)
+        assert is_up_to_date(again, again)
         assert without_section(card.put_section("# T\n", again)) == "# T"
 
     def test_a_shell_gets_single_words(self) -> None:
@@ -506,7 +506,7 @@ class TestStands:
             replace(BEST, probability=0.99, p_value=1e-13), child=ModelRef("hub", "lab/child", B), seed=7,
             claims=(Claim("card", "lab/parent", None, "confirmed"),), versions={"hf_lineage": "0.2.0"},
         )  # fmt: skip
-        assert section(later) != SECTION and stands(SECTION, section(later))
+        assert section(later) != SECTION and is_up_to_date(SECTION, section(later))
         text = f"---\nbase_model: lab/parent\n---\n{SECTION}\n"
         assert edited(text, later) == (text, [])
         assert edited(text.replace("\n", "\r\n"), later)[0] == text.replace("\n", "\r\n")
@@ -523,7 +523,7 @@ class TestStands:
         ],
     )
     def test_not_with_another_answer(self, other: Lineage) -> None:
-        assert not stands(SECTION, section(other))
+        assert not is_up_to_date(SECTION, section(other))
 
     @pytest.mark.parametrize(
         ("old", "new"),
@@ -531,14 +531,14 @@ class TestStands:
     )  # fmt: skip
     def test_not_when_somebody_changed_it(self, old: str, new: str) -> None:
         assert SECTION.replace(old, new, 1) != SECTION
-        assert not stands(SECTION.replace(old, new, 1), SECTION)
-        assert not stands(f"{START}\n{END}", SECTION) and not stands(f"{START}{END}", SECTION)
+        assert not is_up_to_date(SECTION.replace(old, new, 1), SECTION)
+        assert not is_up_to_date(f"{START}\n{END}", SECTION) and not is_up_to_date(f"{START}{END}", SECTION)
 
     def test_layers_must_be_known_to_it(self) -> None:
         with_layers = section(answer(), layered())
-        assert stands(with_layers, SECTION) and stands(with_layers, with_layers)
-        assert not stands(SECTION, with_layers)
-        assert not stands(with_layers, section(answer(), layered(method="mixed")))
+        assert is_up_to_date(with_layers, SECTION) and is_up_to_date(with_layers, with_layers)
+        assert not is_up_to_date(SECTION, with_layers)
+        assert not is_up_to_date(with_layers, section(answer(), layered(method="mixed")))
 
 
 class TestPublic:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import hf_lineage.answers.base
 from hf_lineage.answers.lineage import Candidate, Claim, Lineage
 from hf_lineage.answers.refs import ModelRef, printable
 from hf_lineage.report.plots import plot_family, plot_lineage
@@ -168,3 +170,9 @@ def test_a_relation_is_told_with_its_fact(relation, facts, words: str) -> None:
 def test_a_common_origin_says_who_came_first(first, words: str) -> None:
     best = replace(BEST, relation="common_origin", facts={"moved": 0.2, "first": first})
     assert words in sentence(lineage("common_origin", (best,)))
+
+
+def test_every_renderer_that_answers_look_up_is_there() -> None:
+    room = Path(hf_lineage.answers.base.__file__).parent
+    names = {name for file in room.glob("*.py") for name in re.findall(r"report\([\"'](\w+\.\w+)", file.read_text())}
+    assert len(names) > 15 and all(callable(hf_lineage.answers.base.report(name)) for name in names)

@@ -16,7 +16,7 @@ from huggingface_hub import constants, snapshot_download
 from safetensors.torch import save, save_file
 
 import hf_lineage as hl
-from hf_lineage.answers.search import Proposal, Proposals
+from hf_lineage.answers.search import CandidateSearch, FoundCandidate
 from hf_lineage.checkpoints.formats.safetensors import FIRST_READ
 from hf_lineage.errors import ArgumentError, HubUnavailableError, LineageError, ModelNotFoundError, NoCandidatesError
 from hf_lineage.hub.listing import listing
@@ -39,12 +39,12 @@ def add(hub: MiniHub, name: str, tensors: Tensors, base: str | list[str] | None 
     return hub.add(name, files, **about)
 
 
-def rules(found: Proposals) -> dict[str, tuple[str, ...]]:
-    return {proposal.ref: proposal.rules for proposal in found.proposals}
+def rules(found: CandidateSearch) -> dict[str, tuple[str, ...]]:
+    return {candidate.ref: candidate.rules for candidate in found.candidates}
 
 
-def by_ref(found: Proposals) -> dict[str, Proposal]:
-    return {proposal.ref: proposal for proposal in found.proposals}
+def by_ref(found: CandidateSearch) -> dict[str, FoundCandidate]:
+    return {candidate.ref: candidate for candidate in found.candidates}
 
 
 def calls(hub: MiniHub, part: str = "") -> list[str]:
@@ -94,7 +94,7 @@ class TestDeclared:
             files={"mergekit_config.yml": recipe},
         )  # fmt: skip
         found = hl.find_candidates("u/child")
-        assert [(p.ref, p.rules[0]) for p in found.proposals][:3] == [
+        assert [(p.ref, p.rules[0]) for p in found.candidates][:3] == [
             ("lab/card", "declared: card"), ("lab/config", "declared: config"), ("lab/merged", "declared: mergekit"),
         ]  # fmt: skip
 
@@ -122,7 +122,7 @@ class TestDeclared:
         config = {"_name_or_path": "lab/parent-v2", "model_type": "toy"}
         add(quiet, "u/child", nets["child"], "lab/parent", config=config)
         found = hl.find_candidates("u/child")
-        assert [p.ref for p in found.proposals].count("lab/parent-v2") == 1 and "lab/parent" not in rules(found)
+        assert [p.ref for p in found.candidates].count("lab/parent-v2") == 1 and "lab/parent" not in rules(found)
         told = rules(found)["lab/parent-v2"]
         assert told[:2] == ("declared: card", "declared: config") and "same architecture and size" in told
 
@@ -130,7 +130,7 @@ class TestDeclared:
         quiet.rename("Lab/Parent", "lab/parent")  # as the Hub redirects what differs in case
         add(quiet, "u/child", nets["child"], "Lab/Parent", config={"model_type": "toy"})
         found = hl.find_candidates("u/child")
-        assert [p.ref.lower() for p in found.proposals].count("lab/parent") == 1
+        assert [p.ref.lower() for p in found.candidates].count("lab/parent") == 1
         assert hl.trace("u/child").claims[0].status == "confirmed"
 
     @pytest.mark.parametrize("how", ["missing", "gated", "private"])
@@ -233,12 +233,12 @@ class TestAlike:
         told = rules(found)
         assert all(told[f"lab/{name}"][0] == "same architecture and size" for name in ("parent", "stranger"))
         assert "lab/child" not in told and by_ref(found)["lab/parent"].similarity == 1
-        assert [p.status for p in found.proposals] == ["comparable"] * 4 and len(found.refs) == 4
+        assert [p.status for p in found.candidates] == ["comparable"] * 4 and len(found.refs) == 4
 
     def test_comparable_ones_first(self, quiet: MiniHub, nets) -> None:
         add(quiet, "u/child", nets["child"], ["lab/gone", "lab/other", "lab/parent"])
         found = hl.find_candidates("u/child")
-        statuses = [proposal.status for proposal in found.proposals]
+        statuses = [candidate.status for candidate in found.candidates]
         assert statuses == sorted(statuses, key=("comparable", "unreadable", "not_comparable").index)
         assert by_ref(found)["lab/other"].status == "not_comparable" and "shape" in by_ref(found)["lab/other"].reason
 
@@ -557,12 +557,12 @@ class TestOffline:
     def test_no_cache_at_all(self, hub: MiniHub, nets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_file(nets["child"], tmp_path / "model.safetensors")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        assert not hl.find_candidates(tmp_path).proposals
+        assert not hl.find_candidates(tmp_path).candidates
         with pytest.raises(NoCandidatesError):
             hl.trace(tmp_path)
         Path(constants.HF_HUB_CACHE).rmdir() if Path(constants.HF_HUB_CACHE).is_dir() else None
         Path(constants.HF_HUB_CACHE).write_text("a file")
-        assert not hl.find_candidates(tmp_path).proposals
+        assert not hl.find_candidates(tmp_path).candidates
 
     def test_in_a_process_of_its_own(self, offline: MiniHub) -> None:
         program = "import hf_lineage as hl; print(hl.trace('u/child').parent, hl.find_candidates('u/child').requests)"
@@ -650,13 +650,13 @@ class TestTheHubMisbehaves:
 
         assert len([*listing(Hub(False), limit=30)]) <= 30 and len(listings(quiet)) <= 30
         found = hl.find_candidates("lab/child", max_requests=50)
-        assert {p.ref for p in found.proposals} <= {"lab/parent"}
+        assert {p.ref for p in found.candidates} <= {"lab/parent"}
 
     def test_a_thousand_models_on_one_page(self, quiet: MiniHub, instead) -> None:
         rows = [{"id": f"lab/m{i}", "sha": "0" * 40} for i in range(1000)]
         instead("/api/models", lambda call: json_answer(rows))
         found = hl.find_candidates("lab/child", max_requests=60)
-        assert len(found.proposals) <= 60 and found.requests <= 60 + 8 * 3
+        assert len(found.candidates) <= 60 and found.requests <= 60 + 8 * 3
 
     def test_weights_that_cannot_be_opened_do_not_stop_it(self, quiet: MiniHub, nets) -> None:
         add(quiet, "lab/broken", nets["parent"], config={"model_type": "toy"}, downloads=99)
@@ -704,7 +704,7 @@ class TestCommand:
         }  # fmt: skip
 
     def test_dates_are_spelled_alike(self, town: MiniHub) -> None:
-        dates = {p.created for p in hl.find_candidates("lab/child").proposals if p.created}
+        dates = {p.created for p in hl.find_candidates("lab/child").candidates if p.created}
         assert dates == {"2024-01-01T00:00:00+00:00", "2030-01-01T00:00:00+00:00"}
 
     def test_quiet_and_agent(self, town: MiniHub, run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -384,11 +384,11 @@ class TestFiles:
         text = (APP / "README.md").read_text().replace("\n", " ")
         for told in (
             f"{questions.WAITING} wait",
-            f"at most {questions.MOST_CANDIDATES} named",
-            f"({questions.MOST_MODELS} models",
+            f"at most {questions.MAX_CANDIDATES} named",
+            f"({questions.MAX_MODELS} models",
         ):
             assert told in text
-        assert questions.MOST_BYTES == 1 << 30 and questions.MOST_SECONDS == 240 and questions.AT_ONCE == 2
+        assert questions.MAX_BYTES == 1 << 30 and questions.MAX_SECONDS == 240 and questions.AT_ONCE == 2
 
     @pytest.mark.parametrize("path", sorted(APP.rglob("*.py")), ids=lambda path: path.name)
     def test_modules_are_short_and_import_little(self, path: Path) -> None:

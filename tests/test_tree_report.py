@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from hf_lineage.answers.phylogeny import Edge, Node, Phylogeny
 from hf_lineage.errors import ArgumentError
-from hf_lineage.report.tree_plot import plot_forest
+from hf_lineage.report.tree_plot import plot_tree
 from hf_lineage.report.tree_text import graph, grow, markdown, newick, table
 
 EVIL = [
@@ -156,9 +156,9 @@ def test_what_is_no_tree_is_drawn_all_the_same(phylogeny: Phylogeny) -> None:
     assert "nan" not in newick(phylogeny) and newick(phylogeny).count(";") <= len(phylogeny.groups)
     named = Counter(label for line in newick(phylogeny).splitlines() for label in read_newick(line)[2])
     assert set(named) - {None} == {node.id for node in phylogeny.nodes}
-    figure = plot_forest(phylogeny, style="tree")
+    figure = plot_tree(phylogeny, style="tree")
     assert len(with_gid(figure, "model")) + len(with_gid(figure, "note")) == len(phylogeny.nodes)
-    plot_forest(phylogeny, style="ring").canvas.draw()
+    plot_tree(phylogeny, style="ring").canvas.draw()
 
 
 def test_the_lines_of_a_table() -> None:
@@ -316,15 +316,15 @@ def test_trees_show_every_model_and_edge(tmp_path: Path) -> None:
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(legend) == 5 and "which came first is not known" in legend
     cut = bare("ab", edge("a", "b", relation="quantized", facts={"bits": 4}), roots=("a",))
-    assert [text.get_text() for text in with_gid(plot_forest(cut), "note")] == ["quantized, 4 bits"]
-    plain = plot_forest(FORESTS["two"])
+    assert [text.get_text() for text in with_gid(plot_tree(cut), "note")] == ["quantized, 4 bits"]
+    plain = plot_tree(FORESTS["two"])
     legend = [text.get_text() for text in plain.legends[0].get_texts()]
     assert legend == ["the oldest of its family", "from parent to child; thicker: surer"]
 
 
 @pytest.mark.parametrize("name", ["small", "evil", "300", "tied"])
 def test_no_label_leaves_its_box_and_no_box_covers_another(name: str) -> None:
-    figure = plot_forest(FORESTS[name], style="tree")
+    figure = plot_tree(FORESTS[name], style="tree")
     figure.canvas.draw()
     boxes = [patch.get_window_extent() for patch in with_gid(figure, "model")]
     for place, box in enumerate(boxes):
@@ -336,13 +336,13 @@ def test_no_label_leaves_its_box_and_no_box_covers_another(name: str) -> None:
 
 
 def test_a_merge_stands_right_of_both_parents() -> None:
-    figure = plot_forest(family({"a": None, "b": "a", "c": "b", "d": ("a", "c"), "e": "d"}))
+    figure = plot_tree(family({"a": None, "b": "a", "c": "b", "d": ("a", "c"), "e": "d"}))
     lefts = {text.get_text(): text.get_position()[0] for text in with_gid(figure, "label")}
     assert sorted(lefts, key=lefts.__getitem__) == ["a", "b", "c", "d", "e"]
 
 
 def test_rings_show_every_model_and_ancestor(tmp_path: Path) -> None:
-    figure = plot_forest(SMALL, tmp_path / "ring.png", style="ring")
+    figure = plot_tree(SMALL, tmp_path / "ring.png", style="ring")
     sizes = {gid: len(with_gid(figure, gid)[0].get_paths()) for gid in ("models", "families", "generations")}
     assert sizes == {"models": 14, "families": 4, "generations": 4 + 2 + 1 + 1}
     arcs = {c.get_gid(): len(c.get_paths()) for c in figure.findobj(PathCollection)}
@@ -356,18 +356,18 @@ def test_rings_show_every_model_and_ancestor(tmp_path: Path) -> None:
 
 
 def test_three_hundred_models_make_rings() -> None:
-    figure = plot_forest(FORESTS["300"])
+    figure = plot_tree(FORESTS["300"])
     depth = [node.generation for node in FORESTS["300"].nodes]
     arcs = [sum(d > step for d in depth) for step in (1, 2, 3)]
     assert [len(c.get_paths()) for c in figure.findobj(PathCollection)] == arcs
     assert len(with_gid(figure, "models")[0].get_paths()) == len(with_gid(figure, "label")) == 300
-    assert len(with_gid(plot_forest(random_family(900)), "label")) == 5, "no room but for the families"
-    assert not with_gid(plot_forest(random_family(40)), "models"), "forty are still trees"
+    assert len(with_gid(plot_tree(random_family(900)), "label")) == 5, "no room but for the families"
+    assert not with_gid(plot_tree(random_family(40)), "models"), "forty are still trees"
 
 
 @pytest.mark.parametrize("style", ["tree", "ring"])
 def test_names_in_a_picture_are_no_formulas(style: str, tmp_path: Path) -> None:
-    figure = plot_forest(FORESTS["evil"], tmp_path / "evil.png", style=style)
+    figure = plot_tree(FORESTS["evil"], tmp_path / "evil.png", style=style)
     names = {label.get_text() for label in with_gid(figure, "label")}
     assert {"<b>$x^2$</b>", r"$\frac$", "□□/□□", "a?b", "x y"} <= names
     assert max(map(len, names)) <= 32 and all(name.isprintable() for name in names)
@@ -378,17 +378,17 @@ def test_names_in_a_picture_are_no_formulas(style: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_a_picture_is_the_same_bytes_twice(style: str, ending: str, tmp_path: Path) -> None:
     for place in "ab":
-        plot_forest(SMALL, tmp_path / f"{place}.{ending}", style=style)
+        plot_tree(SMALL, tmp_path / f"{place}.{ending}", style=style)
     assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["none", "one", "chain"])
 @pytest.mark.parametrize("style", ["tree", "ring"])
 def test_few_and_many_can_be_drawn(name: str, style: str, tmp_path: Path) -> None:
-    figure = plot_forest(FORESTS[name], tmp_path / "x.png", style=style)
+    figure = plot_tree(FORESTS[name], tmp_path / "x.png", style=style)
     assert 1 <= min(figure.get_size_inches()) <= max(figure.get_size_inches()) < 48.1
 
 
 def test_an_unknown_style_is_refused() -> None:
     with pytest.raises(ArgumentError, match="Expected the style `auto`, `tree` or `ring`, got 'radial'"):
-        plot_forest(SMALL, style="radial")
+        plot_tree(SMALL, style="radial")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CardError
-from .base import SCHEMA
+from .base import Answer
 
 
 @dataclass(frozen=True)
-class Annotation:
+class Annotation(Answer):
     """What changes, or has changed, in a card.
 
     `diff`: of README.md, unified, without control characters. `changed`: False where the card says it already.
@@ -29,14 +28,9 @@ class Annotation:
     notes: tuple[str, ...] = ()
     make: Callable[[], dict[str, bytes]] = field(default=dict, repr=False, compare=False)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON contract, schema `hf_lineage/1`."""
-        told = {"changed": self.changed, "url": self.url, "files": list(self.files), "notes": list(self.notes)}
-        return {"schema": SCHEMA, **told, "diff": self.diff}
-
-    def to_json(self) -> str:
-        """`to_dict` as one JSON document."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+    def content(self) -> dict[str, Any]:
+        """The JSON contract without `schema`."""
+        return {name: getattr(self, name) for name in ("changed", "url", "files", "notes", "diff")}
 
     def to_markdown(self) -> str:
         """The diff as a block of code, with the address and the notes."""

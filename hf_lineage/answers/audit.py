@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from .base import SCHEMA, _plain
+from .base import Answer, fields_of
 from .lineage import Claim, Relation, Verdict
 
 Status = Literal["contradicted", "undeclared", "failed", "relative", "not_testable", "no_claim", "confirmed"]
@@ -81,7 +81,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class AuditRecord:
+class AuditRecord(Answer):
     """What an audit says of one model.
 
     ref, requested, revision: as in a `Lineage`. status: of `RULES`, the worst of all claims.
@@ -109,21 +109,19 @@ class AuditRecord:
     passing: bool = False
     resumed: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON contract, schema `hf_lineage/1`: plain types, no NaN, floats of 9 significant digits."""
-        told = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("claims", "findings"):
-            told[name] = [{field.name: getattr(item, field.name) for field in fields(item)} for item in told[name]]
-        return _plain({"schema": SCHEMA, **told})
+    def content(self) -> dict[str, Any]:
+        """The JSON contract without `schema`."""
+        lists = {name: [fields_of(item) for item in getattr(self, name)] for name in ("claims", "findings")}
+        return fields_of(self) | lists
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> AuditRecord:
         """What `to_dict` wrote. Raises `ValueError` for anything else."""
         try:
-            told = {field.name: data[field.name] for field in fields(cls)}
-            told["claims"] = tuple(Claim(**claim) for claim in told["claims"])
-            told["findings"] = tuple(Finding(**{**f, "sources": tuple(f["sources"])}) for f in told["findings"])
-            record = cls(**told)
+            values = {field.name: data[field.name] for field in fields(cls)}
+            values["claims"] = tuple(Claim(**claim) for claim in values["claims"])
+            values["findings"] = tuple(Finding(**{**f, "sources": tuple(f["sources"])}) for f in values["findings"])
+            record = cls(**values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an audit's record: {error!r}") from error
         if record.status not in RULES:

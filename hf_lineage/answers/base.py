@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 SCHEMA = "hf_lineage/1"
@@ -27,38 +28,69 @@ def report(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"hf_lineage.report.{module}"), function)
 
 
-class _Answer(abc.ABC):
-    """What both answers can do: be JSON, and say how they were reached."""
+class Answer(abc.ABC):
+    """An answer of a task: frozen, plain JSON on request."""
 
     __slots__ = ()
-    bytes_read: int
-    seconds: float
-    seed: int
-    alpha: float
-    versions: dict[str, str]
 
     @abc.abstractmethod
+    def content(self) -> dict[str, Any]:
+        """The keys and values of the JSON contract after `schema`, in their order."""
+
     def to_dict(self) -> dict[str, Any]:
-        """The JSON contract."""
+        """The JSON contract, schema `hf_lineage/1`: plain types, no NaN, floats of 9 significant digits."""
+        return plain({"schema": SCHEMA, **self.content()})
 
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as one JSON document."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
-    def _how(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("bytes_read", "seconds", "seed", "alpha", "versions")}
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class MeasuredAnswer(Answer):
+    """An answer that rests on what was read of models.
+
+    `notes`: what limits the answer. `bytes_read`: of weights and headers. `seconds`: wall clock. `versions`: of this
+    package and of those that compute.
+    """
+
+    notes: tuple[str, ...] = ()
+    bytes_read: int = 0
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def cost(self) -> dict[str, Any]:
+        """The fields that say how the answer was reached, in the order of the JSON contract."""
+        return {"bytes_read": self.bytes_read, "seconds": self.seconds, "versions": self.versions}
 
 
-def _fields(record: Any) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class StatisticalAnswer(MeasuredAnswer):
+    """An answer that rests on a statistical test.
+
+    `seed`: of the sample and of the permutations. `alpha`: the family-wise level of the test.
+    """
+
+    seed: int = 0
+    alpha: float = 1e-3
+
+    def cost(self) -> dict[str, Any]:
+        """The fields that say how the answer was reached, in the order of the JSON contract."""
+        reached = ("bytes_read", "seconds", "seed", "alpha", "versions")
+        return {name: getattr(self, name) for name in reached}
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass with their values, not copied."""
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON types only: tuples become lists, non-finite numbers null, floats keep 9 significant digits."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.9g}") if math.isfinite(value) else None
     return value

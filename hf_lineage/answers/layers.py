@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .base import SCHEMA, _Answer, _fields, _plain, report
+from .base import StatisticalAnswer, fields_of, report
 from .refs import ModelRef, printable
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class BlockOrigin:
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class LayerLineage(_Answer):
+class LayerLineage(StatisticalAnswer):
     """The answer of `trace_layers`: an origin for every block, in the child's order: stem, blocks, head.
 
     `candidates`: refs of those that have a block to compare, `revisions[ref]` their commits, `places[ref]` the paths of
@@ -89,13 +89,7 @@ class LayerLineage(_Answer):
     method: Method | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ("weights",)
-    bytes_read: int = 0
-    seconds: float = 0.0
-    seed: int = 0
-    alpha: float = 1e-3
-    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def matrix(self) -> np.ndarray:
@@ -109,28 +103,25 @@ class LayerLineage(_Answer):
     def _columns(self) -> list[np.ndarray]:
         return [self.scores[ref] for ref in self.candidates]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON contract, schema `hf_lineage/1`: plain types, no NaN, floats of 9 significant digits."""
-        return _plain(
-            {
-                "schema": SCHEMA,
-                "child": {"ref": self.child.name, "requested": self.requested, "revision": self.child.revision},
-                "candidates": self.candidates,
-                "revisions": self.revisions,
-                "blocks": [
-                    {**_fields(block), "mixture": [_fields(share) for share in block.mixture]} for block in self.blocks
-                ],
-                "mixture": [_fields(share) for share in self.mixture],
-                "unknown": self.unknown,
-                "residual": self.residual,
-                "method": self.method,
-                "facts": self.facts,
-                "reasons": self.reasons,
-                "notes": self.notes,
-                "evidence": self.evidence,
-                **self._how(),
-            }
-        )
+    def content(self) -> dict[str, Any]:
+        """The JSON contract without `schema`."""
+        return {
+            "child": {"ref": self.child.name, "requested": self.requested, "revision": self.child.revision},
+            "candidates": self.candidates,
+            "revisions": self.revisions,
+            "blocks": [
+                {**fields_of(block), "mixture": [fields_of(share) for share in block.mixture]} for block in self.blocks
+            ],
+            "mixture": [fields_of(share) for share in self.mixture],
+            "unknown": self.unknown,
+            "residual": self.residual,
+            "method": self.method,
+            "facts": self.facts,
+            "reasons": self.reasons,
+            "notes": self.notes,
+            "evidence": self.evidence,
+            **self.cost(),
+        }
 
     def sentence(self) -> str:
         """How the model was made, in one plain sentence."""

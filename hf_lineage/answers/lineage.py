@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .base import SCHEMA, _Answer, _fields, _plain, report
+from .base import StatisticalAnswer, fields_of, report
 from .refs import ModelRef, printable
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Lineage(_Answer):
+class Lineage(StatisticalAnswer):
     """The answer of `trace`. `candidates` are ordered best first; every surface only renders this record."""
 
     child: ModelRef
@@ -72,33 +72,24 @@ class Lineage(_Answer):
     candidates: tuple[Candidate, ...]
     claims: tuple[Claim, ...] = ()
     undeclared: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    bytes_read: int = 0
-    seconds: float = 0.0
-    seed: int = 0
-    alpha: float = 1e-3
-    versions: dict[str, str] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON contract, schema `hf_lineage/1`: plain types, no NaN, floats of 9 significant digits."""
-        return _plain(
-            {
-                "schema": SCHEMA,
-                "child": {
-                    "ref": self.child.name,
-                    "requested": self.requested,
-                    "revision": self.child.revision,
-                },
-                "verdict": self.verdict,
-                "parent": self.parent,
-                "none_probability": self.none_probability,
-                "candidates": [_fields(candidate) for candidate in self.candidates],
-                "claims": [_fields(claim) for claim in self.claims],
-                "undeclared": self.undeclared,
-                "notes": self.notes,
-                **self._how(),
-            }
-        )
+    def content(self) -> dict[str, Any]:
+        """The JSON contract without `schema`."""
+        return {
+            "child": {
+                "ref": self.child.name,
+                "requested": self.requested,
+                "revision": self.child.revision,
+            },
+            "verdict": self.verdict,
+            "parent": self.parent,
+            "none_probability": self.none_probability,
+            "candidates": [fields_of(candidate) for candidate in self.candidates],
+            "claims": [fields_of(claim) for claim in self.claims],
+            "undeclared": self.undeclared,
+            "notes": self.notes,
+            **self.cost(),
+        }
 
     def explain(self) -> str:
         """The verdict in plain sentences: what it rests on, and what it does not say."""

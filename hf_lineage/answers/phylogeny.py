@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .base import SCHEMA, _Answer, _fields, _plain, report
+from .base import StatisticalAnswer, fields_of, report
 from .lineage import Relation
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Phylogeny(_Answer):
+class Phylogeny(StatisticalAnswer):
     """The answer of `phylogeny`: a forest, one tree for each group of models that share an origin.
 
     `roots`: the oldest node of each group where that could be told, a model without relatives included. `left_out`: ref
@@ -69,12 +69,7 @@ class Phylogeny(_Answer):
     quality: dict[str, Any] = field(default_factory=dict)
     method: str = "information"
     left_out: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    bytes_read: int = 0
-    seconds: float = 0.0
-    seed: int = 0
-    alpha: float = 1e-2
-    versions: dict[str, str] = field(default_factory=dict)
+    alpha: float = field(default=1e-2, kw_only=True)
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -88,21 +83,18 @@ class Phylogeny(_Answer):
         """The ids of a node's parents: several of a merge, none of a root or where direction is not known."""
         return tuple(edge.parent for edge in self.edges if edge.directed and edge.child == node)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON contract, schema `hf_lineage/1`: plain types, no NaN, floats of 9 significant digits."""
-        return _plain(
-            {
-                "schema": SCHEMA,
-                "nodes": [_fields(node) for node in self.nodes],
-                "edges": [_fields(edge) for edge in self.edges],
-                "roots": self.roots,
-                "quality": self.quality,
-                "method": self.method,
-                "left_out": self.left_out,
-                "notes": self.notes,
-                **self._how(),
-            }
-        )
+    def content(self) -> dict[str, Any]:
+        """The JSON contract without `schema`."""
+        return {
+            "nodes": [fields_of(node) for node in self.nodes],
+            "edges": [fields_of(edge) for edge in self.edges],
+            "roots": self.roots,
+            "quality": self.quality,
+            "method": self.method,
+            "left_out": self.left_out,
+            "notes": self.notes,
+            **self.cost(),
+        }
 
     def to_newick(self) -> str:
         """One line of Newick for each group, `[&R]` where its root is known and `[&U]` where it is not.
@@ -128,7 +120,7 @@ class Phylogeny(_Answer):
     def plot(self, path: str | Path | None = None, *, style: Literal["auto", "tree", "ring"] = "auto") -> Figure:
         """Draw the forest: trees for up to about 40 models, else rings with an arc for each ancestor (Neural Lineage,
         Fig. 1(b)); saved to `path` if given."""
-        return report("tree_plot.plot_forest")(self, path, style=style)
+        return report("tree_plot.plot_tree")(self, path, style=style)
 
     def __repr__(self) -> str:
         named = sum(not node.hidden for node in self.nodes)

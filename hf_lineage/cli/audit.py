@@ -104,12 +104,10 @@ class _Output:
 
     def add(self, record: AuditRecord) -> None:
         """Take note of a record."""
-        import json
-
         self.records.append(record)
         match self._form:
             case "json":
-                click.echo(json.dumps(record.to_dict(), ensure_ascii=False, allow_nan=False))
+                click.echo(record.to_json(indent=None))
             case "agent":
                 click.echo(self._report.tsv(record))
             case "quiet" if record.status == "contradicted":

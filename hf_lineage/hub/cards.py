@@ -53,7 +53,7 @@ class PullRequest(NamedTuple):
     ref: str
 
 
-class Desk:
+class CardRepository:
     """Reads and writes the cards of model repos with one token (None: the machine's own login)."""
 
     def __init__(self, token: str | bool | None = None) -> None:
@@ -171,7 +171,7 @@ def _is_ours(row: dict[str, Any], title: str, author: str) -> bool:
 
 
 @contextmanager
-def _written(name: str, token: str | bool | None, proposal: bool) -> Iterator[None]:
+def _written(name: str, token: str | bool | None, pull_request: bool) -> Iterator[None]:
     """Turn what can go wrong with a commit into ours; `explained` has the rest."""
     with explained(f"`{name}`", name):
         try:
@@ -179,18 +179,20 @@ def _written(name: str, token: str | bool | None, proposal: bool) -> Iterator[No
         except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
             raise
         except (httpx.TransportError, HfHubHTTPError) as error:
-            _refused(error, name, token, proposal)
+            _refused(error, name, token, pull_request)
             raise
         except RuntimeError as error:  # of a large file: the client wraps what went wrong
             if isinstance(error.__cause__, (httpx.TransportError, HfHubHTTPError)):
-                _refused(error.__cause__, name, token, proposal)
+                _refused(error.__cause__, name, token, pull_request)
                 raise error.__cause__ from None
             raise
         except ValueError as error:  # of the metadata's validation
             raise CardError(f"The Hub refuses the card of `{name}`{_told(str(error), token)}.") from error
 
 
-def _refused(error: httpx.TransportError | HfHubHTTPError, name: str, token: str | bool | None, proposal: bool) -> None:
+def _refused(
+    error: httpx.TransportError | HfHubHTTPError, name: str, token: str | bool | None, pull_request: bool
+) -> None:
     """Raise what a refused or unanswered write means; come back where `explained` knows better."""
     if not isinstance(error, HfHubHTTPError):
         raise Lost(type(error).__name__) from error
@@ -202,8 +204,8 @@ def _refused(error: httpx.TransportError | HfHubHTTPError, name: str, token: str
     if status == 401:
         raise TokenRefusedError(f"The Hub does not know this token (HTTP 401){told}. {LOGIN}", repo=name) from error
     if status == 403:
-        what = "open a pull request of" if proposal else "push to"
-        other = "unless the owner has disabled pull requests" if proposal else "or propose it by a pull request"
+        what = "open a pull request of" if pull_request else "push to"
+        other = "unless the owner has disabled pull requests" if pull_request else "or propose it by a pull request"
         raise WriteRefusedError(
             f"This token may not {what} `{name}` (HTTP {status}){told}. Use one with write access, {other}.", repo=name
         ) from error

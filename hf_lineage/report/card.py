@@ -14,7 +14,7 @@ from typing import Any
 from ..answers.layers import LayerLineage
 from ..answers.lineage import PARENT_RELATIONS, Lineage
 from ..errors import CardError
-from .section import END, START, candidate_of, code, on_hub, sources, stands
+from .section import END, START, candidate_of, code, is_up_to_date, on_hub, sources
 
 MAX_CARD = 10 << 20  # bytes of a README.md that is edited
 MAX_METADATA = 1_000_000  # characters of YAML that are added to: PyYAML takes a second for them
@@ -52,11 +52,11 @@ def edit(
     """The card with the section and with the metadata that it lacks; notes say what was left as it is, and why.
 
     `confirmed`: refs that were declared and stand for the parent, under whatever name.
-    Nothing changes where a section that says the same stands already (`section.stands`). Raises `CardError` where the
-    marks are not one pair in this order, or stand in the metadata.
+    Nothing changes where the section is up to date (`section.is_up_to_date`). Raises `CardError` where the marks are
+    not one pair in this order, or are in the metadata.
     """
     there = current(text)
-    if there is not None and stands(there, section):
+    if there is not None and is_up_to_date(there, section):
         return text, []
     whole, notes = putmetadata_of(text, wanted, load, confirmed)
     result = put_section(whole, section)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from .card import metadata_of
 
-MOST_LINES = 1000  # compared line by line: `difflib` takes quadratic time for lines that come often
+MAX_COMPARED_LINES = 1000  # compared line by line: `difflib` takes quadratic time for lines that come often
 CONTEXT = 3
 Change = tuple[str, int, int, int, int]
 
@@ -48,7 +48,7 @@ def _changes(one: Sequence[str], two: Sequence[str]) -> Iterator[Change]:
     end = next((i for i in range(most - start) if one[-1 - i] != two[-1 - i]), most - start)
     i2, j2 = len(one) - end, len(two) - end
     yield "equal", 0, start, 0, start
-    if max(i2, j2) - start <= MOST_LINES:
+    if max(i2, j2) - start <= MAX_COMPARED_LINES:
         matcher = difflib.SequenceMatcher(None, one[start:i2], two[start:j2], autojunk=False)
         for tag, a1, a2, b1, b2 in matcher.get_opcodes():
             yield tag, start + a1, start + a2, start + b1, start + b2

@@ -21,7 +21,7 @@ from .text import candidate_name, p_text, shorten
 
 PARENT, OTHER, LINE = "#1b6ca8", "#b8c4ce", "#c0392b"
 COLOURS = ("#8a6d3b", "#6b8e23", "#9467bd", "#c07f2f", "#7f7f7f", "#d17aa0", "#2ca0a0")
-MOST, MOST_LINES = 20, 8  # candidates drawn
+MAX_DRAWN_CANDIDATES, MAX_PROFILE_LINES = 20, 8  # candidates drawn
 MADE = {
     None: "how it was made does not show", "single": "all from one model", "mixed": "made in several ways",
     "passthrough": "whole blocks put together (passthrough)", "linear": "an average of weights (linear)",
@@ -36,10 +36,10 @@ KEY = (
 
 def plot_lineage(lineage: Lineage, path: str | Path | None = None) -> Figure:
     """Left: −log10 p per candidate against the level α. Right: relative change per block, child against candidate."""
-    compared = [c for c in lineage.candidates if c.status == "compared"][:MOST]
+    compared = [c for c in lineage.candidates if c.status == "compared"][:MAX_DRAWN_CANDIDATES]
     figure = _figure(11, 2.1 + 0.42 * max(3, len(compared)))
     if not compared:
-        why = [f"{_short(c.ref)}: {c.status.replace('_', ' ')}" for c in lineage.candidates[:MOST]]
+        why = [f"{_short(c.ref)}: {c.status.replace('_', ' ')}" for c in lineage.candidates[:MAX_DRAWN_CANDIDATES]]
         figure.text(0.02, 0.5, "\n".join(["no candidate could be compared", *why]), va="center")
         return _save(figure, path)
     if all("weights" not in c.evidence for c in compared):
@@ -58,7 +58,7 @@ def plot_profile(lineage: Lineage, path: str | Path | None = None) -> Figure:
 
     Needs evidence `features`, at several taps. Norms are drawn as distances on a logarithmic axis, cka, dc as they are.
     """
-    seen = [c for c in lineage.candidates if "features" in c.evidence][:MOST_LINES]
+    seen = [c for c in lineage.candidates if "features" in c.evidence][:MAX_PROFILE_LINES]
     figure = _figure(10, 5)
     axes = figure.subplots()
     if not seen:
@@ -112,7 +112,7 @@ def plot_layers(layers: LayerLineage, path: str | Path | None = None) -> Figure:
     weight = dict.fromkeys(layers.candidates, 0.0)
     for share in (s for b in layers.blocks for s in sources(layers, b)):
         weight[share.ref] = weight.get(share.ref, 0.0) + share.weight
-    refs = sorted(layers.candidates, key=lambda ref: -weight[ref])[:MOST]
+    refs = sorted(layers.candidates, key=lambda ref: -weight[ref])[:MAX_DRAWN_CANDIDATES]
     refs.sort(key=layers.candidates.index)
     rows, columns = len(layers.blocks), len(refs)
     row = min(0.34, max(0.13, 11 / max(rows, 1)), 60 / max(rows, 1))  # inches

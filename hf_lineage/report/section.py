@@ -26,9 +26,9 @@ from .sentences import Show, claim_text, p_text, sentence, shorten
 START, END = "<!-- hf-lineage:start -->", "<!-- hf-lineage:end -->"
 SCHEMA = "hf_lineage/card/1"
 TITLE = "Add model lineage"
-MOST_ROWS, MOST_LAYERS, MOST_NOTES, MOST_CHARACTERS = 8, 40, 6, 300
-MOST_ASKED = 24  # candidates that the command to reproduce names
-MOST_DATA = 1 << 20  # characters of a machine-readable comment that are looked at
+MAX_ROWS, MAX_LAYER_ROWS, MAX_NOTES, MAX_NAME_CHARACTERS = 8, 40, 6, 300
+MAX_COMMAND_CANDIDATES = 24  # candidates that the command to reproduce names
+MAX_COMMENT_CHARACTERS = 1 << 20  # characters of a machine-readable comment that are looked at
 SURE = ((0.99, "very sure"), (0.9, "sure"), (0.75, "fairly sure"), (0.5, "more likely than not"))
 EVIDENCE = ("weights", "features", "detector")  # that can be asked for
 COMMENT = "<!-- hf-lineage "
@@ -83,7 +83,7 @@ def essentials(lineage: Lineage, layers: LayerLineage | None = None) -> dict[str
     }
 
 
-def stands(old: str, new: str) -> bool:
+def is_up_to_date(old: str, new: str) -> bool:
     """Whether a section that is there says what the new one says, and nobody changed it.
 
     Its own words must be as they were written; verdict, parent, relation and level equal; and all that the new one
@@ -223,7 +223,7 @@ def code(text: str) -> str:
     ('`a???!--@b?`', '`?`')
     """
     safe = re.sub(r"[`|<>\\]", "?", printable(text))
-    return f"`{shorten(safe, MOST_CHARACTERS) or '?'}`"
+    return f"`{shorten(safe, MAX_NAME_CHARACTERS) or '?'}`"
 
 
 def _licence(card: Mapping[str, Any]) -> str:
@@ -236,7 +236,7 @@ def _licence(card: Mapping[str, Any]) -> str:
 
 def _candidates(lineage: Lineage, merged: Sequence[str] = ()) -> list[str]:
     rows = ["| candidate | commit | probability | p-value | distance | relation |", "|---|---|---:|---:|---:|---|"]
-    for c in lineage.candidates[:MOST_ROWS]:
+    for c in lineage.candidates[:MAX_ROWS]:
         name = code(c.ref) + (" (local copy)" if is_local(c.ref) else "")
         commit = code(c.revision[:10]) if c.revision else ""
         probability = "-" if merged else _text(c.probability, ".3f")  # that it alone is the parent
@@ -247,7 +247,7 @@ def _candidates(lineage: Lineage, merged: Sequence[str] = ()) -> list[str]:
         rows.append(f"| {name} | {commit} | {' | '.join(figures)} | {relation} |")
     if lineage.none_probability is not None and not merged:
         rows.append(f"| none of these | | {lineage.none_probability:.3f} | | | |")
-    more = len(lineage.candidates) - MOST_ROWS
+    more = len(lineage.candidates) - MAX_ROWS
     return [*rows, "", *([f"and {more} more; `lineage.json` has all of them.", ""] if more > 0 else [])]
 
 
@@ -256,13 +256,13 @@ def _layers(layers: LayerLineage, pictures: bool) -> list[str]:
     # a path of blanks alone would be an empty piece of code, which is none
     lines = [line.replace("``", "`?`") for line in layers_markdown(layers).splitlines()]
     head, rows = 2, [line for line in lines if line.startswith("|")]
-    more = len(rows) - head - MOST_LAYERS
+    more = len(rows) - head - MAX_LAYER_ROWS
     return [
         "### Layers",
         "",
         layers_sentence(layers, code),
         "",
-        *rows[: head + MOST_LAYERS],
+        *rows[: head + MAX_LAYER_ROWS],
         "",
         *([f"and {more} more rows; `lineage/layers.json` has all of them.", ""] if more > 0 else []),
         *(["![Layers: what share of each block is whose](lineage/layers.png)", ""] if pictures else []),
@@ -284,12 +284,12 @@ def _claims(lineage: Lineage) -> list[str]:
 
 def _notes(lineage: Lineage, layers: LayerLineage | None) -> list[str]:
     notes = [code(note) for note in dict.fromkeys([*lineage.notes, *(layers.notes if layers else ())])]
-    more = len(notes) - MOST_NOTES
+    more = len(notes) - MAX_NOTES
     local = [c for c in lineage.candidates if is_local(c.ref)]
     said = [f"A local copy is shown by its folder's name: {', '.join(code(c.ref) for c in local[:3])}"] if local else []
     if len(local) > 3:
         said[0] += f" and {len(local) - 3} more"
-    return [*said, *notes[:MOST_NOTES], *([f"and {more} more notes in `lineage.json`"] if more > 0 else [])]
+    return [*said, *notes[:MAX_NOTES], *([f"and {more} more notes in `lineage.json`"] if more > 0 else [])]
 
 
 def _listed(texts: Sequence[str]) -> list[str]:
@@ -309,10 +309,10 @@ def _reproduce(lineage: Lineage, layers: LayerLineage | None) -> list[str]:
 
 def asked(lineage: Lineage) -> Sequence[Candidate]:
     """The candidates that the command names: of the hundreds of a search only the relatives."""
-    if len(lineage.candidates) <= MOST_ASKED:
+    if len(lineage.candidates) <= MAX_COMMAND_CANDIDATES:
         return lineage.candidates
     related = [c for c in lineage.candidates if c.relation not in (None, "none")]
-    return (related or lineage.candidates)[:MOST_ASKED]
+    return (related or lineage.candidates)[:MAX_COMMAND_CANDIDATES]
 
 
 def _command(lineage: Lineage, name: str, kinds: Sequence[str]) -> str:
@@ -357,7 +357,7 @@ def _lines(text: str) -> list[str]:
 def _data(text: str) -> dict[str, Any]:
     """The comment of a section; empty where somebody took it out or changed its form."""
     line = [*_lines(text), "", ""][1]
-    if not line.startswith(COMMENT) or not line.endswith(" -->") or len(line) > MOST_DATA:
+    if not line.startswith(COMMENT) or not line.endswith(" -->") or len(line) > MAX_COMMENT_CHARACTERS:
         return {}
     try:
         data = json.loads(line.removeprefix(COMMENT).removesuffix(" -->"))

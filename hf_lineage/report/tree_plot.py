@@ -30,7 +30,7 @@ from .plots import COLOURS, PARENT
 from .sentences import shorten
 from .tree_text import MISSING, Drawn, Tie, grow, relation, summary
 
-MOST, LARGEST = 40, 48.0  # models drawn as trees unless asked otherwise; inches of either side
+MAX_TREE_MODELS, MAX_INCHES = 40, 48.0  # models drawn as trees unless asked otherwise; inches of either side
 GROUPS = (PARENT, *COLOURS)
 GREY, INK, FAINT = "#9aa3ab", "#22303c", "#66727c"
 FONT, LINE, COPY, GAP, PAD = 8.5, 0.36, 0.17, 0.85, 0.1  # points; inches: a row, a copy, between columns, in a box
@@ -41,7 +41,7 @@ UNKNOWN, SIDE = "#ededed", 8.95  # inches of the rings and their labels
 MODELS, FAMILIES, GENERATIONS, INNER = (1.0, 0.925), (0.915, 0.86), (0.85, 0.795), 0.785  # radii
 
 
-def plot_forest(phylogeny: Phylogeny, path: str | Path | None = None, *, style: str = "auto") -> Figure:
+def plot_tree(phylogeny: Phylogeny, path: str | Path | None = None, *, style: str = "auto") -> Figure:
     """Draw a forest as trees (`tree`) or rings (`ring`); `auto` draws trees of up to 40 models.
 
     Raises `ArgumentError` for another style.
@@ -49,7 +49,7 @@ def plot_forest(phylogeny: Phylogeny, path: str | Path | None = None, *, style: 
     if style not in ("auto", "tree", "ring"):
         raise ArgumentError(f"Expected the style `auto`, `tree` or `ring`, got {style!r}.")
     named = sum(not node.hidden for node in phylogeny.nodes)
-    draw = _rings if style == "ring" or (style == "auto" and named > MOST) else _trees
+    draw = _rings if style == "ring" or (style == "auto" and named > MAX_TREE_MODELS) else _trees
     figure = draw(phylogeny, grow(phylogeny))
     if path is not None:
         dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same answer is the same bytes
@@ -70,7 +70,7 @@ def _characters() -> frozenset[int]:
 
 def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure and axes over all of it, in inches from the top left."""
-    scale = min(1.0, LARGEST / width, LARGEST / height)
+    scale = min(1.0, MAX_INCHES / width, MAX_INCHES / height)
     figure = Figure(figsize=(max(1, width * scale), max(1, height * scale)), facecolor="white")
     FigureCanvasAgg(figure)  # no pyplot, no window, no global state
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from ..answers.base import _fields
+from ..answers.base import fields_of
 from ..answers.phylogeny import Edge, Node, Phylogeny
 from ..answers.refs import printable
 from .sentences import Show, code, short, shorten
@@ -394,6 +394,6 @@ def graph(phylogeny: Phylogeny) -> nx.DiGraph:
     import networkx as nx
 
     made = nx.DiGraph()
-    made.add_nodes_from((node.id, _fields(node)) for node in phylogeny.nodes)
-    made.add_edges_from((edge.parent, edge.child, _fields(edge)) for edge in phylogeny.edges)
+    made.add_nodes_from((node.id, fields_of(node)) for node in phylogeny.nodes)
+    made.add_edges_from((edge.parent, edge.child, fields_of(edge)) for edge in phylogeny.edges)
     return made

@@ -30,7 +30,7 @@ from ..report.privacy import is_local, public, renaming
 from ..report.section import TITLE, asked, code, description, headline, licences, section
 
 if TYPE_CHECKING:
-    from ..hub.cards import Desk
+    from ..hub.cards import CardRepository
     from ..hub.client import HubRepo
 
 TRIES, WAIT = 3, 0.5  # of a write that was overtaken or lost; seconds before the next, doubled each time
@@ -84,7 +84,7 @@ class _Place:
 class _Draft:
     """An answer as it goes into a card: fit for the public, with what its parents' cards say of licences."""
 
-    def __init__(self, lineage: Lineage, layers: LayerLineage | None, desk: Callable[[], Desk]) -> None:
+    def __init__(self, lineage: Lineage, layers: LayerLineage | None, cards: Callable[[], CardRepository]) -> None:
         rename = renaming(lineage, layers)
         self.lineage = public(lineage, rename)
         self.layers = public(layers, rename) if layers is not None else None
@@ -95,12 +95,12 @@ class _Draft:
             if not is_local(ref) and not ref.startswith("module:"):
                 self.terms[ref] = None
                 with suppress(LineageError):  # gone, private or no network: then that is said
-                    self.terms[ref] = desk().terms(ModelRef("hub", ref, revision))
+                    self.terms[ref] = cards().terms(ModelRef("hub", ref, revision))
         about = dict(self.terms)
         for c in asked(self.lineage):  # the others that the section names
             if c.ref not in about and c.revision and c.status == "compared":
                 with suppress(LineageError):
-                    about[c.ref] = desk().terms(ModelRef("hub", c.ref, c.revision))
+                    about[c.ref] = cards().terms(ModelRef("hub", c.ref, c.revision))
         self.notes = [
             f"{code(ref)} is private: the card would name it."
             for ref, terms in about.items()
@@ -180,33 +180,33 @@ def _on_hub(
     ref: ModelRef, lineage: Lineage, layers: LayerLineage | None, create_pr: bool, push: bool,
     token: str | bool | None,
 ) -> Annotation:  # fmt: skip
-    from ..hub.cards import Desk, Lost, Stale
+    from ..hub.cards import CardRepository, Lost, Stale
 
-    desk = Desk(token)
-    me = desk.me() if create_pr else ""
+    cards = CardRepository(token)
+    me = cards.me() if create_pr else ""
     if push:
-        desk.need_token()
+        cards.need_token()
     draft: _Draft | None = None
     sent: Annotation | None = None  # what was sent without an answer
     for attempt in range(TRIES):
-        repo = desk.repo(ref.name)
+        repo = cards.repo(ref.name)
         name = repo.ref.name
         for answer in (lineage, layers) if layers is not None else (lineage,):
-            _check_child(desk, repo.ref, answer)
-        draft = draft or _Draft(lineage, layers, lambda: desk)
-        found, text = draft.change(_on_desk(desk, repo, lineage))
+            _check_child(cards, repo.ref, answer)
+        draft = draft or _Draft(lineage, layers, lambda: cards)
+        found, text = draft.change(_in_repo(cards, repo, lineage))
         if not (create_pr or push):
             return found
-        pull = desk.pull_request(name, TITLE, me) if create_pr and found.changed else None
+        pull = cards.pull_request(name, TITLE, me) if create_pr and found.changed else None
         if pull is not None:
-            repo = desk.repo(name, pull.ref)
-            found, text = draft.change(_on_desk(desk, repo, lineage))
+            repo = cards.repo(name, pull.ref)
+            found, text = draft.change(_in_repo(cards, repo, lineage))
         head = str(repo.ref.revision)
         if not found.changed:
-            url = pull.url if pull else f"{desk.hub.endpoint}/{name}/commit/{head}" if sent else None
+            url = pull.url if pull else f"{cards.hub.endpoint}/{name}/commit/{head}" if sent else None
             return replace(sent or found, url=url)
         try:
-            url = desk.commit(
+            url = cards.commit(
                 name, found.make(), title="Update model lineage" if pull else TITLE,
                 text=text if create_pr else headline(draft.lineage, draft.layers, code), parent=head,
                 revision=pull.ref if pull else None, create_pr=create_pr and pull is None,
@@ -222,21 +222,21 @@ def _on_hub(
     )
 
 
-def _on_desk(desk: Desk, repo: HubRepo, lineage: Lineage) -> _Place:
+def _in_repo(cards: CardRepository, repo: HubRepo, lineage: Lineage) -> _Place:
     traced = ModelRef("hub", repo.ref.name, lineage.child.revision or repo.ref.revision)
     return _Place(
-        desk.card(repo, MAX_CARD), repo.files.__contains__, lambda name: repo.read_optional(name, MAX_CARD),
-        lambda: desk.digests(traced), desk.terms(repo.ref)["gated"],
+        cards.card(repo, MAX_CARD), repo.files.__contains__, lambda name: repo.read_optional(name, MAX_CARD),
+        lambda: cards.digests(traced), cards.terms(repo.ref)["gated"],
     )  # fmt: skip
 
 
-def _check_child(desk: Desk, ref: ModelRef, lineage: Lineage | LayerLineage) -> None:
+def _check_child(cards: CardRepository, ref: ModelRef, lineage: Lineage | LayerLineage) -> None:
     """The card of a repo may say what was found in its weights only while they are the same."""
     if ref.name != lineage.child.name:
         raise ArgumentError(f"Expected the model that was traced, `{lineage.child.name}`, got `{ref.name}`.")
     traced = lineage.child.revision
     if traced and traced != ref.revision:
-        was, now = desk.weights(ModelRef("hub", ref.name, traced)), desk.weights(ref)
+        was, now = cards.weights(ModelRef("hub", ref.name, traced)), cards.weights(ref)
         if was != now:
             raise ArgumentError(
                 f"Expected the weights that were traced, of `{ref.name}@{traced[:10]}`, but those of `main` are others "
@@ -247,14 +247,14 @@ def _check_child(desk: Desk, ref: ModelRef, lineage: Lineage | LayerLineage) -> 
 def _in_folder(
     ref: ModelRef, lineage: Lineage, layers: LayerLineage | None, push: bool, token: str | bool | None
 ) -> Annotation:
-    from ..hub.cards import Desk, folder_digests
+    from ..hub.cards import CardRepository, folder_digests
 
     folder, traced = (Path(os.path.realpath(os.path.expanduser(name))) for name in (ref.name, lineage.child.name))
     if folder != traced:
         raise ArgumentError(f"Expected the model that was traced, `{lineage.child.name}`, got `{ref.name}`.")
     if not folder.is_dir():
         raise ArgumentError(f"Expected a folder with a model, got `{ref.name}`.")
-    draft = _Draft(lineage, layers, lambda: Desk(token))
+    draft = _Draft(lineage, layers, lambda: CardRepository(token))
     place = _Place(
         _read(folder / "README.md"), lambda name: os.path.lexists(folder / name), lambda name: _read(folder / name),
         lambda: folder_digests(folder),

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..answers.lineage import Lineage
 from ..answers.refs import ModelRef, is_repo_id, printable
-from ..answers.search import Proposal, Proposals
+from ..answers.search import CandidateSearch, FoundCandidate
 from ..architecture.align import align
 from ..architecture.conventions import cuts
 from ..architecture.describe import Architecture, describe
@@ -61,7 +61,7 @@ def find_candidates(
     child: str | Path | ModelRef, *, most: int = MOST_MODELS, max_requests: int = MOST_REQUESTS,
     max_bytes: int = MOST_BYTES, token: str | bool | None = None, allow_pickle: bool = False,
     progress: Progress | None = None,
-) -> Proposals:  # fmt: skip
+) -> CandidateSearch:  # fmt: skip
     """Models on the Hub (offline: in the cache) that could be the child's parent, and why. Reads no weights.
 
     most: comparable models to stop at. max_requests, max_bytes: of headers and listings; what was found until then is
@@ -80,7 +80,7 @@ def find_candidates(
     search = Search(opener.open(child), opener, most, max_requests, max_bytes, progress)
     while search.widen():
         pass
-    return replace(search.proposals(), seconds=round(time.monotonic() - started, 3))
+    return replace(search.result(), seconds=round(time.monotonic() - started, 3))
 
 
 class Search:
@@ -93,7 +93,7 @@ class Search:
         self.child, self._opener, self._progress = child, opener, progress
         self._most, self._max_requests, self._max_bytes = most, max_requests, max_bytes
         self._rings: list[Ring] = [self._declared, self._family, self._alike, self._wider]
-        self._found: dict[str, Proposal] = {}  # by the name it was first met under
+        self._found: dict[str, FoundCandidate] = {}  # by the name it was first met under
         self._known_as: dict[tuple, str] = {identity(child): child.ref.name}  # that name, by identity
         self._other_names: dict[str, str] = {child.ref.name: child.ref.name}  # that name, by any other
         self._listed: dict[str, Listed] = {}
@@ -143,13 +143,13 @@ class Search:
                 return True
         return False
 
-    def proposals(self) -> Proposals:
+    def result(self) -> CandidateSearch:
         """Everything that was looked at, comparable models first."""
         statuses = ("comparable", "unreadable", "not_comparable")
         ranked = sorted(self._found.values(), key=lambda proposal: statuses.index(proposal.status))
-        return Proposals(
-            self.child.ref, self.child.requested, tuple(ranked), tuple(self.notes), self.requests,
-            self._used[1], versions=versions(),
+        return CandidateSearch(
+            self.child.ref, self.child.requested, tuple(ranked), self.requests, notes=tuple(self.notes),
+            bytes_read=self._used[1], versions=versions(),
         )  # fmt: skip
 
     @property
@@ -386,7 +386,7 @@ class Search:
         failed = {candidate.requested: candidate for candidate in refused}
         ready = {checkpoint.requested: checkpoint for checkpoint in opened}
         for name, (rules, listed) in batch.items():
-            proposal = Proposal(name, None, tuple(dict.fromkeys(rules)), "unreadable")
+            proposal = FoundCandidate(name, None, tuple(dict.fromkeys(rules)), "unreadable")
             if listed is not None:
                 proposal = replace(
                     proposal, revision=listed.sha, parameters=listed.parameters, downloads=listed.downloads,
@@ -405,7 +405,7 @@ class Search:
         if self._progress and batch:
             self._progress(min(self.requests, self._max_requests), self._max_requests, "looking for candidates")
 
-    def _compared(self, proposal: Proposal, candidate: Checkpoint) -> Proposal:
+    def _compared(self, proposal: FoundCandidate, candidate: Checkpoint) -> FoundCandidate:
         if isinstance(candidate, FileCheckpoint) and candidate.remote:
             candidate.keep(min(KEPT, KEPT_IN_ALL // self._most))
         alignment = align(self._view, View(candidate, cuts(candidate)), self._architecture)
