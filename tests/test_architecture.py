@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lineage.architecture.align import align
-from hf_lineage.architecture.conventions import canonical, cuts
+from hf_lineage.architecture.conventions import canonical_names, fused_parts
 from hf_lineage.architecture.describe import describe
 from hf_lineage.checkpoints.entry import Entry
 
@@ -281,14 +281,14 @@ def test_any_names_and_shapes(child: dict[str, Entry], candidate: dict[str, Entr
     assert alignment.pairs.keys() | alignment.unmatched.keys() == {*found.weights}
     assert alignment.grown.keys() <= alignment.pairs.keys() and 0.0 <= alignment.coverage <= 1.0
     assert len(set(alignment.pairs.values())) == len(alignment.pairs)
-    for parts in cuts(child).values():
+    for parts in fused_parts(child).values():
         assert parts[0][1] == 0 and all(a[2] == b[1] for a, b in pairwise(parts))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_canonical_names_are_final(name: str) -> None:
-    names = [*canonical(build(CASES[name][0]))]
-    assert [*canonical(names)] == names and len(names) == len(build(CASES[name][0]))
+    names = [*canonical_names(build(CASES[name][0]))]
+    assert [*canonical_names(names)] == names and len(names) == len(build(CASES[name][0]))
 
 
 def ends(names: tuple[str, ...]) -> set[str]:

@@ -13,13 +13,13 @@ import transformers
 from scipy.stats import kstest
 
 from hf_lineage.answers.refs import ModelRef
-from hf_lineage.architecture.conventions import cuts
+from hf_lineage.architecture.conventions import fused_parts
 from hf_lineage.architecture.describe import describe
 from hf_lineage.checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
 from hf_lineage.checkpoints.entry import Slice
 from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import CheckpointError, LineageError
-from hf_lineage.weights.block_matching import SCREEN, Block, Places, blocks_of, line_up, place
+from hf_lineage.weights.block_matching import SCREEN, Block, BlockMatches, align_blocks, blocks_of, match_blocks
 
 Tensors = dict[str, torch.Tensor]
 
@@ -68,14 +68,14 @@ class Counted(MemoryCheckpoint):
 
 def placed(
     child: Tensors, *candidates: Tensors, budget: int | None = None, seed: int = 0
-) -> tuple[tuple[Block, ...], list[Places]]:
+) -> tuple[tuple[Block, ...], list[BlockMatches]]:
     ours = Counted(child)
-    blocks, found = place(ours, describe(ours), [Counted(each) for each in candidates], budget=budget, seed=seed)
-    assert all(isinstance(each, Places) for each in found), found
+    blocks, found = match_blocks(ours, describe(ours), [Counted(each) for each in candidates], budget=budget, seed=seed)
+    assert all(isinstance(each, BlockMatches) for each in found), found
     return blocks, found  # type: ignore[return-value]
 
 
-def chosen(blocks: Sequence[Block], places: Places) -> dict[str, str | None]:
+def chosen(blocks: Sequence[Block], places: BlockMatches) -> dict[str, str | None]:
     """Child's block → candidate's."""
     return {
         block.path: None if j is None else places.blocks[j].path
@@ -169,9 +169,9 @@ class TestPlace:
         parent = llama(3, 1)
         child = Counted(tuned(moved(parent, [2, 0]), 2))
         other = Counted(parent)
-        blocks, [places] = place(child, describe(child), [other], budget=None, seed=0)
-        assert isinstance(places, Places)
-        pairs = places.pairs(blocks, child, other)
+        blocks, [places] = match_blocks(child, describe(child), [other], budget=None, seed=0)
+        assert isinstance(places, BlockMatches)
+        pairs = places.tensor_pairs(blocks, child, other)
         assert pairs["model.layers.0.mlp.up_proj.weight"] == "model.layers.2.mlp.up_proj.weight"
         assert pairs["model.layers.1.input_layernorm.weight"] == "model.layers.0.input_layernorm.weight"
         assert pairs["lm_head.weight"] == "lm_head.weight" and len(pairs) == len(child)
@@ -252,7 +252,7 @@ class TestReading:
     def test_one_call_and_no_byte_twice(self) -> None:
         child, others = Counted(llama(4, 1)), [Counted(llama(depth, 2)) for depth in (3, 4, 7)]
         told: list[tuple[int, int]] = []
-        place(
+        match_blocks(
             child,
             describe(child),
             others,
@@ -269,7 +269,7 @@ class TestReading:
         models = [Counted(llama(depth, depth, hidden=600, width=32)) for depth in depths]
         for budget in (60_000, 200_000):
             before = [model.bytes_read for model in models]
-            place(models[0], describe(models[0]), models[1:], budget=budget, seed=0)
+            match_blocks(models[0], describe(models[0]), models[1:], budget=budget, seed=0)
             spent = [model.bytes_read - b for model, b in zip(models, before, strict=True)]
             assert 0.6 * budget < max(spent) <= budget, spent
         assert SCREEN == 16 << 20
@@ -278,15 +278,17 @@ class TestReading:
         child, parent = llama(3, 1), llama(3, 1)
         error = CheckpointError("The disk is on fire.")
         ours = Counted(child)
-        _, found = place(ours, describe(ours), [Counted(llama(3, 2), error), Counted(parent)], budget=None, seed=0)
-        assert found[0] is error and isinstance(found[1], Places) and found[1].best == (0, 1, 2, 3, 4)
+        _, found = match_blocks(
+            ours, describe(ours), [Counted(llama(3, 2), error), Counted(parent)], budget=None, seed=0
+        )
+        assert found[0] is error and isinstance(found[1], BlockMatches) and found[1].best == (0, 1, 2, 3, 4)
         ours.broken = error
         with pytest.raises(CheckpointError):
-            place(ours, describe(ours), [Counted(parent)], budget=None, seed=0)
+            match_blocks(ours, describe(ours), [Counted(parent)], budget=None, seed=0)
 
 
 def views(*models: Tensors) -> list[Checkpoint]:
-    return [View(checkpoint, cuts(checkpoint)) for checkpoint in map(Counted, models)]
+    return [View(checkpoint, fused_parts(checkpoint)) for checkpoint in map(Counted, models)]
 
 
 def test_timm_and_transformers_line_up_where_they_stand() -> None:
@@ -312,23 +314,23 @@ def test_timm_and_transformers_line_up_where_they_stand() -> None:
                "vit.layernorm.weight": ours["norm.weight"], "vit.layernorm.bias": ours["norm.bias"],
                "classifier.weight": ours["head.weight"], "classifier.bias": ours["head.bias"]}  # fmt: skip
     child, candidate, swapped = views(ours, theirs, moved(theirs, [0, 2, 1], "vit.encoder.layer."))
-    blocks, found = place(child, describe(child), [candidate, swapped], budget=None, seed=0)
+    blocks, found = match_blocks(child, describe(child), [candidate, swapped], budget=None, seed=0)
     for places, order in zip(found, ([0, 1, 2], [0, 2, 1]), strict=True):
-        assert isinstance(places, Places)
+        assert isinstance(places, BlockMatches)
         partners = [places.blocks[j] for j in places.best if j is not None]
         assert [b.path for b in partners] == ["stem", *(f"vit.encoder.layer.{j}" for j in order), "head"]
         assert [b.short == partner.short for b, partner in zip(blocks, partners, strict=True)][1:-1] == [
             j == i for i, j in enumerate(order)
         ]
-        assert len(places.pairs(blocks, child, candidate)) == len(child)
+        assert len(places.tensor_pairs(blocks, child, candidate)) == len(child)
 
 
 def test_a_grown_vocabulary_lines_up_with_its_beginning() -> None:
     child, parent = (Counted(llama(2, 1, words=words)) for words in (60, 50))
     architecture = describe(child)
-    blocks, [places] = place(child, architecture, [parent], budget=None, seed=0)
-    assert isinstance(places, Places)
-    alignment = line_up(child, architecture, blocks, parent, places)
+    blocks, [places] = match_blocks(child, architecture, [parent], budget=None, seed=0)
+    assert isinstance(places, BlockMatches)
+    alignment = align_blocks(child, architecture, blocks, parent, places)
     assert alignment.grown == dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (60, 50))
     assert {*alignment.pairs} | {*alignment.unmatched} == {*architecture.weights}
     assert alignment.unmatched.keys() <= {"model.norm.weight"} and alignment.coverage > 0.99

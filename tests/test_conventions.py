@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import hf_lineage as hl
 from hf_lineage.architecture.align import align
-from hf_lineage.architecture.conventions import canonical, cuts
+from hf_lineage.architecture.conventions import canonical_names, fused_parts
 from hf_lineage.architecture.describe import describe
 from hf_lineage.checkpoints.checkpoint import Checkpoint
 from hf_lineage.checkpoints.entry import Entry, Slice
@@ -30,7 +30,7 @@ VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "int
 
 def view(model: Path | torch.nn.Module) -> View:
     checkpoint = open_checkpoint(model)
-    return View(checkpoint, cuts(checkpoint))
+    return View(checkpoint, fused_parts(checkpoint))
 
 
 def stored(tensors: Tensors, folder: Path) -> Path:
@@ -130,7 +130,7 @@ class TestViT:
             )
             theirs = hf.DeiTForImageClassificationWithTeacher(config)
         ours, theirs = (entries({n: tuple(t.shape) for n, t in m.state_dict().items()}) for m in (ours, theirs))
-        assert set(canonical(theirs)) - set(canonical(ours)) == {
+        assert set(canonical_names(theirs)) - set(canonical_names(ours)) == {
             f"blocks.0.attn.{letter}.{kind}" for letter in "qkv" for kind in ("weight", "bias")
         }  # what a view cuts
         assert not {n for n in align(theirs, ours).unmatched if "attention" not in n}
@@ -141,7 +141,7 @@ class TestViT:
             theirs = hf.Dinov2Model(hf.Dinov2Config(**sizes, image_size=518, patch_size=14))
             ours = timm.create_model("vit_small_patch14_dinov2", depth=1, embed_dim=32, num_heads=4)
         a, b = (entries({n: tuple(t.shape) for n, t in m.state_dict().items()}) for m in (theirs, ours))
-        assert set(canonical(b)) - {n for n in canonical(b) if "qkv" in n} < set(canonical(a))
+        assert set(canonical_names(b)) - {n for n in canonical_names(b) if "qkv" in n} < set(canonical_names(a))
 
 
 class TestResNet:
@@ -201,7 +201,7 @@ class TestExperts:
     def test_the_other_layout_is_not_cut(self) -> None:
         """GPT-OSS: (expert, in, out), gate and up interleaved."""
         stacked = entries({"mlp.experts.gate_up_proj": (3, 32, 48), "mlp.experts.down_proj": (3, 24, 32)})
-        assert cuts(stacked) == {}
+        assert fused_parts(stacked) == {}
 
 
 def test_phi_and_its_split_form(tmp_path: Path) -> None:
@@ -289,14 +289,14 @@ class TestPEFT:
     def test_two_trained_copies_are_not_merged(self) -> None:
         """That convention is left out, the others still apply."""
         names = [f"base_model.model.classifier.modules_to_save.{adapter}.weight" for adapter in ("a", "b")]
-        assert [*canonical([*names, "base_model.model.q.base_layer.weight"])] == [
+        assert [*canonical_names([*names, "base_model.model.q.base_layer.weight"])] == [
             "classifier.modules_to_save.a.weight", "classifier.modules_to_save.b.weight", "q.weight",
         ]  # fmt: skip
 
     def test_a_wrapped_fused_layer_is_cut(self) -> None:
-        parts = cuts(entries({"base_model.model.blocks.0.attn.qkv.base_layer.weight": (96, 32)}))
+        parts = fused_parts(entries({"base_model.model.blocks.0.attn.qkv.base_layer.weight": (96, 32)}))
         (name,) = parts
-        assert [*canonical(f"{name}[{label}]" for label, _, _ in parts[name])][1] == "blocks.0.attn.k.weight"
+        assert [*canonical_names(f"{name}[{label}]" for label, _, _ in parts[name])][1] == "blocks.0.attn.k.weight"
 
 
 REFUSED: dict[str, dict[str, tuple[int, ...]]] = {
@@ -317,7 +317,7 @@ REFUSED: dict[str, dict[str, tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_row_range_is_not_cut(case: str) -> None:
-    assert cuts(entries(REFUSED[case])) == {}
+    assert fused_parts(entries(REFUSED[case])) == {}
 
 
 def test_parts_cover_a_tensor_without_gap() -> None:
@@ -327,7 +327,7 @@ def test_parts_cover_a_tensor_without_gap() -> None:
         "c.gate_up_proj.weight": (48, 32), "c.down_proj.weight": (32, 24),
         "d.experts.gate_up_proj": (3, 48, 32), "d.experts.down_proj": (3, 32, 24),
     }  # fmt: skip
-    found = cuts(entries(shapes))
+    found = fused_parts(entries(shapes))
     assert shapes.keys() - found.keys() == {"b.o_proj.weight", "c.down_proj.weight"}
     for name, parts in found.items():
         rows = shapes[name][0] * (shapes[name][1] if len(shapes[name]) == 3 else 1)
@@ -352,13 +352,13 @@ class TestUnrelated:
         """What only resembles one row of a convention is left alone."""
         names = ["classifier.1.weight", "encoder.layer.0.output.dense.weight", "embeddings.cls_token", "ls1.gamma",
                  "layers.0.attention.q_proj.weight", "visual.conv1.weight", "layers.0.mlp.gate.weight", "layernorm.bias"]  # fmt: skip
-        assert [*canonical(names)] == names
+        assert [*canonical_names(names)] == names
 
 
 def view_of_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Entry]:
     """The keys a view has, for models whose weights do not matter."""
     found: dict[str, tuple[int, ...]] = {}
-    parts = cuts(entries(shapes))
+    parts = fused_parts(entries(shapes))
     for name, shape in shapes.items():
         found |= {f"{name}[{label}]": (stop - first, *shape[1:][-1:]) for label, first, stop in parts.get(name, ())}
         found |= {} if name in parts else {name: shape}

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from hf_lineage.tasks import calibration
 from hf_lineage.tasks.calibration import Features, probabilities
 from hf_lineage.weights import direction as directions
-from hf_lineage.weights.direction import asymmetry, direction, lean, origin, relatives
+from hf_lineage.weights.direction import (
+    direction_shares,
+    origin_position,
+    relative_positions,
+    residual_asymmetry,
+    residual_dependences,
+)
 
 
 def gram(*models: np.ndarray) -> np.ndarray:
@@ -24,29 +30,37 @@ def test_positions_are_projections() -> None:
     child, candidate, other = np.random.default_rng(0).normal(size=(3, 50))
     step = child - candidate
     g = gram(child, candidate, other)
-    seen = origin(g, 1)
+    seen = origin_position(g, 1)
     assert seen is not None
     assert seen.t == pytest.approx(-(candidate @ step) / (step @ step))
-    assert seen.reach == pytest.approx(np.linalg.norm(candidate) / np.linalg.norm(step))
-    (relative,) = relatives(g, 1, [2])
+    assert seen.relative_distance == pytest.approx(np.linalg.norm(candidate) / np.linalg.norm(step))
+    (relative,) = relative_positions(g, 1, [2])
     assert relative.t == pytest.approx((other - candidate) @ step / (step @ step))
-    assert relative.reach == pytest.approx(np.linalg.norm(other - candidate) / np.linalg.norm(step))
+    assert relative.relative_distance == pytest.approx(np.linalg.norm(other - candidate) / np.linalg.norm(step))
 
 
 def test_parents_twins_and_children_lie_where_they_should() -> None:
     rng = np.random.default_rng(1)
     start = rng.normal(size=20_000)
     a, b = (start + 0.3 * rng.normal(size=start.size) for _ in range(2))
-    forward, back, twins = origin(gram(a, start), 1), origin(gram(start, a), 1), origin(gram(a, b), 1)
+    forward, back, twins = (
+        origin_position(gram(a, start), 1),
+        origin_position(gram(start, a), 1),
+        origin_position(gram(a, b), 1),
+    )
     assert forward and back and twins
     assert (forward.t, back.t, twins.t) == pytest.approx((0.0, 1.0, 0.5), abs=0.05)
-    assert relatives(gram(a, start, b), 1, [2])[0].t == pytest.approx(0.0, abs=0.05), "a sibling lies behind the parent"
-    assert relatives(gram(start, a, b), 1, [2])[0].t == pytest.approx(1.0, abs=0.05), "and behind the parent it is"
+    assert relative_positions(gram(a, start, b), 1, [2])[0].t == pytest.approx(0.0, abs=0.05), (
+        "a sibling lies behind the parent"
+    )
+    assert relative_positions(gram(start, a, b), 1, [2])[0].t == pytest.approx(1.0, abs=0.05), (
+        "and behind the parent it is"
+    )
 
 
 def test_equal_models_have_no_line() -> None:
     x = np.ones(5)
-    assert origin(gram(x, x), 1) is None and relatives(gram(x, x, 2 * x), 1, [2]) == []
+    assert origin_position(gram(x, x), 1) is None and relative_positions(gram(x, x, 2 * x), 1, [2]) == []
 
 
 def test_an_additive_step_leans_to_its_parent() -> None:
@@ -54,10 +68,10 @@ def test_an_additive_step_leans_to_its_parent() -> None:
     generator = torch.Generator().manual_seed(2)
     parent = torch.rand(400, 300, generator=generator) - 0.5
     step = torch.randn(400, 300, generator=generator) ** 3 / 6
-    forward, backward = asymmetry(parent + step, parent)
+    forward, backward = residual_dependences(parent + step, parent)
     assert abs(forward) < 0.01 < abs(backward)
-    assert lean(forward, backward, 120_000) > 0.3
-    again = asymmetry(parent, parent + step)
+    assert residual_asymmetry(forward, backward, 120_000) > 0.3
+    again = residual_dependences(parent, parent + step)
     assert again == pytest.approx((backward, forward)), "swapped models swap the directions"
 
 
@@ -65,32 +79,32 @@ def test_the_lean_ignores_the_scale_of_rows_and_columns() -> None:
     generator = torch.Generator().manual_seed(3)
     parent, step = torch.randn(2, 60, 50, generator=generator)
     rows, columns = torch.rand(60, 1, generator=generator) + 0.5, torch.rand(1, 50, generator=generator) + 0.5
-    plain = asymmetry(parent + 0.1 * step * rows * columns, parent)
+    plain = residual_dependences(parent + 0.1 * step * rows * columns, parent)
     assert all(abs(value) < 0.1 for value in plain)
-    assert asymmetry(torch.zeros(4, 5), torch.zeros(4, 5)) == (0.0, 0.0)
+    assert residual_dependences(torch.zeros(4, 5), torch.zeros(4, 5)) == (0.0, 0.0)
 
 
 @given(st.floats(-3, 3), st.floats(0.1, 200), st.lists(st.tuples(st.floats(-2, 2), st.floats(0.1, 5)), max_size=4))
 def test_swapping_the_two_swaps_the_answer(t: float, reach: float, others: list[tuple[float, float]]) -> None:
-    said = direction((t, reach), others)
-    back = direction((1 - t, reach), [(1 - place, far) for place, far in others])
+    said = direction_shares((t, reach), others)
+    back = direction_shares((1 - t, reach), [(1 - place, far) for place, far in others])
     assert said.parent + said.between + said.descendant == pytest.approx(1.0)
     assert (back.parent, back.between, back.descendant) == pytest.approx((said.descendant, said.between, said.parent))
 
 
 def test_far_moves_tell_and_light_ones_do_not() -> None:
-    assert direction((0.0, 3.0)).said == "parent" and direction((1.0, 3.0)).said == "descendant"
-    assert direction((0.5, 3.0)).said == "between"
-    assert all(direction((t, 100.0)).said is None for t in (-1.0, 0.0, 1.0, 2.0))
-    assert direction(None).said is None
-    assert direction((0.0, 3.0), entries=30).said is None, "so few entries do not place it"
+    assert direction_shares((0.0, 3.0)).decided == "parent" and direction_shares((1.0, 3.0)).decided == "descendant"
+    assert direction_shares((0.5, 3.0)).decided == "between"
+    assert all(direction_shares((t, 100.0)).decided is None for t in (-1.0, 0.0, 1.0, 2.0))
+    assert direction_shares(None).decided is None
+    assert direction_shares((0.0, 3.0), entries=30).decided is None, "so few entries do not place it"
 
 
 def test_relatives_behind_a_model_speak_for_it() -> None:
-    alone = direction(None).parent
-    shares = [direction(None, [(0.0, 1.0)] * n).parent for n in (1, 3, 60)]
+    alone = direction_shares(None).parent
+    shares = [direction_shares(None, [(0.0, 1.0)] * n).parent for n in (1, 3, 60)]
     assert alone == pytest.approx(1 / 3) and alone < shares[0] < shares[1] < 0.8 < shares[2]
-    behind_the_child = direction(None, [(1.0, 1.0)] * 60)
+    behind_the_child = direction_shares(None, [(1.0, 1.0)] * 60)
     assert behind_the_child.descendant == pytest.approx(shares[2]) and behind_the_child.parent < 0.05
 
 

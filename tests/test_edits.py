@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_lineage.weights.edits import cast, change, lattice, low_rank, noise, pruned, summarise
+from hf_lineage.weights.edits import (
+    added_noise,
+    cast_dtype,
+    detect_edit,
+    detect_pruning,
+    low_rank_update,
+    rounding_lattice,
+    summarise_edits,
+)
 
 if TYPE_CHECKING:
     from conftest import Nursery
@@ -78,13 +86,13 @@ class TestLattice:
     @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
     def test_rows(self, parent: Tensor, bits: int, dtype: str, zero_point: bool) -> None:
         child = quantise(parent, bits, parent.shape[1], zero_point).to(DTYPES[dtype]).float()
-        found = change(child, parent)
+        found = detect_edit(child, parent)
         assert found.kind == "quantized" and found.lattice
         assert (found.lattice.bits, found.lattice.scheme) == (bits, "row")
 
     @pytest.mark.parametrize("bits", [4, 8])
     def test_one_scale(self, parent: Tensor, bits: int) -> None:
-        found = lattice(quantise(parent, bits, parent.numel(), False))
+        found = rounding_lattice(quantise(parent, bits, parent.numel(), False))
         assert found and (found.bits, found.scheme, found.symmetric) == (bits, "tensor", True)
 
     @pytest.mark.parametrize("zero_point", [False, True], ids=["absmax", "minmax"])
@@ -92,39 +100,42 @@ class TestLattice:
     @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
     def test_groups(self, size: int, dtype: str, zero_point: bool) -> None:
         parent = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)) / 32
-        found = lattice(quantise(parent, 4, size, zero_point).to(DTYPES[dtype]).float())
+        found = rounding_lattice(quantise(parent, 4, size, zero_point).to(DTYPES[dtype]).float())
         assert found and (found.bits, found.scheme, found.symmetric) == (4, f"group {size}", not zero_point)
 
     def test_columns(self, parent: Tensor) -> None:
-        found = lattice(quantise(parent.T.contiguous(), 8, len(parent), False).T.contiguous())
+        found = rounding_lattice(quantise(parent.T.contiguous(), 8, len(parent), False).T.contiguous())
         assert found and (found.bits, found.scheme) == (8, "column")
 
     def test_pruned_before(self, parent: Tensor) -> None:
         small = parent.abs() < parent.abs().median()
-        found = change(quantise(torch.where(small, 0, parent), 8, parent.shape[1], False), parent)
+        found = detect_edit(quantise(torch.where(small, 0, parent), 8, parent.shape[1], False), parent)
         assert found.kind == "quantized" and found.lattice and found.lattice.bits == 8
         assert found.pruned and found.pruned.zeros == pytest.approx(0.5, abs=0.05) and found.pruned.magnitude
 
     def test_another_model_quantised_is_no_rounding_of_this_one(self, parent: Tensor) -> None:
         other = torch.randn(parent.shape, generator=torch.Generator().manual_seed(9)) * parent.std()
-        assert change(quantise(other, 8, parent.shape[1], False), parent).kind == "other"
+        assert detect_edit(quantise(other, 8, parent.shape[1], False), parent).kind == "other"
 
     @pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
     def test_a_cast_is_no_lattice(self, parent: Tensor, dtype: torch.dtype) -> None:
-        assert lattice(parent.to(dtype).float()) is None
-        assert lattice(torch.where(parent.abs() < parent.std(), 0, parent).to(dtype).float()) is None
+        assert rounding_lattice(parent.to(dtype).float()) is None
+        assert rounding_lattice(torch.where(parent.abs() < parent.std(), 0, parent).to(dtype).float()) is None
 
     @pytest.mark.parametrize("value", [0.0, 1.0, 0.37])
     def test_constant_rows_are_none(self, value: float) -> None:
-        assert lattice(torch.full((32, 64), value)) is None and lattice(torch.full((1, 64), value)) is None
+        assert (
+            rounding_lattice(torch.full((32, 64), value)) is None
+            and rounding_lattice(torch.full((1, 64), value)) is None
+        )
 
 
 class TestCast:
     @pytest.mark.parametrize("name", ["BF16", "F16"])
     def test_both_directions(self, parent: Tensor, name: str) -> None:
         child = parent.to(DTYPES[name]).float()
-        assert cast(child, parent) == name and change(child, parent).kind == "cast"
-        assert cast(parent, child) is None and cast(parent, parent) is None
+        assert cast_dtype(child, parent) == name and detect_edit(child, parent).kind == "cast"
+        assert cast_dtype(parent, child) is None and cast_dtype(parent, parent) is None
 
     @pytest.mark.parametrize("saved", ["F32", "BF16"])
     @pytest.mark.parametrize("scaled", ["no", "tensor", "row"])
@@ -134,7 +145,7 @@ class TestCast:
         top = parent.abs().amax(1, keepdim=True) if scaled == "row" else parent.abs().max()
         scale = top / torch.finfo(dtype).max if scaled != "no" else torch.ones(())
         child = ((parent / scale).to(dtype).float() * scale).to(DTYPES[saved]).float()
-        found = change(child, parent)
+        found = detect_edit(child, parent)
         assert (found.kind, found.cast) == ("quantized", name)
 
 
@@ -142,19 +153,19 @@ class TestPruned:
     @pytest.mark.parametrize("dtype", ["F32", "BF16"])
     def test_smallest_of_the_tensor(self, parent: Tensor, dtype: str) -> None:
         child = torch.where(parent.abs() < parent.abs().median(), 0, parent).to(DTYPES[dtype]).float()
-        found = change(child, parent).pruned
+        found = detect_edit(child, parent).pruned
         assert found and found.magnitude and found.kept_equal == 1.0 and not found.two_four
         assert found.zeros == pytest.approx(0.5, abs=0.01)
 
     def test_two_of_four(self, parent: Tensor) -> None:
         fours = parent.reshape(-1, 4)
         out = fours.abs() <= fours.abs().sort(1).values[:, 1:2]
-        found = pruned(torch.where(out, 0, fours).reshape(parent.shape), parent)
+        found = detect_pruning(torch.where(out, 0, fours).reshape(parent.shape), parent)
         assert found and found.two_four and found.magnitude
 
     def test_at_random(self, parent: Tensor) -> None:
         out = torch.rand(parent.shape, generator=torch.Generator().manual_seed(0)) < 0.3
-        found = pruned(torch.where(out, 0, parent), parent)
+        found = detect_pruning(torch.where(out, 0, parent), parent)
         assert found and not found.magnitude and found.zeros == pytest.approx(0.3, abs=0.02)
 
 
@@ -165,10 +176,10 @@ class TestLowRank:
     def test_merged_in_float32(self, shape: tuple[int, int], rank: int, condition: float) -> None:
         parent = torch.randn(shape, generator=torch.Generator().manual_seed(1)) / 8
         child = parent + 0.02 * parent.norm() * adapter(parent.shape, rank, condition)
-        assert low_rank(child, parent) == (rank if 2 * rank <= min(shape) else None)
+        assert low_rank_update(child, parent) == (rank if 2 * rank <= min(shape) else None)
 
     def test_on_trained_weights(self, parent: Tensor) -> None:
-        found = change(parent + 0.02 * parent.norm() * adapter(parent.shape, 16), parent)
+        found = detect_edit(parent + 0.02 * parent.norm() * adapter(parent.shape, 16), parent)
         assert (found.kind, found.rank) == ("adapter", 16)
 
     @pytest.mark.parametrize("size", [1e-3, 1e-2, 0.1, 0.5])
@@ -177,13 +188,13 @@ class TestLowRank:
     def test_merged_in_sixteen_bits_right_or_silent(self, dtype: str, condition: float, size: float) -> None:
         parent = (torch.randn(256, 256, generator=torch.Generator().manual_seed(1)) / 16).to(DTYPES[dtype]).float()
         child = (parent + size * parent.norm() * adapter(parent.shape, 16, condition)).to(DTYPES[dtype]).float()
-        found = low_rank(child, parent)
+        found = low_rank_update(child, parent)
         assert found in (16, None)
         if size >= 0.1 and condition == 1.0:
             assert found == 16
 
     def test_fewer_rows_than_the_rank(self, parent: Tensor) -> None:
-        assert low_rank(parent[:8] + 0.01 * adapter(parent.shape, 16)[:8], parent[:8]) is None
+        assert low_rank_update(parent[:8] + 0.01 * adapter(parent.shape, 16)[:8], parent[:8]) is None
 
 
 class TestNoise:
@@ -194,12 +205,12 @@ class TestNoise:
         draw = torch.randn(parent.shape, generator=generator)
         if kind == "uniform":
             draw = (torch.rand(parent.shape, generator=generator) * 2 - 1) * math.sqrt(3)
-        found = change(parent + size * parent.std() * draw, parent)
+        found = detect_edit(parent + size * parent.std() * draw, parent)
         assert found.kind == "noise" and found.noise == pytest.approx(size, rel=0.05)
 
     def test_another_start_is_no_noise(self, parent: Tensor) -> None:
         other = torch.randn(parent.shape, generator=torch.Generator().manual_seed(9)) * parent.std()
-        assert noise(other, parent) is None
+        assert added_noise(other, parent) is None
 
 
 class TestNoFalseAlarm:
@@ -208,7 +219,7 @@ class TestNoFalseAlarm:
     def test_an_ordinary_finetune(self, trained: dict[str, list[Pair]], architecture: str, dtype: str) -> None:
         for name, child, parent in trained[architecture]:
             child, parent = (t.to(DTYPES[dtype]).float() for t in (child, parent))
-            found = change(child, parent)
+            found = detect_edit(child, parent)
             assert found.kind in ("other", "equal") and found.lattice is None, name
 
 
@@ -231,8 +242,8 @@ class TestSummary:
         }
         told = {}
         for kind, make in made.items():
-            changes = {n: change(make(t) if "layer" in n else t, t) for n, t in parent.items()}
-            found, facts = summarise(changes, sizes)
+            changes = {n: detect_edit(make(t) if "layer" in n else t, t) for n, t in parent.items()}
+            found, facts = summarise_edits(changes, sizes)
             assert found == kind and facts["share"] == 1.0
             told[kind] = json.loads(json.dumps(facts))
         assert told["adapter"]["rank"] == 8 and told["adapter"]["low_rank_tensors"] == 3
@@ -241,6 +252,6 @@ class TestSummary:
 
     def test_an_adapter_with_something_else_is_neither(self) -> None:
         parent = dict(self.tensors())
-        changes = {n: change(t + 0.1 * adapter(t.shape, 8), t) for n, t in parent.items() if n != "norm"}
-        changes["layer2"] = change(parent["layer2"] * torch.linspace(0.9, 1.1, 256), parent["layer2"])
-        assert summarise(changes, {n: t.numel() for n, t in parent.items()})[0] == "other"
+        changes = {n: detect_edit(t + 0.1 * adapter(t.shape, 8), t) for n, t in parent.items() if n != "norm"}
+        changes["layer2"] = detect_edit(parent["layer2"] * torch.linspace(0.9, 1.1, 256), parent["layer2"])
+        assert summarise_edits(changes, {n: t.numel() for n, t in parent.items()})[0] == "other"

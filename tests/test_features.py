@@ -24,7 +24,7 @@ from torch.func import functional_call, jvp
 import hf_lineage as hl
 from hf_lineage import cli
 from hf_lineage.architecture.align import align
-from hf_lineage.architecture.conventions import cuts
+from hf_lineage.architecture.conventions import fused_parts
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import ArgumentError, CheckpointError
@@ -438,9 +438,9 @@ class TestSpellings:
     def test_partners_are_the_childs_tensors(self, zoo: dict, spelled: dict, fused: bool) -> None:
         mine, its = (spelled, zoo) if fused else (zoo, spelled)
         child, candidate, same = (open_checkpoint(f) for f in (mine["child"], its["parent"], its["child"]))
-        whole = View(child, cuts(child))
+        whole = View(child, fused_parts(child))
         network = build(candidate)
-        partners = Partners(network, candidate, whole, align(whole, View(candidate, cuts(candidate))))
+        partners = Partners(network, candidate, whole, align(whole, View(candidate, fused_parts(candidate))))
         before = child.bytes_read
         assert set(partners) == set(network.names) and partners.share == 1.0
         assert all(name in partners for name in network.names) and child.bytes_read == before, "looking is free"

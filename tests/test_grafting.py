@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from hf_lineage.architecture.align import align
-from hf_lineage.architecture.conventions import cuts
+from hf_lineage.architecture.conventions import fused_parts
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import ArgumentError, CheckpointError
@@ -95,8 +95,8 @@ def put(folder: Path, tensors: Tensors, architecture: str = "vit_tiny_patch16_22
 def run(child: Any, candidates: Sequence[Any], **settings: Any) -> Grafts:
     modules = tuple(model for model in (child, *candidates) if isinstance(model, nn.Module))
     ours, theirs = open_checkpoint(child), [open_checkpoint(each) for each in candidates]
-    seen = View(ours, cuts(ours))
-    pairs = [(each, align(seen, View(each, cuts(each)))) for each in theirs]
+    seen = View(ours, fused_parts(ours))
+    pairs = [(each, align(seen, View(each, fused_parts(each)))) for each in theirs]
     return graft(ours, seen, pairs, Settings(**{"probes": FEW, "modules": modules} | settings))
 
 
@@ -272,8 +272,8 @@ def test_what_is_read(zoo: dict[str, Path]) -> None:
     """The child up to its last block and its blocks once more, each candidate's blocks once, nothing else."""
     models = [open_checkpoint(zoo[f"vit-{name}"]) for name in ("child", "a", "b")]
     before = [model.bytes_read for model in models]
-    seen = View(models[0], cuts(models[0]))
-    graft(models[0], seen, [(m, align(seen, View(m, cuts(m)))) for m in models[1:]], Settings(probes=FEW))
+    seen = View(models[0], fused_parts(models[0]))
+    graft(models[0], seen, [(m, align(seen, View(m, fused_parts(m)))) for m in models[1:]], Settings(probes=FEW))
     blocks = sum(entry.nbytes for name, entry in models[0].items() if name.startswith("blocks."))
     head = sum(entry.nbytes for name, entry in models[0].items() if name.startswith(("head.", "norm.")))
     whole = sum(entry.nbytes for entry in models[0].values())
@@ -309,7 +309,7 @@ def test_one_block_of_each_model_is_held(zoo: dict[str, Path], monkeypatch: pyte
 def test_progress_counts_blocks(zoo: dict[str, Path]) -> None:
     seen: list[tuple[int, int, str]] = []
     child = open_checkpoint(zoo["vit-child"])
-    graft(child, View(child, cuts(child)), [], Settings(probes=FEW), lambda *each: seen.append(each))
+    graft(child, View(child, fused_parts(child)), [], Settings(probes=FEW), lambda *each: seen.append(each))
     assert seen == [*((i, 4, f"grafting blocks.{i}") for i in range(4)), (4, 4, "grafting")]
 
 
@@ -353,7 +353,7 @@ def test_one_candidate_is_certain(zoo: dict[str, Path]) -> None:
 def test_an_adapter_is_refused(zoo: dict[str, Path]) -> None:
     child, adapter = (open_checkpoint(zoo[f"vit-{name}"]) for name in ("child", "a"))
     adapter.adapter_base = "lab/base"
-    seen = View(child, cuts(child))
+    seen = View(child, fused_parts(child))
     grafts = graft(child, seen, [(adapter, align(seen, adapter))], Settings(probes=FEW))
     assert not grafts.found and "name its base, lab/base" in grafts.refused[0]
     assert np.isnan(origins(grafts, "l2")).all() and origins(grafts, "l2").shape == (4, 1)

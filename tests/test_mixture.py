@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from hf_lineage.weights.mixture import Fit, arc, around, cosines, free, most_central, select, simplex, with_stderr
+from hf_lineage.weights.mixture import (
+    Fit,
+    cosines,
+    most_central,
+    select_sources,
+    simplex,
+    slerp_position,
+    task_arithmetic,
+    unconstrained,
+    with_stderr,
+)
 
 N = 4000
 
@@ -122,7 +132,7 @@ class TestSimplex:
 def test_free_weights_against_numpy(change: float) -> None:
     sources = [*relatives(3, change, 1), strangers(1, 2)[0]]
     child = mix(sources, [1.4, -0.6, 0.1, 0.3]) + change * strangers(1, 8)[0]
-    fit = free(gram_of(child, sources), range(4))
+    fit = unconstrained(gram_of(child, sources), range(4))
     exact = np.linalg.lstsq(np.stack(sources).T, child, rcond=None)[0]
     np.testing.assert_allclose(fit.weights, exact, atol=1e-7 / change)
     assert fit.unknown == pytest.approx(1 - exact.sum(), abs=1e-7)
@@ -135,7 +145,7 @@ def test_deltas_around_a_base_against_numpy(change: float) -> None:
     child = base + 1.3 * (sources[0] - base) - 0.4 * (sources[2] - base) + change * strangers(1, 8)[0]
     deltas = np.stack([source - base for source in sources])
     exact = np.linalg.lstsq(deltas.T / change, (child - base) / change, rcond=None)[0]
-    fit = around(gram_of(child, [sources[0], base, *sources[1:]]), 1, range(4))
+    fit = task_arithmetic(gram_of(child, [sources[0], base, *sources[1:]]), 1, range(4))
     np.testing.assert_allclose(fit.weights[[0, 2, 3]], exact, atol=1e-6)
     assert fit.weights[1] == pytest.approx(1 - exact.sum(), abs=1e-6)
     assert fit.rss == pytest.approx(float(np.square(child - base - exact @ deltas).sum()), rel=1e-5)
@@ -149,10 +159,10 @@ def test_an_arc_against_slerps_formula(degrees: float, t: float) -> None:
     angle = math.radians(degrees)
     p, r = 3 * q[:, 0], 3 * (math.cos(angle) * q[:, 0] + math.sin(angle) * q[:, 1])
     made = (math.sin((1 - t) * angle) * p + math.sin(t * angle) * r) / math.sin(angle)
-    found, length, omega = arc(gram_of(made, [p, r]), 0, 1)
+    found, length, omega = slerp_position(gram_of(made, [p, r]), 0, 1)
     assert (found, length, omega) == pytest.approx((t, 1, angle), abs=1e-6)
-    assert arc(gram_of(made, [r, p]), 0, 1)[0] == pytest.approx(1 - t, abs=1e-6)
-    line = arc(gram_of((1 - t) * p + t * r, [p, r]), 0, 1)[1]
+    assert slerp_position(gram_of(made, [r, p]), 0, 1)[0] == pytest.approx(1 - t, abs=1e-6)
+    line = slerp_position(gram_of((1 - t) * p + t * r, [p, r]), 0, 1)[1]
     assert line == pytest.approx(np.linalg.norm((1 - t) * p + t * r) / 3, abs=1e-6) and line < 1
 
 
@@ -166,7 +176,7 @@ def test_a_standard_error_is_the_jackknifes_and_least_squares() -> None:
     parts = list(zip(np.split(child, cuts), *(np.split(s, cuts) for s in sources), strict=True))
 
     def fit(gram: np.ndarray) -> Fit:
-        return free(gram, range(3))
+        return unconstrained(gram, range(3))
 
     found = with_stderr(fit, [gram_of(part[0], part[1:]) for part in parts], sizes)
     left_out = []
@@ -246,7 +256,7 @@ def chosen(child: np.ndarray, sources: Sequence[np.ndarray]) -> Fit:
     """`select` from the nearest source on."""
     related = np.abs(np.corrcoef(np.stack(sources))) > 0.1
     nearest = int(np.argmin([np.linalg.norm(child - source) for source in sources]))
-    return select(gram_of(child, sources), nearest, related, finder(child, sources))
+    return select_sources(gram_of(child, sources), nearest, related, finder(child, sources))
 
 
 class TestSelect:
@@ -266,7 +276,7 @@ class TestSelect:
         child = 0.8 * sources[1] + 0.2 * sources[3]
         fit = chosen(child, sources)
         assert fit.support == (1, 3) and fit.weights[[1, 3]] == pytest.approx([0.8, 0.2], abs=1e-6)
-        alone = select(gram_of(child, sources), 1, np.eye(4, dtype=bool), lambda fit, k: False)
+        alone = select_sources(gram_of(child, sources), 1, np.eye(4, dtype=bool), lambda fit, k: False)
         assert alone.support == (1,) and alone.unknown > 0.1, "without the test's word nothing unrelated enters"
 
     def test_three_relatives_enter_together(self) -> None:
@@ -283,7 +293,7 @@ class TestSelect:
 
     def test_a_copy_stops_the_search(self) -> None:
         sources = relatives(3, 0.1)
-        fit = select(
+        fit = select_sources(
             gram_of(sources[1].copy(), sources), 1, np.ones((3, 3), dtype=bool), lambda fit, k: pytest.fail("asked")
         )
         assert fit.support == (1,)
@@ -299,7 +309,7 @@ class TestSelect:
         related = np.abs(np.corrcoef(np.stack(sources)))[np.ix_(order, order)] > 0.1
         nearest = int(np.argmin([np.linalg.norm(child - sources[k]) for k in order]))
         gram = gram_of(factor * child @ turn, [factor * sources[k] @ turn for k in order])
-        after = select(gram, nearest, related, finder(child, [sources[k] for k in order]))
+        after = select_sources(gram, nearest, related, finder(child, [sources[k] for k in order]))
         assert len(before.support) == 3
         np.testing.assert_allclose(after.weights, before.weights[[*order]], atol=1e-7)
         assert after.unknown == pytest.approx(before.unknown, abs=1e-7)

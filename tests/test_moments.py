@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_lineage.weights.moments import Moments, measure
+from hf_lineage.weights.moments import Moments, block_moments
 
 
 def rows(models: int = 4, n: int = 999, seed: int = 0) -> torch.Tensor:
@@ -21,7 +21,7 @@ def rows(models: int = 4, n: int = 999, seed: int = 0) -> torch.Tensor:
 
 def test_distances_against_a_loop() -> None:
     x = rows()
-    found = measure(list(x)).distance2()
+    found = block_moments(list(x)).distance2()
     for i in range(len(x)):
         for j in range(len(x)):
             assert found[i, j] == pytest.approx(
@@ -31,14 +31,14 @@ def test_distances_against_a_loop() -> None:
 
 def test_correlations_and_norms_against_numpy() -> None:
     x = rows()
-    moments = measure(list(x))
+    moments = block_moments(list(x))
     assert moments.correlation() == pytest.approx(np.corrcoef(x.numpy())[0], abs=1e-12)
     assert moments.squared_norms() == pytest.approx((x**2).sum(1).numpy())
 
 
 def test_a_negative_correlation_keeps_its_sign() -> None:
     x = rows(2)
-    assert measure([x[0], -x[0]]).correlation()[1] == pytest.approx(-1)
+    assert block_moments([x[0], -x[0]]).correlation()[1] == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("change", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
@@ -50,7 +50,7 @@ def test_small_changes_lose_no_digits(change: float, dtype: torch.dtype) -> None
     child = parent + (change * torch.randn(50_000, generator=generator)).to(dtype)
     exact = (child.double() - parent.double()).numpy()
     p, c = parent.double().numpy(), child.double().numpy()
-    moments = measure([child, parent])
+    moments = block_moments([child, parent])
     assert moments.distance2()[0, 1] == pytest.approx((exact**2).sum(), rel=1e-9)
     # 1 − r² through the residual of the regression, in long double
     pc, cc = np.longdouble(p) - p.mean(dtype=np.longdouble), np.longdouble(c) - c.mean(dtype=np.longdouble)
@@ -75,16 +75,16 @@ def test_zero_distance_means_equal_and_only_then() -> None:
     x = rows(1)[0].float()
     other = x.clone()
     other[7] = torch.nextafter(other[7], torch.tensor(9.0))
-    moments = measure([x, x.clone(), other])
+    moments = block_moments([x, x.clone(), other])
     assert moments.gram[1, 1] == 0.0 and moments.gram[2, 2] > 0.0
 
 
 def test_any_cut_gives_the_same_sums() -> None:
     x = rows(3, 1000)
-    whole = measure(list(x))
+    whole = block_moments(list(x))
     for cuts in ([400], [1, 2, 999], list(range(100, 1000, 100))):
         edges = [0, *cuts, 1000]
-        parts = [measure(list(x[:, a:b])) for a, b in itertools.pairwise(edges)]
+        parts = [block_moments(list(x[:, a:b])) for a, b in itertools.pairwise(edges)]
         total = reduce(Moments.__add__, parts)
         assert total.count == 1000
         for field in ("gram", "s1", "squares"):
@@ -93,21 +93,23 @@ def test_any_cut_gives_the_same_sums() -> None:
 
 def test_order_of_the_others_does_not_matter() -> None:
     x = rows(4)
-    swapped = measure([x[0], x[2], x[1], x[3]]).distance2()
-    np.testing.assert_allclose(swapped[0, [2, 1, 3]], measure(list(x)).distance2()[0, 1:], rtol=1e-12)
+    swapped = block_moments([x[0], x[2], x[1], x[3]]).distance2()
+    np.testing.assert_allclose(swapped[0, [2, 1, 3]], block_moments(list(x)).distance2()[0, 1:], rtol=1e-12)
 
 
 def test_nan_stays_in_its_row() -> None:
     x = rows(3)
     x[2, 5] = torch.nan
-    moments = measure(list(x))
+    moments = block_moments(list(x))
     assert np.isfinite(moments.gram[:2, :2]).all() and np.isnan(moments.gram[2, 2])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_half_and_eighth_precision(dtype: torch.dtype) -> None:
     x = rows(2).to(dtype)
-    assert measure(list(x)).distance2()[0, 1] == pytest.approx(float((x[0].double() - x[1].double()).square().sum()))
+    assert block_moments(list(x)).distance2()[0, 1] == pytest.approx(
+        float((x[0].double() - x[1].double()).square().sum())
+    )
 
 
 def test_the_standard_error_is_that_of_repeated_samples() -> None:
@@ -117,11 +119,11 @@ def test_the_standard_error_is_that_of_repeated_samples() -> None:
     means, predicted = [], []
     for _ in range(200):
         chosen = torch.randperm(2000, generator=generator)[:500]
-        moments = measure(list(x[:, chosen]))
+        moments = block_moments(list(x[:, chosen]))
         means.append(moments.gram[1, 1] / 500)
         predicted.append(moments.distance2_stderr(2000)[1])
     assert np.mean(predicted) == pytest.approx(np.std(means), rel=0.2)
-    assert measure(list(x)).distance2_stderr(2000)[1] == 0.0
+    assert block_moments(list(x)).distance2_stderr(2000)[1] == 0.0
 
 
 def test_the_gap_of_two_is_known_better_than_either() -> None:
@@ -131,7 +133,7 @@ def test_the_gap_of_two_is_known_better_than_either() -> None:
     generator = torch.Generator().manual_seed(3)
     gaps, predicted, single = [], [], []
     for _ in range(200):
-        moments = measure(list(x[:, torch.randperm(2000, generator=generator)[:500]]))
+        moments = block_moments(list(x[:, torch.randperm(2000, generator=generator)[:500]]))
         gaps.append((moments.gram[1, 1] - moments.gram[2, 2]) / 500)
         predicted.append(moments.gap_stderr(2000)[1, 2])
         single.append(moments.distance2_stderr(2000)[1])
@@ -141,4 +143,4 @@ def test_the_gap_of_two_is_known_better_than_either() -> None:
 
 def test_moments_need_the_same_models() -> None:
     with pytest.raises(ValueError, match="shape"):
-        Moments.__add__(measure(list(rows(2))), measure(list(rows(3))))
+        Moments.__add__(block_moments(list(rows(2))), block_moments(list(rows(3))))

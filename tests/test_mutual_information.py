@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_lineage.weights.mutual_information import FLOOR, information
+from hf_lineage.weights.mutual_information import MIN_UNEXPLAINED, mutual_information
 
 
 @pytest.mark.parametrize("change", [1.0, 1e-2, 1e-4, 1e-6])
@@ -21,14 +21,14 @@ def test_against_a_loop(change: float) -> None:
         a, b = a - a.mean(), b - b.mean()
         rest = b - (a @ b) / (a @ a) * a
         expected -= 20 * math.log(float((rest @ rest) / (b @ b)))
-    assert information(child, candidate) == pytest.approx(expected, rel=1e-3)
+    assert mutual_information(child, candidate) == pytest.approx(expected, rel=1e-3)
 
 
 def test_equal_units_tell_the_most_and_dead_ones_nothing() -> None:
     x = torch.randn(3, 10)
-    assert information(x, 2 * x + 1) == pytest.approx(-15 * math.log(FLOOR), rel=0.05)
+    assert mutual_information(x, 2 * x + 1) == pytest.approx(-15 * math.log(MIN_UNEXPLAINED), rel=0.05)
     x[1] = 0.0
-    assert information(x, x) == pytest.approx(-10 * math.log(FLOOR), rel=0.05)
+    assert mutual_information(x, x) == pytest.approx(-10 * math.log(MIN_UNEXPLAINED), rel=0.05)
 
 
 def test_a_grandparent_that_is_nearer_by_distance_tells_less() -> None:
@@ -39,4 +39,4 @@ def test_a_grandparent_that_is_nearer_by_distance_tells_less() -> None:
     parent, child = grandparent + step, grandparent + step
     child[:5] += 2 * torch.randn(5, 100, generator=generator) - 20 * step[:5]
     assert (child - grandparent).norm() < (child - parent).norm()
-    assert information(child, parent) > information(child, grandparent)
+    assert mutual_information(child, parent) > mutual_information(child, grandparent)

@@ -14,10 +14,10 @@ from scipy.stats import kurtosis as scipy_kurtosis
 from hf_lineage.trees import pair_statistics as module
 from hf_lineage.trees.pair_statistics import Kinship, Matrix, distance2, kinship, products, shared_information
 from hf_lineage.trees.without_gradient import DECISIVE, FEW, SPIKE, TIMES, Untouched, shared
-from hf_lineage.weights.moments import measure
-from hf_lineage.weights.mutual_information import FLOOR, information
-from hf_lineage.weights.permutation_test import bound, layer_test
-from hf_lineage.weights.permutation_test import products as unit_products
+from hf_lineage.weights.moments import block_moments
+from hf_lineage.weights.mutual_information import MIN_UNEXPLAINED, mutual_information
+from hf_lineage.weights.permutation_test import chatterjee_bound, layer_test
+from hf_lineage.weights.permutation_test import unit_products as unit_products
 
 
 def tuned(parent: torch.Tensor, change: float, seed: int) -> torch.Tensor:
@@ -53,7 +53,7 @@ def test_information_of_all_pairs_is_that_of_two(change: float) -> None:
     units = stack(change=change)
     found = shared_information(units)
     for i, j in itertools.permutations(range(len(units)), 2):
-        assert found[i, j] == pytest.approx(information(units[i], units[j]), rel=1e-4)
+        assert found[i, j] == pytest.approx(mutual_information(units[i], units[j]), rel=1e-4)
     assert (np.diag(found) == 0).all() and (found == found.T).all()
 
 
@@ -74,7 +74,7 @@ def test_information_is_the_sum_of_corrcoefs() -> None:
 def test_equal_units_tell_the_floor_and_no_more() -> None:
     units = stack(2)
     units[1] = units[0]
-    assert shared_information(units)[0, 1] == pytest.approx(-0.5 * 30 * 20 * math.log(FLOOR), rel=1e-3)
+    assert shared_information(units)[0, 1] == pytest.approx(-0.5 * 30 * 20 * math.log(MIN_UNEXPLAINED), rel=1e-3)
 
 
 def test_information_ignores_scale_sign_and_mean_of_a_unit() -> None:
@@ -113,7 +113,7 @@ def test_the_nearest_relative_tells_most() -> None:
 
 def test_products_around_a_pivot_are_the_gram_matrix() -> None:
     units = stack(change=1e-3)
-    moments = measure([*units.flatten(1)])
+    moments = block_moments([*units.flatten(1)])
     for rows in ([0, 1, 2, 3], [2, 0, 3], [1, 3], [3, 2, 1, 0]):
         expected = gram_of(units[rows])
         np.testing.assert_allclose(products(moments, rows, units[0].numel()), expected, rtol=1e-10)
@@ -122,11 +122,11 @@ def test_products_around_a_pivot_are_the_gram_matrix() -> None:
 def test_products_of_a_sample_are_scaled_to_all() -> None:
     units = stack()
     flat = units.flatten(1)[:, :150]
-    np.testing.assert_allclose(products(measure([*flat]), [0, 1, 2, 3], 600), gram_of(flat) * 4, rtol=1e-10)
+    np.testing.assert_allclose(products(block_moments([*flat]), [0, 1, 2, 3], 600), gram_of(flat) * 4, rtol=1e-10)
 
 
 def test_products_leave_the_moments_alone() -> None:
-    moments = measure([*stack().flatten(1)])
+    moments = block_moments([*stack().flatten(1)])
     before = moments.gram.copy()
     products(moments, [1, 0], 600)
     assert (moments.gram == before).all()
@@ -162,8 +162,8 @@ def test_lean_points_from_parent_to_child() -> None:
     for seed in range(20):
         parent = laplace(seed)
         child = 0.8 * parent + 0.6 * torch.randn(parent.shape, generator=torch.Generator().manual_seed(seed))
-        forward = kin_of(torch.stack([parent, child])).lean(0, 1)
-        backward = kin_of(torch.stack([child, parent])).lean(0, 1)
+        forward = kin_of(torch.stack([parent, child])).residual_asymmetry(0, 1)
+        backward = kin_of(torch.stack([child, parent])).residual_asymmetry(0, 1)
         assert forward == pytest.approx(-backward, abs=1e-12)
         right += int(forward[0] > 0)
     assert right == 20
@@ -173,8 +173,10 @@ def test_lean_is_antisymmetric_and_zero_of_equals() -> None:
     units = torch.stack([laplace(1), laplace(1), laplace(1) + laplace(2), laplace(3)])
     kin = kin_of(units, stack())
     for i, j in itertools.product(range(4), repeat=2):
-        assert (kin.lean(i, j) == -kin.lean(j, i)).all() and kin.lean(i, j).shape == (2,)
-    assert kin.lean(0, 1)[0] == 0 == kin.lean(3, 3)[1]
+        assert (kin.residual_asymmetry(i, j) == -kin.residual_asymmetry(j, i)).all() and kin.residual_asymmetry(
+            i, j
+        ).shape == (2,)
+    assert kin.residual_asymmetry(0, 1)[0] == 0 == kin.residual_asymmetry(3, 3)[1]
 
 
 def test_kurtosis_against_scipy() -> None:
@@ -431,7 +433,7 @@ def test_the_bound_is_above_the_exact_tail_of_all_matchings(case: int) -> None:
     if case % 3 == 0:
         c[rng.random(7) < 0.5] = 0.0  # dead in one of the two
         c[:, rng.random(7) < 0.3] = 0.0
-    assert tail(c) - 1e-12 <= bound([c]) <= 0
+    assert tail(c) - 1e-12 <= chatterjee_bound([c]) <= 0
 
 
 def test_the_bound_of_dead_units_is_above_the_exact_tail() -> None:
@@ -439,14 +441,14 @@ def test_the_bound_of_dead_units_is_above_the_exact_tail() -> None:
     for alive in range(1, 8):
         c = np.zeros((7, 7))
         c[range(alive), range(alive)] = 1.0
-        assert math.comb(7, alive) > 0 and tail(c) - 1e-12 <= bound([c]) <= 0
+        assert math.comb(7, alive) > 0 and tail(c) - 1e-12 <= chatterjee_bound([c]) <= 0
 
 
 def test_the_bound_of_two_layers_is_above_their_joint_tail() -> None:
     for seed in range(6):
         rng = np.random.default_rng(seed)
         a, b = rng.normal(size=(5, 5)) + seed * np.eye(5), 3 * rng.normal(size=(5, 5)) + seed * np.eye(5)
-        assert tail(a, b) - 1e-12 <= bound([a, b]) <= 0
+        assert tail(a, b) - 1e-12 <= chatterjee_bound([a, b]) <= 0
 
 
 def test_the_bound_is_the_formula() -> None:
@@ -458,26 +460,32 @@ def test_the_bound_is_the_formula() -> None:
         mean = a.sum() / 20
         above = sum(a[i, i] for i in range(20)) - mean
         expected = math.log10(math.e) * -(above**2) / (4 * mean + 2 * above)
-        assert bound([c]) == pytest.approx(expected, rel=1e-12)
-        assert bound([c] * 5) == pytest.approx(5 * expected, rel=1e-12)
-        assert bound([7 * c + rng.normal(size=(20, 1))]) == pytest.approx(expected, rel=1e-9)
+        assert chatterjee_bound([c]) == pytest.approx(expected, rel=1e-12)
+        assert chatterjee_bound([c] * 5) == pytest.approx(5 * expected, rel=1e-12)
+        assert chatterjee_bound([7 * c + rng.normal(size=(20, 1))]) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_bound_says_nothing_of_less_than_the_mean() -> None:
     c = np.random.default_rng(0).normal(size=(20, 20))
-    assert bound([c - 10 * np.eye(20)]) == bound([np.zeros((5, 5))]) == bound([]) == bound([np.ones((5, 5))]) == 0.0
+    assert (
+        chatterjee_bound([c - 10 * np.eye(20)])
+        == chatterjee_bound([np.zeros((5, 5))])
+        == chatterjee_bound([])
+        == chatterjee_bound([np.ones((5, 5))])
+        == 0.0
+    )
 
 
 def test_the_bound_of_relatives_is_far_below_what_draws_show() -> None:
     parent = torch.randn(256, 128, generator=torch.Generator().manual_seed(0))
     child = tuned(parent, 0.3, 1)
     stranger = torch.randn(256, 128, generator=torch.Generator().manual_seed(2))
-    assert bound([unit_products([parent], [child])]) < -20
-    assert bound([unit_products([parent], [stranger])]) > -1
+    assert chatterjee_bound([unit_products([parent], [child])]) < -20
+    assert chatterjee_bound([unit_products([parent], [stranger])]) > -1
     for units in (parent, child):
         units[20:] = 0
     c = unit_products([parent], [child])
-    assert bound([c]) <= 0 and layer_test("x", c, 0).variance > 0
+    assert chatterjee_bound([c]) <= 0 and layer_test("x", c, 0).variance > 0
 
 
 @pytest.mark.parametrize("rate", [1e-7, 1e-6, 1e-5, 1e-3])

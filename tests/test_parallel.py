@@ -23,7 +23,7 @@ from hf_lineage.architecture.describe import describe
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import ArgumentError, LineageError, ProcessLostError
 from hf_lineage.parallel import World, devices, together, world
-from hf_lineage.weights.reader import SPANS, Readings, _agree, _spans, read_together
+from hf_lineage.weights.reader import SPANS, Readings, _agree, _spans, read_aligned
 from hf_lineage.weights.sampling import BLOCK, grid, make_plan
 
 Folders = dict[str, Path]
@@ -159,7 +159,7 @@ def read(make_net, folder: Path, device: list[str]) -> Readings:
     child, *others = (open_checkpoint(folder / f"{i}.safetensors") for i in range(3))
     known = describe(child)
     plan = make_plan(child, {n: child[n].nbytes for n in child}, known.orders, budget=None, keep=8 << 20, seed=0)
-    return read_together(child, others, [align(child, other, known) for other in others], plan, device=device)
+    return read_aligned(child, others, [align(child, other, known) for other in others], plan, device=device)
 
 
 # Every process answers a few questions and prints what it found, what it read itself and how often progress was shown

@@ -13,12 +13,12 @@ from scipy import stats
 from hf_lineage.weights.permutation_test import (
     MORE_DRAWS,
     LayerTest,
-    combine,
-    draw,
+    combine_layers,
+    draw_matchings,
     holm,
     layer_test,
-    prepare,
-    products,
+    unit_length_rows,
+    unit_products,
 )
 
 
@@ -27,17 +27,17 @@ def units(h: int, d: int, seed: int) -> torch.Tensor:
 
 
 def layer(order: str, a: torch.Tensor, b: torch.Tensor, seed: int = 0) -> LayerTest:
-    return layer_test(order, products([a], [b]), seed)
+    return layer_test(order, unit_products([a], [b]), seed)
 
 
 def whole(*pairs: tuple[torch.Tensor, torch.Tensor], seed: int = 0):
     """The combined test of one pair of matrices per layer."""
-    matrices = {f"l{i}": products([a], [b]) for i, (a, b) in enumerate(pairs)}
+    matrices = {f"l{i}": unit_products([a], [b]) for i, (a, b) in enumerate(pairs)}
 
     def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        return draw(matrices[order], order, seed + 1, count)
+        return draw_matchings(matrices[order], order, seed + 1, count)
 
-    return combine([layer_test(order, c, seed) for order, c in matrices.items()], redraw)
+    return combine_layers([layer_test(order, c, seed) for order, c in matrices.items()], redraw)
 
 
 def test_mean_and_variance_are_exact() -> None:
@@ -50,7 +50,7 @@ def test_mean_and_variance_are_exact() -> None:
 
 def test_closed_form_of_methods_agrees() -> None:
     """Variance by the Gram form of METHODS §5 (for rows centred over units): two derivations, one number."""
-    a, b = prepare(units(40, 9, 1)), prepare(units(40, 9, 2))
+    a, b = unit_length_rows(units(40, 9, 1)), unit_length_rows(units(40, 9, 2))
     h, sa, sb = 40, a.sum(0), b.sum(0)
     variance = (
         ((a.T @ a) * (b.T @ b)).sum()
@@ -66,23 +66,23 @@ def test_closed_form_of_methods_agrees() -> None:
 def test_draws_have_that_mean_and_variance() -> None:
     c = np.random.default_rng(1).normal(size=(30, 30))
     test = layer_test("x", c, seed=0)
-    values, _ = draw(c, "x", 5, 20_000)
+    values, _ = draw_matchings(c, "x", 5, 20_000)
     assert values.mean() == pytest.approx(test.mean, abs=4 * math.sqrt(test.variance / 20_000))
     assert values.var() == pytest.approx(test.variance, rel=0.05)
 
 
 def test_every_draw_is_a_permutation() -> None:
-    values, _ = draw(np.diag(np.arange(6.0)) + 1.0, "x", 0, 500)
+    values, _ = draw_matchings(np.diag(np.arange(6.0)) + 1.0, "x", 0, 500)
     assert values.min() >= 6.0 and values.max() <= 6.0 + 15.0
 
 
 def test_plain_draws_leave_the_diagonal_out() -> None:
     c = np.random.default_rng(2).normal(size=(20, 20))
     planted = c + 50 * np.eye(20)
-    values, plain = draw(planted, "x", 0, 300)
+    values, plain = draw_matchings(planted, "x", 0, 300)
     assert values.max() > 40, "a fixed point is met now and then"
     doubly = planted - planted.mean(0) - planted.mean(1, keepdims=True) + planted.mean()
-    bare, _ = draw(doubly - np.diag(np.diag(doubly)), "x", 0, 300)
+    bare, _ = draw_matchings(doubly - np.diag(np.diag(doubly)), "x", 0, 300)
     assert plain == pytest.approx(bare)
 
 

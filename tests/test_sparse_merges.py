@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_lineage.experiments.merges import dare, linear, task_arithmetic, ties
-from hf_lineage.weights.sparse_merges import ENOUGH, Traces, traces
+from hf_lineage.weights.sparse_merges import ENOUGH, SparseMerge, sparse_merge
 
 Tensors = dict[str, torch.Tensor]
 F32, BF16 = torch.float32, torch.bfloat16
@@ -39,10 +39,10 @@ def least_squares(child: Tensors, base: Tensors, sources: Sequence[Tensors]) -> 
     return np.linalg.lstsq((np.stack(flat[2:]) - flat[0]).T, flat[1] - flat[0], rcond=None)[0]
 
 
-def seen(child: Tensors, base: Tensors, sources: Sequence[Tensors]) -> Traces | None:
+def seen(child: Tensors, base: Tensors, sources: Sequence[Tensors]) -> SparseMerge | None:
     models = [[*model.values()] for model in (child, base, *sources)]
     weights = [float(weight) for weight in least_squares(child, base, sources)]
-    return traces(models[0], models[1], models[2:], weights, [DTYPES[t.dtype] for t in models[0]])
+    return sparse_merge(models[0], models[1], models[2:], weights, [DTYPES[t.dtype] for t in models[0]])
 
 
 def planted(

@@ -28,8 +28,8 @@ from hf_lineage.trees.spanning import (
     straighten,
 )
 from hf_lineage.trees.without_gradient import Untouched
-from hf_lineage.weights.permutation_test import combine, draw, layer_test
-from hf_lineage.weights.permutation_test import products as unit_products
+from hf_lineage.weights.permutation_test import combine_layers, draw_matchings, layer_test
+from hf_lineage.weights.permutation_test import unit_products as unit_products
 
 
 def symmetric(models: int, seed: int) -> np.ndarray:
@@ -599,9 +599,9 @@ def test_unrelated_networks_are_never_joined() -> None:
     def test(nets: Sequence[Sequence[torch.Tensor]]) -> Test:
         def log10_p(i: int, j: int) -> float | None:
             c = {str(k): unit_products([a], [b]) for k, (a, b) in enumerate(zip(nets[i], nets[j], strict=True))}
-            found = combine(
+            found = combine_layers(
                 [layer_test(k, m, 0, 199) for k, m in c.items()],
-                lambda order, count: draw(c[order], order, 1, min(count, 2000)),
+                lambda order, count: draw_matchings(c[order], order, 1, min(count, 2000)),
             )
             return None if found is None else found.log10_p
 

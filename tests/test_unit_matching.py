@@ -16,7 +16,7 @@ from scipy import stats
 from hf_lineage.errors import ArgumentError
 from hf_lineage.experiments.disguises import permute, rescale
 from hf_lineage.experiments.families import SIZES, build, train_family
-from hf_lineage.weights.unit_matching import RELATED, _draw, _gram, _variance, mantel, match
+from hf_lineage.weights.unit_matching import RELATED_SCORE, _draw, _gram, _variance, mantel_test, match_units
 
 Tensors = dict[str, torch.Tensor]
 ARCHITECTURES = ("fc", "resnet", "vit", "llama")
@@ -116,7 +116,7 @@ class TestDisguises:
             assert not torch.equal(one["fc1.weight"], other["fc1.weight"])
 
     def test_unknown_architecture(self) -> None:
-        with pytest.raises(ArgumentError, match="fc, resnet"):
+        with pytest.raises(ArgumentError, match_units="fc, resnet"):
             permute({}, "bert", 0)
 
 
@@ -146,7 +146,7 @@ class TestMantel:
             a, b = (_gram([weights[s]["w"]], np.arange(6)) for s in (one, two))
             t = np.vdot(a, b)
             exact = np.mean([np.vdot(a, b[list(p)][:, list(p)]) >= t - 1e-9 for p in itertools.permutations(range(6))])
-            test = mantel(weights[one], weights[two], {"s": ("w",)}, seed=0, draws=1999)
+            test = mantel_test(weights[one], weights[two], {"s": ("w",)}, seed=0, draws=1999)
             assert test is not None and test.p_monte_carlo == pytest.approx(exact, abs=0.05)
 
     def test_calibrated_on_strangers(self) -> None:
@@ -158,7 +158,7 @@ class TestMantel:
             loud[torch.randperm(24, generator=generator)[:3]] = 4.0
             return {"a": torch.randn(40, 24, generator=generator) * loud, "b": torch.randn(20, 12, 3, 3, generator=generator)}  # fmt: skip
 
-        tests = [mantel(model(), model(), {"s": ("a",), "t": ("b",)}, seed=i, draws=199) for i in range(300)]
+        tests = [mantel_test(model(), model(), {"s": ("a",), "t": ("b",)}, seed=i, draws=199) for i in range(300)]
         p = np.array([test.p_monte_carlo for test in tests if test])
         z = np.array([test.z for test in tests if test])
         assert len(p) == 300 and abs(z.mean()) < 0.2 and 0.88 < z.std() < 1.12
@@ -170,7 +170,7 @@ class TestMantel:
         child = tuned(parent, 0.3)
         disguised = rescale(permute(child, architecture, 5), architecture, 6)
         plain, blind, other = (
-            mantel(one, two, STREAMS[architecture], seed=0)
+            mantel_test(one, two, STREAMS[architecture], seed=0)
             for one, two in ((child, parent), (disguised, parent), (child, stranger))
         )
         assert plain is not None and blind is not None and other is not None
@@ -181,22 +181,22 @@ class TestMantel:
         """Both models are cut to the same coordinates."""
         monkeypatch.setattr("hf_lineage.weights.unit_matching.COORDINATES", 32)
         one, two = (torch.randn(200, 80, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
-        test = mantel({"w": one}, {"w": one + 0.2 * two}, {"s": ("w",)}, seed=0)
+        test = mantel_test({"w": one}, {"w": one + 0.2 * two}, {"s": ("w",)}, seed=0)
         assert test is not None and test.layers[0][1] == 32 and test.z > 10
 
     def test_bad_input(self) -> None:
         good = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
         broken = good.clone()
         broken[3, 2], broken[4], broken[5, 0] = math.nan, 0.0, math.inf
-        test = mantel({"w": broken}, {"w": good}, {"s": ("w",)}, seed=0)
+        test = mantel_test({"w": broken}, {"w": good}, {"s": ("w",)}, seed=0)
         assert test is not None and test.z > 3 and math.isfinite(test.log10_p)
         for a, b in (
             (good, torch.zeros(30, 8)), (good, torch.full((30, 8), math.nan)), (good, good[:, :5]),
             (good[:, :3], good[:, :3]), (torch.full((30, 8), 0.3), torch.full((30, 8), 0.3)),
         ):  # fmt: skip
-            assert mantel({"w": a}, {"w": b}, {"s": ("w",)}, seed=0) is None
-        assert mantel({"w": good}, {}, {"s": ("w",)}, seed=0) is None
-        assert mantel({"w": good}, {"w": good}, {}, seed=0) is None
+            assert mantel_test({"w": a}, {"w": b}, {"s": ("w",)}, seed=0) is None
+        assert mantel_test({"w": good}, {}, {"s": ("w",)}, seed=0) is None
+        assert mantel_test({"w": good}, {"w": good}, {}, seed=0) is None
 
 
 class TestMatch:
@@ -207,13 +207,13 @@ class TestMatch:
         child = rescale(permute(tuned(parent, 1e-3), architecture, 5), architecture, 6)
         planted = permute(marks(parent), architecture, 5)
         orders, reads = ORDERS[architecture], READS[architecture]
-        found = match(child, parent, orders, reads)
+        found = match_units(child, parent, orders, reads)
         assert found.score == 1.0 and {*found.agreement} == {*reads}
         for order, names in orders.items():
             assert found.units[order].tolist() == planted[names[0]].flatten(1)[:, 0].tolist()
         last = {"fc": {"fc2.weight"}}.get(architecture, set())  # its columns have factors too
         for name in {n for o in (orders, reads) for group in o.values() for n in group} - last:
-            again = found.realign(name, parent[name])
+            again = found.reorder(name, parent[name])
             assert (again - child[name]).norm() < 3e-3 * child[name].norm(), name
         # rescaling by columns only where rows are nobody's units: the factor itself is determined
         if architecture == "llama":
@@ -224,11 +224,11 @@ class TestMatch:
     def test_products_of_factors_on_both_sides(self) -> None:
         parent = network("fc", 1).state_dict()
         child = rescale(permute(tuned(parent, 1e-4), "fc", 5), "fc", 6)
-        found = match(child, parent, ORDERS["fc"], READS["fc"])
+        found = match_units(child, parent, ORDERS["fc"], READS["fc"])
         for name in ("fc1.weight", "fc2.weight"):
-            again = found.realign(name, parent[name])
+            again = found.reorder(name, parent[name])
             assert (again - child[name]).norm() < 1e-3 * child[name].norm()
-        assert torch.equal(found.realign("head.weight", parent["head.weight"]), parent["head.weight"])
+        assert torch.equal(found.reorder("head.weight", parent["head.weight"]), parent["head.weight"])
 
     def test_against_a_loop(self) -> None:
         """Five units: both matchings by trying all 5! of them, cosines written out."""
@@ -248,7 +248,7 @@ class TestMatch:
             other = w + 0.8 * rng.normal(size=w.shape), v + 0.8 * rng.normal(size=v.shape)
             rows, readers = best(w, other[0]), best(v.T, other[1].T)
             one, two = ({"w": torch.tensor(a), "v": torch.tensor(b).reshape(6, 5, 1, 1)} for a, b in ((w, v), other))
-            found = match(one, two, {"o": ("w",)}, {"o": ("v",)})
+            found = match_units(one, two, {"o": ("w",)}, {"o": ("v",)})
             agree = sum(i == j for i, j in zip(rows, readers, strict=True))
             assert tuple(found.units["o"]) == rows and found.agreement == {"o": (agree, 5)}
             assert found.score == pytest.approx(max(0, (agree - 1) / 4))
@@ -256,7 +256,7 @@ class TestMatch:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_strangers_agree_by_chance(self, architecture: str) -> None:
         one, two = (network(architecture, seed).state_dict() for seed in (1, 2))
-        score = match(one, two, ORDERS[architecture], READS[architecture]).score
+        score = match_units(one, two, ORDERS[architecture], READS[architecture]).score
         assert score is not None and score < 0.1
 
     def test_trained_children(self, tmp_path: Path) -> None:
@@ -267,16 +267,18 @@ class TestMatch:
         for i, child in enumerate(family.children):
             disguised = rescale(permute(weights[child.name], "fc", i), "fc", i)
             for root in family.roots:
-                score = match(disguised, weights[root.name], ORDERS["fc"], READS["fc"]).score
-                assert score is not None and (score > 2 * RELATED if root.name == child.parent else score < RELATED / 2)
+                score = match_units(disguised, weights[root.name], ORDERS["fc"], READS["fc"]).score
+                assert score is not None and (
+                    score > 2 * RELATED_SCORE if root.name == child.parent else score < RELATED_SCORE / 2
+                )
 
     def test_order_of_orders_does_not_matter(self) -> None:
         parent = network("fc", 1, widths=[40, 30, 20]).state_dict()
         child = permute(tuned(parent, 0.1), "fc", 5)
         orders = {f"fc{i}": (f"fc{i}.weight",) for i in (1, 2, 3)}
         reads = {"fc1": ("fc2.weight",), "fc2": ("fc3.weight",)}
-        forward = match(child, parent, orders, reads)
-        backward = match(child, parent, dict(reversed(orders.items())), dict(reversed(reads.items())))
+        forward = match_units(child, parent, orders, reads)
+        backward = match_units(child, parent, dict(reversed(orders.items())), dict(reversed(reads.items())))
         assert forward.score == backward.score == 1.0
         assert all((forward.units[o] == backward.units[o]).all() for o in orders)
 
@@ -285,12 +287,12 @@ class TestMatch:
         parent = network("fc", 1).state_dict()
         child = permute(tuned(parent, 0.05), "fc", 5)
         child["fc1.weight"][3, 2], child["fc1.weight"][4], child["fc2.weight"][:, 7] = math.nan, 0.0, 0.0
-        found = match(child, parent, ORDERS["fc"], READS["fc"])
+        found = match_units(child, parent, ORDERS["fc"], READS["fc"])
         assert found.score == 1.0 and found.agreement == {"fc1": (61, 61)}
         assert sorted(found.units["fc1"]) == list(range(64))
         assert all(np.isfinite(f).all() for f in found.factors.values())
         zeros = {k: torch.zeros_like(v) for k, v in parent.items()}
-        assert match(zeros, zeros, ORDERS["fc"], READS["fc"]).score is None
+        assert match_units(zeros, zeros, ORDERS["fc"], READS["fc"]).score is None
 
     def test_nothing_to_compare(self) -> None:
         """No second opinion, no score: the units are lined up all the same where there are any."""
@@ -301,11 +303,11 @@ class TestMatch:
             ({"w": w}, {"w": w}, {"o": ("head",)}),
             ({"w": w, "head": head}, {"w": w, "head": other}, {"o": ("head",)}),
         ):
-            found = match(a, b, {"o": ("w",)}, reads)
+            found = match_units(a, b, {"o": ("w",)}, reads)
             assert found.score is None and found.units["o"].tolist() == list(range(6))
-        assert match({"w": w}, {}, {"o": ("w",)}, {}).units == {}
+        assert match_units({"w": w}, {}, {"o": ("w",)}, {}).units == {}
         assert (
-            match({"w": w, "v": w}, {"w": w, "v": w}, {"o": ("w",)}, {"o": ("v",)}).score is None
+            match_units({"w": w, "v": w}, {"w": w, "v": w}, {"o": ("w",)}, {"o": ("v",)}).score is None
         )  # 9 columns, 6 units
         one = {"w": w[:1], "v": head[:, :1]}
-        assert match(one, one, {"o": ("w",)}, {"o": ("v",)}).score is None
+        assert match_units(one, one, {"o": ("w",)}, {"o": ("v",)}).score is None

@@ -16,7 +16,7 @@ from hf_lineage.answers.lineage import Candidate, Claim
 from hf_lineage.tasks import verdict
 from hf_lineage.weights.direction import Position
 from hf_lineage.weights.evidence import WeightsComparison, WeightsEvidence, _margin
-from hf_lineage.weights.permutation_test import IndependenceTest
+from hf_lineage.weights.permutation_test import PermutationTest
 
 ALPHA = 1e-3
 SIZES = {"w": 100, "b": 10}
@@ -28,7 +28,7 @@ def found(
     """Made-up evidence: p-value and distance, `t` the origin's position (0: the candidate came first)."""
     test = None
     if log10_p is not None:
-        test = IndependenceTest(1.0, log10_p, "normal", 10**log10_p, 999, 0.0, 0.0, ())
+        test = PermutationTest(1.0, log10_p, "normal", 10**log10_p, 999, 0.0, 0.0, ())
     place = Position(t, 1 / distance) if distance else None
     r = 1 / (1 + distance**2) if log10_p is None or log10_p < -2 else 0.0
     return WeightsEvidence(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hf_lineage.answers.refs import ModelRef
-from hf_lineage.architecture.conventions import cuts
+from hf_lineage.architecture.conventions import fused_parts
 from hf_lineage.checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
 from hf_lineage.checkpoints.entry import Entry, Slice
 from hf_lineage.checkpoints.opener import open_checkpoint
@@ -43,10 +43,10 @@ def make(kind: str, folder: Path) -> tuple[View, dict[str, torch.Tensor]]:
     else:
         save_file(TENSORS, folder / "model.safetensors")
         checkpoint = open_checkpoint(folder)
-    view = View(checkpoint, cuts(checkpoint))
+    view = View(checkpoint, fused_parts(checkpoint))
     if kind == "first rows":
         return view.first_rows(SHORT), {n: t[: SHORT[n]] if n in SHORT else t for n, t in PARTS.items()}
-    return (View(view, cuts(view)) if kind == "view of a view" else view), PARTS
+    return (View(view, fused_parts(view)) if kind == "view of a view" else view), PARTS
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,7 +137,7 @@ def test_a_cut_beyond_the_tensor_is_a_bug() -> None:
 def test_a_name_that_looks_like_a_part_is_not_overwritten() -> None:
     tensors = {"qkv.weight": torch.ones(6, 2), "qkv.weight[k]": torch.zeros(5)}
     checkpoint = MemoryCheckpoint(ModelRef("module", "module:M"), "module:M", tensors)
-    assert set(View(checkpoint, cuts(checkpoint))) == set(tensors)
+    assert set(View(checkpoint, fused_parts(checkpoint))) == set(tensors)
 
 
 def test_four_bit_parts(tmp_path: Path) -> None:
@@ -151,5 +151,5 @@ def test_four_bit_parts(tmp_path: Path) -> None:
 
 def test_an_entry_keeps_its_dtype() -> None:
     checkpoint = MemoryCheckpoint(ModelRef("module", "module:M"), "module:M", {"qkv.weight": torch.ones(6, 2).half()})
-    view = View(checkpoint, cuts(checkpoint))
+    view = View(checkpoint, fused_parts(checkpoint))
     assert view["qkv.weight[v]"] == Entry("qkv.weight[v]", "F16", (2, 2), 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .conventions import POSITIONS, VOCABULARY, Shaped, canonical
+from .conventions import POSITIONS, VOCABULARY, Shaped, canonical_names
 from .describe import COMPARABLE, FLOATS, GROWN, Architecture, describe, short_names
 
 
@@ -41,7 +41,7 @@ def align(
     child: Mapping[str, Shaped], candidate: Mapping[str, Shaped], architecture: Architecture | None = None
 ) -> Alignment:
     """Line up two checkpoints by canonical name and equal shape; `architecture` is the child's, if known already."""
-    ours, short_of, theirs = architecture or describe(child), short_names(child), canonical(candidate)
+    ours, short_of, theirs = architecture or describe(child), short_names(child), canonical_names(candidate)
     pairs: dict[str, str] = {}
     unmatched: dict[str, str] = {}
     grown: dict[str, tuple[int, int]] = {}

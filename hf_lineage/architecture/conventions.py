@@ -146,7 +146,7 @@ POSITIONS = re.compile(
 )
 
 
-def canonical(names: Iterable[str]) -> dict[str, str]:
+def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """Canonical name → name, one each: a convention that would make two names one is not applied.
 
     >>> canonical(["bert.pooler.dense.bias", "classifier.bias"])
@@ -189,7 +189,7 @@ def canonical(names: Iterable[str]) -> dict[str, str]:
     return dict(zip(short, names, strict=True))
 
 
-def cuts(entries: Mapping[str, Shaped]) -> dict[str, list[Part]]:
+def fused_parts(entries: Mapping[str, Shaped]) -> dict[str, list[Part]]:
     """Where fused tensors are cut: name → its parts, which cover its rows one after the other.
 
     A row is what the last axis holds: a bias has one element a row, experts (e, rows, columns) are counted through.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .conventions import ADAPTERS_OWN, Shaped, canonical
+from .conventions import ADAPTERS_OWN, Shaped, canonical_names
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4"})
 COMPARABLE = 0.5  # share of the child's trunk a candidate must have, tensor by tensor, to be compared at all
@@ -113,7 +113,7 @@ class Architecture:
 
 def describe(entries: Mapping[str, Shaped]) -> Architecture:
     """Tell the tensors of a checkpoint apart. An unknown convention still has weights, only no hidden units."""
-    plain = canonical(entries)
+    plain = canonical_names(entries)
     left_out: dict[str, str] = {}
     for short, name in plain.items():
         if ADAPTERS_OWN.search(short):
@@ -152,7 +152,7 @@ def describe(entries: Mapping[str, Shaped]) -> Architecture:
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """Name → canonical name."""
-    return {name: short for short, name in canonical(names).items()}
+    return {name: short for short, name in canonical_names(names).items()}
 
 
 def block_of(name: str) -> str | None:
@@ -266,7 +266,7 @@ def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
     {'layer1': 3, 'layer2': 1}
     """
     blocks = [match for name, shape in shapes.items() if len(shape) == 4 and (match := _RESIDUAL_BLOCK.fullmatch(name))]
-    blocks.sort(key=lambda match: natural(match[0]))
+    blocks.sort(key=lambda match: natural_key(match[0]))
     branching = {match["block"] for name in shapes if (match := _BRANCH.match(name))}
     found: dict[str, list[str]] = {}
     stream = "stem"
@@ -304,12 +304,12 @@ def _chain(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     series = {re.sub(r"\d+\.weight$", "#", name) for name in matrices if not _HEAD.match(name)}
     if len(series) != 1 or not min(series).endswith("#"):
         return []
-    matrices.sort(key=lambda name: (bool(_HEAD.match(name)), natural(name)))
+    matrices.sort(key=lambda name: (bool(_HEAD.match(name)), natural_key(name)))
     linked = all(shapes[a][0] == shapes[b][1] for a, b in pairwise(matrices))
     return matrices if linked else []
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def natural_key(name: str) -> list[tuple[int, str]]:
     """A key by which `layers.10` comes after `layers.9`; numbers are compared by their length and then as text.
 
     >>> sorted(["h.10", "h.9", "h.x"], key=natural)

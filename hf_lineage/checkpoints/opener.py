@@ -213,7 +213,7 @@ class Opener:
         return self.hub if is_repo or (isinstance(model, ModelRef) and model.kind == "hub") else self._hub
 
 
-def identity(checkpoint: Checkpoint) -> tuple:
+def model_identity(checkpoint: Checkpoint) -> tuple:
     """Equal for two checkpoints exactly if they are the same model at the same commit, folder or module."""
     ref = checkpoint.ref
     if ref.kind == "local":

@@ -59,7 +59,7 @@ def make(folder: Path) -> None:
     made = {"made": f"hf_lineage.experiments.calibration, seed {SEED}, {time.strftime('%Y-%m-%d')}"}
     order = fit_direction([pair for group in families for pair in pairs(group)])
     write(direction, {**made, **order})
-    direction.numbers.cache_clear()
+    direction.fitted_numbers.cache_clear()
     asked = [
         example(question, lineage)
         for turn, group in enumerate(families)
@@ -134,12 +134,12 @@ def fit_direction(found: Sequence[Pair]) -> dict[str, float]:
 
 def _safest(numbers: dict[str, float], older: np.ndarray, twins: np.ndarray) -> dict[str, float]:
     """With the least share at which an order may be said, and its margin."""
-    direction.numbers.cache_clear()
-    direction.numbers().update(numbers)
+    direction.fitted_numbers.cache_clear()
+    direction.fitted_numbers().update(numbers)
 
     def said(data: np.ndarray, back: bool) -> np.ndarray:
         places = [(1 - t, behind) if back else (t, reach) for t, reach, behind in data]
-        return np.array([direction.direction(place).parent for place in places])
+        return np.array([direction.direction_shares(place).parent for place in places])
 
     forward, other, apart = said(older, False), said(older, True), np.r_[said(twins, False), said(twins, True)]
     safe = [

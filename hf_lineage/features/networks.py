@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..answers.refs import printable
-from ..architecture.conventions import canonical
+from ..architecture.conventions import canonical_names
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.texts import json_data
 from ..errors import ArgumentError, CheckpointError
@@ -326,8 +326,8 @@ def _match(
     """Parameter or stored buffer → tensor of the same shape: the library's name for it, the same name, or one that
     `conventions.canonical` makes the same. And what has none; a head of another size is among that."""
     state = module.state_dict(keep_vars=True)
-    theirs = canonical(checkpoint)
-    spelled = {name: theirs[short] for short, name in canonical(state).items() if short in theirs}
+    theirs = canonical_names(checkpoint)
+    spelled = {name: theirs[short] for short, name in canonical_names(state).items() if short in theirs}
     first: dict[int, str] = {}
     names: dict[str, str] = {}
     for name, tensor in state.items():

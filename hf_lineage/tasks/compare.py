@@ -15,11 +15,10 @@ from ..architecture.describe import Architecture, describe
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.opener import Opener
 from ..checkpoints.view import View
-from ..weights.edits import change, summarise
-from ..weights.evidence import WeightsComparison
-from ..weights.evidence import compare as compare_weights
-from ..weights.hidden_permutation import Disguise, applies, realign, uncover
-from ..weights.reader import Readings, read_together
+from ..weights.edits import detect_edit, summarise_edits
+from ..weights.evidence import WeightsComparison, compare_weights
+from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
+from ..weights.reader import Readings, read_aligned
 from ..weights.sampling import Plan
 from . import verdict
 from .options import Lined, blank, shared_rows, some
@@ -42,39 +41,43 @@ class Inquiry:
 
     def read(self, comparable: Sequence[tuple[Checkpoint, Alignment]]) -> tuple[Readings, WeightsComparison]:
         models, alignments = [model for model, _ in comparable], [alignment for _, alignment in comparable]
-        readings = read_together(
+        readings = read_aligned(
             self.child, models, alignments, self.plan, device=self.device, progress=self.progress
         )  # fmt: skip
         return readings, compare_weights(readings, self.architecture, self.child, len(comparable), seed=self.seed)
 
     def uncover(
         self, comparable: list[Lined], readings: Readings, comparison: WeightsComparison, claimed: AbstractSet[int]
-    ) -> tuple[list[Lined], Readings, WeightsComparison, dict[int, Disguise]]:
+    ) -> tuple[list[Lined], Readings, WeightsComparison, dict[int, HiddenPermutation]]:
         """Look behind a disguise if the first test calls no candidate related, and of claimed ones in any case: nobody
         is contradicted unseen. What is found is put in the child's order, and everything is read again. A sample holds
         too few units for that."""
-        tests = 2 if not self.plan.sampled and applies(readings, self.architecture, self.child) else 1
-        level = self.alpha / max(1, len(comparison.found)) / tests
-        first = {i: item.test for i, item in comparison.found.items()}
+        tests = 2 if not self.plan.sampled and mantel_applies(readings, self.architecture, self.child) else 1
+        level = self.alpha / max(1, len(comparison.evidence)) / tests
+        first = {i: item.test for i, item in comparison.evidence.items()}
         strange = {i for i, test in first.items() if test and test.p > level and not self.plan.sampled}
         if any(test and test.p <= level for test in first.values()):
             strange &= claimed
         found = {
-            i: uncover(readings, self.architecture, self.child, i, self.seed) for i in comparison.found if i in strange
+            i: detect_permutation(readings, self.architecture, self.child, i, self.seed)
+            for i in comparison.evidence
+            if i in strange
         }
         matched = {i: disguise.match for i, disguise in found.items() if disguise.matched and disguise.match}
         if matched:
             comparable = [
-                realign(model, alignment, self.architecture, matched[i]) if i in matched else (model, alignment)
+                undo_permutation(model, alignment, self.architecture, matched[i])
+                if i in matched
+                else (model, alignment)
                 for i, (model, alignment) in enumerate(comparable)
             ]
-            elsewhere = readings.elsewhere
+            elsewhere = readings.bytes_by_others
             readings, comparison = self.read(comparable)
-            readings = replace(readings, elsewhere=readings.elsewhere + elsewhere)
-        for i, item in comparison.found.items():
-            blind = found[i].blind if i in found else None
+            readings = replace(readings, bytes_by_others=readings.bytes_by_others + elsewhere)
+        for i, item in comparison.evidence.items():
+            blind = found[i].mantel if i in found else None
             # units that were put in order by looking at them can be tested no more: what was found before stays
-            comparison.found[i] = replace(item, test=first.get(i), blind=blind, tests=tests)
+            comparison.evidence[i] = replace(item, test=first.get(i), mantel=blind, tests=tests)
         return comparable, readings, comparison, {i: found[i] for i in matched}
 
 
@@ -84,14 +87,14 @@ def is_claimed(model: Checkpoint, claims: Sequence[Claim], opener: Opener) -> bo
 
 def judge(
     inquiry: Inquiry, comparable: Sequence[Lined], readings: Readings, comparison: WeightsComparison,
-    disguises: Mapping[int, Disguise],
+    disguises: Mapping[int, HiddenPermutation],
 ) -> tuple[list[Candidate], float | None]:  # fmt: skip
     architecture, child = inquiry.architecture, inquiry.child
     counts = {name: child[name].count for name in architecture.weights}
     shortened = shared_rows(comparable).keys()
-    read = frozenset(architecture.trunk) & (readings.members.keys() if inquiry.plan.sampled else counts.keys())
+    read = frozenset(architecture.trunk) & (readings.candidates_with.keys() if inquiry.plan.sampled else counts.keys())
     pairs, blanks = [], []
-    for i in comparison.found:
+    for i in comparison.evidence:
         model, alignment = comparable[i]
         whole = len(alignment.pairs) == len(architecture.weights) == len(describe(model).weights) and not shortened
         pairs.append(
@@ -111,11 +114,11 @@ def judge(
 def _what(readings: Readings, candidate: int, counts: Mapping[str, int], back: bool) -> tuple[str, dict[str, Any]]:
     """What was done to the candidate to get the child; with `back`, to the child to get the candidate."""
     changes = {}
-    for name, members in readings.members.items():
+    for name, members in readings.candidates_with.items():
         if candidate in members and name in readings.units and readings.usable(name, candidate):
             made, start = (readings.units.matrix(model, name) for model in (0, candidate + 1))
-            changes[name] = change(start, made) if back else change(made, start)
-    return summarise(changes, counts)
+            changes[name] = detect_edit(start, made) if back else detect_edit(made, start)
+    return summarise_edits(changes, counts)
 
 
 def _left_out(alignment: Alignment, heads: frozenset[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ..answers.lineage import Candidate
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
 from ..weights.evidence import WeightsComparison
-from ..weights.mixture import average
+from ..weights.mixture import exact_average
 from ..weights.reader import Readings
 from ..weights.sampling import MIN_UNITS, Plan
 from .options import Lined, some
@@ -62,14 +62,15 @@ def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparis
     notes = []
     if plan.sampled:
         notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; distances are estimates.")
-    if plan.sampled and any(len(item.equal) == len(item.compared) for item in comparison.found.values()):
+    if plan.sampled and any(len(item.equal) == len(item.compared) for item in comparison.evidence.values()):
         notes.append("All that was read of a candidate is equal; --sample all tells a copy from a partial change.")
-    if any(item.at_floor for item in comparison.found.values()):
+    if any(item.at_floor for item in comparison.evidence.values()):
         notes.append(
             "No random permutation came near a candidate's: its p-value is as small as so many draws can show."
         )
-    notes += _left_out(comparison.lost, {name for item in comparison.found.values() for name in item.bad})
-    if comparison.found and all(item.log10_p is None for item in comparison.found.values()):
+    bad = {name for item in comparison.evidence.values() for name in item.left_out}
+    notes += _left_out(comparison.child_defects, bad)
+    if comparison.evidence and all(item.log10_p is None for item in comparison.evidence.values()):
         why = "none of this architecture are known"
         if architecture.orders:
             why = "the sample is too small for that, read more" if plan.sampled else "its layers have fewer"
@@ -86,7 +87,7 @@ def of_merges(
     """
     kin = {(c.ref, c.revision) for c in judged if c.relation != "none"}
     related = {i: m.ref.name for i, (m, _) in enumerate(comparable) if (m.ref.name, m.ref.revision) in kin}
-    names = [name for name in architecture.trunk if {*related} <= {*readings.members.get(name, ())}]
+    names = [name for name in architecture.trunk if {*related} <= {*readings.candidates_with.get(name, ())}]
     names = [name for name in names if all(readings.usable(name, i) for i in related)]
     if len(related) < 2 or not names:
         return []
@@ -94,7 +95,7 @@ def of_merges(
     gram = np.sum([readings.moments[name].gram[np.ix_(rows[name], rows[name])] for name in names], axis=0)
     refs = [*related.values()]
     told, sources = "", []
-    if fit := average(gram, range(len(refs))):
+    if fit := exact_average(gram, range(len(refs))):
         sources = sorted(fit.support, key=lambda k: -fit.weights[k])
         told = f"an average of {_and([f'{refs[k]} ({fit.weights[k]:.2f})' for k in sources])}"
     elif len(sources := _assembled(readings, names, [*related])) > 1:
@@ -126,7 +127,9 @@ def _and(texts: Sequence[str]) -> str:
 def _defects(readings: Readings) -> tuple[dict[str, str], set[str]]:
     """The child's tensors that cannot be used, and why; the candidates', by the child's names."""
     lost = {name: readings.child_defect(name) for name in readings.moments if not readings.child_usable(name)}
-    bad = {name for name, members in readings.members.items() if not all(readings.usable(name, k) for k in members)}
+    bad = {
+        name for name, having in readings.candidates_with.items() if not all(readings.usable(name, k) for k in having)
+    }
     return lost, bad
 
 

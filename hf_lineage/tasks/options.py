@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ..answers.lineage import Candidate, Claim, Status
 from ..answers.refs import ModelRef, is_repo_id
 from ..architecture.align import Alignment
-from ..architecture.conventions import cuts
+from ..architecture.conventions import fused_parts
 from ..architecture.describe import Architecture, describe
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.claims import claims_of
-from ..checkpoints.opener import Opener, identity
+from ..checkpoints.opener import Opener, model_identity
 from ..checkpoints.view import View
 from ..errors import ArgumentError, CheckpointError, LimitError, LineageError, NoCandidatesError
 from ..weights.sampling import Plan, make_plan, sample_budget
@@ -51,12 +51,12 @@ class Question:
     @cached_property
     def whole(self) -> View:
         """The child through its cuts: fused tensors as their parts."""
-        return View(self.source, cuts(self.source))
+        return View(self.source, fused_parts(self.source))
 
     @cached_property
     def views(self) -> tuple[View, ...]:
         """The candidates through theirs."""
-        return tuple(View(model, cuts(model)) for model in self.opened)
+        return tuple(View(model, fused_parts(model)) for model in self.opened)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -172,12 +172,12 @@ def _distinct(opened: Sequence[Checkpoint], child: Checkpoint) -> tuple[list[Che
     kept: dict[tuple, Checkpoint] = {}
     notes = []
     for checkpoint in opened:
-        if identity(checkpoint) == identity(child):
+        if model_identity(checkpoint) == model_identity(child):
             notes.append(f"{checkpoint.requested} is the child itself and was dropped from the candidates.")
-        elif identity(checkpoint) in kept:
+        elif model_identity(checkpoint) in kept:
             notes.append(f"{checkpoint.ref.name} was named more than once and counts once.")
         else:
-            kept[identity(checkpoint)] = checkpoint
+            kept[model_identity(checkpoint)] = checkpoint
     return list(kept.values()), sorted(notes)
 
 

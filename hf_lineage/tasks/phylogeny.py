@@ -16,11 +16,11 @@ from ..answers.lineage import Relation
 from ..answers.phylogeny import Edge, Node, Phylogeny
 from ..answers.refs import ModelRef
 from ..architecture.align import align
-from ..architecture.conventions import cuts
+from ..architecture.conventions import fused_parts
 from ..architecture.describe import describe
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.claims import claims_of
-from ..checkpoints.opener import Opener, identity
+from ..checkpoints.opener import Opener, model_identity
 from ..checkpoints.view import View
 from ..errors import ArgumentError, CheckpointError, NothingToCompareError
 from ..parallel import together, world
@@ -29,7 +29,7 @@ from ..trees.methods import METHODS
 from ..trees.reading import Kin, by_architecture, defects, finite, gather
 from ..trees.spanning import edge, four_point
 from ..weights.edits import ONE_WAY
-from ..weights.reader import Readings, read_together
+from ..weights.reader import Readings, read_aligned
 from .options import blank, budget_of, check, paired, plan_reading, shared_rows, skipped, some, versions
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def grow(
     progress: Progress | None, seed: int,
 ) -> Phylogeny:  # fmt: skip
     """The forest of models that are open."""
-    views = [View(model, cuts(model)) for model in opened]
+    views = [View(model, fused_parts(model)) for model in opened]
     answer = _Forest(opener, _ids(views), left_out, notes)
     kinds = by_architecture(views)
     looked = opener.bytes_read
@@ -114,7 +114,7 @@ def grow(
 def kin_of(models: Iterable[Model], *, seed: int = 0) -> Kin:
     """All pairs of models of one architecture, for those who want to look inside (`experiments/phylogenies.py`)."""
     opener, opened, left_out, notes = _open(models, None, False)
-    views = [View(model, cuts(model)) for model in opened]
+    views = [View(model, fused_parts(model)) for model in opened]
     found = _read(views, _Forest(opener, _ids(views), left_out, notes), None, None, None, None, seed)
     if found is None or left_out:
         raise NothingToCompareError(f"Expected models of one architecture. {_some_reasons(left_out)}")
@@ -135,12 +135,12 @@ def _open(
     kept: dict[tuple, Checkpoint] = {}
     notes = []
     for model in sorted(opened, key=lambda model: (model.ref, model.requested)):
-        if identity(model) in kept:
+        if model_identity(model) in kept:
             notes.append(f"{model.ref.name} was named more than once and counts once.")
         elif model.adapter_base:
             left_out[_name(model)] = f"a LoRA adapter of {model.adapter_base} holds no weights of its own"
         else:
-            kept[identity(model)] = model
+            kept[model_identity(model)] = model
     return opener, list(kept.values()), left_out, list(dict.fromkeys(notes))
 
 
@@ -191,12 +191,12 @@ def _read(
         plan = plan_reading(seen, architecture, lined, budget, max_bytes, seed)
         alignments = [alignment for _, alignment in lined]
         try:
-            readings = read_together(seen, others, alignments, plan, device=device or "cpu", progress=progress)
+            readings = read_aligned(seen, others, alignments, plan, device=device or "cpu", progress=progress)
         except CheckpointError as error:  # the pivot's: of the others it is kept in `failed`
             answer.leave_out(pivot, str(error))
             kind = others
             continue
-        answer.elsewhere += readings.elsewhere
+        answer.elsewhere += readings.bytes_by_others
         bad = defects(readings, architecture, kind)
         for i, why in bad.items():
             answer.leave_out(kind[i], why)

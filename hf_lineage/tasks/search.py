@@ -22,11 +22,11 @@ from ..answers.lineage import Lineage
 from ..answers.refs import ModelRef, is_repo_id, printable
 from ..answers.search import CandidateSearch, FoundCandidate
 from ..architecture.align import align
-from ..architecture.conventions import cuts
+from ..architecture.conventions import fused_parts
 from ..architecture.describe import Architecture, describe
 from ..checkpoints.checkpoint import Checkpoint, FileCheckpoint
 from ..checkpoints.claims import claims_of
-from ..checkpoints.opener import Opener, identity
+from ..checkpoints.opener import Opener, model_identity
 from ..checkpoints.view import View
 from ..errors import ArgumentError, LineageError
 from .options import base_of, some, versions
@@ -94,7 +94,7 @@ class Search:
         self._most, self._max_requests, self._max_bytes = most, max_requests, max_bytes
         self._rings: list[Ring] = [self._declared, self._family, self._alike, self._wider]
         self._found: dict[str, FoundCandidate] = {}  # by the name it was first met under
-        self._known_as: dict[tuple, str] = {identity(child): child.ref.name}  # that name, by identity
+        self._known_as: dict[tuple, str] = {model_identity(child): child.ref.name}  # that name, by identity
         self._other_names: dict[str, str] = {child.ref.name: child.ref.name}  # that name, by any other
         self._listed: dict[str, Listed] = {}
         self._expanded: set[str] = set()  # those whose children were listed
@@ -348,7 +348,7 @@ class Search:
 
     @cached_property
     def _view(self) -> View:
-        return View(self._source, cuts(self._source))
+        return View(self._source, fused_parts(self._source))
 
     def _look(self, ring: Iterable[Row]) -> None:
         """Open what a ring yields, a few at once, until the budget is spent. Before it fails, what it had is opened."""
@@ -395,7 +395,7 @@ class Search:
             if name in failed:
                 self._found[name] = replace(proposal, reason=" ".join(failed[name].reasons))
                 continue
-            first = self._known_as.setdefault(identity(ready[name]), name)
+            first = self._known_as.setdefault(model_identity(ready[name]), name)
             if first == name:
                 self._found[name] = self._compared(proposal, ready[name])
             else:  # renamed, or spelled another way
@@ -408,7 +408,7 @@ class Search:
     def _compared(self, proposal: FoundCandidate, candidate: Checkpoint) -> FoundCandidate:
         if isinstance(candidate, FileCheckpoint) and candidate.remote:
             candidate.keep(min(KEPT, KEPT_IN_ALL // self._most))
-        alignment = align(self._view, View(candidate, cuts(candidate)), self._architecture)
+        alignment = align(self._view, View(candidate, fused_parts(candidate)), self._architecture)
         comparable = alignment.comparable and not candidate.adapter_base
         born, ours = getattr(candidate.repo, "created", None), getattr(self.child.repo, "created", None)
         return replace(

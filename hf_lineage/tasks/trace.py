@@ -229,13 +229,13 @@ def _trace(asked: Question, how: _How) -> Lineage:
         read = set(readings.moments) & set(architecture.trunk)
         if not read and plan.sampled:
             raise ArgumentError("Expected a larger sample: nothing but the head would be read of so few bytes.")
-        if read <= set(comparison.lost):
+        if read <= set(comparison.child_defects):
             raise NothingToCompareError(
                 f"Every tensor of `{ours.ref.name}` that was read holds NaN, Inf or only zeros. Export it again."
             )
         claimed = {i for i, (model, _) in enumerate(comparable) if is_claimed(model, claims, opener)}
         comparable, readings, comparison, disguises = study.uncover(comparable, readings, comparison, claimed)
-        elsewhere = readings.elsewhere
+        elsewhere = readings.bytes_by_others
         judged, none = judge(study, comparable, readings, comparison, disguises)
         if how.tree:
             judged, none = _settle(asked, judged, none, budget, how)

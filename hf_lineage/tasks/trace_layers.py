@@ -14,10 +14,10 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.opener import Opener
 from ..errors import LineageError, NoCandidatesError, NothingToCompareError
 from ..parallel import together, world
-from ..weights.block_matching import Block, Places, line_up, place
-from ..weights.block_origins import Study, alike, gather, origins, scored
-from ..weights.merge_recipe import making
-from ..weights.reader import read_together
+from ..weights.block_matching import Block, BlockMatches, align_blocks, match_blocks
+from ..weights.block_origins import LayerReadings, block_facts, block_origins, block_scores, equal_block_notes
+from ..weights.merge_recipe import infer_merge_method
+from ..weights.reader import read_aligned
 from . import notes as remarks
 from .options import (
     Lined,
@@ -139,7 +139,7 @@ def _layers_by_weights(
     budget = budget_of(whole, asked.views, architecture.weights, sample)
     half = None if budget is None else max(1, budget // 2)
     before = opener.bytes_read
-    blocks, places = place(
+    blocks, places = match_blocks(
         whole, architecture, asked.views, budget=half, seed=seed, progress=progress,
         expect=lambda needed: within(max_bytes, beside + needed, 1 + len(asked.views)),
     )  # fmt: skip
@@ -148,24 +148,24 @@ def _layers_by_weights(
     seen = whole.first_rows(shared_rows(lined))
     plan = plan_reading(seen, architecture, lined, half, max_bytes, seed, beside + placing)
     models, alignments = zip(*lined, strict=True)
-    readings = read_together(seen, models, alignments, plan, device=device or "cpu", progress=progress)
+    readings = read_aligned(seen, models, alignments, plan, device=device or "cpu", progress=progress)
     if not any(readings.child_usable(name) for name in readings.moments):
         raise NothingToCompareError(
             f"Every tensor of `{asked.child.ref.name}` that was read holds NaN, Inf or only zeros. Export it again."
         )
-    study = Study(readings, architecture, seen, blocks, tuple(kept), refs, alpha, seed)
-    facts = gather(study)
-    made = making(study, facts, origins(study, facts))
+    study = LayerReadings(readings, architecture, seen, blocks, tuple(kept), refs, alpha, seed)
+    facts = block_facts(study)
+    made = infer_merge_method(study, facts, block_origins(study, facts))
     notes += [f"{refs[k]} could not be read: {error}" for k, error in readings.failed.items()]
     notes += remarks.of_layers(plan, readings, made.origins)
     fields = {
         "candidates": refs, "blocks": made.origins, "method": made.method, "mixture": made.mixture,
         "unknown": made.unknown, "residual": made.residual, "facts": made.facts, "reasons": made.reasons,
         "places": {ref: tuple(block.path for block in each.blocks) for ref, each in zip(refs, kept, strict=True)},
-        "scores": {ref: scored(study, facts, k) for k, ref in enumerate(refs)},
+        "scores": {ref: block_scores(study, facts, k) for k, ref in enumerate(refs)},
     }  # fmt: skip
     others = world().others(placing)
-    return fields, [*notes, *alike(made.origins)], others + readings.elsewhere
+    return fields, [*notes, *equal_block_notes(made.origins)], others + readings.bytes_by_others
 
 
 def _labels(models: Sequence[Checkpoint]) -> tuple[str, ...]:
@@ -178,11 +178,11 @@ def _labels(models: Sequence[Checkpoint]) -> tuple[str, ...]:
 
 
 def _with_blocks(
-    asked: Question, labels: Sequence[str], blocks: Sequence[Block], places: Sequence[Places | LineageError]
-) -> tuple[list[Lined], list[Places], tuple[str, ...], list[str]]:
+    asked: Question, labels: Sequence[str], blocks: Sequence[Block], places: Sequence[BlockMatches | LineageError]
+) -> tuple[list[Lined], list[BlockMatches], tuple[str, ...], list[str]]:
     """The candidates that have a block for any of the child's, lined up, with their labels; a note for each other."""
     lined: list[Lined] = []
-    kept: list[Places] = []
+    kept: list[BlockMatches] = []
     refs = []
     notes = [f"{each.ref} could not be read: {' '.join(each.reasons)}" for each in asked.unreadable]
     for view, label, found in zip(asked.views, labels, places, strict=True):
@@ -194,7 +194,7 @@ def _with_blocks(
             why = align(asked.whole, view, asked.architecture).explain()
             notes.append(f"{view.ref.name} has no block of a kind and shape of the child's: {why}.")
         else:
-            lined.append((view, line_up(asked.whole, asked.architecture, blocks, view, found)))
+            lined.append((view, align_blocks(asked.whole, asked.architecture, blocks, view, found)))
             kept.append(found)
             refs.append(label)
     if not lined:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, ClaimStatus, Relation, Verdict
-from ..weights.direction import Direction, Position, direction, origin, relatives
+from ..weights.direction import Direction, Position, direction_shares, origin_position, relative_positions
 from ..weights.edits import ONE_WAY
 from ..weights.evidence import WeightsComparison, WeightsEvidence
 from ..weights.permutation_test import holm
@@ -53,7 +53,7 @@ def judge(
 
     Where the test applies to no candidate, there are probabilities and no p-values.
     """
-    found = list(comparison.found.values())
+    found = list(comparison.evidence.values())
     tested = [i for i, item in enumerate(found) if item.log10_p is not None]
     adjusted = dict(zip(tested, holm([found[i].log10_p or 0.0 for i in tested]), strict=True))
     related = [i for i in tested if adjusted[i] <= math.log10(alpha)]
@@ -67,13 +67,13 @@ def judge(
     copies = _copies(found, pairs)
     shares, none = copies or probabilities(features)
     if not copies:
-        shares = _by_information(shares, found, [i for i in related if orders[i].said in (None, "parent")])
+        shares = _by_information(shares, found, [i for i in related if orders[i].decided in (None, "parent")])
     best = max(range(len(found)), key=lambda i: (shares[i], -(found[i].distance or 0.0)), default=0)
     judged = []
     for i, (candidate, item, pair) in enumerate(zip(candidates, found, pairs, strict=True)):
         facts = _facts(item, heads, sizes)
         relation: Relation | None = _relation(item, pair, facts, orders[i], i in related, i == best)
-        if relation == "common_origin" and i != best and orders[best].said == "parent" and not pair.disguise:
+        if relation == "common_origin" and i != best and orders[best].decided == "parent" and not pair.disguise:
             relation = _beside(comparison.gram, found, best, i, facts)
         if relation == "none" and (item.log10_p is None or item.at_floor):
             relation = None  # not tested, or the draws cannot show as small a p as this many candidates ask for
@@ -189,21 +189,21 @@ def _by_information(shares: np.ndarray, found: Sequence[WeightsEvidence], group:
 
 
 def _copied(item: WeightsEvidence, pair: Pair) -> bool:
-    return pair.same_names and item.equal.issuperset((*item.compared, *item.bad))
+    return pair.same_names and item.equal.issuperset((*item.compared, *item.left_out))
 
 
 def _direction(gram: np.ndarray, found: Sequence[WeightsEvidence], own: int, related: Sequence[int]) -> Direction:
     others = [k + 1 for k in related if k != own] if own in related else []
     item = found[own]
-    return direction(
+    return direction_shares(
         _pair(item.origin),
-        [(p.t, p.reach) for p in relatives(gram, own + 1, others)],
+        [(p.t, p.relative_distance) for p in relative_positions(gram, own + 1, others)],
         item.changed_entries,
     )
 
 
 def _pair(position: Position | None) -> tuple[float, float] | None:
-    return None if position is None else (position.t, position.reach)
+    return None if position is None else (position.t, position.relative_distance)
 
 
 def _features(found: Sequence[WeightsEvidence], pairs: Sequence[Pair], orders: Sequence[Direction]) -> list[Features]:
@@ -252,7 +252,7 @@ def _relation(
         return "identical" if _copied(item, pair) else "head_changed"
     if not related:
         return "none"
-    facts["first"] = {"parent": "candidate", "between": "neither", "descendant": "child"}.get(order.said or "")
+    facts["first"] = {"parent": "candidate", "between": "neither", "descendant": "child"}.get(order.decided or "")
     if pair.disguise:
         return "common_origin"
     if not best:
@@ -283,8 +283,8 @@ def _one_way(pair: Pair) -> Direction | None:
 
 def _beside(gram: np.ndarray, found: Sequence[WeightsEvidence], best: int, own: int, facts: dict[str, Any]) -> Relation:
     """Another relative, seen from the best one: a sibling of the child if the best one came before it too."""
-    position = origin(_seen_from(gram, own + 1), best + 1)
-    said = direction(_pair(position), entries=found[own].entries).said
+    position = origin_position(_seen_from(gram, own + 1), best + 1)
+    said = direction_shares(_pair(position), entries=found[own].entries).decided
     if said == "parent":
         return "sibling"
     if said == "descendant":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..weights.direction import origin
+from ..weights.direction import origin_position
 from .groups import Groups, related_groups
 from .hidden_ancestors import hidden_distances, missing
 from .mixtures import Mixture, fit, mixtures
@@ -203,7 +203,7 @@ def _ancestors(
         # the pivot of these products is zero, so the first one's row is the model itself
         norm, cross = signals.norm2[a], (signals.norm2[a] + signals.norm2[b] - signals.square[a, b]) / 2
         away = np.array([[norm, cross - norm], [cross - norm, signals.square[a, b]]])
-        if between(origin(away, 1)):
+        if between(origin_position(away, 1)):
             return {(-1, a), (-1, b)}, {-1: (a, b)}
     if merges:
         return edges, {}

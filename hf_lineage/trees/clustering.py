@@ -26,7 +26,7 @@ from sklearn.cluster import AgglomerativeClustering, KMeans, MeanShift, estimate
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin, silhouette_score
 
-from ..weights.permutation_test import digest
+from ..weights.permutation_test import seed_of
 from .pair_statistics import distance2
 
 P = ParamSpec("P")
@@ -126,7 +126,7 @@ def fake_distances(points: Points, proxy: str, draws: int, seed: int) -> np.ndar
     # directions, whose root is 1e-8, copies are equally far
     values = np.where(values > NOTHING * len(values) * values.max(), values, 0.0)
     root = (vectors * np.sqrt(values)) @ vectors.T
-    normal = np.random.default_rng(digest(seed, proxy)).standard_normal((draws, len(root)))
+    normal = np.random.default_rng(seed_of(seed, proxy)).standard_normal((draws, len(root)))
     return points.norms2 - 2 * normal @ root
 
 
@@ -177,11 +177,11 @@ def _numbers(x: np.ndarray) -> Sequence[float]:
 
 
 def _kmeans(x: np.ndarray, setting: float, seed: int) -> np.ndarray:
-    return KMeans(int(setting), n_init=STARTS, random_state=digest(seed, "kmeans") % 2**32).fit(x).labels_
+    return KMeans(int(setting), n_init=STARTS, random_state=seed_of(seed, "kmeans") % 2**32).fit(x).labels_
 
 
 def _kmeans_start(x: np.ndarray, setting: float, seed: int) -> np.ndarray:
-    return kmeans_plusplus(x, int(setting), random_state=digest(seed, "kmeans") % 2**32)[0]
+    return kmeans_plusplus(x, int(setting), random_state=seed_of(seed, "kmeans") % 2**32)[0]
 
 
 def _kmeans_step(x: np.ndarray, centres: np.ndarray, setting: float) -> tuple[np.ndarray, np.ndarray]:
@@ -334,7 +334,7 @@ def _along(
     best: tuple[float, np.ndarray | None] = -math.inf, None
     for probability in RHOS if rho is None else (rho,):
         starts = [
-            _rounds(x, how, setting, probability, distances, rule, digest(seed, f"start {start}"))
+            _rounds(x, how, setting, probability, distances, rule, seed_of(seed, f"start {start}"))
             for start in range(how.starts)
         ]
         labels = min(starts, key=lambda found: round(_within(x, found), 9))
@@ -349,7 +349,7 @@ def _rounds(
 ) -> np.ndarray:
     """Rounds from one start until the labels stay."""
     assert how.start is not None and how.step is not None
-    rng = np.random.default_rng(digest(seed, "rho"))
+    rng = np.random.default_rng(seed_of(seed, "rho"))
     centres = how.start(x, setting, seed)
     labels = np.full(len(x), -1)
     for _ in range(ROUNDS):

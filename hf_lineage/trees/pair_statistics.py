@@ -13,9 +13,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ..weights.direction import asymmetry
+from ..weights.direction import residual_dependences
 from ..weights.moments import Moments
-from ..weights.mutual_information import FLOOR
+from ..weights.mutual_information import MIN_UNEXPLAINED
 
 PIECES = 16  # about, at least, into which the information is cut for the bootstrap: matrices, or runs of rows
 CELLS = 1 << 22  # numbers of per-unit Gram matrices made at once: 32 MB
@@ -78,11 +78,11 @@ class Kinship:
         """What two models tell about each other in all, (M, M)."""
         return self.pieces.sum(0)
 
-    def lean(self, first: int, second: int) -> np.ndarray:
+    def residual_asymmetry(self, first: int, second: int) -> np.ndarray:
         """Residual asymmetry of each matrix (`weights/direction.py`), (T,), in [−2, 2]: above 0, `first` came first.
         Antisymmetric."""
         if first > second:
-            return -self.lean(second, first)
+            return -self.residual_asymmetry(second, first)
         if (first, second) not in self._leans:
             self._leans[first, second] = np.array([_lean(m.units[first], m.units[second]) for m in self.matrices])
         return self._leans[first, second]
@@ -131,7 +131,9 @@ def shared_information(units: torch.Tensor) -> np.ndarray:
         square = gram.diagonal(dim1=1, dim2=2)
         both = square[:, :, None] * square[:, None, :]
         alive = both > 0
-        rest = torch.where(alive, (both - gram * gram) / torch.where(alive, both, 1.0), 1.0).clamp_(FLOOR, 1.0)
+        rest = torch.where(alive, (both - gram * gram) / torch.where(alive, both, 1.0), 1.0).clamp_(
+            MIN_UNEXPLAINED, 1.0
+        )
         total -= 0.5 * width * rest.log_().sum(0)
     found = total.numpy()
     np.fill_diagonal(found, 0.0)
@@ -147,7 +149,7 @@ def _lean(first: torch.Tensor, second: torch.Tensor) -> float:
     a, b = first[::every], second[::every]
     if torch.equal(a, b):
         return 0.0
-    forward, backward = asymmetry(b, a)
+    forward, backward = residual_dependences(b, a)
     return backward - forward
 
 

@@ -16,9 +16,16 @@ from ..architecture.align import Alignment, align
 from ..architecture.describe import Architecture, describe, short_names
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.view import View
-from ..weights.edits import ONE_WAY, Kind, change, summarise
+from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
 from ..weights.evidence import TOO_BAD, orders_read
-from ..weights.permutation_test import bound, closed_form, combine, draw, layer_test, products
+from ..weights.permutation_test import (
+    chatterjee_bound,
+    combine_layers,
+    draw_matchings,
+    layer_moments,
+    layer_test,
+    unit_products,
+)
 from ..weights.reader import Readings
 from .pair_statistics import Kinship, Matrix, kinship
 from .pair_statistics import products as inner_products
@@ -63,21 +70,21 @@ class Kin:
         groups = orders_read(self.readings, self.architecture, ours.keys())
 
         def matrix(order: str) -> np.ndarray:
-            return products(*([units[name] for name in groups[order]] for units in (ours, theirs)))
+            return unit_products(*([units[name] for name in groups[order]] for units in (ours, theirs)))
 
         def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-            return draw(matrix(order), order, self.seed + 1, count)
+            return draw_matchings(matrix(order), order, self.seed + 1, count)
 
         made = {order: matrix(order) for order in groups}
-        least = bound(made.values())
+        least = chatterjee_bound(made.values())
         if least < SURE:  # no draws are needed to say so
             return least
         t, mean, variance = (
-            (sum(values) for values in zip(*map(closed_form, made.values()), strict=True)) if made else (0, 0, 0)
+            (sum(values) for values in zip(*map(layer_moments, made.values()), strict=True)) if made else (0, 0, 0)
         )
         if variance > 0 and (z := (t - mean) / variance**0.5) < FAINT:  # nor to say that it is far from any level
             return float(log_ndtr(-z)) / math.log(10)
-        test = combine((layer_test(order, c, self.seed) for order, c in made.items()), redraw)
+        test = combine_layers((layer_test(order, c, self.seed) for order, c in made.items()), redraw)
         return None if test is None else min(test.log10_p, least) if test.at_floor else test.log10_p
 
     def equal(self, i: int, j: int) -> bool:
@@ -114,23 +121,23 @@ class Kin:
         grown = self.alignments[place - 1].grown if place else {}
         return grown[name][1] if name in grown else own
 
-    def change(self, i: int, j: int) -> tuple[Kind, dict[str, Any]]:
+    def change(self, i: int, j: int) -> tuple[EditKind, dict[str, Any]]:
         """What was done to i to get j (`weights/edits.py`); looked at only where j has marks that i has not."""
         if not self._marks(j) - self._marks(i):
             return "other", {}
         made, start = self.units(j), self.units(i)
         sizes = {m.name: m.size for m in self.kin.matrices}
-        return summarise({name: change(made[name], start[name]) for name in sizes}, sizes)
+        return summarise_edits({name: detect_edit(made[name], start[name]) for name in sizes}, sizes)
 
     def _marks(self, i: int) -> frozenset[str]:
         if i not in self._seen:
-            self._seen[i] = marks([*self.units(i).values()])
+            self._seen[i] = compression_marks([*self.units(i).values()])
         return self._seen[i]
 
 
 def _rows(readings: Readings, name: str, places: Sequence[int]) -> tuple[int, int] | None:
     """Rows of two models in the moments of a tensor, None where one of them lacks it."""
-    if name not in readings.moments or any(p and p - 1 not in readings.members[name] for p in places):
+    if name not in readings.moments or any(p and p - 1 not in readings.candidates_with[name] for p in places):
         return None
     i, j = (readings.row(name, p - 1) if p else 0 for p in places)
     return i, j
@@ -144,7 +151,7 @@ def _square(gram: np.ndarray, i: int, j: int) -> float:
     return 0.0 if away <= 1e-12 * (gram[i, i] + gram[j, j]) else float(away)
 
 
-def marks(matrices: Sequence[torch.Tensor]) -> frozenset[str]:
+def compression_marks(matrices: Sequence[torch.Tensor]) -> frozenset[str]:
     """Traces that rounding and pruning leave on a model's own weights: `coarse`, `half`, `sparse`."""
     found = set()
     if sum(int((m == 0).sum()) for m in matrices) > ZEROS * sum(m.numel() for m in matrices):
@@ -176,7 +183,8 @@ def defects(readings: Readings, architecture: Architecture, models: Sequence[Che
     total = sum(models[0][name].count for name in trunk)
     for i in range(len(models)):
         if 0 in found:  # what was measured from it says nothing of the others: their kept rows do
-            held = [name for name in trunk if name in readings.units and (i == 0 or i - 1 in readings.members[name])]
+            read = [name for name in trunk if name in readings.units]
+            held = [name for name in read if i == 0 or i - 1 in readings.candidates_with[name]]
             bad = [name for name in held if not _sound(readings.units.matrix(i, name))]
             total = sum(models[0][name].count for name in held)
         else:
@@ -193,7 +201,7 @@ def _sound(matrix: torch.Tensor) -> bool:
 def finite(readings: Readings, name: str, i: int) -> bool:
     if i == 0:
         return readings.child_usable(name)
-    if i - 1 not in readings.members[name]:
+    if i - 1 not in readings.candidates_with[name]:
         return True
     moments, row = readings.moments[name], readings.row(name, i - 1)
     own = moments.gram[0, 0] + 2 * moments.gram[0, row] + moments.gram[row, row]
@@ -205,7 +213,7 @@ def common(readings: Readings, architecture: Architecture, models: Sequence[Chec
     return [
         name for name in architecture.trunk
         if name in readings.units and len(models[0][name].shape) > 1
-        and len(readings.members[name]) == len(models) - 1
+        and len(readings.candidates_with[name]) == len(models) - 1
         and all(finite(readings, name, i) for i in range(len(models)))
     ]  # fmt: skip
 
@@ -262,7 +270,7 @@ def _same(readings: Readings, models: Sequence[View], i: int, j: int) -> bool:
         return False
     for name in readings.moments:
         rows = _rows(readings, name, (i, j))
-        present = [k == 0 or k - 1 in readings.members[name] for k in (i, j)]
+        present = [k == 0 or k - 1 in readings.candidates_with[name] for k in (i, j)]
         if rows is not None and _square(readings.moments[name].gram, *rows) > 0:
             return False
         if rows is None and any(present):  # a head of another shape

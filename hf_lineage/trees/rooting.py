@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..weights.direction import Position, direction
+from ..weights.direction import Position, direction_shares
 from .pair_statistics import Kinship, distance2
 from .spanning import Edge, neighbours, side
 
@@ -75,7 +75,7 @@ class Signals:
             return np.zeros(len(SIGNALS))
         size = size / size.sum()
         norm = np.tanh((self.norm2[b] - self.norm2[a]) / self.square[a, b] / 2)
-        lean = float(size @ kin.lean(a, b))
+        lean = float(size @ kin.residual_asymmetry(a, b))
         kurtosis = np.sign(size @ (kin.kurtosis[:, b] - kin.kurtosis[:, a]))
         entropy = np.sign(size @ (kin.entropy[:, a] - kin.entropy[:, b]))
         return np.array([norm, lean / (abs(lean) + LEAN), kurtosis, entropy])
@@ -172,4 +172,4 @@ def between(position: Position | None) -> bool:
     """Whether two models without other relatives parted from a common start, by where the origin lies between them."""
     if position is None:
         return False
-    return direction((position.t, position.reach)).said == "between"
+    return direction_shares((position.t, position.relative_distance)).decided == "between"

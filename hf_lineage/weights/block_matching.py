@@ -21,12 +21,12 @@ import torch
 
 from ..answers.base import Progress
 from ..architecture.align import Alignment, align, is_grown
-from ..architecture.describe import Architecture, block_of, describe, natural, short_names
+from ..architecture.describe import Architecture, block_of, describe, natural_key, short_names
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import LineageError
-from .permutation_test import closed_forms, prepare
-from .sampling import MAX_ROW, MIN_UNITS, seeded
+from .permutation_test import hoeffding_moments, unit_length_rows
+from .sampling import MAX_ROW, MIN_UNITS, seeded_random
 
 SCREEN, SCREEN_IN_ALL = 16 << 20, 512 << 20  # bytes of rows (as float32) held of one model, and of all
 UNITS = 256  # rows of one tensor are plenty: unchanged, z = sqrt(units · width)
@@ -67,7 +67,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class BlockMatches:
     """One candidate's blocks against the child's. `scores`, `z`: (child blocks, its blocks), nan where shapes differ or
     no test applies; `best[i]`: its block for the child's block i, None where none fits."""
 
@@ -76,7 +76,7 @@ class Places:
     z: np.ndarray
     best: tuple[int | None, ...]
 
-    def pairs(self, child: Sequence[Block], ours: Checkpoint, theirs: Checkpoint) -> dict[str, str]:
+    def tensor_pairs(self, child: Sequence[Block], ours: Checkpoint, theirs: Checkpoint) -> dict[str, str]:
         """Child's tensor → candidate's tensor, for the blocks chosen."""
         found: dict[str, str] = {}
         for block, j in zip(child, self.best, strict=True):
@@ -116,14 +116,14 @@ def blocks_of(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Block
             prefix = block_of(short[name]) or short[name].rpartition(".")[0] or short[name]
         groups.setdefault(label, {})[short[name].removeprefix(f"{prefix}.")] = name
         prefixes[label] = prefix or label
-    order = sorted(groups, key=lambda label: (label == "head", label != "stem", natural(label)))
+    order = sorted(groups, key=lambda label: (label == "head", label != "stem", natural_key(label)))
     return tuple(Block(label, prefixes[label], groups[label], label in ("stem", "head")) for label in order)
 
 
-def place(
+def match_blocks(
     child: Checkpoint, architecture: Architecture, candidates: Sequence[Checkpoint],
     *, budget: int | None, seed: int, progress: Progress | None = None, expect: Callable[[int], None] | None = None,
-) -> tuple[tuple[Block, ...], list[Places | LineageError]]:  # fmt: skip
+) -> tuple[tuple[Block, ...], list[BlockMatches | LineageError]]:  # fmt: skip
     """The child's blocks, and every candidate's against them; the error of one that cannot be read.
 
     `budget`: bytes to read of a model, at most `SCREEN`, but always `MIN_UNITS` rows of one matrix of each block.
@@ -142,7 +142,7 @@ def place(
             sum(_nbytes(m, w) for m, w in zip([child, *candidates], [own, *(w.values() for w in wants)], strict=True))
         )
     mine = _read(child, own)
-    found: list[Places | LineageError] = []
+    found: list[BlockMatches | LineageError] = []
     for done, (candidate, blocks, wanted) in enumerate(zip(candidates, theirs, wants, strict=True)):
         if progress:
             progress(done, len(candidates), f"blocks of {candidate.ref.name}")
@@ -153,12 +153,12 @@ def place(
     return ours, found
 
 
-def line_up(
-    child: Checkpoint, architecture: Architecture, blocks: Sequence[Block], candidate: Checkpoint, places: Places
+def align_blocks(
+    child: Checkpoint, architecture: Architecture, blocks: Sequence[Block], candidate: Checkpoint, places: BlockMatches
 ) -> Alignment:
     """The candidate's tensors for the child's, block by block; tables that have grown as in `architecture.align`."""
     by_name = align(child, candidate, architecture)
-    pairs = places.pairs(blocks, child, candidate)
+    pairs = places.tensor_pairs(blocks, child, candidate)
     rest = {name for block in blocks if block.rest for name in block.tensors.values()}
     grown = {name: both for name, both in by_name.grown.items() if name in rest and name not in pairs}
     pairs |= {name: by_name.pairs[name] for name in grown}
@@ -204,7 +204,9 @@ def _looks(
         found.append({})
         for s, order in own.items():
             height = child[block.tensors[s]].shape[0]
-            first = seeded(seed, f"{height}").randrange(max(1, height - count + 1))  # the same rows in every block
+            first = seeded_random(seed, f"{height}").randrange(
+                max(1, height - count + 1)
+            )  # the same rows in every block
             found[-1][s] = _Look(first, min(height, first + count), order)
     return found
 
@@ -264,7 +266,9 @@ def _read(checkpoint: Checkpoint, wants: Sequence[_Want]) -> list[dict[str, torc
     """For each, suffix → rows (units, width), centred and of length 1; read in one go."""
     pieces = _pieces(checkpoint, wants)
     rows = {
-        piece: prepare(torch.nan_to_num(value.float().reshape(-1, _row(checkpoint, piece.name)), 0.0, 0.0, 0.0))
+        piece: unit_length_rows(
+            torch.nan_to_num(value.float().reshape(-1, _row(checkpoint, piece.name)), 0.0, 0.0, 0.0)
+        )
         for piece, value in zip(pieces, checkpoint.read(pieces), strict=True)
     }
     return [{s: rows[_piece(checkpoint, *asked)] for s, asked in want.tensors.items()} for want in wants]
@@ -274,7 +278,7 @@ def _against(
     child: Checkpoint, ours: Sequence[Block], mine: Sequence[Mapping[str, torch.Tensor]],
     looks: Sequence[Mapping[str, _Look]], candidate: Checkpoint, theirs: tuple[Block, ...],
     wants: Mapping[tuple[int, int], _Want],
-) -> Places:  # fmt: skip
+) -> BlockMatches:  # fmt: skip
     scores, z = (np.full((len(ours), len(theirs)), np.nan) for _ in range(2))
     rows = dict(zip(wants, _read(candidate, [*wants.values()]), strict=True))
     for i, block in enumerate(ours):
@@ -288,7 +292,7 @@ def _against(
                 scores[i, places], z[i, places] = _compare(mine[i], stacked, looks[i])
             else:  # nothing to look at: only a block of the same name may be the one
                 scores[i, [j for j in places if theirs[j].short == block.short]] = 0.0
-    return Places(theirs, scores, z, tuple(_best(scores[i], z[i], block, theirs) for i, block in enumerate(ours)))
+    return BlockMatches(theirs, scores, z, tuple(_best(scores[i], z[i], block, theirs) for i, block in enumerate(ours)))
 
 
 def _compare(
@@ -304,7 +308,7 @@ def _compare(
         if order := looks[s].order:
             product = (a[s] @ b[s].transpose(1, 2)).double()
             orders[order] = orders[order] + product if order in orders else product
-    told = [closed_forms(c) for c in orders.values()]
+    told = [hoeffding_moments(c) for c in orders.values()]
     score = (total / count).numpy()
     if not told:
         return score, np.full(len(score), np.nan)

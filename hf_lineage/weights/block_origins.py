@@ -13,10 +13,10 @@ import numpy as np
 from ..answers.layers import BlockKind, BlockOrigin, Share
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
-from .block_matching import FITS, Block, Places
-from .evidence import independence
-from .mixture import NOTHING, Fit, around, cosines, select, simplex, with_stderr
-from .permutation_test import IndependenceTest, holm
+from .block_matching import FITS, Block, BlockMatches
+from .evidence import candidate_test
+from .mixture import NOTHING, Fit, cosines, select_sources, simplex, task_arithmetic, with_stderr
+from .permutation_test import PermutationTest, holm
 from .reader import Readings
 
 MIXED = 0.01  # chance that any block of a child with single origins is called a mixture of unrelated models
@@ -30,14 +30,14 @@ CERTAIN = 0.97  # at most, where relatives compete: a child of the child may be 
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class LayerReadings:
     """What one reading left behind, and the question: `places[k]` of candidate k, called `refs[k]`."""
 
     readings: Readings
     architecture: Architecture
     child: Checkpoint
     blocks: tuple[Block, ...]
-    places: tuple[Places, ...]
+    matches: tuple[BlockMatches, ...]
     refs: tuple[str, ...]
     alpha: float
     seed: int
@@ -45,11 +45,11 @@ class Study:
     @property
     def pairs(self) -> int:
         """Pairs of blocks that were tested: the family of the p-values."""
-        return sum(int(np.isfinite(place.z).sum()) for place in self.places)
+        return sum(int(np.isfinite(place.z).sum()) for place in self.matches)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class BlockFacts:
     """One block: the matrices compared, of the candidates `kept`; Gram matrices in full size, row 0 the child's; `gram`
     is their sum.
 
@@ -57,7 +57,7 @@ class Facts:
     Gram matrices of each tensor around its mean.
     """
 
-    place: int
+    position: int
     names: tuple[str, ...]
     kept: tuple[int, ...]
     grams: tuple[np.ndarray, ...]
@@ -65,7 +65,7 @@ class Facts:
     gram: np.ndarray
     centred: np.ndarray
     equal: frozenset[int]
-    tests: dict[int, IndependenceTest]
+    tests: dict[int, PermutationTest]
 
     @property
     def size(self) -> float:
@@ -81,12 +81,12 @@ class Facts:
         return float(cosines(self.centred)[0, self.kept.index(candidate) + 1])
 
 
-def gather(study: Study) -> tuple[Facts, ...]:
+def block_facts(study: LayerReadings) -> tuple[BlockFacts, ...]:
     """The facts of every block, from the moments and units that were read."""
     return tuple(_facts(study, i) for i in range(len(study.blocks)))
 
 
-def origins(study: Study, facts: Sequence[Facts]) -> tuple[BlockOrigin, ...]:
+def block_origins(study: LayerReadings, facts: Sequence[BlockFacts]) -> tuple[BlockOrigin, ...]:
     """The origin of every block. Relatives near each other are told apart by the whole model, not block by block."""
     adjusted = _adjusted(study, facts)
     related = [_related(study, each, adjusted) for each in facts]
@@ -96,7 +96,7 @@ def origins(study: Study, facts: Sequence[Facts]) -> tuple[BlockOrigin, ...]:
     known = [study.refs.index(ref) for ref in _merged_of(found)]
     if known:  # no test finds unrelated sources in a stem or a head: those of the blocks are looked for there
         for i, each in enumerate(facts):
-            if study.blocks[each.place].rest and found[i].kind in ("tuned", "mixture"):
+            if study.blocks[each.position].rest and found[i].kind in ("tuned", "mixture"):
                 found[i] = _origin(study, each, adjusted, related[i], first[i], known)
     often: dict[str, int] = {}
     for origin in found:
@@ -105,23 +105,23 @@ def origins(study: Study, facts: Sequence[Facts]) -> tuple[BlockOrigin, ...]:
     return tuple(_settled(study, origin, often) for origin in found)
 
 
-def relatives(centred: np.ndarray) -> np.ndarray:
+def related_blocks(centred: np.ndarray) -> np.ndarray:
     """Which candidates' blocks are related to which, (M, M), from the Gram matrix around the tensors' means."""
     return np.abs(np.nan_to_num(cosines(centred)[1:, 1:])) > KIN
 
 
-def scored(study: Study, facts: Sequence[Facts], candidate: int) -> np.ndarray:
+def block_scores(study: LayerReadings, facts: Sequence[BlockFacts], candidate: int) -> np.ndarray:
     """The candidate's scores (child blocks × its blocks); of those with one place, as a stem, their correlation."""
-    place = study.places[candidate]
+    place = study.matches[candidate]
     scores = place.scores.copy()
     for each in facts:
-        j = place.best[each.place]
-        if j is not None and not math.isfinite(place.z[each.place, j]) and not scores[each.place, j]:
-            scores[each.place, j] = each.score(candidate) if candidate in each.kept else np.nan
+        j = place.best[each.position]
+        if j is not None and not math.isfinite(place.z[each.position, j]) and not scores[each.position, j]:
+            scores[each.position, j] = each.score(candidate) if candidate in each.kept else np.nan
     return scores
 
 
-def alike(origins: Sequence[BlockOrigin]) -> list[str]:
+def equal_block_notes(origins: Sequence[BlockOrigin]) -> list[str]:
     """A note for candidates that hold the same block: which of them it came from cannot be told."""
     groups: dict[tuple[str, ...], int] = {}
     for origin in origins:
@@ -143,36 +143,36 @@ def _merged_of(origins: Sequence[BlockOrigin]) -> list[str]:
     return sorted({share.ref for origin in mixed for share in origin.mixture})
 
 
-def shares(study: Study, facts: Facts, fit: Fit) -> tuple[Share, ...]:
+def mixture_shares(study: LayerReadings, facts: BlockFacts, fit: Fit) -> tuple[Share, ...]:
     """The sources of a block, the heaviest first."""
     found = []
     for k in sorted(fit.support, key=lambda k: (-round(float(fit.weights[k]), 6), k)):
         candidate = facts.kept[k]
-        path = block_at(study, facts.place, candidate).path
+        path = matched_block(study, facts.position, candidate).path
         found.append(Share(study.refs[candidate], path, float(fit.weights[k]), float(fit.stderr[k])))
     return tuple(found)
 
 
-def block_at(study: Study, i: int, candidate: int) -> Block:
+def matched_block(study: LayerReadings, i: int, candidate: int) -> Block:
     """The candidate's block that stands at the child's place `i`."""
-    place = study.places[candidate]
+    place = study.matches[candidate]
     j = place.best[i]
     assert j is not None
     return place.blocks[j]
 
 
-def residual(fit: Fit, facts: Facts) -> float:
+def relative_residual(fit: Fit, facts: BlockFacts) -> float:
     """‖child − Σ weight·source‖ / ‖child‖."""
     return math.sqrt(fit.rss / facts.size) if facts.size > 0 else 0.0
 
 
-def _facts(study: Study, i: int) -> Facts:
+def _facts(study: LayerReadings, i: int) -> BlockFacts:
     readings, block = study.readings, study.blocks[i]
     own = [name for name in block.tensors.values() if name in readings.moments and readings.child_usable(name)]
     matrices = [name for name in own if len(study.child[name].shape) > 1] or own
     having = {
-        k: {name for name in own if k in readings.members[name] and readings.usable(name, k)}
-        for k in range(len(study.places)) if k not in readings.failed
+        k: {name for name in own if k in readings.candidates_with[name] and readings.usable(name, k)}
+        for k in range(len(study.matches)) if k not in readings.failed
     }  # fmt: skip
     kept, common = _in_common(study, matrices, having)
     size = len(kept) + 1
@@ -190,11 +190,11 @@ def _facts(study: Study, i: int) -> Facts:
         and all(readings.moments[name].gram[(readings.row(name, k),) * 2] == 0 for name in own)
     )  # fmt: skip
     gram, tests = sum(grams, np.zeros((size, size))), _tests(study, i, kept, having)
-    return Facts(i, common, kept, tuple(grams), tuple(counts), gram, centred, equal, tests)
+    return BlockFacts(i, common, kept, tuple(grams), tuple(counts), gram, centred, equal, tests)
 
 
 def _in_common(
-    study: Study, matrices: Sequence[str], having: Mapping[int, set[str]]
+    study: LayerReadings, matrices: Sequence[str], having: Mapping[int, set[str]]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """(candidates, matrices that all of them have): candidates with at least `FITS` of the block, and of those that
     disagree on which, the larger group's."""
@@ -210,51 +210,51 @@ def _in_common(
 
 
 def _tests(
-    study: Study, i: int, kept: Sequence[int], having: Mapping[int, set[str]]
-) -> dict[int, IndependenceTest]:  # fmt: skip
+    study: LayerReadings, i: int, kept: Sequence[int], having: Mapping[int, set[str]]
+) -> dict[int, PermutationTest]:  # fmt: skip
     """The permutation test of the block chosen of every candidate; those far from it in the sample are left out, but
     for the nearest."""
-    z = {k: _z(study.places[k], i) for k in kept}
+    z = {k: _z(study.matches[k], i) for k in kept}
     nearest = max((k for k in kept if math.isfinite(z[k])), key=lambda k: z[k], default=None)
     found = {}
     for k in kept:
         if k == nearest or z[k] > 3:
-            test = independence(study.readings, study.architecture, k, sorted(having[k]), study.seed)
+            test = candidate_test(study.readings, study.architecture, k, sorted(having[k]), study.seed)
             if test:
                 found[k] = test
     return found
 
 
-def _z(place: Places, i: int) -> float:
+def _z(place: BlockMatches, i: int) -> float:
     j = place.best[i]
     return float(place.z[i, j]) if j is not None else math.nan
 
 
-def _adjusted(study: Study, facts: Sequence[Facts]) -> dict[tuple[int, int], float]:
+def _adjusted(study: LayerReadings, facts: Sequence[BlockFacts]) -> dict[tuple[int, int], float]:
     """log10 p by Holm over all pairs of blocks; of those not tested in full, p counts as 1."""
-    keys = [(each.place, k) for each in facts for k in each.tests]
+    keys = [(each.position, k) for each in facts for k in each.tests]
     tested = [each.tests[k].log10_p for each in facts for k in each.tests]
     untold = max(0, study.pairs - len(tested))
     return dict(zip(keys, holm([*tested, *[0.0] * untold]), strict=False))
 
 
-def _related(study: Study, facts: Facts, adjusted: Mapping[tuple[int, int], float]) -> list[int]:
+def _related(study: LayerReadings, facts: BlockFacts, adjusted: Mapping[tuple[int, int], float]) -> list[int]:
     """Candidates whose block shares an origin with the child's: equal, by the test, or where none applies alike."""
     if facts.equal:
         return sorted(facts.equal)
     if facts.tests:
-        return [k for k in facts.tests if adjusted[facts.place, k] <= math.log10(study.alpha)]
+        return [k for k in facts.tests if adjusted[facts.position, k] <= math.log10(study.alpha)]
     return [k for k in facts.kept if facts.score(k) >= LIKE]
 
 
-def _nearest_of_all(facts: Sequence[Facts], related: Sequence[Sequence[int]], among: tuple[int, ...]) -> int:
+def _nearest_of_all(facts: Sequence[BlockFacts], related: Sequence[Sequence[int]], among: tuple[int, ...]) -> int:
     """The nearest of some candidates, Σ log d² over all blocks to which all of them are related."""
     alike = [each for each, found in zip(facts, related, strict=True) if {*among} <= {*found}]
     pooled = {k: sum(math.log(max(each.square(k), NOTHING * each.size)) for each in alike) for k in among}
     return min(pooled, key=lambda k: (pooled[k], k))
 
 
-def _first(facts: Facts, related: tuple[int, ...], whole: Mapping[tuple[int, ...], int]) -> int | None:
+def _first(facts: BlockFacts, related: tuple[int, ...], whole: Mapping[tuple[int, ...], int]) -> int | None:
     """The nearest of the related candidates: of the whole model, unless the block has one that is clearly nearer.
 
     Siblings are nearly as near as a parent, and each block alone would take another one of them.
@@ -267,24 +267,24 @@ def _first(facts: Facts, related: tuple[int, ...], whole: Mapping[tuple[int, ...
 
 
 def _origin(
-    study: Study, facts: Facts, adjusted: Mapping[tuple[int, int], float], related: Sequence[int], first: int | None,
-    known: Sequence[int] = (),
+    study: LayerReadings, facts: BlockFacts, adjusted: Mapping[tuple[int, int], float], related: Sequence[int],
+    first: int | None, known: Sequence[int] = (),
 ) -> BlockOrigin:  # fmt: skip
     """One block's origin; `first`: its nearest source; `known`: candidates that the blocks are merged of."""
-    block = study.blocks[facts.place]
-    index = None if block.rest else facts.place - sum(b.path == "stem" for b in study.blocks)
+    block = study.blocks[facts.position]
+    index = None if block.rest else facts.position - sum(b.path == "stem" for b in study.blocks)
     blank = BlockOrigin(block.path, index, "undecided", unknown=1.0)
-    log10_p = {k: adjusted[facts.place, k] for k in facts.tests}
+    log10_p = {k: adjusted[facts.position, k] for k in facts.tests}
     if first is None:
         told = _told(min(log10_p.values(), default=None))
         return replace(blank, kind=_unrelated(study, facts), **told)
     parts = _parts(facts, facts.kept.index(first))
     place = {k: i for i, k in enumerate(facts.kept)}
     fit, same = _fit(study, facts, place[first], [place[k] for k in known if k in place], parts)
-    mixture = shares(study, facts, fit)
+    mixture = mixture_shares(study, facts, fit)
     kind: BlockKind = "equal" if facts.equal else "mixture" if len(mixture) > 1 else "tuned"
     top = study.refs.index(mixture[0].ref)
-    moved = block_at(study, facts.place, top).short != block.short
+    moved = matched_block(study, facts.position, top).short != block.short
     about: dict[str, Any] = {"score": facts.score(top), "moved": moved, "by_relatives": _by_relatives(facts, fit)}
     if parts and len(mixture) > 1:
         about["parts"] = {study.refs[facts.kept[k]]: names for k, names in parts.items()}
@@ -296,7 +296,7 @@ def _origin(
         certain = None
     return replace(
         blank, kind=kind, parent=mixture[0].ref, parent_block=mixture[0].block, probability=certain, mixture=mixture,
-        unknown=fit.unknown, residual=residual(fit, facts), facts=about, **_told(log10_p.get(top)),
+        unknown=fit.unknown, residual=relative_residual(fit, facts), facts=about, **_told(log10_p.get(top)),
     )  # fmt: skip
 
 
@@ -304,21 +304,23 @@ def _told(log10_p: float | None) -> dict[str, Any]:
     return {} if log10_p is None else {"log10_p": log10_p, "p_value": 10.0**log10_p}
 
 
-def _unrelated(study: Study, facts: Facts) -> BlockKind:
+def _unrelated(study: LayerReadings, facts: BlockFacts) -> BlockKind:
     """From none of them, or not to be told: too few draws could be made, or a block could not be looked at."""
-    if any(place.best[facts.place] is not None and k not in facts.kept for k, place in enumerate(study.places)):
+    if any(place.best[facts.position] is not None and k not in facts.kept for k, place in enumerate(study.matches)):
         return "undecided"
     if facts.tests:
         nearest = min(facts.tests.values(), key=lambda test: test.log10_p)
         return "undecided" if nearest.at_floor else "none"
     if facts.kept:
         return "none" if max(facts.score(k) for k in facts.kept) < UNLIKE else "undecided"
-    names = study.blocks[facts.place].tensors.values()
-    return "undecided" if any(study.readings.members.get(name) for name in names) else "none"  # of no such shape
+    names = study.blocks[facts.position].tensors.values()
+    return (
+        "undecided" if any(study.readings.candidates_with.get(name) for name in names) else "none"
+    )  # of no such shape
 
 
 def _fit(
-    study: Study, facts: Facts, first: int, known: Sequence[int], parts: Mapping[int, list[str]]
+    study: LayerReadings, facts: BlockFacts, first: int, known: Sequence[int], parts: Mapping[int, list[str]]
 ) -> tuple[Fit, list[int]]:
     """The sources of a block from the nearest on; and the candidates whose block is the same as that one's."""
     gram = facts.gram
@@ -327,8 +329,8 @@ def _fit(
     twins = {k for k in range(len(facts.kept)) for other in range(k) if distance[k, other] == 0 and k != first}
     open_to = [k for k in range(len(facts.kept)) if k not in twins and k not in same]
     inner = np.ix_([0, *(k + 1 for k in open_to)], [0, *(k + 1 for k in open_to)])
-    related = relatives(facts.centred[inner])
-    level = math.log10(MIXED / (len(study.blocks) * len(study.places)))
+    related = related_blocks(facts.centred[inner])
+    level = math.log10(MIXED / (len(study.blocks) * len(study.matches)))
 
     def hidden(fit: Fit, k: int) -> bool:
         return _hides(study, facts, {open_to[j]: float(fit.weights[j]) for j in fit.support}, open_to[k], level)
@@ -337,7 +339,9 @@ def _fit(
         told = with_stderr(functools.partial(simplex, among=sorted({first, *known})), facts.grams, facts.counts)
         chosen = [k for k in told.support if told.weights[k] > 2 * told.stderr[k]] or [first]
     else:
-        chosen = [open_to[k] for k in select(gram[inner], open_to.index(first), related, hidden).support] or [first]
+        chosen = [open_to[k] for k in select_sources(gram[inner], open_to.index(first), related, hidden).support] or [
+            first
+        ]
         chosen = sorted({*chosen, *(parts.keys() & {*open_to})})
     kin = [open_to[k] for k in np.flatnonzero(related[[open_to.index(k) for k in chosen if k in open_to]].any(0))]
     beside = [k for k in kin if k not in chosen]
@@ -350,19 +354,19 @@ def _fit(
     return found, [facts.kept[k] for k in groups[0]] if groups else []
 
 
-def _by_relatives(facts: Facts, fit: Fit) -> float:
+def _by_relatives(facts: BlockFacts, fit: Fit) -> float:
     """Share of what the sources leave that their relatives would explain, with weights of any sign, in [0, 1].
 
     Shared drift makes it a tenth or two; a merge that was tuned afterwards, or a chain of fine-tunes, more.
     """
-    related = relatives(facts.centred)
+    related = related_blocks(facts.centred)
     everyone = [k for k in range(len(facts.kept)) if k in fit.support or related[k, list(fit.support)].any()]
     if fit.rss <= NOTHING * facts.size or len(everyone) == len(fit.support):
         return 0.0
-    return float(np.clip(1.0 - around(facts.gram, everyone[0], everyone).rss / fit.rss, 0.0, 1.0))
+    return float(np.clip(1.0 - task_arithmetic(facts.gram, everyone[0], everyone).rss / fit.rss, 0.0, 1.0))
 
 
-def _parts(facts: Facts, first: int) -> dict[int, list[str]]:
+def _parts(facts: BlockFacts, first: int) -> dict[int, list[str]]:
     """Tensors of the block that are an unrelated source's: nearer to it, and alike; by its place in `kept`.
 
     A relative may be nearer in some tensors that hardly moved, without having had a part.
@@ -380,9 +384,9 @@ def _parts(facts: Facts, first: int) -> dict[int, list[str]]:
     return found if size > PART * facts.size else {}
 
 
-def _hides(study: Study, facts: Facts, weights: Mapping[int, float], k: int, level: float) -> bool:
+def _hides(study: LayerReadings, facts: BlockFacts, weights: Mapping[int, float], k: int, level: float) -> bool:
     """Whether what the weighted sources leave of the child is related to source k, by the permutation test."""
-    units, place = study.readings.units, facts.place
+    units, place = study.readings.units, facts.position
 
     def remainder(name: str) -> Any:
         rest = units.matrix(0, name).clone()
@@ -391,7 +395,7 @@ def _hides(study: Study, facts: Facts, weights: Mapping[int, float], k: int, lev
         return rest
 
     names = [name for name in study.blocks[place].tensors.values() if name in facts.names]
-    test = independence(study.readings, study.architecture, facts.kept[k], names, study.seed + 2, remainder)
+    test = candidate_test(study.readings, study.architecture, facts.kept[k], names, study.seed + 2, remainder)
     return test is not None and test.log10_p <= level
 
 
@@ -403,7 +407,7 @@ def _between(gram: np.ndarray) -> np.ndarray:
     return np.where(distance <= 1e-12 * (square[:, None] + square[None, :]), 0.0, distance)
 
 
-def _probability(facts: Facts, first: int, related: Sequence[int], same: int) -> float:
+def _probability(facts: BlockFacts, first: int, related: Sequence[int], same: int) -> float:
     """P ∝ d^(−2·SHARP) over the related candidates, d the distance of the block, at most `CERTAIN` among several."""
     if facts.equal:
         return 1.0 / len(facts.equal)
@@ -415,14 +419,14 @@ def _probability(facts: Facts, first: int, related: Sequence[int], same: int) ->
     return min(CERTAIN, float(1.0 / ((square / facts.square(first)) ** -SHARP).sum()))
 
 
-def _settled(study: Study, origin: BlockOrigin, often: Mapping[str, int]) -> BlockOrigin:
+def _settled(study: LayerReadings, origin: BlockOrigin, often: Mapping[str, int]) -> BlockOrigin:
     """Of candidates that hold the same block, the one that most other blocks came from."""
     same = origin.facts.get("same")
     if not same or len(origin.mixture) != 1:
         return origin
     ref = max(same, key=lambda r: (often.get(r, 0), -study.refs.index(r)))
     i = next(i for i, block in enumerate(study.blocks) if block.path == origin.block)
-    block = block_at(study, i, study.refs.index(ref))
+    block = matched_block(study, i, study.refs.index(ref))
     return replace(
         origin, parent=ref, parent_block=block.path,
         mixture=(replace(origin.mixture[0], ref=ref, block=block.path),),

@@ -35,7 +35,7 @@ ENTRIES = 1 << 18  # of one matrix are looked at for it: 2 MB a copy
 
 
 @functools.cache
-def numbers() -> dict[str, Any]:
+def fitted_numbers() -> dict[str, Any]:
     """What was fitted for `direction`, by `experiments/calibration.py`."""
     return json.loads(files("hf_lineage").joinpath("weights/direction.json").read_text(encoding="utf-8"))
 
@@ -45,10 +45,10 @@ class Position:
     """One reference: `t` (see the top), and `reach` = |reference − candidate| / |child − candidate|."""
 
     t: float
-    reach: float
+    relative_distance: float
 
 
-def origin(gram: np.ndarray, candidate: int) -> Position | None:
+def origin_position(gram: np.ndarray, candidate: int) -> Position | None:
     """The position of zero; `gram` (M, M) as in `Moments`: row 0 the child, the others differences from it.
 
     With p = c + y and Δ = −y: t = ⟨−p, Δ⟩/|Δ|² = 1 + ⟨c, y⟩/|y|². None where the two are equal.
@@ -60,7 +60,7 @@ def origin(gram: np.ndarray, candidate: int) -> Position | None:
     return Position(float(1 + gram[0, candidate] / square), float(np.sqrt(max(norm, 0.0) / square)))
 
 
-def relatives(gram: np.ndarray, candidate: int, others: Sequence[int]) -> list[Position]:
+def relative_positions(gram: np.ndarray, candidate: int, others: Sequence[int]) -> list[Position]:
     """The positions of other candidates: t = 1 − ⟨y, yₖ⟩/|y|². Rows of `gram` as above; equal models are skipped."""
     square = gram[candidate, candidate]
     found = []
@@ -72,7 +72,7 @@ def relatives(gram: np.ndarray, candidate: int, others: Sequence[int]) -> list[P
     return found
 
 
-def lean(forward: float, backward: float, entries: int) -> float:
+def residual_asymmetry(forward: float, backward: float, entries: int) -> float:
     """(|backward| − |forward|)/(|backward| + |forward| + floor), in (−1, 1): above 0 the candidate came first.
 
     forward, backward: what `asymmetry` gives; the floor is FLOOR plus three sampling errors of a correlation of so many
@@ -82,7 +82,7 @@ def lean(forward: float, backward: float, entries: int) -> float:
     return (b - a) / (b + a + FLOOR + 3 / max(entries, 1) ** 0.5)
 
 
-def asymmetry(child: torch.Tensor, candidate: torch.Tensor) -> tuple[float, float]:
+def residual_dependences(child: torch.Tensor, candidate: torch.Tensor) -> tuple[float, float]:
     """How much what one matrix leaves unexplained of the other depends on it: (candidate → child, child → candidate).
 
     Regress y on x, give the residual's rows and columns equal size, and correlate its absolute value with that of x
@@ -127,21 +127,21 @@ class Direction:
     descendant: float
 
     @property
-    def said(self) -> str | None:
+    def decided(self) -> str | None:
         """The order that can be said, or None."""
         shares = {"parent": self.parent, "between": self.between, "descendant": self.descendant}
         best = max(shares, key=lambda name: shares[name])
-        return best if shares[best] >= numbers()["sure"] else None
+        return best if shares[best] >= fitted_numbers()["sure"] else None
 
 
-def direction(
+def direction_shares(
     origin: tuple[float, float] | None, relatives: Sequence[tuple[float, float]] = (), entries: int | None = None
 ) -> Direction:
     """The shares from (t, reach) of the origin and of third relatives.
 
     `entries` read (None: all) bound how well t is known.
     """
-    n = numbers()
+    n = fitted_numbers()
     prior = np.array([1.0, 1.0, 1.0])
     for t, reach in relatives:
         scale = n["relative_spread"] + n["relative_drift"] * reach

@@ -15,14 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["equal", "cast", "quantized", "pruned", "adapter", "noise", "other"]
+EditKind = Literal["equal", "cast", "quantized", "pruned", "adapter", "noise", "other"]
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 _HALF_ULP = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}  # largest relative error of rounding to nearest
 _SMALLEST = {"BF16": 0.0, "F16": 2.0**-25, "F32": 0.0}  # and its largest error among subnormals, where they matter
 _LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}
 
-ONE_WAY: tuple[Kind, ...] = ("cast", "quantized", "pruned")  # what can only be done to a parent
+ONE_WAY: tuple[EditKind, ...] = ("cast", "quantized", "pruned")  # what can only be done to a parent
 BITS = (2, 3, 4, 5, 6, 8)
 LEVELS = 255  # steps between the lowest and the highest value of an 8-bit lattice
 GROUPS, CHUNK, SAMPLE = 64, 8, 256  # groups looked at, at once, and values of each: 20 ms, and plenty of evidence
@@ -53,7 +53,7 @@ class Lattice:
 
 
 @dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruning:
     """`zeros`: share of entries that became zero, `kept_equal`: share of the others that did not change, in [0, 1].
 
     `magnitude`: the smallest went, of the tensor, of each row or of every four; `two_four`: two of four are zero.
@@ -66,44 +66,44 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Edit:
     """What was done to one tensor; the fields that do not apply are None."""
 
-    kind: Kind
+    kind: EditKind
     lattice: Lattice | None = None
     cast: str | None = None
-    pruned: Pruned | None = None
+    pruned: Pruning | None = None
     rank: int | None = None
     noise: float | None = None
 
 
-def change(child: Tensor, parent: Tensor) -> Change:
+def detect_edit(child: Tensor, parent: Tensor) -> Edit:
     """The first answer of equal, cast, quantised, pruned, adapter, noise, in this order, else "other".
 
     child, parent: (rows, width) float32. How finely the child was stored shows in its values.
     """
     if torch.equal(child, parent):
-        return Change("equal")
+        return Edit("equal")
     delta = child - parent
     if not bool(torch.isfinite(delta).all()):
-        return Change("other")
-    if name := cast(child, parent):
-        return Change("quantized" if name.startswith("F8") else "cast", cast=name)
-    removed = pruned(child, parent)
-    if (found := lattice(child)) and lattice(parent) is None:
+        return Edit("other")
+    if name := cast_dtype(child, parent):
+        return Edit("quantized" if name.startswith("F8") else "cast", cast=name)
+    removed = detect_pruning(child, parent)
+    if (found := rounding_lattice(child)) and rounding_lattice(parent) is None:
         if removed and float(((child == 0) & (parent.abs() > found.step)).float().mean()) < NEW_ZEROS:
             removed = None  # rounding alone makes as many zeros
         own = float(delta[child != 0].abs().median()) <= OWN_ERROR * found.step  # steps may differ widely: no mean
-        return Change("quantized" if own else "other", lattice=found, pruned=removed)
+        return Edit("quantized" if own else "other", lattice=found, pruned=removed)
     if removed and float(delta[child != 0].square().mean()) < KEPT * float(parent[child == 0].square().mean()):
-        return Change("pruned", pruned=removed)
-    if rank := low_rank(child, parent):
-        return Change("adapter", rank=rank)
-    sd = noise(child, parent)
-    return Change("other" if sd is None else "noise", noise=sd)
+        return Edit("pruned", pruned=removed)
+    if rank := low_rank_update(child, parent):
+        return Edit("adapter", rank=rank)
+    sd = added_noise(child, parent)
+    return Edit("other" if sd is None else "noise", noise=sd)
 
 
-def summarise(changes: Mapping[str, Change], sizes: Mapping[str, int]) -> tuple[Kind, dict[str, Any]]:
+def summarise_edits(changes: Mapping[str, Edit], sizes: Mapping[str, int]) -> tuple[EditKind, dict[str, Any]]:
     """What was done to the model, with JSON-ready facts; `sizes[name]`: elements of the tensor.
 
     Adapter: every changed tensor has a low-rank change; others: more than half of the changed elements. A cast
@@ -112,7 +112,7 @@ def summarise(changes: Mapping[str, Change], sizes: Mapping[str, int]) -> tuple[
     counts = Counter(item.kind for item in changes.values())
     changed = {name: item for name, item in changes.items() if item.kind != "equal"}
     telling = {name: item for name, item in changed.items() if item.kind != "cast"} or changed
-    weight: Counter[Kind] = Counter()
+    weight: Counter[EditKind] = Counter()
     for name, item in telling.items():
         weight[item.kind] += sizes[name]
     kind, most = max(weight.items(), key=lambda pair: pair[1], default=("equal", 1))
@@ -152,7 +152,7 @@ def summarise(changes: Mapping[str, Change], sizes: Mapping[str, int]) -> tuple[
     return kind, facts
 
 
-def lattice(rows: Tensor) -> Lattice | None:
+def rounding_lattice(rows: Tensor) -> Lattice | None:
     """The coarsest uniform rounding lattice of at most 8 bits that holds the values, v = s·(q − z) per group.
 
     rows: (rows, width). Every distinct level must be met within the storage's precision τ (in steps); an unrounded
@@ -175,7 +175,7 @@ def lattice(rows: Tensor) -> Lattice | None:
     return next((item for item in found if item.step >= SAME_STEP * widest), None)
 
 
-def cast(child: Tensor, parent: Tensor) -> str | None:
+def cast_dtype(child: Tensor, parent: Tensor) -> str | None:
     """The dtype T for which child = T(parent), or s·T(parent/s) with s = max|parent|/max T for 8-bit floats.
 
     child, parent: (rows, width); s over the tensor or each row. At least EXACT of the elements, and of those that
@@ -201,7 +201,7 @@ def cast(child: Tensor, parent: Tensor) -> str | None:
     return None
 
 
-def pruned(child: Tensor, parent: Tensor) -> Pruned | None:
+def detect_pruning(child: Tensor, parent: Tensor) -> Pruning | None:
     """Zeros of the child that the parent has not, #{c = 0 ≠ p}/n; None below NEW_ZEROS. Both (rows, width)."""
     gone = (child == 0) & (parent != 0)
     zeros = float(gone.float().mean())
@@ -216,10 +216,10 @@ def pruned(child: Tensor, parent: Tensor) -> Pruned | None:
     two_four = fours > 0 and float((four_out.sum(1) == 2).float().mean()) >= EXACT
     ways = [(size.reshape(1, -1), out.reshape(1, -1)), (size, out)]
     ways += [(size[:, :fours].reshape(-1, 4), four_out)] if two_four else []
-    return Pruned(zeros, any(_smallest(*way) for way in ways), float(same[kept].float().mean()), two_four)
+    return Pruning(zeros, any(_smallest(*way) for way in ways), float(same[kept].float().mean()), two_four)
 
 
-def low_rank(child: Tensor, parent: Tensor) -> int | None:
+def low_rank_update(child: Tensor, parent: Tensor) -> int | None:
     """Numerical rank r of child − parent, at most 3/4 of its live rows or columns; None without a clear one.
 
     child, parent: (rows, width). Rounding the child leaves independent errors of variance v = ulp²/12, whose
@@ -244,7 +244,7 @@ def low_rank(child: Tensor, parent: Tensor) -> int | None:
     return rank if float(spectrum[rank - 1]) >= edge * max(GAP, 2 * decay) else None
 
 
-def noise(child: Tensor, parent: Tensor) -> float | None:
+def added_noise(child: Tensor, parent: Tensor) -> float | None:
     """sd(δ)/sd(parent) if δ = child − parent looks like white noise put there on purpose, else None.
 
     child, parent: (rows, width). Independent equal entries: mean 0, kurtosis 3 or 1.8, row and column energies and

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from ..architecture.describe import Architecture, Shaped
-from .direction import Position, asymmetry, lean, origin
+from .direction import Position, origin_position, residual_asymmetry, residual_dependences
 from .moments import Moments
-from .mutual_information import information
-from .permutation_test import IndependenceTest, combine, draw, layer_test, products
+from .mutual_information import mutual_information
+from .permutation_test import PermutationTest, combine_layers, draw_matchings, layer_test, unit_products
 from .reader import Readings
 
 MOST = 1e6  # stands for "infinitely far behind" in what must stay a number
@@ -37,10 +37,10 @@ class WeightsEvidence:
     distance: float | None
     distance_stderr: float
     moved: float
-    test: IndependenceTest | None
+    test: PermutationTest | None
     equal: frozenset[str]
     compared: tuple[str, ...]
-    bad: tuple[str, ...]
+    left_out: tuple[str, ...]
     blocks: dict[str, dict[str, float]]
     tensors: dict[str, dict[str, float]]
     correlation: float = 0.0
@@ -49,9 +49,9 @@ class WeightsEvidence:
     margin: float = 0.0
     margin_z: float = 0.0
     origin: Position | None = None
-    lean: float | None = None
+    residual_asymmetry: float | None = None
     information: float | None = None
-    blind: IndependenceTest | None = None  # the test that no order of hidden units can hide from, `disguise.mantel`
+    mantel: PermutationTest | None = None  # the test that no order of hidden units can hide from, `disguise.mantel`
     tests: int = 1  # how many tests apply to this architecture, whether or not the second was needed
 
     @property
@@ -76,8 +76,8 @@ class WeightsEvidence:
         best = self._smallest()
         return best is not None and best.at_floor
 
-    def _smallest(self) -> IndependenceTest | None:
-        return min((t for t in (self.test, self.blind) if t), key=lambda t: t.log10_p, default=None)
+    def _smallest(self) -> PermutationTest | None:
+        return min((t for t in (self.test, self.mantel) if t), key=lambda t: t.log10_p, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The facts as the JSON contract shows them under `evidence.weights`."""
@@ -90,19 +90,19 @@ class WeightsEvidence:
             "changed_entries": self.changed_entries,
             "margin": self.margin,
             "margin_z": self.margin_z,
-            "origin": None if self.origin is None else {"t": self.origin.t, "reach": self.origin.reach},
-            "lean": self.lean,
+            "origin": None if self.origin is None else {"t": self.origin.t, "reach": self.origin.relative_distance},
+            "lean": self.residual_asymmetry,
             "information": self.information,
             "test": _shown(self.test),
-            "blind": _shown(self.blind),
+            "blind": _shown(self.mantel),
             "tests": self.tests,
             "blocks": self.blocks,
             "tensors": self.tensors,
-            "left_out": list(self.bad),
+            "left_out": list(self.left_out),
         }  # fmt: skip
 
 
-def _shown(test: IndependenceTest | None) -> dict[str, Any] | None:
+def _shown(test: PermutationTest | None) -> dict[str, Any] | None:
     return None if test is None else {
         "z": test.z, "log10_p": test.log10_p, "method": test.method, "p_monte_carlo": test.p_monte_carlo,
         "draws": test.draws, "skewness": test.skewness, "kurtosis": test.kurtosis,
@@ -118,13 +118,13 @@ class WeightsComparison:
     the candidates in `found` from it, as in `Moments`.
     """
 
-    found: dict[int, WeightsEvidence]
+    evidence: dict[int, WeightsEvidence]
     refused: dict[int, str]
-    lost: dict[str, str]  # tensors of the child that cannot be used: "zeros" or "broken" (NaN or Inf)
+    child_defects: dict[str, str]  # tensors of the child that cannot be used: "zeros" or "broken" (NaN or Inf)
     gram: np.ndarray
 
 
-def compare(
+def compare_weights(
     readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidates: int, *, seed: int
 ) -> WeightsComparison:
     """Judge the readings of every candidate; distances are taken over the tensors all of them have.
@@ -143,7 +143,8 @@ def compare(
     kept = [i for i in range(candidates) if i not in refused]
     common = [
         name for name in architecture.trunk
-        if name in readings.moments and all(i in readings.members[name] and readings.usable(name, i) for i in kept)
+        if name in readings.moments
+        and all(i in readings.candidates_with[name] and readings.usable(name, i) for i in kept)
     ]  # fmt: skip
     found = {i: _weigh(readings, architecture, counts, i, common, seed) for i in kept}
     matrices = [name for name in common if len(child[name].shape) > 1]
@@ -152,7 +153,7 @@ def compare(
     nearest = min(kept, key=lambda i: found[i].distance or 0.0, default=None)
     for row, i in enumerate(kept, start=1):
         found[i] = replace(
-            found[i], lean=_lean(readings, matrices, i) if i == nearest else None,
+            found[i], residual_asymmetry=_lean(readings, matrices, i) if i == nearest else None,
             information=_information(readings, matrices, i) if whole else None,
             **_origin(readings, matrices, counts, i),
             **_margin(gap[row, 1:], error[row, 1:], row - 1, gram[row, row]), **_kinship(readings, matrices, i),
@@ -160,10 +161,10 @@ def compare(
     return WeightsComparison(found, refused, lost, gram)
 
 
-def independence(
+def candidate_test(
     readings: Readings, architecture: Architecture, candidate: int, usable: Sequence[str], seed: int,
     own: Callable[[str], torch.Tensor] | None = None,
-) -> IndependenceTest | None:  # fmt: skip
+) -> PermutationTest | None:  # fmt: skip
     """The permutation test over every hidden-unit order whose units were read; None where it does not apply.
 
     `own(name)`: what stands for the child's units of a matrix, where that is not the child itself.
@@ -173,12 +174,12 @@ def independence(
 
     def matrix(order: str) -> np.ndarray:  # made again when needed: h² numbers a layer are too many to keep
         theirs = [readings.units.matrix(candidate + 1, name) for name in groups[order]]
-        return products([ours(name) for name in groups[order]], theirs)
+        return unit_products([ours(name) for name in groups[order]], theirs)
 
     def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        return draw(matrix(order), order, seed + 1, count)
+        return draw_matchings(matrix(order), order, seed + 1, count)
 
-    return combine((layer_test(order, matrix(order), seed) for order in groups), redraw)
+    return combine_layers((layer_test(order, matrix(order), seed) for order in groups), redraw)
 
 
 def orders_read(readings: Readings, architecture: Architecture, usable: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -196,7 +197,7 @@ def _weigh(
     readings: Readings, architecture: Architecture, counts: Mapping[str, int], candidate: int, common: Sequence[str],
     seed: int,
 ) -> WeightsEvidence:  # fmt: skip
-    own = [name for name, members in readings.members.items() if candidate in members]
+    own = [name for name, members in readings.candidates_with.items() if candidate in members]
     usable = tuple(name for name in own if readings.usable(name, candidate))
     trunk = [name for name in usable if name not in architecture.heads]
     distance, stderr, norm = _distance(readings, common or trunk, counts, candidate)
@@ -205,7 +206,7 @@ def _weigh(
         distance,
         stderr,
         distance / norm if distance is not None and norm else 0.0,
-        independence(readings, architecture, candidate, usable, seed),
+        candidate_test(readings, architecture, candidate, usable, seed),
         frozenset(name for name in own if gram[name] == 0.0),
         usable,
         tuple(name for name in own if name not in usable),
@@ -237,7 +238,7 @@ def _origin(readings: Readings, names: Sequence[str], counts: Mapping[str, int],
         if moments.gram[rows[1], rows[1]] > 0:
             gram += moments.gram[np.ix_(rows, rows)] * (counts[name] / moments.count)
             entries += moments.count
-    return {"origin": origin(gram, 1), "changed_entries": entries}
+    return {"origin": origin_position(gram, 1), "changed_entries": entries}
 
 
 def _margin(gap: np.ndarray, error: np.ndarray, own: int, square: float) -> dict[str, Any]:
@@ -267,21 +268,21 @@ def _lean(readings: Readings, names: Sequence[str], candidate: int) -> float | N
             child, other = (readings.units.matrix(model, name) for model in (0, candidate + 1))
             if not torch.equal(child, other):
                 total += child.numel()
-                sums += child.numel() * np.array(asymmetry(child, other))
-    return lean(float(sums[0] / total), float(sums[1] / total), total) if total else None
+                sums += child.numel() * np.array(residual_dependences(child, other))
+    return residual_asymmetry(float(sums[0] / total), float(sums[1] / total), total) if total else None
 
 
 def _information(readings: Readings, names: Sequence[str], candidate: int) -> float | None:
     """Over the matrices whose rows were kept."""
     kept = [name for name in names if name in readings.units]
     units = readings.units
-    return sum(information(units.matrix(0, n), units.matrix(candidate + 1, n)) for n in kept) if kept else None
+    return sum(mutual_information(units.matrix(0, n), units.matrix(candidate + 1, n)) for n in kept) if kept else None
 
 
 def _bad_share(readings: Readings, architecture: Architecture, counts: Mapping[str, int], candidate: int) -> float:
     """Share of the trunk that is usable in the child and not in the candidate."""
     trunk = [
-        name for name, members in readings.members.items()
+        name for name, members in readings.candidates_with.items()
         if candidate in members and name not in architecture.heads and readings.child_usable(name)
     ]  # fmt: skip
     total = sum(counts[name] for name in trunk)

@@ -12,24 +12,24 @@ from ..architecture.align import Alignment
 from ..architecture.describe import Architecture, Shaped
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.overlay import Overlay
-from .permutation_test import IndependenceTest
+from .permutation_test import PermutationTest
 from .reader import Readings
-from .unit_matching import RELATED, Match, mantel, match
+from .unit_matching import RELATED_SCORE, UnitMatch, mantel_test, match_units
 
 WORTH = 0.01  # p-value of the order-blind test below which a matching is worth its time
 
 
 @dataclass(frozen=True, slots=True)
-class Disguise:
+class HiddenPermutation:
     """What was found about one candidate: the order-blind test, where there is a residual stream, and the matching."""
 
-    blind: IndependenceTest | None
-    match: Match | None
+    mantel: PermutationTest | None
+    match: UnitMatch | None
 
     @property
     def matched(self) -> bool:
         """Whether the matching agrees with itself far beyond what unrelated models do."""
-        return self.match is not None and (self.match.score or 0.0) >= RELATED
+        return self.match is not None and (self.match.score or 0.0) >= RELATED_SCORE
 
     def to_dict(self) -> dict[str, Any]:
         """For the answer's facts."""
@@ -41,31 +41,31 @@ class Disguise:
         }
 
 
-def applies(readings: Readings, architecture: Architecture, child: Mapping[str, Shaped]) -> bool:
+def mantel_applies(readings: Readings, architecture: Architecture, child: Mapping[str, Shaped]) -> bool:
     """Whether the order-blind test has anything to test: whole matrices that read a residual stream."""
     return any(_whole(readings, child, name) for names in architecture.residual.values() for name in names)
 
 
-def uncover(
+def detect_permutation(
     readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidate: int, seed: int
-) -> Disguise:
+) -> HiddenPermutation:
     """Test and match one candidate; where there is a residual stream the matching only if p ≤ WORTH."""
-    names = [name for name, members in readings.members.items() if candidate in members]
+    names = [name for name, members in readings.candidates_with.items() if candidate in members]
     names = [name for name in names if _whole(readings, child, name) and readings.usable(name, candidate)]
     ours, theirs = (
         {name: readings.units.matrix(model, name).reshape(child[name].shape) for name in names}
         for model in (0, candidate + 1)
     )
-    blind = mantel(ours, theirs, architecture.residual, seed)
+    blind = mantel_test(ours, theirs, architecture.residual, seed)
     if blind is not None and blind.p > WORTH:
-        return Disguise(blind, None)
+        return HiddenPermutation(blind, None)
     # a new head agrees with nothing
     reads = {order: [n for n in names if n not in architecture.heads] for order, names in architecture.reads.items()}
-    return Disguise(blind, match(ours, theirs, architecture.orders, reads))
+    return HiddenPermutation(blind, match_units(ours, theirs, architecture.orders, reads))
 
 
-def realign(
-    candidate: Checkpoint, alignment: Alignment, architecture: Architecture, found: Match
+def undo_permutation(
+    candidate: Checkpoint, alignment: Alignment, architecture: Architecture, found: UnitMatch
 ) -> tuple[Overlay, Alignment]:
     """The candidate with its hidden units in the child's order and scale, in memory.
 
@@ -74,7 +74,7 @@ def realign(
     tensors: dict[str, torch.Tensor] = {}
     matrices = {name for name, _ in found.axes} & alignment.pairs.keys()
     for name in matrices:
-        tensors[alignment.pairs[name]] = found.realign(name, candidate.whole([alignment.pairs[name]])[0].float())
+        tensors[alignment.pairs[name]] = found.reorder(name, candidate.whole([alignment.pairs[name]])[0].float())
     vectors = set()
     for order, names in architecture.vectors.items():
         readers = [name for name in architecture.reads.get(order, ()) if (name, 1) in found.factors]

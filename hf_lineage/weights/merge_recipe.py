@@ -15,9 +15,20 @@ from typing import Any
 import numpy as np
 
 from ..answers.layers import BlockOrigin, Method, Share
-from .block_origins import Facts, Study, relatives, residual, shares
-from .mixture import NOTHING, REST, Fit, arc, around, cosines, free, most_central, simplex, with_stderr
-from .sparse_merges import FOLLOWED, Traces, traces
+from .block_origins import BlockFacts, LayerReadings, mixture_shares, related_blocks, relative_residual
+from .mixture import (
+    NOTHING,
+    REST,
+    Fit,
+    cosines,
+    most_central,
+    simplex,
+    slerp_position,
+    task_arithmetic,
+    unconstrained,
+    with_stderr,
+)
+from .sparse_merges import FOLLOWED, SparseMerge, sparse_merge
 
 MOST_BLOCKS = 0.8  # share of the explained blocks that must be mixtures for the whole to be one merge
 APART = 0.5  # of the other's misfit: how much better an arc must fit than a line, or the other way round
@@ -28,7 +39,7 @@ SHRUNK = 0.1  # share of the whole that is unknown, from which its making does n
 
 
 @dataclass(frozen=True, slots=True)
-class Making:
+class InferredMerge:
     """`origins` with the weights of the method found; the model's own mixture, and what the guess rests on."""
 
     method: Method | None
@@ -40,7 +51,9 @@ class Making:
     reasons: tuple[str, ...]
 
 
-def making(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> Making:
+def infer_merge_method(
+    study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]
+) -> InferredMerge:
     """The method, and the origins refitted by it."""
     found = _sparse(study, facts, origins) or _plain(study, facts, origins)
     method, refitted, about, reasons = found
@@ -48,13 +61,13 @@ def making(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin])
     dtypes = [study.child[name].dtype for each in facts for name in each.names]
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     about = {"dtype": names.get(max(set(dtypes), key=dtypes.count), "float32") if dtypes else None, **about}
-    return Making(method, refitted, mixture, unknown, left, about, reasons)
+    return InferredMerge(method, refitted, mixture, unknown, left, about, reasons)
 
 
 _Found = tuple[Method | None, tuple[BlockOrigin, ...], dict[str, Any], tuple[str, ...]]
 
 
-def _plain(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> _Found:
+def _plain(study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> _Found:
     """By the kinds of the blocks, where nothing sparse was done."""
     inner = [origin for origin in origins if origin.index is not None]
     told = [origin for origin in inner if origin.parent]
@@ -76,21 +89,21 @@ def _plain(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin])
     return _outside(study, facts, origins) or _assembled(study, facts, inner, told, origins)
 
 
-def _outside(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> _Found | None:
+def _outside(study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> _Found | None:
     """Task arithmetic beyond its sources, such as base + 1.5·δ: no weighted sum, so that no block is a mixture yet."""
-    blocks = [each for each in facts if origins[each.place].index is not None and origins[each.place].parent]
-    kin = _relatives(blocks, [study.refs.index(str(origins[blocks[0].place].parent))])
+    blocks = [each for each in facts if origins[each.position].index is not None and origins[each.position].parent]
+    kin = _relatives(blocks, [study.refs.index(str(origins[blocks[0].position].parent))])
     if len(kin) < 2 or len(blocks) < 2:
         return None
     gram = _pooled(blocks, kin)
     nearest = float(np.diag(gram)[1:].min())
-    if nearest <= NOTHING * gram[0, 0] or around(gram, 0, range(len(kin))).rss > REST * nearest:
+    if nearest <= NOTHING * gram[0, 0] or task_arithmetic(gram, 0, range(len(kin))).rss > REST * nearest:
         return None
     return _around(study, facts, blocks, origins, kin)
 
 
 def _assembled(
-    study: Study, facts: Sequence[Facts], inner: Sequence[BlockOrigin], told: Sequence[BlockOrigin],
+    study: LayerReadings, facts: Sequence[BlockFacts], inner: Sequence[BlockOrigin], told: Sequence[BlockOrigin],
     origins: Sequence[BlockOrigin],
 ) -> _Found:  # fmt: skip
     """One origin each: of one model, or of several, or elsewhere; stem and head count where they are a stranger's own:
@@ -125,17 +138,17 @@ def _assembled(
     return ("single" if len(told) == len(inner) else None), tuple(origins), {}, tuple(why)
 
 
-def _is_stranger(study: Study, facts: Facts, origin: BlockOrigin, refs: Set[str]) -> bool:
+def _is_stranger(study: LayerReadings, facts: BlockFacts, origin: BlockOrigin, refs: Set[str]) -> bool:
     """Whether a stem's or head's origin is unrelated to the blocks'; a relative's is as good as their own."""
     kept = [study.refs[k] for k in facts.kept]
-    related = relatives(facts.centred)[kept.index(str(origin.parent))]
+    related = related_blocks(facts.centred)[kept.index(str(origin.parent))]
     return origin.parent not in refs and not any(related[kept.index(ref)] for ref in refs if ref in kept)
 
 
-def _merged(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> _Found:
+def _merged(study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> _Found:
     """A line, an arc or task arithmetic through the sources of the blocks that are mixtures."""
-    mixed = [each for each in facts if origins[each.place].kind == "mixture"]
-    refs = sorted({share.ref for each in mixed for share in origins[each.place].mixture})
+    mixed = [each for each in facts if origins[each.position].kind == "mixture"]
+    refs = sorted({share.ref for each in mixed for share in origins[each.position].mixture})
     sources = [study.refs.index(ref) for ref in refs]
     mixed = [each for each in mixed if {*sources} <= {*each.kept}]
     kin = _relatives(mixed, sources) if mixed else []
@@ -148,28 +161,30 @@ def _merged(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]
     return "linear", tuple(origins), {}, (f"every mixed block is a weighted sum of {len(sources)} candidates",)
 
 
-def _rss(facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> float:
+def _rss(facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> float:
     """What the sources leave of all blocks, squared."""
-    return sum((origins[each.place].residual or 0.0) ** 2 * each.size for each in facts)
+    return sum((origins[each.position].residual or 0.0) ** 2 * each.size for each in facts)
 
 
-def _arc(study: Study, mixed: Sequence[Facts], origins: Sequence[BlockOrigin], sources: Sequence[int]) -> _Found | None:
+def _arc(
+    study: LayerReadings, mixed: Sequence[BlockFacts], origins: Sequence[BlockOrigin], sources: Sequence[int]
+) -> _Found | None:
     """SLERP: the weights lie on an arc, of length 1, rather than on a line, of sum 1, tensor by tensor."""
     refitted = list(origins)
     line = bend = total = angle = 0.0
     ts = []
     for each in mixed:
         places = [each.kept.index(k) for k in sources]
-        found = [(math.sqrt(gram[0, 0]), gram, arc(gram, *places)) for gram in each.grams if gram[0, 0] > 0]
+        found = [(math.sqrt(gram[0, 0]), gram, slerp_position(gram, *places)) for gram in each.grams if gram[0, 0] > 0]
         size = np.array([size for size, _, _ in found])
-        line += float(size @ [abs(free(gram, places).unknown) for _, gram, _ in found])
+        line += float(size @ [abs(unconstrained(gram, places).unknown) for _, gram, _ in found])
         bend += float(size @ [abs(length - 1.0) for _, _, (_, length, _) in found])
         angle += float(size @ [omega for _, _, (_, _, omega) in found])
         total += float(size.sum())
         t = np.array([t for _, _, (t, _, _) in found])
         ts.append(float(size @ t / size.sum()))
         error = math.sqrt(float(size @ (t - ts[-1]) ** 2 / size.sum()) / max(1, len(found) - 1))
-        refitted[each.place] = _as_slerp(study, each, origins[each.place], places, ts[-1], error)
+        refitted[each.position] = _as_slerp(study, each, origins[each.position], places, ts[-1], error)
     line, bend, angle = line / total, bend / total, angle / total
     if bend > APART * line:
         return None
@@ -183,7 +198,7 @@ def _arc(study: Study, mixed: Sequence[Facts], origins: Sequence[BlockOrigin], s
 
 
 def _as_slerp(
-    study: Study, facts: Facts, origin: BlockOrigin, places: Sequence[int], t: float, stderr: float
+    study: LayerReadings, facts: BlockFacts, origin: BlockOrigin, places: Sequence[int], t: float, stderr: float
 ) -> BlockOrigin:
     """The block with weights 1 − t and t, and the arc's residual."""
     a, b = places
@@ -199,17 +214,17 @@ def _as_slerp(
     return _refitted(study, facts, origin, Fit(weights, 0.0, rss, error), {"t": t})
 
 
-def _relatives(mixed: Sequence[Facts], sources: Sequence[int]) -> list[int]:
+def _relatives(mixed: Sequence[BlockFacts], sources: Sequence[int]) -> list[int]:
     """Candidates related to the first source, that one among them, over the mixed blocks."""
     everywhere = sorted(set.intersection(*({*each.kept} for each in mixed)))
     places = [[each.kept.index(k) for k in everywhere] for each in mixed]
     rows = [[0, *(p + 1 for p in place)] for place in places]
     centred = sum(each.centred[np.ix_(row, row)] for each, row in zip(mixed, rows, strict=True))
-    related = relatives(np.asarray(centred))[everywhere.index(sources[0])]
+    related = related_blocks(np.asarray(centred))[everywhere.index(sources[0])]
     return [k for i, k in enumerate(everywhere) if k == sources[0] or related[i]]
 
 
-def _pooled(mixed: Sequence[Facts], among: Sequence[int]) -> np.ndarray:
+def _pooled(mixed: Sequence[BlockFacts], among: Sequence[int]) -> np.ndarray:
     """The Gram matrix of child and candidates `among` over several blocks."""
     total = np.zeros((len(among) + 1,) * 2)
     for each in mixed:
@@ -219,12 +234,16 @@ def _pooled(mixed: Sequence[Facts], among: Sequence[int]) -> np.ndarray:
 
 
 def _around(
-    study: Study, facts: Sequence[Facts], mixed: Sequence[Facts], origins: Sequence[BlockOrigin], kin: Sequence[int]
+    study: LayerReadings,
+    facts: Sequence[BlockFacts],
+    mixed: Sequence[BlockFacts],
+    origins: Sequence[BlockOrigin],
+    kin: Sequence[int],
 ) -> _Found | None:
     """Task arithmetic: the sources' deltas from a base they all came from, which has a weight of its own."""
     gram = _pooled(mixed, kin)
     everyone = range(len(kin))
-    signed = around(gram, 0, everyone)  # of any sign, summing to 1: the same whatever base
+    signed = task_arithmetic(gram, 0, everyone)  # of any sign, summing to 1: the same whatever base
     base, crossing = most_central(gram, everyone)
     lowest = int(np.argmin(signed.weights))
     if signed.weights[lowest] < -BARELY and signed.rss <= APART * simplex(gram, everyone, unknown=False).rss:
@@ -234,10 +253,10 @@ def _around(
     used = [k for k in everyone if k == base or abs(signed.weights[k]) > BARELY]
     refitted = list(origins)
     for each in facts:
-        origin = origins[each.place]
+        origin = origins[each.position]
         if origin.parent and {kin[k] for k in used} <= {*each.kept}:
             found = _by_deltas(study, each, origin, kin[base], [kin[k] for k in used])
-            refitted[each.place] = min(found, origin, key=lambda o: o.residual or 0.0)
+            refitted[each.position] = min(found, origin, key=lambda o: o.residual or 0.0)
     ref = study.refs[kin[base]]
     told = [
         {"ref": study.refs[kin[k]], "weight": float(signed.weights[k]), "stderr": _stderr(mixed, kin, base, used, k)}
@@ -251,15 +270,19 @@ def _around(
     return "task_arithmetic", tuple(refitted), {"task_arithmetic": {"base": ref, "deltas": told}}, (why,)
 
 
-def _by_deltas(study: Study, facts: Facts, origin: BlockOrigin, base: int, used: Sequence[int]) -> BlockOrigin:
+def _by_deltas(
+    study: LayerReadings, facts: BlockFacts, origin: BlockOrigin, base: int, used: Sequence[int]
+) -> BlockOrigin:
     places = [facts.kept.index(k) for k in used if k in facts.kept]
-    fit = with_stderr(functools.partial(around, base=facts.kept.index(base), among=places), facts.grams, facts.counts)
+    fit = with_stderr(
+        functools.partial(task_arithmetic, base=facts.kept.index(base), among=places), facts.grams, facts.counts
+    )
     return _refitted(study, facts, origin, fit, {})
 
 
-def _stderr(mixed: Sequence[Facts], kin: Sequence[int], base: int, used: Sequence[int], k: int) -> float:
+def _stderr(mixed: Sequence[BlockFacts], kin: Sequence[int], base: int, used: Sequence[int], k: int) -> float:
     """Of one delta's weight, from its spread over blocks."""
-    each = [around(_pooled([one], kin), base, used).weights[k] for one in mixed]
+    each = [task_arithmetic(_pooled([one], kin), base, used).weights[k] for one in mixed]
     return _spread(each)
 
 
@@ -267,31 +290,34 @@ def _spread(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def _refitted(study: Study, facts: Facts, origin: BlockOrigin, fit: Fit, extra: dict[str, Any]) -> BlockOrigin:
-    mixture = shares(study, facts, fit)
+def _refitted(
+    study: LayerReadings, facts: BlockFacts, origin: BlockOrigin, fit: Fit, extra: dict[str, Any]
+) -> BlockOrigin:
+    mixture = mixture_shares(study, facts, fit)
     top = mixture[0]
     return replace(
         origin, kind="mixture", parent=top.ref, parent_block=top.block, probability=None,
-        mixture=mixture, unknown=fit.unknown, residual=residual(fit, facts), facts={**origin.facts, **extra},
+        mixture=mixture, unknown=fit.unknown, residual=relative_residual(fit, facts), facts={**origin.facts, **extra},
     )  # fmt: skip
 
 
 # ---- TIES and DARE
 
 
-def _sparse(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]) -> _Found | None:
+def _sparse(study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> _Found | None:
     """TIES or DARE around one of the candidates, if what is in memory shows their traces."""
     blocks = [
         each for each in facts
-        if origins[each.place].index is not None and origins[each.place].kind in ("tuned", "mixture") and each.kept
+        if origins[each.position].index is not None and each.kept
+        and origins[each.position].kind in ("tuned", "mixture")
     ]  # fmt: skip
     if not blocks:
         return None
-    kin = _relatives(blocks, [study.refs.index(str(origins[blocks[0].place].parent))])
+    kin = _relatives(blocks, [study.refs.index(str(origins[blocks[0].position].parent))])
     if len(kin) < 2:
         return None
-    weights = around(_pooled(blocks, kin), 0, range(len(kin))).weights
-    found: list[tuple[Traces, int, list[int]]] = []
+    weights = task_arithmetic(_pooled(blocks, kin), 0, range(len(kin))).weights
+    found: list[tuple[SparseMerge, int, list[int]]] = []
     for base in range(len(kin)):
         used = [k for k in range(len(kin)) if k != base]
         seen = _traces(study, blocks, kin[base], [kin[k] for k in used], weights[used], sure=False)
@@ -308,8 +334,13 @@ def _sparse(study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]
 
 
 def _traces(
-    study: Study, blocks: Sequence[Facts], base: int, sources: Sequence[int], weights: np.ndarray, sure: bool = True
-) -> Traces | None:
+    study: LayerReadings,
+    blocks: Sequence[BlockFacts],
+    base: int,
+    sources: Sequence[int],
+    weights: np.ndarray,
+    sure: bool = True,
+) -> SparseMerge | None:
     units = study.readings.units
     names = [name for each in blocks for name in each.names if name in units and {base, *sources} <= {*each.kept}]
 
@@ -317,17 +348,19 @@ def _traces(
         return [units.matrix(model, name) for name in names]
 
     dtypes = [study.child[name].dtype for name in names]
-    return traces(matrices(0), matrices(base + 1), [matrices(k + 1) for k in sources], list(weights), dtypes, sure=sure)
+    return sparse_merge(
+        matrices(0), matrices(base + 1), [matrices(k + 1) for k in sources], list(weights), dtypes, sure=sure
+    )
 
 
 def _as_sparse(
-    study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin], base: int, sources: Sequence[int],
-    found: Traces,
+    study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin], base: int,
+    sources: Sequence[int], found: SparseMerge,
 ) -> _Found:  # fmt: skip
     """Every block that shows the same traces gets their weights; the model's error is their spread over blocks."""
     refitted = list(origins)
     own = {
-        each.place: seen for each in facts
+        each.position: seen for each in facts
         if each.kept and (seen := _traces(study, [each], base, sources, np.array(found.weights)))
         and seen.method == found.method
     }  # fmt: skip
@@ -355,12 +388,12 @@ def _as_sparse(
 
 
 def _with_traces(
-    study: Study,
-    facts: Facts,
+    study: LayerReadings,
+    facts: BlockFacts,
     origin: BlockOrigin,
     base: int,
     sources: Sequence[int],
-    found: Traces,
+    found: SparseMerge,
     stderr: np.ndarray,
 ) -> BlockOrigin:
     """Weights of the deltas, with the spread of the blocks; what they lack to 1 is the base's."""
@@ -378,13 +411,13 @@ def _with_traces(
 
 
 def _whole(
-    study: Study, facts: Sequence[Facts], origins: Sequence[BlockOrigin]
+    study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]
 ) -> tuple[tuple[Share, ...], float | None, float | None]:
     """The model's shares: those of its stem and blocks, weighted by their size; standard errors from the spread over
     blocks where all are mixtures; and the residual over what was compared."""
     sizes = {
-        each.place: sum(study.child[name].count for name in study.blocks[each.place].tensors.values())
-        for each in facts if study.blocks[each.place].path != "head"
+        each.position: sum(study.child[name].count for name in study.blocks[each.position].tensors.values())
+        for each in facts if study.blocks[each.position].path != "head"
     }  # fmt: skip
     total = sum(sizes.values())
     if not total:

@@ -65,7 +65,7 @@ def simplex(gram: np.ndarray, among: Sequence[int], *, unknown: bool = True) -> 
     return Fit(weights, float(v[-1]) if unknown else 0.0, max(0.0, float(v @ inner @ v)), np.zeros_like(weights))
 
 
-def average(gram: np.ndarray, among: Sequence[int]) -> Fit | None:
+def exact_average(gram: np.ndarray, among: Sequence[int]) -> Fit | None:
     """The two to five sources whose average the child is, but for rounding; None if it is none, or was tuned since.
 
     A parent is no average of its children: of k of them it keeps a k-th of the squared distance.
@@ -81,7 +81,7 @@ def average(gram: np.ndarray, among: Sequence[int]) -> Fit | None:
     return fit if len(fit.support) == len(kept) and fit.rss <= EXACT * nearest else None
 
 
-def free(gram: np.ndarray, among: Sequence[int]) -> Fit:
+def unconstrained(gram: np.ndarray, among: Sequence[int]) -> Fit:
     """Weights of any sign and sum, by plain least squares; `unknown` is what they lack to 1, or exceed it by."""
     rows = [k + 1 for k in among]
     back = -gram[0, rows]
@@ -100,7 +100,7 @@ def free(gram: np.ndarray, among: Sequence[int]) -> Fit:
     return Fit(weights, float(v[-1]), max(0.0, float(v @ inner @ v)), np.zeros_like(weights))
 
 
-def around(gram: np.ndarray, base: int, among: Sequence[int]) -> Fit:
+def task_arithmetic(gram: np.ndarray, base: int, among: Sequence[int]) -> Fit:
     """Task arithmetic: child ≈ base + Σ λₖ (pₖ − base), λ of any sign (Ilharco et al., ICLR 2023); the base's weight is
     1 − Σλ, so that weights sum to 1 as in `simplex`."""
     others = [k for k in among if k != base]
@@ -117,7 +117,7 @@ def around(gram: np.ndarray, base: int, among: Sequence[int]) -> Fit:
     return Fit(weights, 0.0, max(0.0, float(rss)), np.zeros_like(weights))
 
 
-def select(gram: np.ndarray, first: int, related: np.ndarray, hidden: Callable[[Fit, int], bool]) -> Fit:
+def select_sources(gram: np.ndarray, first: int, related: np.ndarray, hidden: Callable[[Fit, int], bool]) -> Fit:
     """The fewest sources that account for the child, from `first` on: a plain fine-tune is no mixture.
 
     Relatives of what is in already (`related[k, l]`, of sources) enter together, and only if with weights of any sign
@@ -131,7 +131,7 @@ def select(gram: np.ndarray, first: int, related: np.ndarray, hidden: Callable[[
         outside = [k for k in range(len(related)) if k not in inside]
         kin = [k for k in outside if related[k, list(inside)].any()]
         wider = fit
-        if kin and around(gram, inside[0], (*inside, *kin)).rss <= REST * fit.rss:
+        if kin and task_arithmetic(gram, inside[0], (*inside, *kin)).rss <= REST * fit.rss:
             wider = _without_idle(gram, simplex(gram, (*inside, *kin)))
         if wider.rss >= fit.rss:
             wider = simplex(gram, (*inside, *(k for k in outside if k not in kin and hidden(fit, k))))
@@ -190,13 +190,13 @@ def cosines(gram: np.ndarray) -> np.ndarray:
         return whole / np.outer(length, length)
 
 
-def arc(gram: np.ndarray, first: int, second: int) -> tuple[float, float, float]:
+def slerp_position(gram: np.ndarray, first: int, second: int) -> tuple[float, float, float]:
     """(t, length, Ω) of a child in the plane of two sources: SLERP makes sin((1−t)Ω)/sin Ω·p + sin(tΩ)/sin Ω·q.
 
     On unit vectors at angle Ω (radians) such coefficients lead to angle tΩ and length 1 (Shoemake, SIGGRAPH 1985);
     a straight line from p to q has length < 1 between them. t comes from the direction alone.
     """
-    weights = free(gram, (first, second)).weights
+    weights = unconstrained(gram, (first, second)).weights
     cosine = float(np.clip(cosines(gram)[first + 1, second + 1], -1.0, 1.0))
     omega = math.acos(cosine)
     a, b = float(weights[first]), float(weights[second])

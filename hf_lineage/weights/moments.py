@@ -100,7 +100,7 @@ class Moments:
         return twice
 
 
-def measure(rows: Sequence[torch.Tensor], device: torch.device | str = "cpu") -> Moments:
+def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cpu") -> Moments:
     """Moments of one block: M tensors of n entries, the pivot first, any float dtype. O(M²n), float64.
 
     Products are taken in float64 on devices that have it (all but MPS, where the block stays on the CPU), in

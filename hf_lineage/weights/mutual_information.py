@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-FLOOR = 1e-14  # of 1 − r²: what is equal tells no more than that
+MIN_UNEXPLAINED = 1e-14  # of 1 − r²: what is equal tells no more than that
 UNITS = 256  # at once: memory stays small beside what was read
 
 
-def information(child: torch.Tensor, candidate: torch.Tensor) -> float:
+def mutual_information(child: torch.Tensor, candidate: torch.Tensor) -> float:
     """I = −½ Σ_units d·log(1 − r²), in nats, ≥ 0: r the correlation of a unit's d weights in the two models.
 
     A fine-tuned unit is roughly a multiple of its parent's plus noise of its own size; a sum over units hears the many
@@ -22,6 +22,6 @@ def information(child: torch.Tensor, candidate: torch.Tensor) -> float:
         d = y - x
         xx, yy, xd, dd = (x * x).sum(1), (y * y).sum(1), (x * d).sum(1), (d * d).sum(1)
         alive = (xx > 0) & (yy > 0)
-        rest = ((xx * dd - xd * xd)[alive] / (xx * yy)[alive]).clamp(FLOOR, 1.0)
+        rest = ((xx * dd - xd * xd)[alive] / (xx * yy)[alive]).clamp(MIN_UNEXPLAINED, 1.0)
         total -= 0.5 * x.shape[1] * float(rest.log().sum())
     return total

@@ -52,7 +52,7 @@ class LayerTest:
 
 
 @dataclass(frozen=True, slots=True)
-class IndependenceTest:
+class PermutationTest:
     """All layers together: t and variances added, one-sided.
 
     `log10_p` is the normal tail where skewness and kurtosis of the draws support it, else that of
@@ -80,30 +80,30 @@ class IndependenceTest:
         return self.method == "monte_carlo" and self.p_monte_carlo * (self.draws + 1) < 1.5
 
 
-def prepare(units: torch.Tensor) -> torch.Tensor:
+def unit_length_rows(units: torch.Tensor) -> torch.Tensor:
     """Centre over units and scale each unit to length 1 (a unit equal to the mean stays zero). (h, d) → (h, d)."""
     centred = units.float() - units.float().mean(0)
     length = centred.norm(dim=1, keepdim=True)
     return centred / torch.where(length > 0, length, 1.0)
 
 
-def products(child: Sequence[torch.Tensor], candidate: Sequence[torch.Tensor]) -> np.ndarray:
+def unit_products(child: Sequence[torch.Tensor], candidate: Sequence[torch.Tensor]) -> np.ndarray:
     """C for one hidden-unit order, (h, h); matrices of one order (gate and up) are joined along their width.
 
     child, candidate: matrices (units, width) with the same units in the same rows. O(h²d).
     """
-    c = prepare(child[0]) @ prepare(candidate[0]).T
+    c = unit_length_rows(child[0]) @ unit_length_rows(candidate[0]).T
     for a, b in zip(child[1:], candidate[1:], strict=True):
-        c += prepare(a) @ prepare(b).T
+        c += unit_length_rows(a) @ unit_length_rows(b).T
     return c.double().cpu().numpy()
 
 
 def layer_test(order: str, c: np.ndarray, seed: int, draws: int = DRAWS) -> LayerTest:
     """Test the trace of a matrix of products (h, h) against random matchings of its rows and columns."""
-    return LayerTest(order, len(c), *closed_form(c), *draw(c, order, seed, draws))
+    return LayerTest(order, len(c), *layer_moments(c), *draw_matchings(c, order, seed, draws))
 
 
-def closed_forms(c: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hoeffding_moments(c: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`closed_form` of several matrices at once, (n, h, h) float64."""
     h = c.shape[-1]
     rows, columns, mean = c.mean(2), c.mean(1), c.mean((1, 2))
@@ -114,18 +114,18 @@ def closed_forms(c: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return c.diagonal(dim1=1, dim2=2).sum(1).numpy(), (h * mean).numpy(), variance.numpy()
 
 
-def closed_form(c: np.ndarray) -> tuple[float, float, float]:
+def layer_moments(c: np.ndarray) -> tuple[float, float, float]:
     """(t, mean, variance) of a matrix of products (h, h): its trace, and the moments of t(π)."""
-    t, mean, variance = closed_forms(torch.from_numpy(c)[None])
+    t, mean, variance = hoeffding_moments(torch.from_numpy(c)[None])
     return float(t[0]), float(mean[0]), float(variance[0])
 
 
-def draw(c: np.ndarray, order: str, seed: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_matchings(c: np.ndarray, order: str, seed: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """`draws` values of t(π) = Σᵢ C[i, π(i)] for uniformly random permutations π, seeded by order, and the same of D
     (see the top) without its diagonal. Two arrays (draws,)."""
     mean = c.sum() / len(c)
     diagonal = np.diag(c) - c.mean(0) - c.mean(1) + c.mean()
-    rng = np.random.default_rng(digest(seed, order))
+    rng = np.random.default_rng(seed_of(seed, order))
     rows = np.arange(len(c))
     values, fixed = np.empty(draws), np.empty(draws)
     step = max(1, 2_000_000 // len(c))
@@ -137,7 +137,7 @@ def draw(c: np.ndarray, order: str, seed: int, draws: int) -> tuple[np.ndarray, 
     return values, values - mean - fixed
 
 
-def bound(matrices: Iterable[np.ndarray]) -> float:
+def chatterjee_bound(matrices: Iterable[np.ndarray]) -> float:
     """log10 of an upper bound of P(t* ≥ t) under random matchings, whatever their distribution looks like.
 
     For a in [0, 1], X = Σ a[i, π(i)]: P(X − EX ≥ s) ≤ exp(−s²/(4·EX + 2s)) (Chatterjee 2007, Proposition 1.1; layers
@@ -154,9 +154,9 @@ def bound(matrices: Iterable[np.ndarray]) -> float:
     return -(above**2) / (4 * expected + 2 * above) / math.log(10) if above > 0 else 0.0
 
 
-def combine(
+def combine_layers(
     layers: Iterable[LayerTest], redraw: Callable[[str, int], tuple[np.ndarray, np.ndarray]]
-) -> IndependenceTest | None:
+) -> PermutationTest | None:
     """Add the layers up. None where no layer can say anything (no layer, or no variance in any).
 
     Layers permute independently, so statistics, means, variances and draws add. Where the normal tail is
@@ -178,7 +178,7 @@ def combine(
     skewness, kurtosis = _shape(plain)
     log10_p = float(log_ndtr(-z)) / math.log(10) if normal else math.log10(p)
     floor = -sum(float(gammaln(layer.units + 1)) for layer in kept) / math.log(10)
-    return IndependenceTest(
+    return PermutationTest(
         z, max(log10_p, floor), "normal" if normal else "monte_carlo", p, count, skewness, kurtosis,
         tuple((layer.order, layer.units, layer.z) for layer in kept),
     )  # fmt: skip
@@ -217,6 +217,6 @@ def _shape(values: np.ndarray) -> tuple[float, float]:
     return float((centred**3).mean() / variance**1.5), float((centred**4).mean() / variance**2 - 3)
 
 
-def digest(seed: int, text: str) -> int:
+def seed_of(seed: int, text: str) -> int:
     """A seed that belongs to a text."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "little")

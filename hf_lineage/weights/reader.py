@@ -21,7 +21,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import LineageError
 from ..parallel import World, devices, world
-from .moments import Moments, measure
+from .moments import Moments, block_moments
 from .sampling import Plan
 from .units import Units
 
@@ -41,14 +41,14 @@ class Readings:
     """What one pass leaves behind. `members[name]`: the candidates that have this tensor; row 0 is the child."""
 
     moments: dict[str, Moments]
-    members: dict[str, tuple[int, ...]]
+    candidates_with: dict[str, tuple[int, ...]]
     units: Units
     failed: dict[int, LineageError]
-    elsewhere: int = 0  # bytes that other processes read for it
+    bytes_by_others: int = 0  # bytes that other processes read for it
 
     def row(self, name: str, candidate: int) -> int:
         """The candidate's row in the moments of a tensor."""
-        return self.members[name].index(candidate) + 1
+        return self.candidates_with[name].index(candidate) + 1
 
     def child_usable(self, name: str) -> bool:
         """Whether the child's tensor is finite and not all zero."""
@@ -65,7 +65,7 @@ class Readings:
         return self.child_usable(name) and bool(np.isfinite(norm) and norm > 0)
 
 
-def read_together(
+def read_aligned(
     child: Checkpoint, candidates: Sequence[Checkpoint], alignments: Sequence[Alignment], plan: Plan,
     *, device: Device | Sequence[Device] = "cpu", progress: Progress | None = None,
 ) -> Readings:  # fmt: skip
@@ -163,7 +163,7 @@ class _Reader:
         block = [_values(values[model], piece) for model in models]
         for model, row in zip(models, block, strict=True):
             self.units.take(model, piece, row)
-        return measure(block, device)
+        return block_moments(block, device)
 
 
 def _agree(here: World, plan: Plan, models: Sequence[Checkpoint], alignments: Sequence[Alignment]) -> None:

@@ -66,7 +66,7 @@ def make_plan(
         if not length:
             continue
         # tensors of one order start at the same row: their units are tested together
-        start = row * seeded(seed, admitted.get(name, name)).randrange((entry.count - length) // row + 1)
+        start = row * seeded_random(seed, admitted.get(name, name)).randrange((entry.count - length) // row + 1)
         slices += _cut(name, start, start + length, row)
         if name in admitted:
             room = max(MIN_UNITS, min(MAX_UNITS, keep // (4 * row * len(admitted))))
@@ -119,7 +119,7 @@ def _fits(shape: Sequence[int]) -> bool:
     return len(shape) > 1 and shape[0] >= MIN_UNITS and 1 < _row(shape) <= MAX_ROW
 
 
-def seeded(seed: int, name: str) -> random.Random:
+def seeded_random(seed: int, name: str) -> random.Random:
     """Random numbers that belong to a name: the same in every process, and whatever else is asked."""
     return random.Random(hashlib.sha256(f"{seed}:{name}".encode()).digest())
 
@@ -137,7 +137,7 @@ def _kept_rows(
         height = min(entries[name].shape[0] for name in units if units[name] == order)
         count = min(height, MAX_UNITS, left // (len(width) - position) // width[order])
         if count >= MIN_UNITS:
-            chosen[order] = tuple(sorted(seeded(seed, order).sample(range(height), count)))
+            chosen[order] = tuple(sorted(seeded_random(seed, order).sample(range(height), count)))
             left -= count * width[order]
     for name, order in units.items():
         if order in chosen:
@@ -150,10 +150,10 @@ def _other_rows(
 ) -> dict[str, tuple[int, ...]]:
     """Rows of matrices that hold no known hidden units: whole ones if they fit, in a seeded order."""
     rows: dict[str, tuple[int, ...]] = {}
-    for name in sorted(entries.keys() - taken.keys(), key=lambda name: seeded(seed, name).random()):
+    for name in sorted(entries.keys() - taken.keys(), key=lambda name: seeded_random(seed, name).random()):
         height, row = entries[name].shape[:1], _row(entries[name].shape)
         if height and 1 < row <= MAX_ROW and (count := min(*height, MAX_UNITS, left // (4 * row))) > 1:
-            rows[name] = tuple(sorted(seeded(seed, name).sample(range(*height), count)))
+            rows[name] = tuple(sorted(seeded_random(seed, name).sample(range(*height), count)))
             left -= 4 * row * count
     return rows
 

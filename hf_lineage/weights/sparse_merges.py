@@ -39,7 +39,7 @@ OFF = 0.15  # of the child's delta, by which DARE's sum may differ from least sq
 
 
 @dataclass(frozen=True, slots=True)
-class Traces:
+class SparseMerge:
     """`zeros`: share of the entries that stand still though a weighted sum would move them; `alone[k]`: share of the
     others, where aₖ is clear, that are s·aₖ of source k alone; `smaller`: chance that an entry standing still had a
     smaller delta than one that moved, in [0, 1]. `weights`, `density`: of each source, w and the share of its delta
@@ -58,10 +58,10 @@ class Traces:
     entries: int
 
 
-def traces(
+def sparse_merge(
     child: Sequence[Tensor], base: Sequence[Tensor], sources: Sequence[Sequence[Tensor]], weights: Sequence[float],
     dtypes: Sequence[str], *, sure: bool = True,
-) -> Traces | None:  # fmt: skip
+) -> SparseMerge | None:  # fmt: skip
     """Traces of a sparse merge of `sources` (for each, its matrices) around a base; None where there are none.
 
     `weights`: λ of the sources by least squares; `dtypes`: how the child's matrices are stored.
@@ -102,7 +102,7 @@ def traces(
         return None
     residual = float(np.sqrt(left / (seen.c**2).sum()))
     scale = scale if method == "ties" else 1.0
-    return Traces(
+    return SparseMerge(
         method, zeros, alone, smaller, tuple(map(float, found)), density, scale, residual, len(seen.e)
     )  # fmt: skip
 

@@ -18,19 +18,19 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .permutation_test import DRAWS, MORE_WORK, IndependenceTest, LayerTest, combine
+from .permutation_test import DRAWS, MORE_WORK, LayerTest, PermutationTest, combine_layers
 
 COORDINATES = 512  # of a residual stream are compared; a draw costs their square
 ROUNDS = 10  # of equilibration
 # A score from which on a candidate is related. Of 13,873 pairs of strangers (same data, recipe and size; FC, ResNet,
 # ViT and Llama-style) none passed 0.038; of 368 disguised children, tuned at 1e-4 to 1e-2, none was below 0.988, and
 # of nine FC children under a weight decay of 3e-3 none below 0.72.
-RELATED = 0.3
+RELATED_SCORE = 0.3
 DEAD = 1e-6  # a unit shorter than this share of the longest has no direction but rounding
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class UnitMatch:
     """The candidate's units in the child's order.
 
     `score`: share of units on which two matchings, by rows and by readers, agree beyond chance; in [0, 1], None
@@ -45,7 +45,7 @@ class Match:
     factors: dict[tuple[str, int], np.ndarray]
     axes: dict[tuple[str, int], str]
 
-    def realign(self, name: str, tensor: Tensor) -> Tensor:
+    def reorder(self, name: str, tensor: Tensor) -> Tensor:
         """The candidate's matrix with units in the child's order and scale; unchanged where it has none."""
         for axis in (0, 1):
             if (name, axis) in self.factors:
@@ -56,13 +56,13 @@ class Match:
         return tensor
 
 
-def mantel(
+def mantel_test(
     child: Mapping[str, Tensor],
     candidate: Mapping[str, Tensor],
     streams: Mapping[str, Sequence[str]],
     seed: int,
     draws: int = DRAWS,
-) -> IndependenceTest | None:
+) -> PermutationTest | None:
     """Test whether two models share the coordinates of their residual streams (Mantel 1967). None: nothing to test.
 
     For a stream of n coordinates G = Σ WᵀW (n, n) over the matrices W that read it along axis 1, units scaled to
@@ -91,15 +91,15 @@ def mantel(
     for stream, (a, b) in grams.items():
         null = _draw(a, b, _generator(seed, stream), draws)
         layers.append(LayerTest(stream, len(a), float(np.vdot(a, b)), 0.0, _variance(a, b), null, null))
-    return combine(layers, redraw)
+    return combine_layers(layers, redraw)
 
 
-def match(
+def match_units(
     child: Mapping[str, Tensor],
     candidate: Mapping[str, Tensor],
     orders: Mapping[str, Sequence[str]],
     reads: Mapping[str, Sequence[str]],
-) -> Match:
+) -> UnitMatch:
     """Line up hidden units twice, by the matrices whose rows they are and by those that read them, and compare.
 
     `orders`, `reads`: order → matrices with its units along axis 0, and along axis 1 (no heads: a new head agrees
@@ -150,7 +150,7 @@ def match(
     beyond = sum(m - 1 for m, _ in agreement.values())
     most = sum(h - 1 for _, h in agreement.values())
     score = max(0.0, beyond / most) if agreement else None
-    return Match(score, agreement, units, _factors(ours, theirs, units, axes), axes)
+    return UnitMatch(score, agreement, units, _factors(ours, theirs, units, axes), axes)
 
 
 @dataclass(frozen=True, slots=True)
