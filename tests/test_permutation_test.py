@@ -13,10 +13,10 @@ from scipy import stats
 from hf_lineage.weights.permutation_test import (
     MORE_DRAWS,
     LayerTest,
-    combine_layers,
     draw_matchings,
     holm,
     layer_test,
+    pair_test,
     unit_length_rows,
     unit_products,
 )
@@ -33,11 +33,7 @@ def layer(order: str, a: torch.Tensor, b: torch.Tensor, seed: int = 0) -> LayerT
 def whole(*pairs: tuple[torch.Tensor, torch.Tensor], seed: int = 0):
     """The combined test of one pair of matrices per layer."""
     matrices = {f"l{i}": unit_products([a], [b]) for i, (a, b) in enumerate(pairs)}
-
-    def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        return draw_matchings(matrices[order], order, seed + 1, count)
-
-    return combine_layers([layer_test(order, c, seed) for order, c in matrices.items()], redraw)
+    return pair_test(matrices.__getitem__, matrices, seed)
 
 
 def test_mean_and_variance_are_exact() -> None:

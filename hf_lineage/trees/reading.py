@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import log_ndtr
 
 from ..architecture.align import Alignment, align
 from ..architecture.describe import Architecture, describe, short_names
@@ -18,20 +16,11 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.view import View
 from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
 from ..weights.evidence import TOO_BAD, orders_read
-from ..weights.permutation_test import (
-    chatterjee_bound,
-    combine_layers,
-    draw_matchings,
-    layer_moments,
-    layer_test,
-    unit_products,
-)
+from ..weights.permutation_test import pair_log10_p, unit_products
 from ..weights.reader import Readings
 from .pair_statistics import Kinship, Matrix, kinship
 from .pair_statistics import products as inner_products
 
-SURE = -30.0  # log10 p that no number of models asks more than
-FAINT = 3.0  # standard deviations below which nothing is joined, whatever the tail looks like
 COARSE = 512  # different values in a row, below which they lie on a lattice
 FEW = 0.95  # share of different values in a row: floats have hardly any twice
 ZEROS = 0.05  # share of zeros that training does not make
@@ -61,31 +50,14 @@ class Kin:
         return {m.name: self.readings.units.matrix(self.places[i], m.name) for m in self.kin.matrices}
 
     def test(self, i: int, j: int) -> float | None:
-        """log10 p of the permutation test between two models; None where it does not apply.
-
-        Where the draws do not look normal and none of them reached the observed value, it is `independence.bound` if
-        that is smaller: an upper bound of the same probability.
-        """
+        """log10 p of the permutation test between two models (`pair_log10_p`); None where it does not apply."""
         ours, theirs = self.units(i), self.units(j)
         groups = orders_read(self.readings, self.architecture, ours.keys())
-
-        def matrix(order: str) -> np.ndarray:
-            return unit_products(*([units[name] for name in groups[order]] for units in (ours, theirs)))
-
-        def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-            return draw_matchings(matrix(order), order, self.seed + 1, count)
-
-        made = {order: matrix(order) for order in groups}
-        least = chatterjee_bound(made.values())
-        if least < SURE:  # no draws are needed to say so
-            return least
-        t, mean, variance = (
-            (sum(values) for values in zip(*map(layer_moments, made.values()), strict=True)) if made else (0, 0, 0)
-        )
-        if variance > 0 and (z := (t - mean) / variance**0.5) < FAINT:  # nor to say that it is far from any level
-            return float(log_ndtr(-z)) / math.log(10)
-        test = combine_layers((layer_test(order, c, self.seed) for order, c in made.items()), redraw)
-        return None if test is None else min(test.log10_p, least) if test.at_floor else test.log10_p
+        products = {
+            order: unit_products([ours[name] for name in names], [theirs[name] for name in names])
+            for order, names in groups.items()
+        }
+        return pair_log10_p(products, self.seed)
 
     def equal(self, i: int, j: int) -> bool:
         """Whether two trunks are the same numbers in all that was read, so that only their heads differ."""

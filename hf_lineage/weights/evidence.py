@@ -14,7 +14,7 @@ from ..architecture.describe import Architecture, Shaped
 from .direction import Position, origin_position, residual_asymmetry, residual_dependences
 from .moments import Moments
 from .mutual_information import mutual_information
-from .permutation_test import PermutationTest, combine_layers, draw_matchings, layer_test, unit_products
+from .permutation_test import PermutationTest, pair_test, unit_products
 from .reader import Readings
 
 MOST = 1e6  # stands for "infinitely far behind" in what must stay a number
@@ -172,14 +172,11 @@ def candidate_test(
     ours = own or (lambda name: readings.units.matrix(0, name))
     groups = orders_read(readings, architecture, usable)
 
-    def matrix(order: str) -> np.ndarray:  # made again when needed: h² numbers a layer are too many to keep
+    def products(order: str) -> np.ndarray:
         theirs = [readings.units.matrix(candidate + 1, name) for name in groups[order]]
         return unit_products([ours(name) for name in groups[order]], theirs)
 
-    def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        return draw_matchings(matrix(order), order, seed + 1, count)
-
-    return combine_layers((layer_test(order, matrix(order), seed) for order in groups), redraw)
+    return pair_test(products, groups, seed)
 
 
 def orders_read(readings: Readings, architecture: Architecture, usable: Collection[str]) -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,8 @@ DRAWS = 999
 MORE_DRAWS = 99_999  # where the normal tail is refused and none of the first draws reached the observed value …
 MORE_WORK = 200_000_000  # … or as many as take this many look-ups
 SKEWNESS, KURTOSIS = 0.2, 0.5  # up to here the draws support a normal tail
+CERTAIN = -30.0  # log10 p that no number of models asks more than
+FAINT = 3.0  # standard deviations below which nothing is related, whatever the tail looks like
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,37 @@ def chatterjee_bound(matrices: Iterable[np.ndarray]) -> float:
     expected = sum(float(a.sum()) / len(a) for a in shifted) / scale
     above = sum(float(np.trace(a)) for a in shifted) / scale - expected
     return -(above**2) / (4 * expected + 2 * above) / math.log(10) if above > 0 else 0.0
+
+
+def pair_test(products: Callable[[str], np.ndarray], orders: Iterable[str], seed: int) -> PermutationTest | None:
+    """The permutation test of a pair of models, over all hidden-unit orders; None where no order can say anything.
+
+    products(order): C of that order, (h, h), see `unit_products`; asked for again where more draws are needed, since
+    h² numbers a layer may be too many to keep. Every p-value of a pair in this package comes from here.
+    """
+
+    def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return draw_matchings(products(order), order, seed + 1, count)
+
+    return combine_layers((layer_test(order, products(order), seed) for order in orders), redraw)
+
+
+def pair_log10_p(products: Mapping[str, np.ndarray], seed: int) -> float | None:
+    """log10 of the p-value of `pair_test`, without draws where these cannot change a decision; None as there.
+
+    For many pairs, of which most are close relatives or unrelated. First `chatterjee_bound`: below CERTAIN it is the
+    answer. Then z from the closed form: below FAINT the normal tail is the answer, far from any level. Else the test;
+    where its draws do not look normal and none reached the observed value, the bound counts if it is smaller.
+    """
+    bound = chatterjee_bound(products.values())
+    if bound < CERTAIN:
+        return bound
+    moments = [layer_moments(c) for c in products.values()]
+    t, mean, variance = (sum(values) for values in zip(*moments, strict=True)) if moments else (0, 0, 0)
+    if variance > 0 and (z := (t - mean) / variance**0.5) < FAINT:
+        return float(log_ndtr(-z)) / math.log(10)
+    test = pair_test(products.__getitem__, products, seed)
+    return None if test is None else min(test.log10_p, bound) if test.at_floor else test.log10_p
 
 
 def combine_layers(
