@@ -1,0 +1,261 @@
+"""The JSON Schemas of docs/schema: every answer fits its own, and a document that is wrong does not."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import typing
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonschema import Draft202012Validator
+from safetensors.torch import save, save_file
+from torch import nn
+
+import hf_lineage as hl
+from hf_lineage.answers import audit, layers, lineage, phylogeny, search
+from hf_lineage.answers.base import SCHEMA
+from hf_lineage.experiments.merges import linear, slerp
+from hf_lineage.tasks.phylogeny import METHODS
+
+ROOT = Path(__file__).parents[1]
+SCHEMAS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "docs" / "schema").glob("*.json"))}
+KINDS = ["annotation", "audit", "candidates", "journal", "layers", "lineage", "phylogeny"]
+Answer = dict[str, Any]
+Answers = dict[str, list[Answer]]
+Tensors = dict[str, torch.Tensor]
+
+
+def faults(kind: str, answer: Answer) -> list[str]:
+    """What is wrong with an answer, each with its position in it."""
+    found = Draft202012Validator(SCHEMAS[kind]).iter_errors(json.loads(json.dumps(answer, allow_nan=False)))
+    return [f"{error.json_path}: {error.message}" for error in found]
+
+
+def module_of(tensors: Tensors) -> nn.Module:
+    layers = [("fc1", nn.Linear(48, 96)), ("relu", nn.ReLU()), ("fc2", nn.Linear(96, 64)), ("fc3", nn.Linear(64, 10))]
+    module = nn.Sequential(OrderedDict(layers))
+    module.load_state_dict(tensors)
+    return module
+
+
+def traced(folders: dict[str, Path], nets: dict[str, Tensors]) -> list[hl.Lineage]:
+    """Each verdict, claims of each status, candidates that cannot be read or compared, folders, repos and a module."""
+    asked = [folders[name] for name in ("parent", "stranger", "other")]
+    return [
+        hl.trace(folders["child"], asked),
+        hl.trace(folders["parent"], asked[1:2]),
+        hl.trace(folders["parent"], [*asked[1:], folders["copy"]]),
+        hl.trace(folders["parent"], [folders["child"], folders["grandchild"]]),
+        hl.trace(folders["child"], asked[2:]),
+        hl.trace(module_of(nets["child"]), asked[:2], evidence=("weights", "features"), probes=torch.rand(16, 48)),
+        hl.trace("lab/child", ["lab/parent", "lab/locked", "lab/nowhere"]),
+        hl.trace("lab/liar", ["lab/parent"]),
+        hl.trace("lab/child"),
+    ]  # fmt: skip
+
+
+MADE: Answers = {}
+
+
+@pytest.fixture
+def answers(lab: Any, folders: dict[str, Path], nets: dict[str, Tensors], tmp_path: Path) -> Answers:
+    """Answers of every kind, of good models and bad ones; made once."""
+    if not MADE:
+        MADE.update(made(lab, folders, nets, tmp_path))
+    return MADE
+
+
+def made(lab: Any, folders: dict[str, Path], nets: dict[str, Tensors], tmp_path: Path) -> Answers:
+    lab.add("lab/locked", {"model.safetensors": save(nets["parent"]), "config.json": b"{}"}, gated=True)
+    lab.add(
+        "lab/liar", {"model.safetensors": save(nets["stranger"]), "README.md": b"---\nbase_model: lab/parent\n---\n"}
+    )
+    more = {
+        "copy": nets["parent"], "average": linear([nets["parent"], nets["stranger"]], [0.6, 0.4]),
+        "arc": slerp(nets["parent"], nets["stranger"], 0.3),
+    }  # fmt: skip
+    for name, tensors in more.items():
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        save_file(tensors, folders[name] / "model.safetensors")
+    pair = [folders["parent"], folders["stranger"]]
+    family = [*pair, folders["child"], folders["grandchild"], folders["other"], folders["average"]]
+    lineages = traced(folders, nets)
+    blocks = [hl.trace_layers(folders[name], pair) for name in ("child", "average", "arc", "copy", "grandchild")]
+    blocks.append(hl.trace_layers(folders["stranger"], [folders["parent"]]))
+    shown = {"evidence": "features", "probes": torch.rand(16, 48)}
+    blocks.append(hl.trace_layers(module_of(nets["child"]), pair[:1], **shown))
+    trees = [hl.phylogeny(family, method=method) for method in ("information", "detector", "mother", "distance")]
+    trees.append(hl.phylogeny(["lab/parent", "lab/child", "lab/stranger", "lab/nowhere"]))
+    notes = [hl.annotate(folders["child"], lineages[0], layers=blocks[0]), hl.annotate("lab/child", lineages[6])]
+    journal = tmp_path / "audit.jsonl"
+    records = list(hl.audit(["lab/child", "lab/liar", "lab/parent", "lab/nowhere"], journal=journal, search=True))
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    return {
+        "lineage": [answer.to_dict() for answer in lineages],
+        "layers": [answer.to_dict() for answer in blocks],
+        "phylogeny": [answer.to_dict() for answer in trees],
+        "candidates": [hl.find_candidates(child).to_dict() for child in ("lab/child", folders["stranger"])],
+        "annotation": [note.to_dict() for note in notes],
+        "audit": [*(record.to_dict() for record in records), *lines[1:]],
+        "journal": lines[:1],
+    }
+
+
+def test_there_is_a_schema_for_each_kind_of_answer() -> None:
+    assert sorted(SCHEMAS) == KINDS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_schema_is_one(kind: str) -> None:
+    Draft202012Validator.check_schema(SCHEMAS[kind])
+    assert SCHEMAS[kind]["$id"] == f"urn:{SCHEMA.replace('/', ':')}:{kind}"
+
+
+def test_what_several_schemas_define_is_the_same_in_all() -> None:
+    seen: dict[str, Any] = {}
+    for schema in SCHEMAS.values():
+        for name, definition in schema.get("$defs", {}).items():
+            assert seen.setdefault(name, definition) == definition, name
+            assert f'"#/$defs/{name}"' in json.dumps(schema), f"{name} is defined and not used"
+
+
+def test_real_answers_fit(answers: Answers) -> None:
+    assert {kind for kind, found in answers.items() if found} == {*KINDS}
+    for kind, found in answers.items():
+        for answer in found:
+            assert not faults(kind, answer)
+    verdicts = {answer["verdict"] for answer in answers["lineage"]}
+    assert verdicts == {"parent", "none", "identical", "common_origin", "undecided"}, "the fixture shows each of them"
+    statuses = {c["status"] for answer in answers["lineage"] for c in answer["candidates"]}
+    assert statuses == {*typing.get_args(lineage.Status)}
+    kinds = {block["kind"] for answer in answers["layers"] for block in answer["blocks"]}
+    assert kinds == {*typing.get_args(layers.BlockKind)}
+    assert {record["status"] for record in answers["audit"]} >= {"confirmed", "contradicted", "failed"}
+
+
+def test_the_examples_of_the_space_fit() -> None:
+    kinds = {"trace": "lineage", "layers": "layers", "tree": "phylogeny"}
+    paths = sorted((ROOT / "spaces_app" / "examples").glob("*.json"))
+    assert {path.name.partition("-")[0] for path in paths} == {*kinds}
+    for path in paths:
+        assert not faults(kinds[path.name.partition("-")[0]], json.loads(path.read_text())["answer"])
+
+
+def test_the_record_beside_a_card_fits(answers: Answers, folders: dict[str, Path], tmp_path: Path) -> None:
+    """`annotate` writes it without what differs from run to run."""
+    pair = [folders["parent"], folders["stranger"]]
+    traced = hl.trace(folders["child"], pair)
+    hl.annotate(folders["child"], traced, layers=hl.trace_layers(folders["child"], pair)).save(tmp_path / "card")
+    for path, kind in (("lineage.json", "lineage"), ("lineage/layers.json", "layers")):
+        record = json.loads((tmp_path / "card" / path).read_text())
+        assert "seconds" not in record and not faults(kind, record)
+
+
+def at(answer: Answer, path: str) -> tuple[Any, str | int]:
+    """The container of a position such as `candidates.0.p_value`, and the last key."""
+    *way, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    for key in way:
+        answer = answer[key]  # type: ignore[index]
+    return answer, last
+
+
+WRONG: list[tuple[str, str, Any]] = [
+    ("lineage", "schema", "hf_lineage/2"), ("lineage", "verdict", "maybe"), ("lineage", "parent", None),
+    ("lineage", "none_probability", 1.5), ("lineage", "child.revision", 7), ("lineage", "candidates.0.p_value", -0.1),
+    ("lineage", "candidates.0.log10_p", 3.0), ("lineage", "candidates.0.relation", "cousin"),
+    ("lineage", "candidates.0.status", "unreadable"), ("lineage", "candidates.0.note", "a key too many"),
+    ("lineage", "candidates.0.distance", "near"), ("lineage", "undeclared", ["a", "b"]), ("lineage", "notes", [""]),
+    ("lineage", "bytes_read", 1.5), ("lineage", "alpha", 0), ("lineage", "versions", {}), ("lineage", "extra", 1),
+    ("layers", "blocks.0.kind", "similar"), ("layers", "blocks.0.parent", None), ("layers", "blocks.0.index", -1),
+    ("layers", "blocks.0.mixture.0.stderr", -1), ("layers", "method", "soup"), ("layers", "evidence", ["guess"]),
+    ("layers", "blocks.0.mixture.0.share", 1), ("layers", "residual", -0.1),
+    ("phylogeny", "nodes.0.group", -1), ("phylogeny", "nodes.0.hidden", True), ("phylogeny", "nodes.0.generation", 0),
+    ("phylogeny", "edges.0.direction", 0.3), ("phylogeny", "edges.0.claimed", True), ("phylogeny", "method", "magic"),
+    ("phylogeny", "quality.undirected", 2), ("phylogeny", "quality.score", 1), ("phylogeny", "edges.0.relation", None),
+    ("candidates", "candidates.0.rules", []), ("candidates", "candidates.0.similarity", 2),
+    ("candidates", "candidates.0.status", "compared"), ("candidates", "requests", -1), ("candidates", "alpha", 0.1),
+    ("annotation", "changed", "yes"), ("annotation", "files", ["README.md", "README.md"]), ("annotation", "diff", None),
+    ("audit", "status", "fine"), ("audit", "findings", [{"rule": "contradicted-base-model"}]), ("audit", "reason", None),
+    ("audit", "claims.0.source", "rumour"), ("audit", "verdict", "maybe"), ("audit", "passing", None),
+    ("journal", "kind", "audit"), ("journal", "alpha", 1), ("journal", "token", "hf_secret"),
+]  # fmt: skip
+
+
+def test_wrong_documents_are_refused(answers: Answers) -> None:
+    """One fault at a time, at the position where it was made."""
+    for kind, path, value in WRONG:
+        answer = copy.deepcopy(answers[kind][0])
+        container, last = at(answer, path)
+        container[last] = value
+        assert faults(kind, answer), f"{kind} with {path} = {value!r} passes"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_key_may_be_missing(kind: str, answers: Answers) -> None:
+    volatile = {"bytes_read", "seconds"} if kind in ("lineage", "layers", "phylogeny") else set()
+    for key in {*answers[kind][0]} - volatile:
+        answer = {name: value for name, value in answers[kind][0].items() if name != key}
+        assert f"$: '{key}' is a required property" in faults(kind, answer)
+
+
+RECORDS: dict[tuple[str, str], type] = {
+    ("lineage", "candidate"): lineage.Candidate, ("lineage", "claim"): lineage.Claim,
+    ("layers", "block"): layers.BlockOrigin, ("layers", "share_of_source"): layers.Share,
+    ("phylogeny", "node"): phylogeny.Node, ("phylogeny", "edge"): phylogeny.Edge,
+    ("candidates", "proposal"): search.Proposal, ("audit", "finding"): audit.Finding,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name"), RECORDS)
+def test_the_schema_has_the_fields_of_the_record(kind: str, name: str) -> None:
+    assert [*SCHEMAS[kind]["$defs"][name]["properties"]] == [field.name for field in fields(RECORDS[kind, name])]
+
+
+def choices(kind: str, *path: str) -> set[str]:
+    found = SCHEMAS[kind]
+    for key in path:
+        found = found[key]
+    return {value for value in found["enum"] if value is not None}
+
+
+CHOICES: dict[str, tuple[set[str], Callable[[], set[str]]]] = {
+    "verdict": ({*typing.get_args(lineage.Verdict)}, lambda: choices("lineage", "$defs", "verdict")),
+    "relation": ({*typing.get_args(lineage.Relation)}, lambda: choices("lineage", "$defs", "relation")),
+    "status": (
+        {*typing.get_args(lineage.Status)}, lambda: choices("lineage", "$defs", "candidate", "properties", "status"),
+    ),
+    "claim": (
+        {*typing.get_args(lineage.ClaimStatus)}, lambda: choices("lineage", "$defs", "claim", "properties", "status"),
+    ),
+    "kind": ({*typing.get_args(layers.BlockKind)}, lambda: choices("layers", "$defs", "block", "properties", "kind")),
+    "method": ({*typing.get_args(layers.Method)}, lambda: choices("layers", "properties", "method")),
+    "tree method": ({*METHODS}, lambda: choices("phylogeny", "properties", "method")),
+    "looked": (
+        {*typing.get_args(search.Looked)}, lambda: choices("candidates", "$defs", "proposal", "properties", "status"),
+    ),
+    "audit": ({*audit.RULES}, lambda: choices("audit", "properties", "status")),
+    "rule": ({*audit.BY_ID}, lambda: choices("audit", "$defs", "rule")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_schema_lists_the_choices_of_the_code(name: str) -> None:
+    ours, theirs = CHOICES[name]
+    assert theirs() == ours
+
+
+def test_the_page_explains_every_field() -> None:
+    page = (ROOT / "docs" / "schema.md").read_text()
+    explained = {*re.findall(r"`([a-z0-9_]+)`", page)}
+    for kind, schema in SCHEMAS.items():
+        for part in (schema, *schema.get("$defs", {}).values()):
+            for name in (*part.get("properties", {}), *(value for value in part.get("enum", ()) if "-" not in value)):
+                assert name in explained, f"docs/schema.md does not explain {name} of {kind}"
