@@ -210,7 +210,7 @@ RECORDS: dict[tuple[str, str], type] = {
     ("lineage", "candidate"): lineage.Candidate, ("lineage", "claim"): lineage.Claim,
     ("layers", "block"): layers.BlockOrigin, ("layers", "share_of_source"): layers.Share,
     ("phylogeny", "node"): phylogeny.Node, ("phylogeny", "edge"): phylogeny.Edge,
-    ("candidates", "proposal"): search.Proposal, ("audit", "finding"): audit.Finding,
+    ("candidates", "found_candidate"): search.FoundCandidate, ("audit", "finding"): audit.Finding,
 }  # fmt: skip
 
 
@@ -239,7 +239,7 @@ CHOICES: dict[str, tuple[set[str], Callable[[], set[str]]]] = {
     "method": ({*typing.get_args(layers.Method)}, lambda: choices("layers", "properties", "method")),
     "tree method": ({*METHODS}, lambda: choices("phylogeny", "properties", "method")),
     "looked": (
-        {*typing.get_args(search.Looked)}, lambda: choices("candidates", "$defs", "proposal", "properties", "status"),
+        {*typing.get_args(search.Looked)}, lambda: choices("candidates", "$defs", "found_candidate", "properties", "status"),
     ),
     "audit": ({*audit.RULES}, lambda: choices("audit", "properties", "status")),
     "rule": ({*audit.BY_ID}, lambda: choices("audit", "$defs", "rule")),
