@@ -15,12 +15,12 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import math
 import os
 import re
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache
@@ -33,6 +33,9 @@ import torch
 from safetensors.torch import save
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this file, whichever is installed
 
 import hf_lineage as hl
 from hf_lineage import cli
@@ -161,7 +164,12 @@ def vit(seed: int, depth: int = 3) -> Tensors:
     shapes |= {"patch_embed.proj.weight": (64, 1, 7, 7), "patch_embed.proj.bias": (64,)}
     for i in range(depth):
         at = f"blocks.{i}."
-        for name, wide, narrow in (("attn.qkv", 192, 64), ("attn.proj", 64, 64), ("mlp.fc1", 128, 64), ("mlp.fc2", 64, 128)):
+        for name, wide, narrow in (
+            ("attn.qkv", 192, 64),
+            ("attn.proj", 64, 64),
+            ("mlp.fc1", 128, 64),
+            ("mlp.fc2", 64, 128),
+        ):
             shapes |= {f"{at}{name}.weight": (wide, narrow), f"{at}{name}.bias": (wide,)}
         shapes |= {f"{at}{norm}.{kind}": (64,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")}
     shapes |= {"norm.weight": (64,), "norm.bias": (64,), "head.weight": (5, 64), "head.bias": (5,)}
@@ -230,9 +238,10 @@ MODELS: dict[str, Callable[[], Tensors]] = {
     "mlp-parent": lambda: mlp(1),
     "mlp-child": lambda: tuned(model("mlp-parent"), 2),
     "mlp-sibling": lambda: tuned(model("mlp-parent"), 3),
-    "mlp-sibling-2": lambda: tuned(model("mlp-parent"), 4, 0.25),
+    "mlp-sibling-2": lambda: tuned(model("mlp-parent"), 4),
     "mlp-grandchild": lambda: tuned(model("mlp-child"), 5),
     "mlp-grandchild-2": lambda: tuned(model("mlp-child"), 6, 0.1),
+    "mlp-sibling-3": lambda: tuned(model("mlp-parent"), 24),
     "mlp-nephew": lambda: tuned(model("mlp-sibling"), 7, 0.1),
     "mlp-copy": lambda: dict(model("mlp-parent")),
     "mlp-stranger": lambda: mlp(8),
@@ -433,8 +442,7 @@ def broken(w: World, put: Callable[..., str]) -> list[str]:
         put("mlp-pickled", like="mlp-parent", files={"model.safetensors": b"", "pytorch_model.bin": stream.getvalue()}),
         put("mlp-no-weights", like="mlp-parent", files={"model.safetensors": b""}),
         put("mlp-all-nan"),
-        put("mlp-zero"),
-    ]
+    ]  # a candidate with a tensor of zeros is refused or not by a rounding error: only a child has one
 
 
 def hidden(w: World) -> list[str]:
@@ -498,7 +506,9 @@ def trace_claims_remote(w: World) -> Plain:
 
 
 def trace_shards(w: World) -> Plain:
-    parts = {f"model-0000{i}-of-00003.safetensors": [n for n in model("mlp-parent") if f"fc{i}" in n] for i in (1, 2, 3)}
+    parts = {
+        f"model-0000{i}-of-00003.safetensors": [n for n in model("mlp-parent") if f"fc{i}" in n] for i in (1, 2, 3)
+    }
     index = {"weight_map": {name: part for part, names in parts.items() for name in names}}
     files = {part: save({n: model("mlp-parent")[n] for n in names}) for part, names in parts.items()}
     files |= {"model.safetensors": b"", "model.safetensors.index.json": json.dumps(index).encode()}
@@ -563,13 +573,17 @@ def trace_modules(w: World) -> Plain:
     child, candidates = module("mlp-child"), [module("mlp-parent"), module("mlp-stranger")]
     return {
         "features": told(hl.trace(child, candidates, evidence="features", probes=inputs)),
-        "both": told(hl.trace(child, candidates, evidence=["weights", "features"], probes=inputs, taps="blocks", step=0.1)),
+        "both": told(
+            hl.trace(child, candidates, evidence=["weights", "features"], probes=inputs, taps="blocks", step=0.1)
+        ),
         "weights": told(hl.trace(child, [*candidates, w.local("mlp-sibling")])),
     }
 
 
 def trace_features_vit(w: World) -> Plain:
-    return traced(w, "vit-child", "vit-parent", "vit-stranger", evidence="features", metric="cka", taps="blocks", probes=8)
+    return traced(
+        w, "vit-child", "vit-parent", "vit-stranger", evidence="features", metric="cka", taps="blocks", probes=8
+    )
 
 
 def trace_features_llama(w: World) -> Plain:
@@ -588,6 +602,24 @@ def trace_detector(w: World) -> Plain:
         "alone": told(hl.trace(child, names, evidence="detector")),
         "all": told(hl.trace(child, names, evidence=["weights", "features", "detector"], probes=16)),
     }
+
+
+def trace_progress(w: World) -> Plain:
+    """What a caller is told while an answer is made."""
+    child, names = w.local("llama-child"), w.locals("llama-parent", "llama-stranger")
+    questions = {
+        "trace": lambda told: hl.trace(child, names, progress=told),
+        "layers": lambda told: hl.trace_layers(child, names, progress=told),
+        "tree": lambda told: hl.phylogeny([child, *names], progress=told),
+        "audit": lambda told: [*hl.audit([child, *names], progress=told)],
+    }
+    said: Plain = {}
+    for name, question in questions.items():
+        calls: list[tuple[int, int, str]] = []
+        question(lambda done, total, what, calls=calls: calls.append((done, total, what)))
+        totals, whats = [*dict.fromkeys(c[1] for c in calls)], sorted({c[2] for c in calls})
+        said[name] = {"calls": len(calls), "totals": totals, "last": calls[-1][:2], "whats": whats}
+    return said
 
 
 TRACE: dict[str, Callable[[World], Plain]] = {
@@ -636,6 +668,7 @@ TRACE: dict[str, Callable[[World], Plain]] = {
     "trace-search-contradicted": trace_search_contradicted,
     "trace-search-nothing": trace_search_nothing,
     "trace-modules": trace_modules,
+    "trace-progress": trace_progress,
     "trace-features-vit": trace_features_vit,
     "trace-features-llama": trace_features_llama,
     "trace-features-resnet": trace_features_resnet,
@@ -728,8 +761,11 @@ TREES: dict[str, Callable[[World], Plain]] = {
     "tree-baselines": by_methods("distance", "norms", "mother"),
     "tree-clustering": by_methods("after-kmeans", "after-meanshift", "after-agglomerative"),
     "tree-along": by_methods("along-kmeans", "along-meanshift", rho=0.5),
-    "tree-copies-and-merges": lambda w: grown(w, *FAMILY, *OTHERS, "mlp-copy", "mlp-merge", "mlp-soup"),
-    "tree-missing-ancestor": lambda w: grown(w, "mlp-child", "mlp-sibling", "mlp-sibling-2", "mlp-grandchild", alpha=1e-4),
+    "tree-copies": lambda w: grown(w, *FAMILY, "mlp-copy"),
+    "tree-merges": lambda w: {
+        "strangers": grown(w, *FAMILY, *OTHERS, "mlp-merge"), "relatives": grown(w, *FAMILY, *OTHERS, "mlp-soup"),
+    },
+    "tree-missing-ancestor": lambda w: grown(w, "mlp-sibling", "mlp-sibling-2", "mlp-sibling-3", "mlp-stranger", alpha=1e-4),
     "tree-changes": lambda w: grown(w, "mlp-parent", "mlp-int8", "mlp-pruned", "mlp-fp16", "mlp-frozen", "mlp-head", "mlp-lora"),
     "tree-architectures": lambda w: grown(
         w, "mlp-parent", "mlp-child", "llama-parent", "llama-child", "llama-sibling", "vit-parent", "vit-child",
@@ -749,7 +785,9 @@ def found(w: World, child: str, *cards: str, **options: Any) -> Plain:
 
 
 def candidates_declared(w: World) -> Plain:
-    recipe = b"merge_method: slerp\nslices:\n- sources:\n  - model: lab/vit-parent\n  - model: lab/llama-parent+lab/lora\n"
+    recipe = (
+        b"merge_method: slerp\nslices:\n- sources:\n  - model: lab/vit-parent\n  - model: lab/llama-parent+lab/lora\n"
+    )
     said = "This model is a fine-tuned version of [lab/mlp-sibling](https://huggingface.co/lab/mlp-sibling) on data.\n"
     config = {"_name_or_path": "lab/mlp-stranger"}
     files = {"mergekit_config.yml": recipe}
@@ -766,7 +804,10 @@ def candidates_outage(w: World) -> Plain:
 def candidates_errors(w: World) -> Plain:
     w.remote("mlp-child")
     calls = {"most": {"most": 0}, "max_bytes": {"max_bytes": -1}, "max_requests": {"max_requests": 1}}
-    said = {name: attempt(lambda o=options: told(hl.find_candidates("lab/mlp-child", **o))) for name, options in calls.items()}
+    said = {
+        name: attempt(lambda o=options: told(hl.find_candidates("lab/mlp-child", **o)))
+        for name, options in calls.items()
+    }
     return said | {ref: attempt(lambda ref=ref: told(hl.find_candidates(ref))) for ref in hidden(w)}
 
 
@@ -806,7 +847,8 @@ def audit_remote(w: World) -> Plain:
 
 
 def audit_local(w: World) -> Plain:
-    """A mirror on disk; the Hub knows none of it."""
+    """Folders whose bases are on the Hub."""
+    w.remotes("mlp-parent", "mlp-sibling", "mlp-stranger", "mlp-wide")
     return audited(claimants(w, w.local), sample=0.5, seed=1)
 
 
@@ -872,7 +914,11 @@ def noted(note: Any) -> Plain:
 def repo(w: World, name: str, ref: str = "main") -> Plain:
     """The files of a repo but its weights, and what is said about it."""
     held = w.hub.repos[name]
-    files = {path: read(path, file.read()) for path, file in held.commits[held.refs[ref]].items() if "safetensors" not in path}
+    files = {
+        path: read(path, file.read())
+        for path, file in held.commits[held.refs[ref]].items()
+        if "safetensors" not in path
+    }
     talks = [(d.num, d.title, d.author, d.status, d.is_pull_request, d.comments) for d in held.discussions.values()]
     commit = held.history[held.refs[ref]]
     return {"files": files, "discussions": talks, "commit": [commit.title, commit.message, commit.author]}
@@ -965,9 +1011,19 @@ ANNOTATIONS: dict[str, Callable[[World], Plain]] = {
 
 
 def cli_trace(w: World) -> Plain:
-    asked = ["trace", w.local("mlp-child", ["lab/mlp-stranger"]), "-c", w.local("mlp-parent"), "-c", w.local("mlp-stranger")]
+    asked = [
+        "trace",
+        w.local("mlp-child", ["lab/mlp-stranger"]),
+        "-c",
+        w.local("mlp-parent"),
+        "-c",
+        w.local("mlp-stranger"),
+    ]
     forms = {"table": ["--explain"], "agent": ["--format", "agent", "--explain"], "json": ["--json"], "quiet": ["-q"]}
-    forms |= {"picture": ["--plot", "lineage.png"], "options": ["--sample", "50%", "--seed", "3", "--tree", "--alpha", "0.01"]}
+    forms |= {
+        "picture": ["--plot", "lineage.png"],
+        "options": ["--sample", "50%", "--seed", "3", "--tree", "--alpha", "0.01"],
+    }
     return {name: command(*asked, *options, files=["lineage.png"]) for name, options in forms.items()}
 
 
@@ -1043,6 +1099,8 @@ class Recorder:
         self._stack.enter_context(threadpool_limits(1))
         self._stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
+        self._stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.WARNING)  # the client tells of every wait
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -1058,9 +1116,12 @@ class Recorder:
             connect(self._hub, patch)
             for variable in ("AGENT", "AI_AGENT", "COLUMNS"):
                 patch.delenv(variable, raising=False)
+            patch.setattr(sys, "argv", ["hf-lineage"])  # what the command line is called, whoever runs it
+            patch.setattr(sys.modules["__main__"], "__package__", None, raising=False)
             patch.chdir(here)
             said = CASES[name](World(self._hub))
             traffic = {app: self._hub.counts[app] for app in ("api", "resolve", "cdn")}
+            traffic |= {"waits": len(self._hub.waits)}
             places = {self._hub.url: "http://hub", self._hub.cdn_url: "http://cdn", str(here): "<here>"}
             from huggingface_hub import close_session
 
@@ -1078,12 +1139,16 @@ def _plain(value: Any, places: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         for place, word in places.items():
             value = value.replace(place, word)
-        try:
-            inside = json.loads(value) if value[:1] == "{" and value.rstrip()[-1:] == "}" else None
-        except ValueError:
-            inside = [json.loads(line) for line in value.splitlines()]
-        return TIMES.sub("…", value) if inside is None else _plain(inside, places)
+        inside = _parsed(value) or _parsed(f"[{','.join(value.splitlines())}]")  # JSON, or a line of JSON each
+        return _plain(inside, places) if inside and value.startswith("{") else TIMES.sub("…", value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def write(name: str, answer: Plain, folder: Path = RECORDED) -> None:
@@ -1102,8 +1167,8 @@ def differences(
 ) -> Iterator[str]:
     """What is not the same, each with its JSON path."""
     if isinstance(old, dict) and isinstance(new, dict):
-        hidden_keys = {*IGNORED, *ignored, *(alias for name in ignored for alias in ALIASES.get(name, ()))}
-        before, after = ([key for key in side if key not in hidden_keys] for side in (old, new))
+        left_out = {*IGNORED, *ignored, *(alias for name in ignored for alias in ALIASES.get(name, ()))}
+        before, after = ([key for key in side if key not in left_out] for side in (old, new))
         if before != after:
             gone, more = [k for k in before if k not in new], [k for k in after if k not in old]
             yield f"{path}: " + (f"keys gone {gone}, new {more}" if gone or more else f"order {before} != {after}")
@@ -1158,7 +1223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stale = {path.stem for path in given.folder.glob("*.json")} - CASES.keys()
         names += sorted(stale) if given.what == "compare" else []
     bad = 0
-    with Recorder() as recorder, warnings.catch_warnings():
+    with Recorder() as recorder:
         for name in names:
             answer = recorder.answer(name) if name in CASES else None
             if given.what == "record" and answer is not None:
@@ -1172,5 +1237,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(main())
