@@ -1,4 +1,4 @@
-"""The answers to sixty fixed questions are those that were recorded: tests/recorded_answers.py, tests/recorded."""
+"""The answers to fixed questions are those that were recorded: tests/recorded_answers.py, tests/recorded."""
 
 from __future__ import annotations
 
