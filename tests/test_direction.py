@@ -143,4 +143,6 @@ def test_no_feature_runs_away(values: list[float]) -> None:
 
 
 def test_the_numbers_say_where_they_are_from() -> None:
-    assert all("experiments.calibration" in module.numbers()["made"] for module in (calibration, directions))
+    assert all(
+        "experiments.calibration" in fitted()["made"] for fitted in (calibration.numbers, directions.fitted_numbers)
+    )

@@ -1,20 +1,21 @@
-"""Which of two related models came first? Where others lie along the line from one to the other (METHODS §5).
+"""Which of two related models came first: where other models lie along the line from one to the other.
 
-Fine-tuning adds a step Δ = child − candidate that is nearly orthogonal to everything that was there before it. So a
-reference k that is older than the step, seen from the candidate, projects on Δ at
+Fine-tuning adds a step Δ = child − candidate that is nearly orthogonal to everything that was there before it. A
+reference k that is older than the step, seen from the candidate, therefore projects on Δ at
 
-    t = ⟨k − candidate, child − candidate⟩ / |child − candidate|²
+    t = ⟨k − candidate, child − candidate⟩ / |child − candidate|²,
 
-near 0 if the candidate is the parent, near 1 if it is a descendant of the child, and between if the two parted from
-a common ancestor (½ for twins that moved equally far). References: the origin (the mean of every random
-initialisation: t then compares norms), and third relatives. The errors of t grow with |k − candidate| / |Δ|, since what
-the step shares with the way to k (weight decay, common drift) is a cosine: a light fine-tune tells little.
+which is near 0 if the candidate is the parent, near 1 if it is a descendant of the child, and between if the two parted
+from a common ancestor (½ for two that moved equally far). References are the origin, which is the mean of every random
+initialisation (t then compares norms), and third relatives. The error of t grows with the reference's relative distance
+|k − candidate| / |Δ|, since what the step shares with the way to k (weight decay, common drift) is a cosine: a light
+fine-tune decides little.
 
-`direction` makes shares of it. The position t of the origin along candidate → child is taken as Student-t around 0 if
-the candidate is the parent, ½ if the two parted from a common start, 1 if it is a descendant. Its scale grows with the
-reach: a step's cosine with the weights it started from is `drift`, not 0. Before looking, each model is as likely to be
-the root of the tree as any other: third relatives that lie behind the candidate speak for it as the parent, those
-behind the child for the child.
+`direction_shares` makes probabilities of it. The position t of the origin is taken as Student-t distributed around 0 if
+the candidate is the parent, ½ if the two parted from a common start, 1 if the candidate is a descendant. Its scale
+grows with the relative distance: the cosine of a step with the weights it started from is `drift`, not 0. Before any
+reference is looked at, each model is as likely to be the root of the tree as any other; third relatives that lie behind
+the candidate make it more likely the parent, those behind the child the child. See docs/methods.md, *Direction*.
 """
 
 from __future__ import annotations
@@ -30,28 +31,29 @@ from typing import Any
 import numpy as np
 import torch
 
-FLOOR = 0.01  # a dependence this small is no asymmetry yet
-ENTRIES = 1 << 18  # of one matrix are looked at for it: 2 MB a copy
+MIN_DEPENDENCE = 0.01  # an absolute correlation this small is no asymmetry yet
+ASYMMETRY_ENTRIES = 1 << 18  # entries of one matrix that the residual asymmetry is computed from: 2 MB a copy
 
 
 @functools.cache
 def fitted_numbers() -> dict[str, Any]:
-    """What was fitted for `direction`, by `experiments/calibration.py`."""
+    """The constants of `direction_shares`, fitted by `experiments/calibration.py` on families with a known truth."""
     return json.loads(files("hf_lineage").joinpath("weights/direction.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """One reference: `t` (see the top), and `reach` = |reference − candidate| / |child − candidate|."""
+    """Where one reference lies: `t` (see above), and `relative_distance` = |reference − candidate| / |Δ|, ≥ 0."""
 
     t: float
     relative_distance: float
 
 
 def origin_position(gram: np.ndarray, candidate: int) -> Position | None:
-    """The position of zero; `gram` (M, M) as in `Moments`: row 0 the child, the others differences from it.
+    """The position of the origin, seen from the candidate in row `candidate`; None where it equals the child.
 
-    With p = c + y and Δ = −y: t = ⟨−p, Δ⟩/|Δ|² = 1 + ⟨c, y⟩/|y|². None where the two are equal.
+    gram: (M, M) as in `Moments`, row 0 the child c, row i the difference yᵢ of a candidate from it. With p = c + y and
+    Δ = −y, t = ⟨−p, Δ⟩/|Δ|² = 1 + ⟨c, y⟩/|y|².
     """
     square = gram[candidate, candidate]
     if not square > 0:
@@ -61,66 +63,69 @@ def origin_position(gram: np.ndarray, candidate: int) -> Position | None:
 
 
 def relative_positions(gram: np.ndarray, candidate: int, others: Sequence[int]) -> list[Position]:
-    """The positions of other candidates: t = 1 − ⟨y, yₖ⟩/|y|². Rows of `gram` as above; equal models are skipped."""
+    """The positions of other candidates, t = 1 − ⟨y, yₖ⟩/|y|²; equal models are left out. `gram` as above."""
     square = gram[candidate, candidate]
-    found = []
+    positions = []
     for other in others:
-        away = square + gram[other, other] - 2 * gram[candidate, other]
-        if square > 0 and gram[other, other] > 0 and away > 1e-12 * square:
+        apart = square + gram[other, other] - 2 * gram[candidate, other]
+        if square > 0 and gram[other, other] > 0 and apart > 1e-12 * square:
             t = 1 - gram[candidate, other] / square
-            found.append(Position(float(t), float(np.sqrt(away / square))))
-    return found
+            positions.append(Position(float(t), float(np.sqrt(apart / square))))
+    return positions
 
 
 def residual_asymmetry(forward: float, backward: float, entries: int) -> float:
-    """(|backward| − |forward|)/(|backward| + |forward| + floor), in (−1, 1): above 0 the candidate came first.
+    """(|backward| − |forward|) / (|backward| + |forward| + ε), in (−1, 1): above 0 the candidate came first.
 
-    forward, backward: what `asymmetry` gives; the floor is FLOOR plus three sampling errors of a correlation of so many
-    entries.
+    forward, backward: the two of `residual_dependences`; ε = MIN_DEPENDENCE + 3/√entries, three standard errors of a
+    correlation of so many entries.
     """
     a, b = abs(forward), abs(backward)
-    return (b - a) / (b + a + FLOOR + 3 / max(entries, 1) ** 0.5)
+    return (b - a) / (b + a + MIN_DEPENDENCE + 3 / max(entries, 1) ** 0.5)
 
 
 def residual_dependences(child: torch.Tensor, candidate: torch.Tensor) -> tuple[float, float]:
-    """How much what one matrix leaves unexplained of the other depends on it: (candidate → child, child → candidate).
+    """How much a regression's residual depends on its regressor: (child on candidate, candidate on child), in [−1, 1].
 
-    Regress y on x, give the residual's rows and columns equal size, and correlate its absolute value with that of x
-    (treated the same). A step that is independent of the parent leaves nothing in the direction it was made, while the
-    reverse regression leaves a residual that depends on its regressor (residual asymmetry, METHODS §5).
-    Matrices (rows, width), of large ones evenly spaced rows of about ENTRIES together; each result in [−1, 1].
+    Regress y on x, scale rows and columns of the residual to equal size, and correlate its absolute value with that of
+    x, scaled the same way. A step that is independent of the parent leaves no dependence in the direction it was made;
+    the reverse regression leaves a residual that depends on its regressor, as in LiNGAM (Shimizu et al. 2011) and in
+    additive noise models (Hoyer et al., NeurIPS 2008). See docs/methods.md, *Residual asymmetry*.
+    child, candidate: (rows, width); of large ones evenly spaced rows of about ASYMMETRY_ENTRIES together.
     """
-    every = -(-child.numel() // ENTRIES) or 1
+    every = -(-child.numel() // ASYMMETRY_ENTRIES) or 1
     child, candidate = child[::every], candidate[::every]
     a, b = candidate.double() - candidate.double().mean(), child.double() - child.double().mean()
     return _dependence(a, b), _dependence(b, a)
 
 
 def _dependence(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Correlation of |y − (⟨x, y⟩/⟨x, x⟩)·x| with |x|, both equilibrated; 0 where one of them is constant."""
     square = (x * x).sum()
     if not square > 0:
         return 0.0
-    rest = _even(y - (x * y).sum() / square * x).abs()
-    size = _even(x).abs()
-    rest, size = rest - rest.mean(), size - size.mean()
-    scale = rest.norm() * size.norm()
-    return float((rest * size).sum() / scale) if scale > 0 else 0.0
+    residual = _equilibrated(y - (x * y).sum() / square * x).abs()
+    size = _equilibrated(x).abs()
+    residual, size = residual - residual.mean(), size - size.mean()
+    scale = residual.norm() * size.norm()
+    return float((residual * size).sum() / scale) if scale > 0 else 0.0
 
 
-def _even(matrix: torch.Tensor) -> torch.Tensor:
-    """Columns, then rows, scaled to a root mean square of 1; those of zeros stay."""
+def _equilibrated(matrix: torch.Tensor) -> torch.Tensor:
+    """Columns, then rows, scaled to a root mean square of 1; those that are all zero stay."""
     for axis in (0, 1):
         size = matrix.square().mean(axis, keepdim=True).sqrt()
         matrix = matrix / torch.where(size > 0, size, 1.0)
     return matrix
 
 
-PLACES = np.array([0.0, 0.5, 1.0])  # where the origin lies: behind the candidate, between, behind the child
+# t of the origin: behind the candidate, between the two, behind the child
+EXPECTED_T = np.array([0.0, 0.5, 1.0])
 
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """Shares of the three orders, summing to 1: the candidate came first, neither did, the child came first."""
+    """Probabilities of the three orders, summing to 1: the candidate came first, neither did, the child came first."""
 
     parent: float
     between: float
@@ -128,7 +133,7 @@ class Direction:
 
     @property
     def decided(self) -> str | None:
-        """The order that can be said, or None."""
+        """The order whose share is at least the fitted threshold `sure`; None where none is."""
         shares = {"parent": self.parent, "between": self.between, "descendant": self.descendant}
         best = max(shares, key=lambda name: shares[name])
         return best if shares[best] >= fitted_numbers()["sure"] else None
@@ -137,28 +142,30 @@ class Direction:
 def direction_shares(
     origin: tuple[float, float] | None, relatives: Sequence[tuple[float, float]] = (), entries: int | None = None
 ) -> Direction:
-    """The shares from (t, reach) of the origin and of third relatives.
+    """The shares of the three orders, from (t, relative distance) of the origin and of third relatives.
 
-    `entries` read (None: all) bound how well t is known.
+    Each relative adds to a uniform prior its normalised Student-t likelihood of lying behind either model or between;
+    the origin's likelihood is then multiplied in (see above, and docs/methods.md, *Direction*). entries: how many were
+    read of the tensors that changed, whose sampling error of t is relative distance/√entries; None: all of them.
     """
     n = fitted_numbers()
     prior = np.array([1.0, 1.0, 1.0])
-    for t, reach in relatives:
-        scale = n["relative_spread"] + n["relative_drift"] * reach
-        behind = np.exp(_densities(t - PLACES, scale, scale, n["tails"]))
-        prior += behind / behind.sum()
+    for t, distance in relatives:
+        scale = n["relative_spread"] + n["relative_drift"] * distance
+        likelihood = np.exp(_densities(t - EXPECTED_T, scale, scale, n["tails"]))
+        prior += likelihood / likelihood.sum()
     logs = np.log(prior / prior.sum())
     if origin is not None:
-        t, reach = origin
-        noise = 0.0 if entries is None else reach / math.sqrt(max(entries, 1))
-        ends = math.hypot(n["spread"] + n["drift"] * reach, noise)
-        middle = math.hypot(n["twin_spread"] + n["twin_drift"] * reach, noise)
-        logs += _densities(t - PLACES, ends, middle, n["tails"])
+        t, distance = origin
+        noise = 0.0 if entries is None else distance / math.sqrt(max(entries, 1))
+        ends = math.hypot(n["spread"] + n["drift"] * distance, noise)
+        middle = math.hypot(n["twin_spread"] + n["twin_drift"] * distance, noise)
+        logs += _densities(t - EXPECTED_T, ends, middle, n["tails"])
     shares = np.exp(logs - logs.max())
     return Direction(*(float(share) for share in shares / shares.sum()))
 
 
-def _densities(away: np.ndarray, ends: float, middle: float, tails: float) -> np.ndarray:
-    """Log densities of Student's t with `tails` degrees of freedom, up to a constant, at distances from the places."""
+def _densities(offsets: np.ndarray, ends: float, middle: float, tails: float) -> np.ndarray:
+    """Log densities of Student's t with `tails` degrees of freedom, up to a constant, at distances from EXPECTED_T."""
     scales = np.array([ends, middle, ends])
-    return -np.log(scales) - (tails + 1) / 2 * np.log1p((away / scales) ** 2 / tails)
+    return -np.log(scales) - (tails + 1) / 2 * np.log1p((offsets / scales) ** 2 / tails)

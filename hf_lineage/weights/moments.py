@@ -1,8 +1,9 @@
-"""`Moments`: what is additive over the entries of aligned checkpoints, taken around a pivot.
+"""Second moments of aligned checkpoints: sums over entries that add over slices, shards and processes.
 
-Row 0 is the pivot x₀ (the child in `trace`), row i ≥ 1 the difference yᵢ = xᵢ − x₀. Distances between nearly
-equal checkpoints are then sums of small squares instead of differences of large ones (METHODS §5): around zero,
-`d² = Gᵢᵢ + Gⱼⱼ − 2Gᵢⱼ` in float32 is off by 2 % at a relative change of 1e-3 and negative at 3e-4.
+All sums are taken around a pivot: row 0 is the pivot x₀ (the child in `trace`), row i ≥ 1 the difference yᵢ = xᵢ − x₀.
+Distances between nearly equal checkpoints are then sums of small squares, not differences of large ones. Around zero,
+d² = Gᵢᵢ + Gⱼⱼ − 2Gᵢⱼ in float32 is wrong by 2 % at a relative change of 1e-3, and negative at 3e-4
+(docs/methods.md, *Moments*).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Entries worked on at once on a processor, over all rows: they stay in its cache, and below torch's own threshold for
-# splitting an operation among threads, whose barriers cost ten times the work where another program shares the cores.
-STEP = 1 << 14
+# Entries processed at once on a CPU, over all rows. So many stay in its cache, and are fewer than torch splits among
+# threads: their barriers cost ten times the work where another program shares the cores.
+CPU_CHUNK = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,14 @@ class Moments:
         Relative error below 1e-3 against the pivot whatever the size of the change; between two others it is
         relative to their distances from the pivot.
         """
-        away = self.gram.copy()
-        away[0, :] = away[:, 0] = 0.0
-        norm = np.diag(away)
-        return np.maximum(norm[:, None] + norm[None, :] - 2 * away, 0.0)
+        differences = self.gram.copy()
+        differences[0, :] = differences[:, 0] = 0.0
+        norm = np.diag(differences)
+        return np.maximum(norm[:, None] + norm[None, :] - 2 * differences, 0.0)
 
     def squared_norms(self) -> np.ndarray:
-        """Σ xᵢ², (M,)."""
-        return np.maximum(self.gram[0, 0] + 2 * self.gram[0] + np.diag(self.gram) - self._pivot_twice(), 0.0)
+        """Σ xᵢ² = G₀₀ + 2G₀ᵢ + Gᵢᵢ (of the pivot G₀₀), (M,), never negative."""
+        return np.maximum(self.gram[0, 0] + 2 * self.gram[0] + np.diag(self.gram) - self._pivot_excess(), 0.0)
 
     def unexplained(self) -> np.ndarray:
         """1 − r² between the pivot and each checkpoint, (M,), in [0, 1], nan where one of them is constant.
@@ -62,9 +63,9 @@ class Moments:
         total = var[0] + 2 * cov + var
         total[0] = var[0]
         with np.errstate(invalid="ignore", divide="ignore"):
-            rest = (var[0] * var - cov**2) / (var[0] * total)
-        rest[0] = 0.0
-        return np.where((var[0] > 0) & (total > 0), np.clip(rest, 0.0, 1.0), np.nan)
+            unexplained = (var[0] * var - cov**2) / (var[0] * total)
+        unexplained[0] = 0.0
+        return np.where((var[0] > 0) & (total > 0), np.clip(unexplained, 0.0, 1.0), np.nan)
 
     def correlation(self) -> np.ndarray:
         """Pearson correlation r of each checkpoint with the pivot, (M,), in [−1, 1], nan where undefined."""
@@ -75,7 +76,8 @@ class Moments:
     def distance2_stderr(self, total: int) -> np.ndarray:
         """Standard error of the mean of (xᵢ − x₀)² when `count` of `total` entries were sampled, (M,).
 
-        sqrt((mean y⁴ − (mean y²)²)/n · (1 − n/N)), entries of the tensor taken as exchangeable.
+        sqrt((mean y⁴ − (mean y²)²)/n · (1 − n/N)), the error of a simple random sample with the finite-population
+        correction (Cochran 1977); assumes that the entries of a tensor are exchangeable.
         """
         error = self._stderr(np.diag(self.squares), np.diag(self.gram), total)
         error[0] = 0.0
@@ -94,24 +96,24 @@ class Moments:
         spread = np.maximum(squares / self.count - (sums / self.count) ** 2, 0.0)
         return np.sqrt(spread / self.count * max(0.0, 1.0 - self.count / total))
 
-    def _pivot_twice(self) -> np.ndarray:
-        twice = np.zeros(len(self.gram))
-        twice[0] = 3 * self.gram[0, 0]  # row 0 is the pivot itself, not a difference
-        return twice
+    def _pivot_excess(self) -> np.ndarray:
+        excess = np.zeros(len(self.gram))
+        excess[0] = 3 * self.gram[0, 0]  # row 0 is the pivot itself, not a difference
+        return excess
 
 
 def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cpu") -> Moments:
-    """Moments of one block: M tensors of n entries, the pivot first, any float dtype. O(M²n), float64.
+    """Moments of one block: M tensors of n entries each, the pivot first, of any float dtype. O(M²n).
 
-    Products are taken in float64 on devices that have it (all but MPS, where the block stays on the CPU), in
-    steps that stay in the processor's cache.
+    Products and sums are float64, on every device that has it; on MPS, which has not, the block stays on the CPU.
+    A tensor with NaN or Inf makes its own sums NaN, and no others.
     """
-    place = torch.device(device)
-    place = torch.device("cpu") if place.type == "mps" else place
+    target = torch.device(device)
+    target = torch.device("cpu") if target.type == "mps" else target
     count = rows[0].numel()
-    step = min(count, max(256, STEP // len(rows))) if place.type == "cpu" else count
-    work = torch.empty(len(rows), step, dtype=torch.float64, device=place)
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=place)
+    step = min(count, max(256, CPU_CHUNK // len(rows))) if target.type == "cpu" else count
+    work = torch.empty(len(rows), step, dtype=torch.float64, device=target)
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=target)
     s1, squares = torch.zeros_like(gram[0]), torch.zeros_like(gram)
     for start in range(0, count, step):
         part = work[:, : min(step, count - start)]
@@ -122,9 +124,9 @@ def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cp
         s1 += part.sum(1)
         part.mul_(part)
         squares += part @ part.T
-    found = Moments(count, gram.cpu().numpy(), s1.cpu().numpy(), squares.cpu().numpy())
-    broken = ~np.isfinite(np.diag(found.gram))  # one NaN or Inf makes all sums of its row NaN, and only those
-    for sums in (found.gram, found.squares):
+    moments = Moments(count, gram.cpu().numpy(), s1.cpu().numpy(), squares.cpu().numpy())
+    broken = ~np.isfinite(np.diag(moments.gram))  # one NaN or Inf makes all sums of its row NaN, and only those
+    for sums in (moments.gram, moments.squares):
         sums[broken, :] = sums[:, broken] = np.nan
-    found.s1[broken] = np.nan
-    return found
+    moments.s1[broken] = np.nan
+    return moments

@@ -1,4 +1,8 @@
-"""`Units`: the same whole hidden units (rows of a matrix) of every checkpoint, held in memory."""
+"""Rows of matrices, the same of every checkpoint, held in memory: whole hidden units, for what is not additive.
+
+A hidden unit is one row of a layer's weight matrix. Correlations of units, their order and their spectrum need whole
+rows; sums over entries do not (`weights/moments.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,11 @@ from ..checkpoints.entry import Slice
 
 
 class Units:
-    """Collects chosen rows of chosen matrices while slices of them stream past.
+    """The chosen rows of the chosen matrices of each model, collected while slices of them are read.
 
-    `rows[name]` are the row numbers kept of matrix `name`, ascending; `matrix(model, name)` is (rows, width),
-    float32. A slice holds whole rows (`sample.grid` cuts so).
+    rows: name → the numbers of the rows that are kept, ascending. widths: name → elements of one row. `matrix(model,
+    name)` is (rows, width) float32, NaN where nothing was read yet. Every slice must hold whole rows, as those of
+    `sampling.grid` do.
     """
 
     def __init__(self, rows: Mapping[str, tuple[int, ...]], widths: Mapping[str, int], models: int) -> None:
@@ -26,7 +31,7 @@ class Units:
         ]
 
     def take(self, model: int, piece: Slice, values: torch.Tensor) -> None:
-        """Keep what is wanted of one slice's values."""
+        """Store the kept rows that lie in one slice. `values`: the elements of the slice, 1-D."""
         if piece.name not in self._index:
             return
         width, index = self._widths[piece.name], self._index[piece.name]
@@ -37,7 +42,7 @@ class Units:
             self._kept[model][piece.name][a:b] = block[index[a:b] - first].float()
 
     def matrix(self, model: int, name: str) -> torch.Tensor:
-        """Kept units of one matrix of one model, (rows, width)."""
+        """The kept rows of one matrix of one model, (rows, width) float32; model 0 is the child."""
         return self._kept[model][name]
 
     def __contains__(self, name: str) -> bool:
