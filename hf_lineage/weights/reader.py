@@ -1,4 +1,8 @@
-"""The one pass over the bytes: slices of all models together, in, `Moments` and `Units` out."""
+"""The one pass over the bytes: the same slices of all aligned models are read together into `Moments` and `Units`.
+
+Blocks of a fixed grid are summed in a fixed order, so that any number of processes and devices gives the same sums. See
+docs/methods.md, *Units and sampling* and *Streaming*.
+"""
 
 from __future__ import annotations
 
@@ -28,26 +32,31 @@ from .units import Units
 if TYPE_CHECKING:
     from ..parallel import Device
 
-BATCH = 8 << 20  # bytes per model that are in flight at once, for each device
-BATCHES = 256 << 20  # … and over all models together
-SPANS = 512  # into about how many pieces the work is cut: enough for a hundred processes, few sums to send
-ROUND = 32 << 20  # bytes of units that are exchanged at once
+BATCH_BYTES = 8 << 20  # of one model that are in flight at once, for each device
+BATCH_BYTES_IN_ALL = 256 << 20  # of all models together
+SPANS = 512  # parts, about, that the work is cut into: enough for a hundred processes, and few sums to send
+EXCHANGE_BYTES = 32 << 20  # of kept rows that processes exchange at once
 
 Values = dict[Slice, torch.Tensor] | LineageError
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What one pass leaves behind. `members[name]`: the candidates that have this tensor; row 0 is the child."""
+    """What one pass over the child and its aligned candidates leaves behind.
+
+    `moments[name]`: of the child's tensor `name`, row 0 the child, the other rows the candidates that have it;
+    `candidates_with[name]`: their numbers, in the order of the rows. `failed`: candidates that could not be read, and
+    why. `bytes_by_others`: bytes that other processes read for this answer.
+    """
 
     moments: dict[str, Moments]
     candidates_with: dict[str, tuple[int, ...]]
     units: Units
     failed: dict[int, LineageError]
-    bytes_by_others: int = 0  # bytes that other processes read for it
+    bytes_by_others: int = 0
 
     def row(self, name: str, candidate: int) -> int:
-        """The candidate's row in the moments of a tensor."""
+        """The candidate's row in the moments of a tensor. Raises `ValueError` where it has no such tensor."""
         return self.candidates_with[name].index(candidate) + 1
 
     def child_usable(self, name: str) -> bool:
@@ -56,11 +65,11 @@ class Readings:
         return bool(np.isfinite(norm) and norm > 0)
 
     def child_defect(self, name: str) -> str:
-        """Why it is not: `zeros` or `broken`."""
+        """Why the child's tensor cannot be used: `zeros`, or `broken` by NaN or Inf."""
         return "zeros" if self.moments[name].gram[0, 0] == 0 else "broken"
 
     def usable(self, name: str, candidate: int) -> bool:
-        """The same of the candidate's tensor, and of the child's."""
+        """Whether the tensor is finite and not all zero, in the candidate and in the child."""
         norm = self.moments[name].squared_norms()[self.row(name, candidate)]
         return self.child_usable(name) and bool(np.isfinite(norm) and norm > 0)
 
@@ -71,29 +80,32 @@ def read_aligned(
 ) -> Readings:  # fmt: skip
     """Read the plan's slices of every model once, batch by batch; the next batch is fetched meanwhile.
 
-    Of several processes each reads a share, and all return the same; `progress` tells of the own share. Sums are taken
-    block by block along spans that the plan alone decides, so their last bits depend on nothing else.
-    A candidate whose reading fails is dropped and named in `failed`; a child that fails raises. Memory: two
-    batches, the kept units, and one block in float64 per model.
+    alignments: for each candidate, its tensors for the child's. device: one or several, which take turns. progress:
+    called with bytes done and in all, of this process's share.
+
+    Of several processes each reads a share, and all return the same. Sums are taken block by block along spans that the
+    plan alone decides, so that their last bits depend on nothing else. A candidate whose reading fails is left out and
+    named in `failed`; a child that fails raises. Memory: two batches, the kept rows, one block in float64 per model.
+    Raises `LineageError` where the processes do not see the same models and options.
     """
     here, models = world(), [child, *candidates]
     _agree(here, plan, models, alignments)
     names = dict.fromkeys(piece.name for piece in plan.slices)
-    members = {name: tuple(i for i, a in enumerate(alignments) if name in a.pairs) for name in names}
+    candidates_with = {name: tuple(i for i, a in enumerate(alignments) if name in a.pairs) for name in names}
     units = Units(plan.rows, {name: math.prod(child[name].shape[1:]) for name in plan.rows}, len(models))
     spans = _spans(plan.slices)
     share = here.share([sum(_bytes(child, piece) for piece in span) for span in spans])
     before = sum(model.bytes_read for model in models)
-    reader = _Reader(models, [None, *(a.pairs for a in alignments)], members, units, devices(device), {})
+    reader = _Reader(models, [None, *(a.pairs for a in alignments)], candidates_with, units, devices(device), {})
     sums = reader.read({i: spans[i] for i in share}, progress if here.main else None)
 
     spent = sum(model.bytes_read for model in models) - before
     answers = here.gather((sums, reader.failed, spent))
-    everything = {i: moments for sums, _, _ in answers for i, moments in sums.items()}
-    _share_units(here, units, members, [piece for i in share for piece in spans[i]])
+    span_sums = {i: moments for sums, _, _ in answers for i, moments in sums.items()}
+    _share_units(here, units, candidates_with, [piece for i in share for piece in spans[i]])
     return Readings(
-        {name: reduce(add, (everything[i] for i in group)) for name, group in _by_tensor(spans).items()},
-        members,
+        {name: reduce(add, (span_sums[i] for i in group)) for name, group in _by_tensor(spans).items()},
+        candidates_with,
         units,
         {i: error for _, failed, _ in reversed(answers) for i, error in failed.items()},  # the first one's words
         sum(bytes_read for _, _, bytes_read in answers) - spent,
@@ -102,22 +114,25 @@ def read_aligned(
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """One process's part of the pass. `partners[model]`: the child's names → the model's, None for the child's own."""
+    """One process's share of the pass. `partners[model]`: the child's names → the model's; None for the child
+    itself."""
 
     models: Sequence[Checkpoint]
     partners: Sequence[Mapping[str, str] | None]
-    members: Mapping[str, tuple[int, ...]]
+    candidates_with: Mapping[str, tuple[int, ...]]
     units: Units
     devices: Sequence[torch.device]
     failed: dict[int, LineageError]
 
     def read(self, spans: Mapping[int, Sequence[Slice]], progress: Progress | None) -> dict[int, Moments]:
-        """The moments of each span; the units that are met on the way are taken."""
+        """The moments of each span. Kept rows go into `units` on the way."""
         child, count = self.models[0], len(self.models)
         span_of = {piece: i for i, span in spans.items() for piece in span}
         sums: dict[int, Moments] = {}
         done, total = 0, sum(_bytes(child, piece) for piece in span_of)
-        limit = min(BATCH, BATCHES // count) // 2 * len(self.devices)  # a candidate may be stored in wider numbers
+        limit = (
+            min(BATCH_BYTES, BATCH_BYTES_IN_ALL // count) // 2 * len(self.devices)
+        )  # a candidate may be stored in wider numbers
         with (
             ThreadPoolExecutor(min(8, count), thread_name_prefix="hf-lineage-read") as pool,
             ThreadPoolExecutor(len(self.devices), thread_name_prefix="hf-lineage-measure") as workers,
@@ -135,7 +150,7 @@ class _Reader:
         return sums
 
     def _fetch(self, model: int, batch: Sequence[Slice]) -> Values:
-        if model - 1 in self.failed:  # not asked again and again
+        if model - 1 in self.failed:  # is not tried again for every batch
             return self.failed[model - 1]
         partner = self.partners[model]
         ours = [piece for piece in batch if partner is None or piece.name in partner]
@@ -148,7 +163,7 @@ class _Reader:
             return error
 
     def _measure(self, batch: Sequence[Slice], values: Sequence[Values], workers: ThreadPoolExecutor) -> list[Moments]:
-        """The moments of each slice; the devices take turns, and work at the same time."""
+        """The moments of each slice of a batch; slices go to the devices in turn, and these work at the same time."""
 
         def work(first: int) -> list[Moments]:
             return [self._one(piece, values, self.devices[first]) for piece in batch[first :: len(self.devices)]]
@@ -159,7 +174,7 @@ class _Reader:
         return [columns[i % len(columns)][i // len(columns)] for i in range(len(batch))]
 
     def _one(self, piece: Slice, values: Sequence[Values], device: torch.device) -> Moments:
-        models = (0, *(i + 1 for i in self.members[piece.name]))
+        models = (0, *(i + 1 for i in self.candidates_with[piece.name]))
         block = [_values(values[model], piece) for model in models]
         for model, row in zip(models, block, strict=True):
             self.units.take(model, piece, row)
@@ -167,11 +182,12 @@ class _Reader:
 
 
 def _agree(here: World, plan: Plan, models: Sequence[Checkpoint], alignments: Sequence[Alignment]) -> None:
-    """Whether all processes are about to read the same: a branch may have moved between their looks at it."""
+    """Raise where the processes are about to read different things: a branch may have moved since one of them
+    looked."""
     if here.size == 1:
         return
-    told = repr((plan, [model.ref for model in models], [sorted(alignment.pairs.items()) for alignment in alignments]))
-    if len({*here.gather(hashlib.sha256(told.encode()).hexdigest())}) > 1:
+    seen = repr((plan, [model.ref for model in models], [sorted(alignment.pairs.items()) for alignment in alignments]))
+    if len({*here.gather(hashlib.sha256(seen.encode()).hexdigest())}) > 1:
         raise LineageError(
             f"Expected {here.size} processes to see the same models and options, but they do not. Start again; name a "
             "commit (org/name@revision) where a model is changing."
@@ -179,7 +195,7 @@ def _agree(here: World, plan: Plan, models: Sequence[Checkpoint], alignments: Se
 
 
 def _spans(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """Neighbouring slices of one tensor, about 1/`SPANS` of everything each and at least one: the units of sharing."""
+    """Runs of neighbouring slices of one tensor, about 1/`SPANS` of everything each: what is shared among processes."""
     limit = sum(piece.stop - piece.start for piece in slices) // SPANS
     spans: list[list[Slice]] = []
     size = 0
@@ -200,30 +216,32 @@ def _by_tensor(spans: Sequence[Sequence[Slice]]) -> dict[str, list[int]]:
     return groups
 
 
-def _share_units(here: World, units: Units, members: Mapping[str, tuple[int, ...]], ours: Sequence[Slice]) -> None:
-    """Give every process the rows that the others kept, a few tensors at a time."""
+def _share_units(
+    here: World, units: Units, candidates_with: Mapping[str, tuple[int, ...]], ours: Sequence[Slice]
+) -> None:
+    """Send every process the rows that the others kept, a few tensors at a time."""
     if here.size == 1:
         return
-    for names in _rounds(units, members):
+    for names in _exchanges(units, candidates_with):
         parts = []
         for piece in (piece for piece in ours if piece.name in names):
             width = units.matrix(0, piece.name).shape[1]
             a, b = (bisect_left(units.rows[piece.name], edge // width) for edge in (piece.start, piece.stop))
-            for model in (0, *(i + 1 for i in members[piece.name])) if a < b else ():
+            for model in (0, *(i + 1 for i in candidates_with[piece.name])) if a < b else ():
                 parts.append((model, piece.name, a, b, units.matrix(model, piece.name)[a:b].numpy()))
         for rank, theirs in enumerate(here.gather(parts)):
             for model, name, a, b, rows in theirs if rank != here.rank else ():
                 units.matrix(model, name)[a:b] = torch.from_numpy(rows)
 
 
-def _rounds(units: Units, members: Mapping[str, tuple[int, ...]]) -> Iterator[set[str]]:
-    """The tensors of which rows are kept, in groups of about `ROUND` bytes over all models."""
+def _exchanges(units: Units, candidates_with: Mapping[str, tuple[int, ...]]) -> Iterator[set[str]]:
+    """The tensors of which rows are kept, in groups of about `EXCHANGE_BYTES` bytes over all models."""
     names: set[str] = set()
     size = 0
-    for name in (name for name in units.rows if name in members):
+    for name in (name for name in units.rows if name in candidates_with):
         names.add(name)
-        size += units.matrix(0, name).nbytes * (1 + len(members[name]))
-        if size >= ROUND:
+        size += units.matrix(0, name).nbytes * (1 + len(candidates_with[name]))
+        if size >= EXCHANGE_BYTES:
             yield names
             names, size = set(), 0
     if names:
@@ -234,7 +252,7 @@ def _ahead(
     pool: ThreadPoolExecutor, fetch: Callable[[int, Sequence[Slice]], Values], batches: Iterator[list[Slice]],
     models: int,
 ) -> Iterator[tuple[list[Slice], list[Values]]]:  # fmt: skip
-    """Batches with their values, one batch read ahead."""
+    """The batches with their values, model by model; the next batch is read while one is used."""
     waiting: tuple[list[Slice], list] | None = None
     for batch in batches:
         coming = (batch, [pool.submit(fetch, model, batch) for model in range(models)])
@@ -264,6 +282,6 @@ def _bytes(child: Checkpoint, piece: Slice) -> int:
 
 
 def _values(read: Values, piece: Slice) -> torch.Tensor:
-    if isinstance(read, LineageError):  # keeps the shape; the candidate is dropped at the end
+    if isinstance(read, LineageError):  # keeps the shape; the candidate is left out at the end
         return torch.full((piece.stop - piece.start,), torch.nan)
     return read[piece]

@@ -1,6 +1,7 @@
 """Which elements are read: everything, or a seeded sample of contiguous slices and whole hidden units.
 
-A tensor is cut on a grid fixed by its shape alone, so sums over blocks do not depend on who reads them.
+A tensor is cut on a grid that its shape alone fixes, so that sums over blocks do not depend on which process reads
+them. See docs/methods.md, *Units and sampling*.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from ..architecture.describe import Shaped
 from ..checkpoints.entry import Slice
 from ..errors import ArgumentError
 
-BLOCK = 1 << 18  # elements of one grid block
-MIN_UNITS = 32  # whole units a tensor needs for the permutation test
-MAX_UNITS = 2048  # units of one tensor that are kept
-MAX_ROW = 1 << 20  # elements of one unit; longer rows are no hidden units of a network we know
+BLOCK = 1 << 18  # elements of one block of the grid
+MIN_UNITS = 32  # whole units that a tensor needs for the permutation test
+MAX_UNITS = 2048  # units of one tensor that are kept in memory
+MAX_ROW = 1 << 20  # elements of one unit; longer rows are no hidden units of any network known to us
 MIN_SLICE = 64  # elements below which a slice is not worth its request
-REMOTE_SHARE, REMOTE_LEAST = 0.005, 4 << 20  # what is read of a remote model unless the caller says
+REMOTE_SHARE, REMOTE_MIN_BYTES = 0.005, 4 << 20  # read of a remote model unless the caller decides otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Slices to read, in order, and the rows of each unit matrix that are kept for the permutation test."""
+    """What is read: slices in order, the rows kept in memory of each matrix, and the share of all bytes, in (0, 1]."""
 
     slices: tuple[Slice, ...]
     rows: dict[str, tuple[int, ...]]
@@ -41,11 +42,15 @@ def make_plan(
     entries: Mapping[str, Shaped], nbytes: Mapping[str, int], orders: Mapping[str, Sequence[str]],
     *, budget: int | None, keep: int, seed: int,
 ) -> Plan:  # fmt: skip
-    """Choose what to read of the tensors in `entries`; `budget` bytes of the child, None for everything.
+    """Choose what to read of the tensors in `entries`.
 
-    `keep` bounds the bytes (as float32) of units held in memory for one model; what the units leave of it goes to rows
-    of other matrices, which show what was done to them (`relation.py`, `direction.py`). In a sample, one contiguous
-    slice per tensor starts at a seeded place; unit matrices give whole rows, at least `MIN_UNITS` of them or none.
+    nbytes: bytes of each tensor as stored. orders: hidden-unit order → matrices whose rows are its units. budget: bytes
+    to read of the child, None for everything. keep: bytes (as float32) of rows held in memory for one model. What the
+    units leave of these goes to rows of other matrices, by which `edits.py` and `direction.py` see what was done.
+
+    Everything: the blocks of `grid`, and rows drawn at random. A sample: of each tensor one contiguous slice that
+    starts at a random place; unit matrices give whole rows, at least `MIN_UNITS` of them or none. Random numbers are
+    seeded by `seed` and the name of the tensor or its order, so that tensors of one order give the same rows.
     """
     units = {name: order for order, names in orders.items() for name in names if name in entries}
     units = {name: order for name, order in units.items() if _fits(entries[name].shape)}
@@ -55,24 +60,24 @@ def make_plan(
         chosen = _kept_rows(entries, units, 3 * keep // 4, seed)
         spent = sum(4 * len(kept) * _row(entries[name].shape) for name, kept in chosen.items())
         return Plan(everything, chosen | _other_rows(entries, chosen, keep - spent, seed), 1.0)
-    admitted = _admitted(entries, nbytes, units, budget)
+    affordable = _affordable(entries, nbytes, units, budget)
     slices: list[Slice] = []
     rows: dict[str, tuple[int, ...]] = {}
-    # a tensor without a slice could change unseen: norm gains and biases are read too where that costs little
-    least = MIN_SLICE if sum(MIN_SLICE * nbytes[n] // e.count for n, e in entries.items()) <= budget // 8 else 0
-    share = _share(entries, nbytes, admitted, budget, least)
+    # a change in a tensor without a slice would not be seen: gains and biases are read too where that costs little
+    min_length = MIN_SLICE if sum(MIN_SLICE * nbytes[n] // e.count for n, e in entries.items()) <= budget // 8 else 0
+    share = _share(entries, nbytes, affordable, budget, min_length)
     for name, entry in entries.items():
-        length, row = _length(entry, share, name in admitted, least)
+        length, row = _length(entry, share, name in affordable, min_length)
         if not length:
             continue
         # tensors of one order start at the same row: their units are tested together
-        start = row * seeded_random(seed, admitted.get(name, name)).randrange((entry.count - length) // row + 1)
+        start = row * seeded_random(seed, affordable.get(name, name)).randrange((entry.count - length) // row + 1)
         slices += _cut(name, start, start + length, row)
-        if name in admitted:
-            room = max(MIN_UNITS, min(MAX_UNITS, keep // (4 * row * len(admitted))))
-            rows[name] = tuple(range(start // row, (start + length) // row))[:room]
-    taken = sum(nbytes[piece.name] * (piece.stop - piece.start) / entries[piece.name].count for piece in slices)
-    return Plan(tuple(slices), rows, taken / total)
+        if name in affordable:
+            max_rows = max(MIN_UNITS, min(MAX_UNITS, keep // (4 * row * len(affordable))))
+            rows[name] = tuple(range(start // row, (start + length) // row))[:max_rows]
+    read = sum(nbytes[piece.name] * (piece.stop - piece.start) / entries[piece.name].count for piece in slices)
+    return Plan(tuple(slices), rows, read / total)
 
 
 def sample_budget(sample: str | float | int | None, total: int, remote: bool) -> int | None:
@@ -87,7 +92,7 @@ def sample_budget(sample: str | float | int | None, total: int, remote: bool) ->
     if sample == "all" or (sample is None and not remote):
         return None
     if sample is None or sample == "auto":
-        return max(int(REMOTE_SHARE * total), REMOTE_LEAST)
+        return max(int(REMOTE_SHARE * total), REMOTE_MIN_BYTES)
     try:
         text = str(sample).strip()
         value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
@@ -120,14 +125,14 @@ def _fits(shape: Sequence[int]) -> bool:
 
 
 def seeded_random(seed: int, name: str) -> random.Random:
-    """Random numbers that belong to a name: the same in every process, and whatever else is asked."""
+    """A generator seeded by a number and a name: the same in every process, whatever else was drawn before."""
     return random.Random(hashlib.sha256(f"{seed}:{name}".encode()).digest())
 
 
 def _kept_rows(
     entries: Mapping[str, Shaped], units: Mapping[str, str], keep: int, seed: int
 ) -> dict[str, tuple[int, ...]]:
-    """Rows of every unit matrix that stay in memory: the same rows for the tensors of one order."""
+    """Rows of every unit matrix that stay in memory, the same for the tensors of one order, within `keep` bytes."""
     width: dict[str, int] = {}
     for name, order in units.items():
         width[order] = width.get(order, 0) + 4 * _row(entries[name].shape)
@@ -158,36 +163,40 @@ def _other_rows(
     return rows
 
 
-def _admitted(
+def _affordable(
     entries: Mapping[str, Shaped], nbytes: Mapping[str, int], units: Mapping[str, str], budget: int
 ) -> dict[str, str]:
     """Unit matrices of which `MIN_UNITS` rows can be afforded, cheapest first, from 3/4 of the budget."""
     cost = {name: MIN_UNITS * nbytes[name] // entries[name].shape[0] for name in units}
-    admitted: dict[str, str] = {}
+    affordable: dict[str, str] = {}
     left = 3 * budget // 4
     for name in sorted(units, key=lambda name: (cost[name], name)):
         if cost[name] <= left:
-            admitted[name] = units[name]
+            affordable[name] = units[name]
             left -= cost[name]
-    return admitted
+    return affordable
 
 
-def _length(entry: Shaped, share: float, unit: bool, least: int) -> tuple[int, int]:
+def _length(entry: Shaped, share: float, unit: bool, min_length: int) -> tuple[int, int]:
     """Elements to read of a tensor at a share of everything, and the row they must be a multiple of."""
     if unit:
         row = _row(entry.shape)
         return row * min(entry.shape[0], max(MIN_UNITS, round(share * entry.shape[0]))), row
-    length = min(entry.count, max(round(share * entry.count), least))
+    length = min(entry.count, max(round(share * entry.count), min_length))
     return (length if length >= min(entry.count, MIN_SLICE) else 0), 1
 
 
 def _share(
-    entries: Mapping[str, Shaped], nbytes: Mapping[str, int], admitted: Mapping[str, str], budget: int, least: int
+    entries: Mapping[str, Shaped],
+    nbytes: Mapping[str, int],
+    affordable: Mapping[str, str],
+    budget: int,
+    min_length: int,
 ) -> float:
     """The share of every tensor at which the lengths add up to the budget (bisection: the sum is monotone)."""
 
     def cost(share: float) -> float:
-        lengths = ((name, _length(entry, share, name in admitted, least)[0]) for name, entry in entries.items())
+        lengths = ((name, _length(entry, share, name in affordable, min_length)[0]) for name, entry in entries.items())
         return sum(nbytes[name] / entries[name].count * length for name, length in lengths)
 
     low, high = 0.0, 1.0
