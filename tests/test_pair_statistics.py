@@ -12,8 +12,22 @@ import torch
 from scipy.stats import kurtosis as scipy_kurtosis
 
 from hf_lineage.trees import pair_statistics as module
-from hf_lineage.trees.pair_statistics import Kinship, Matrix, distance2, kinship, products, shared_information
-from hf_lineage.trees.without_gradient import DECISIVE, FEW, SPIKE, TIMES, Untouched, shared
+from hf_lineage.trees.pair_statistics import (
+    Matrix,
+    PairStatistics,
+    compute_pair_statistics,
+    distance2,
+    products,
+    shared_information,
+)
+from hf_lineage.trees.without_gradient import (
+    DECISIVE_RATIO,
+    MIN_DECISIVE_WEIGHTS,
+    MIN_SPIKE_WEIGHTS,
+    SPIKE_WIDTH,
+    WithoutGradient,
+    shared,
+)
 from hf_lineage.weights.moments import block_moments
 from hf_lineage.weights.mutual_information import MIN_UNEXPLAINED, mutual_information
 from hf_lineage.weights.permutation_test import chatterjee_bound, layer_test
@@ -40,9 +54,9 @@ def gram_of(units: torch.Tensor) -> np.ndarray:
     return x @ x.T
 
 
-def kin_of(*matrices: torch.Tensor) -> Kinship:
+def statistics_of(*matrices: torch.Tensor) -> PairStatistics:
     named = [Matrix(f"m{i}", units[0].numel(), units) for i, units in enumerate(matrices)]
-    return kinship(named, [gram_of(units) for units in matrices])
+    return compute_pair_statistics(named, [gram_of(units) for units in matrices])
 
 
 # ---- information
@@ -88,17 +102,17 @@ def test_information_ignores_scale_sign_and_mean_of_a_unit() -> None:
 def test_information_in_pieces_of_any_memory(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     units = stack(rows=31)
     whole = shared_information(units)
-    monkeypatch.setattr(module, "CELLS", cells)
+    monkeypatch.setattr(module, "MAX_GRAM_ENTRIES", cells)
     np.testing.assert_allclose(shared_information(units), whole, rtol=1e-12)
 
 
 @pytest.mark.parametrize("matrices", [1, 3, 20])
 def test_pieces_add_up_to_the_information(matrices: int) -> None:
-    kin = kin_of(*(stack(rows=160, seed=k) for k in range(matrices)))
-    assert len(kin.pieces) >= module.PIECES
+    statistics = statistics_of(*(stack(rows=160, seed=k) for k in range(matrices)))
+    assert len(statistics.pieces) >= module.MIN_BOOTSTRAP_PIECES
     expected = sum(shared_information(stack(rows=160, seed=k)) for k in range(matrices))
-    np.testing.assert_allclose(kin.information, expected, rtol=1e-12)
-    assert kin.models == 4 and list(kin.sizes) == [3200.0] * matrices
+    np.testing.assert_allclose(statistics.information, expected, rtol=1e-12)
+    assert statistics.models == 4 and list(statistics.sizes) == [3200.0] * matrices
 
 
 def test_the_nearest_relative_tells_most() -> None:
@@ -162,8 +176,8 @@ def test_lean_points_from_parent_to_child() -> None:
     for seed in range(20):
         parent = laplace(seed)
         child = 0.8 * parent + 0.6 * torch.randn(parent.shape, generator=torch.Generator().manual_seed(seed))
-        forward = kin_of(torch.stack([parent, child])).residual_asymmetry(0, 1)
-        backward = kin_of(torch.stack([child, parent])).residual_asymmetry(0, 1)
+        forward = statistics_of(torch.stack([parent, child])).residual_asymmetry(0, 1)
+        backward = statistics_of(torch.stack([child, parent])).residual_asymmetry(0, 1)
         assert forward == pytest.approx(-backward, abs=1e-12)
         right += int(forward[0] > 0)
     assert right == 20
@@ -171,18 +185,18 @@ def test_lean_points_from_parent_to_child() -> None:
 
 def test_lean_is_antisymmetric_and_zero_of_equals() -> None:
     units = torch.stack([laplace(1), laplace(1), laplace(1) + laplace(2), laplace(3)])
-    kin = kin_of(units, stack())
+    statistics = statistics_of(units, stack())
     for i, j in itertools.product(range(4), repeat=2):
-        assert (kin.residual_asymmetry(i, j) == -kin.residual_asymmetry(j, i)).all() and kin.residual_asymmetry(
-            i, j
-        ).shape == (2,)
-    assert kin.residual_asymmetry(0, 1)[0] == 0 == kin.residual_asymmetry(3, 3)[1]
+        assert (
+            statistics.residual_asymmetry(i, j) == -statistics.residual_asymmetry(j, i)
+        ).all() and statistics.residual_asymmetry(i, j).shape == (2,)
+    assert statistics.residual_asymmetry(0, 1)[0] == 0 == statistics.residual_asymmetry(3, 3)[1]
 
 
 def test_kurtosis_against_scipy() -> None:
     units = torch.stack([laplace(1), torch.randn(100, 80, generator=torch.Generator().manual_seed(0))])
     expected = scipy_kurtosis(units.flatten(1).double().numpy(), axis=1)
-    np.testing.assert_allclose(kin_of(units).kurtosis[0], expected, rtol=1e-9)
+    np.testing.assert_allclose(statistics_of(units).kurtosis[0], expected, rtol=1e-9)
 
 
 def test_entropy_of_known_spectra() -> None:
@@ -190,7 +204,7 @@ def test_entropy_of_known_spectra() -> None:
     values = torch.tensor([3.0, 2.0, 1.0] + [0.0] * 13, dtype=torch.float64)
     shares = np.array([9, 4, 1]) / 14
     units = torch.stack([q, q @ values.diag() @ q.T, torch.zeros_like(q)])
-    found = kin_of(units)
+    found = statistics_of(units)
     expected = [math.log(16), -(shares * np.log(shares)).sum(), 0.0]
     np.testing.assert_allclose(found.entropy[0], expected, atol=1e-9)
     assert found.kurtosis[0, 2] == 0, "a matrix of zeros has no shape"
@@ -261,7 +275,7 @@ def test_the_factor_is_positive_and_near_one(factor: float, found: bool) -> None
 
 
 def test_a_spike_needs_so_many_weights() -> None:
-    for count, expected in ((FEW, True), (FEW - 1, False)):
+    for count, expected in ((MIN_SPIKE_WEIGHTS, True), (MIN_SPIKE_WEIGHTS - 1, False)):
         parent = weights(10_000, 1)
         touched = np.arange(parent.size) >= count
         found = shared(parent, fine_tune(parent, touched, 2, change=3.0))
@@ -271,7 +285,7 @@ def test_a_spike_needs_so_many_weights() -> None:
 def test_a_spike_stands_out_of_what_is_around_it() -> None:
     """Log ratios spread evenly, ten in the width of a spike, and as many again as it takes."""
     rng = np.random.default_rng(0)
-    even = np.linspace(-0.01, 0.01, int(10 * 0.02 / (2 * SPIKE)))
+    even = np.linspace(-0.01, 0.01, int(10 * 0.02 / (2 * SPIKE_WIDTH)))
     for extra, expected in ((100, True), (0, False)):
         logs = np.concatenate([even, np.zeros(extra)])
         first = rng.uniform(0.5, 2, logs.size)
@@ -281,8 +295,8 @@ def test_a_spike_stands_out_of_what_is_around_it() -> None:
 
 def test_a_spike_is_taken_around_its_middle() -> None:
     """Thirty ratios across most of its width."""
-    first = np.random.default_rng(0).uniform(0.5, 2, FEW)
-    assert shared(first, first * np.exp(np.linspace(-0.9, 0.9, FEW) * SPIKE)).all()
+    first = np.random.default_rng(0).uniform(0.5, 2, MIN_SPIKE_WEIGHTS)
+    assert shared(first, first * np.exp(np.linspace(-0.9, 0.9, MIN_SPIKE_WEIGHTS) * SPIKE_WIDTH)).all()
 
 
 class Family:
@@ -306,7 +320,7 @@ class Family:
             ])  # fmt: skip
             self.fresh.append([f & ~t for f, t in zip(self.fresh[parent], own, strict=True)])
         self.units = [torch.from_numpy(np.stack(each)) for each in zip(*self.models, strict=True)]
-        self.untouched = Untouched(self.units)
+        self.without_gradient = WithoutGradient(self.units)
 
 
 CHAIN, FORK = [None, 0, 1], [None, 0, 0]
@@ -315,11 +329,13 @@ CHAIN, FORK = [None, 0, 1], [None, 0, 0]
 @pytest.mark.parametrize(("parents", "middle"), [(CHAIN, 1), (FORK, 0), ([None, 0, 1, 1, 2, 0], None)])
 def test_the_one_in_between_whatever_the_order(parents: list[int | None], middle: int | None) -> None:
     for seed in range(3):
-        untouched = Family(parents, seed).untouched
+        without_gradient = Family(parents, seed).without_gradient
         around = dict(enumerate(parents))
         for three in itertools.permutations(range(len(parents)), 3):
             inside = _inside(around, three)
-            assert untouched.between(*three) == ((inside,) if inside is not None else untouched.between(*three))
+            assert without_gradient.between(*three) == (
+                (inside,) if inside is not None else without_gradient.between(*three)
+            )
             if inside is None:  # they meet at a fourth one: none of them is certain to be the one between
                 continue
             assert middle is None or three[inside] == middle
@@ -338,9 +354,9 @@ def _inside(parents: dict[int, int | None], three: tuple[int, ...]) -> int | Non
 
 
 def test_what_nothing_was_left_of_tells_nothing() -> None:
-    everything = Family(CHAIN, 1, part=1.1).untouched
+    everything = Family(CHAIN, 1, part=1.1).without_gradient
     assert everything.between(0, 1, 2) == (0, 1, 2)
-    nothing = Untouched([torch.from_numpy(weights(200, 1).reshape(1, 10, 20)).repeat(3, 1, 1)])
+    nothing = WithoutGradient([torch.from_numpy(weights(200, 1).reshape(1, 10, 20)).repeat(3, 1, 1)])
     assert nothing.between(0, 1, 2) == (0, 1, 2)
 
 
@@ -348,38 +364,40 @@ def test_counts_of_untouched_weights_are_the_simulated_ones() -> None:
     """Of a parent and two children: shared by the parent and one child is what that one left and the other did not."""
     family = Family(FORK, 5, part=0.4, matrices=3)
     _, one, two = family.fresh
-    for m, counts in enumerate(family.untouched.alone(0, 1, 2)):
+    for m, counts in enumerate(family.without_gradient.shared_by_two(0, 1, 2)):
         expected = [0, (two[m] & ~one[m]).sum(), (one[m] & ~two[m]).sum()]
         np.testing.assert_allclose(counts, expected, atol=10)
-    assert family.untouched.alone(0, 1, 2).shape == (3, 3)
+    assert family.without_gradient.shared_by_two(0, 1, 2).shape == (3, 3)
 
 
 def test_counts_go_with_their_arguments() -> None:
     family = Family([None, 0, 1, 0], 3)
     for three in itertools.combinations(range(4), 3):
-        fresh = Untouched(family.units)
-        straight = family.untouched.alone(*three)
+        fresh = WithoutGradient(family.units)
+        straight = family.without_gradient.shared_by_two(*three)
         for order in itertools.permutations(range(3)):
             turned = tuple(three[k] for k in order)
-            for each in (family.untouched, fresh):
-                assert (each.alone(*turned) == straight[:, order]).all()
+            for each in (family.without_gradient, fresh):
+                assert (each.shared_by_two(*turned) == straight[:, order]).all()
 
 
-class Counts(Untouched):
+class Counts(WithoutGradient):
     """With counts that were made up."""
 
     def __init__(self, counts: Callable[[int, int, int], np.ndarray]) -> None:
         super().__init__([])
-        self.alone = counts  # type: ignore[method-assign]
+        self.shared_by_two = counts  # type: ignore[method-assign]
 
 
 def test_the_rule_of_three() -> None:
     def told(*counts: int) -> tuple[int, ...]:
         return Counts(lambda a, b, c: np.array([counts], dtype=float)).between(0, 1, 2)
 
-    assert told(0, DECISIVE, DECISIVE) == (0,) and told(0, DECISIVE - 1, DECISIVE) == (0, 1)
-    assert told(100 * TIMES, 100, 100 * TIMES) == (1,), "so many times as much, or more"
-    assert told(100 * TIMES, 100 * TIMES - 1, 100) == (1, 2)
+    assert told(0, MIN_DECISIVE_WEIGHTS, MIN_DECISIVE_WEIGHTS) == (0,) and told(
+        0, MIN_DECISIVE_WEIGHTS - 1, MIN_DECISIVE_WEIGHTS
+    ) == (0, 1)
+    assert told(100 * DECISIVE_RATIO, 100, 100 * DECISIVE_RATIO) == (1,), "so many times as much, or more"
+    assert told(100 * DECISIVE_RATIO, 100 * DECISIVE_RATIO - 1, 100) == (1, 2)
     assert told(0, 0, 0) == told(500, 500, 500) == (0, 1, 2)
 
 
@@ -387,10 +405,12 @@ def test_only_what_no_other_pair_shares_is_alone() -> None:
     """Of any bits, as sets; that sharing is transitive is not taken for granted."""
     rng = np.random.default_rng(0)
     bits = {pair: rng.random((2, 80)) < 0.5 for pair in itertools.combinations(range(3), 2)}
-    untouched = Untouched([torch.from_numpy(rng.normal(size=(3, 8, 10)).astype(np.float32)) for _ in range(2)])
-    untouched._pairs = {pair: [np.packbits(each) for each in two] for pair, two in bits.items()}
+    without_gradient = WithoutGradient(
+        [torch.from_numpy(rng.normal(size=(3, 8, 10)).astype(np.float32)) for _ in range(2)]
+    )
+    without_gradient._pairs = {pair: [np.packbits(each) for each in two] for pair, two in bits.items()}
     pairs = [(1, 2), (0, 2), (0, 1)]
-    for m, counts in enumerate(untouched.alone(0, 1, 2)):
+    for m, counts in enumerate(without_gradient.shared_by_two(0, 1, 2)):
         sets = [{*np.flatnonzero(bits[pair][m])} for pair in pairs]
         expected = [len(sets[k] - set.union(*(x for j, x in enumerate(sets) if j != k))) for k in range(3)]
         np.testing.assert_allclose(counts, expected, atol=1)  # the median ratio itself passes for rounding
@@ -406,9 +426,9 @@ def test_a_bootstrap_weighs_the_matrices() -> None:
 
 def test_untouched_of_large_matrices_by_some_of_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     family = Family(FORK, 5)
-    whole = family.untouched.alone(0, 1, 2)
-    monkeypatch.setattr("hf_lineage.trees.without_gradient.ENTRIES", 5_000)
-    np.testing.assert_allclose(Untouched(family.units).alone(0, 1, 2), whole / 4, rtol=0.15, atol=10)
+    whole = family.without_gradient.shared_by_two(0, 1, 2)
+    monkeypatch.setattr("hf_lineage.trees.without_gradient.MAX_ENTRIES", 5_000)
+    np.testing.assert_allclose(WithoutGradient(family.units).shared_by_two(0, 1, 2), whole / 4, rtol=0.15, atol=10)
 
 
 # ---- the bound of the permutation test
@@ -501,7 +521,7 @@ def test_siblings_that_round_alike_do_not_rule_out_their_parent(rate: float, ste
             child.mul_(1 - rate)
         touched = torch.rand(child.shape, generator=generator) < 0.3
         children.append(torch.where(touched, child + 0.1 * torch.randn(child.shape, generator=generator), child))
-    assert 0 in Untouched([torch.stack([parent, *children])]).between(0, 1, 2)
+    assert 0 in WithoutGradient([torch.stack([parent, *children])]).between(0, 1, 2)
 
 
 def test_equal_numbers_of_half_precision_strangers_are_no_spike() -> None:

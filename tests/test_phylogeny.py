@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 import hf_lineage as hl
-from hf_lineage import cli
 from hf_lineage.answers.phylogeny import Edge, Phylogeny
+from hf_lineage.cli.trace import METHODS as CLI_METHODS
 from hf_lineage.errors import ArgumentError, NothingToCompareError
 from hf_lineage.experiments.changes import _pruned, _rounded
 from hf_lineage.testing import MiniHub
@@ -806,7 +806,7 @@ class TestSampleAndMemory:
 
 class TestMethods:
     def test_the_command_line_knows_them_all(self) -> None:
-        assert tuple(METHODS) == cli.ask.METHODS
+        assert tuple(METHODS) == CLI_METHODS
 
     @pytest.mark.parametrize("method", METHODS)
     def test_each_gives_a_forest(

@@ -25,7 +25,7 @@ from hf_lineage.detector.sets import ModelSet, angles
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.experiments import phylogeny_detector as training
 from hf_lineage.experiments.phylogeny_detector import Trees, accuracy, alone, among, choose, fit, shuffled
-from hf_lineage.tasks.phylogeny import kin_of
+from hf_lineage.tasks.phylogeny import read_aligned_models
 from hf_lineage.trees.pair_statistics import shared_information
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ class TestLarge:
         """What a pair has to see, and the control with random labels: equal steps, other trees than it was fitted on."""
         fitted, stopping = training.families(nursery.folder / "detector")
         judged = {
-            kind: Trees.of(kin_of([m.path for m in family.members]), family)
+            kind: Trees.of(read_aligned_models([m.path for m in family.members]), family)
             for kind in nursery.planned["large"] if kind != "fc-many" for family in [nursery.trees(kind, "large")]
         }  # fmt: skip
         found = {}

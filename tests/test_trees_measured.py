@@ -20,7 +20,7 @@ from hf_lineage.experiments.changes import made
 from hf_lineage.experiments.families import Family, Member, task_of
 from hf_lineage.experiments.merges import linear
 from hf_lineage.experiments.phylogenies import Told, by_method, groups, score, told
-from hf_lineage.tasks.phylogeny import kin_of
+from hf_lineage.tasks.phylogeny import read_aligned_models
 from hf_lineage.trees.clustering import Points, after_clustering, along_clustering
 from hf_lineage.trees.methods import METHODS
 from hf_lineage.trees.rooting import SIGNALS, Signals
@@ -54,7 +54,7 @@ def compare(family: Family, methods: Iterable[str] = METHODS) -> dict[str, Any]:
     young = [member for member in family.members if member.generation <= 2]
     table: dict[str, Any] = {}
     for part, members in (("all", family.members), ("two generations", young)):
-        known = kin_of([member.path for member in members])
+        known = read_aligned_models([member.path for member in members])
         for method in methods:
             table.setdefault(method, {})[part] = figures(members, by_method(known, method))
     return table
@@ -88,8 +88,8 @@ def detected(members: Sequence[Member]) -> dict[str, Any]:
 def signals(family: Family) -> dict[str, float]:
     """Of all true edges, the share on which each signal alone says the right direction; of all true paths, the share on
     which the cosine of the two steps says whether the middle is a fork."""
-    known = kin_of([member.path for member in family.members])
-    found = Signals(known.kin)
+    known = read_aligned_models([member.path for member in family.members])
+    found = Signals(known.statistics)
     number = {str(model.ref.name): i for i, model in enumerate(known.models)}
     parents = {number[child]: number[parent] for child, parent in _parents(family.members).items()}
     signs = np.array([found.signs(parent, child) for child, parent in parents.items()])
@@ -157,9 +157,9 @@ def merged(family: Family, folder: Path, count: int, seed: int = 0) -> dict[str,
     for turn in range(count):
         first = rng.choice(family.members)
         own = _root(str(first.path), parents)
-        kin = [m for m in family.members if m is not first and _root(str(m.path), parents) == own]
+        statistics = [m for m in family.members if m is not first and _root(str(m.path), parents) == own]
         strangers = [m for m in family.members if _root(str(m.path), parents) != own]
-        sources = [first, *(rng.sample(kin, 1 + turn % 4 // 2) if turn % 2 else rng.sample(strangers, 1))]
+        sources = [first, *(rng.sample(statistics, 1 + turn % 4 // 2) if turn % 2 else rng.sample(strangers, 1))]
         weights = [0.6, 0.4] if len(sources) == 2 else [0.4, 0.35, 0.25]
         tensors = [_trunk(load_file(m.path / "model.safetensors"), m) for m in sources]
         path = folder / f"merge-{turn}"
@@ -197,8 +197,10 @@ def clusterings(family: Family) -> dict[str, dict[str, float]]:
     """What the reviewers of Neural Phylogeny asked: majority vote against the smallest distance, and the choice of rho;
     overall accuracy on the first two generations with the true number of clusters."""
     young = [member for member in family.members if member.generation <= 2]
-    known = kin_of([member.path for member in young])
-    points = Points(tuple(known.kin.grams), tuple(tuple(known.models[0][m.name].shape) for m in known.kin.matrices))
+    known = read_aligned_models([member.path for member in young])
+    points = Points(
+        tuple(known.statistics.grams), tuple(tuple(known.models[0][m.name].shape) for m in known.statistics.matrices)
+    )
     parents = _parents(young)
     number = {str(model.ref.name): i for i, model in enumerate(known.models)}
     truth = {number[child]: number[parent] for child, parent in parents.items()}

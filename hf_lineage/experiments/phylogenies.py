@@ -19,13 +19,13 @@ import numpy as np
 from scipy.optimize import minimize
 
 from ..answers.phylogeny import Phylogeny
-from ..tasks.phylogeny import kin_of
+from ..tasks.phylogeny import read_aligned_models
 from ..trees.build import evidence_of_edges
 from ..trees.methods import METHODS
-from ..trees.reading import Kin
+from ..trees.reading import AlignedModels
 from ..trees.rooting import EDGE, PATH, Signals, features
-from ..trees.spanning import Edge, edge, spanning_tree, straighten
-from ..trees.without_gradient import Untouched
+from ..trees.spanning import Edge, edge, resolve_contradictions, spanning_tree
+from ..trees.without_gradient import WithoutGradient
 from .families import Family, Member, train_trees
 
 Told = tuple[str, str, bool]  # parent, child, whether directed
@@ -82,12 +82,12 @@ def told(tree: Phylogeny) -> list[Told]:
     return [(e.parent, e.child, e.directed) for e in tree.edges if e.relation != "identical"]
 
 
-def by_method(known: Kin, method: str, alpha: float = 1e-2) -> list[Told]:
+def by_method(known: AlignedModels, method: str, alpha: float = 1e-2) -> list[Told]:
     """The edges that a method finds among models that were read once for all methods."""
     names = [model.ref.name for model in known.models]
     return [
         (names[b.parent] if b.parent >= 0 else f"?{-b.parent}", names[b.child] if b.child >= 0 else f"?{-b.child}",
-         b.first is not None)
+         b.direction is not None)
         for b in METHODS[method](known, alpha, known.seed).branches
     ]  # fmt: skip
 
@@ -122,16 +122,19 @@ def fit(families: Mapping[str, Family]) -> dict[str, Any]:
     rows: list[np.ndarray] = []
     right: list[bool] = []
     for family in families.values():
-        known = kin_of([member.path for member in family.members])
-        signals, untouched = Signals(known.kin), Untouched([matrix.units for matrix in known.kin.matrices])
+        known = read_aligned_models([member.path for member in family.members])
+        signals, without_gradient = (
+            Signals(known.statistics),
+            WithoutGradient([matrix.units for matrix in known.statistics.matrices]),
+        )
         for members, root, truth in groups(known, family):
             if len(members) < 3:
                 continue
             roots.append((features(signals, truth, members), members.index(root)))
             inner = np.ix_(members, members)
-            information, pieces = known.kin.information[inner], known.kin.pieces[:, inner[0], inner[1]]
-            tree = straighten(spanning_tree(information), information, members, untouched)
-            for (a, b), row in evidence_of_edges(tree, pieces, members, information, untouched).items():
+            information, pieces = known.statistics.information[inner], known.statistics.pieces[:, inner[0], inner[1]]
+            tree = resolve_contradictions(spanning_tree(information), information, members, without_gradient)
+            for (a, b), row in evidence_of_edges(tree, pieces, members, information, without_gradient).items():
                 rows.append(row)
                 right.append(edge(members[a], members[b]) in truth)
     theta = _maximise(lambda theta: sum(_log_softmax(x @ theta, k) for x, k in roots), EDGE + PATH)
@@ -147,7 +150,7 @@ def fit(families: Mapping[str, Family]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def groups(known: Kin, family: Family) -> list[tuple[list[int], int, set[Edge]]]:
+def groups(known: AlignedModels, family: Family) -> list[tuple[list[int], int, set[Edge]]]:
     """(models, root, true edges) of each of the family's trees, as numbers of `known`."""
     number = {str(model.ref.name): i for i, model in enumerate(known.models)}
     place = {member.name: number[str(member.path)] for member in family.members}

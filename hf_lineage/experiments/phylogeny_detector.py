@@ -25,9 +25,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..detector.decoding import likeliest, log_likelihood, marginals
 from ..detector.phylogeny import SHIPPED, PhylogenyConfig, PhylogenyDetector
 from ..detector.sets import ModelSet
-from ..tasks.phylogeny import kin_of
+from ..tasks.phylogeny import read_aligned_models
 from ..trees.by_detector import crops
-from ..trees.reading import Kin
+from ..trees.reading import AlignedModels
 from .families import Family, train_trees
 from .phylogenies import FITTED
 
@@ -54,7 +54,7 @@ EVERY, PATIENCE = 200, 4  # steps between two looks at what stops it, looks with
 @dataclass(frozen=True, eq=False)
 class Trees:
     """One family ready to be cut up. crops: T tensors (M, ≤ POOL, ≤ POOL). grams: (K, M, M), pieces: (P, M, M) and
-    weights: of a model in all pieces, as in `Kinship`. parents: (M,) int64, −1 of a root."""
+    weights: of a model in all pieces, as in `PairStatistics`. parents: (M,) int64, −1 of a root."""
 
     crops: tuple[Tensor, ...]
     grams: Tensor
@@ -63,16 +63,17 @@ class Trees:
     parents: Tensor
 
     @classmethod
-    def of(cls, known: Kin, family: Family) -> Trees:
+    def of(cls, known: AlignedModels, family: Family) -> Trees:
         """The members that are left when copies are."""
         number = {str(model.ref.name): i for i, model in enumerate(known.models)}
         place = {member.name: number[str(member.path)] for member in family.members}
         parents = torch.full((len(number),), -1)
         for child in family.children:
             parents[place[child.name]] = place[str(child.parent)]
+        pairs = known.statistics
         return cls(
-            crops(known.kin, MATRICES, POOL), torch.from_numpy(known.kin.grams), torch.from_numpy(known.kin.pieces),
-            sum(matrix.units[0].numel() for matrix in known.kin.matrices), parents,
+            crops(pairs, MATRICES, POOL), torch.from_numpy(pairs.grams), torch.from_numpy(pairs.pieces),
+            sum(matrix.units[0].numel() for matrix in pairs.matrices), parents,
         )  # fmt: skip
 
     def whole(self, config: PhylogenyConfig) -> ModelSet:
@@ -252,7 +253,7 @@ def families(folder: Path) -> tuple[dict[str, Trees], dict[str, Trees]]:
     for name, (options, others) in plans.items():
         architecture = name.split("/")[1].split("-")[0]
         family = train_trees(folder / name, architecture, other_recipes=others, **options)
-        found[name] = Trees.of(kin_of([member.path for member in family.members]), family)
+        found[name] = Trees.of(read_aligned_models([member.path for member in family.members]), family)
     fitted = {name: trees for name, trees in found.items() if name.startswith("fit/")}
     return fitted, {name: trees for name, trees in found.items() if name not in fitted}
 

@@ -24,9 +24,9 @@ from ..checkpoints.opener import Opener, model_identity
 from ..checkpoints.view import View
 from ..errors import ArgumentError, CheckpointError, NothingToCompareError
 from ..parallel import together, world
-from ..trees.build import Branch, Grown
+from ..trees.build import Branch, BuiltTrees
 from ..trees.methods import METHODS
-from ..trees.reading import Kin, by_architecture, defects, finite, gather
+from ..trees.reading import AlignedModels, by_architecture, defects, distinct_models, finite
 from ..trees.spanning import edge, four_point
 from ..weights.edits import ONE_WAY
 from ..weights.reader import Readings, read_aligned
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from .options import Model
 
-    Method = Callable[..., Grown]
+    Method = Callable[..., BuiltTrees]
 
 
 @together
@@ -96,9 +96,9 @@ def grow(
     looked = opener.bytes_read
     for kind in kinds:
         left = None if max_bytes is None else max(1, max_bytes - (opener.bytes_read - looked))
-        known = _read(kind, answer, sample, left, device, progress, seed)
-        if known is not None:
-            answer.add(known, METHODS[method], alpha, {} if rho is None else {"rho": rho})
+        aligned = _read(kind, answer, sample, left, device, progress, seed)
+        if aligned is not None:
+            answer.add(aligned, METHODS[method], alpha, {} if rho is None else {"rho": rho})
         else:
             answer.alone(view for view in kind if answer.ids[_key(view)] not in answer.left_out)
     if not answer.nodes:
@@ -111,7 +111,7 @@ def grow(
     )  # fmt: skip
 
 
-def kin_of(models: Iterable[Model], *, seed: int = 0) -> Kin:
+def read_aligned_models(models: Iterable[Model], *, seed: int = 0) -> AlignedModels:
     """All pairs of models of one architecture, for those who want to look inside (`experiments/phylogenies.py`)."""
     opener, opened, left_out, notes = _open(models, None, False)
     views = [View(model, fused_parts(model)) for model in opened]
@@ -179,7 +179,7 @@ def _pooled(answer: _Forest) -> dict[str, Any]:
 def _read(
     kind: Sequence[View], answer: _Forest, sample: str | float | int | None, max_bytes: int | None,
     device: str | torch.device | None, progress: Progress | None, seed: int,
-) -> Kin | None:  # fmt: skip
+) -> AlignedModels | None:  # fmt: skip
     """What one pass says of all pairs. Models that cannot take part are left out, and the rest is read again; None
     where nothing is left to compare."""
     while len(kind) > 1:
@@ -202,7 +202,7 @@ def _read(
             answer.leave_out(kind[i], why)
         kind = [view for i, view in enumerate(kind) if i not in bad]
         if not bad:
-            found = gather(readings, architecture, kind, alignments, seed)
+            found = distinct_models(readings, architecture, kind, alignments, seed)
             answer.notes += _broken(readings, architecture.trunk, kind)
             if found is None:
                 answer.notes.append(
@@ -248,28 +248,28 @@ class _Forest:
             self._node(model, self._group(), 1)
             self.roots.append(self.ids[_key(model)])
 
-    def add(self, known: Kin, method: Method, alpha: float, options: Mapping[str, Any]) -> None:
+    def add(self, aligned: AlignedModels, method: Method, alpha: float, options: Mapping[str, Any]) -> None:
         """The trees of one architecture."""
-        grown = method(known, alpha, known.seed, **options)
+        built = method(aligned, alpha, aligned.seed, **options)
         first = self._group()
-        names = {i: self.ids[_key(model)] for i, model in enumerate(known.models)}
-        for members in grown.groups:
+        names = {i: self.ids[_key(model)] for i, model in enumerate(aligned.models)}
+        for members in built.groups:
             for i in sorted(i for i in members if i < 0):
                 self.hidden += 1
                 names[i] = f"?{self.hidden}"
-        born = generations(grown)
-        for group, members in enumerate(grown.groups):
+        born = generations(built)
+        for group, members in enumerate(built.groups):
             for i in members:
                 if i < 0:
                     self.nodes.append(Node(names[i], None, None, None, first + group, True, born.get(i)))
                     continue
-                self._node(known.models[i], first + group, born.get(i))
-                for copy in known.copies[i]:
+                self._node(aligned.models[i], first + group, born.get(i))
+                for copy in aligned.copies[i]:
                     self._node(copy, first + group, born.get(i), names[i])
                     self.edges.append(self._copy(names[i], self.ids[_key(copy)]))
-        self.edges += [self._edge(known, grown, branch, names) for branch in grown.branches]
-        self.roots += [names[top] for top in grown.tops if top is not None]
-        self.quality.append(_quality(known, grown))
+        self.edges += [self._edge(aligned, built, branch, names) for branch in built.branches]
+        self.roots += [names[top] for top in built.roots if top is not None]
+        self.quality.append(_quality(aligned, built))
 
     def _group(self) -> int:
         return max((node.group for node in self.nodes), default=-1) + 1
@@ -283,29 +283,31 @@ class _Forest:
         a, b = sorted((one, other))
         return Edge(a, b, False, 1.0, "identical", distance=0.0)
 
-    def _edge(self, known: Kin, grown: Grown, branch: Branch, names: Mapping[int, str]) -> Edge:
+    def _edge(self, aligned: AlignedModels, built: BuiltTrees, branch: Branch, names: Mapping[int, str]) -> Edge:
         a, b = branch.parent, branch.child
         named = min(a, b) >= 0
-        square = grown.distances.get(edge(a, b))
+        square = built.distances.get(edge(a, b))
         if square is None and named:
-            square = float(known.kin.square[a, b])
-        norms = [float(known.kin.gram[i, i]) for i in (a, b) if i >= 0]
+            square = float(aligned.statistics.squared_distances[a, b])
+        norms = [float(aligned.statistics.gram[i, i]) for i in (a, b) if i >= 0]
         distance = None if square is None else math.sqrt(square) / math.prod(norms) ** (0.5 / len(norms))
-        equal = named and known.equal(a, b) and not (known.grown(a, b) or known.grown(b, a))
-        directed = branch.first is not None and not equal
-        relation, facts = _relation(known, a, b, directed, equal, branch.merge)
+        equal = (
+            named and aligned.equal(a, b) and not (aligned.vocabulary_growth(a, b) or aligned.vocabulary_growth(b, a))
+        )
+        directed = branch.direction is not None and not equal
+        relation, facts = _relation(aligned, a, b, directed, equal, branch.merge)
         one, other = (names[a], names[b]) if directed else sorted((names[a], names[b]))
         return Edge(
-            one, other, directed, branch.probability, relation, branch.first if directed else None, distance,
-            branch.weight, self._claimed(known, a, b, directed) if named else None, facts,
+            one, other, directed, branch.probability, relation, branch.direction if directed else None, distance,
+            branch.weight, self._claimed(aligned, a, b, directed) if named else None, facts,
         )  # fmt: skip
 
-    def _claimed(self, known: Kin, a: int, b: int, directed: bool) -> Literal["same", "reversed"] | None:
+    def _claimed(self, aligned: AlignedModels, a: int, b: int, directed: bool) -> Literal["same", "reversed"] | None:
         """What the files of the two say of each other."""
 
         def names(child: int, parent: int) -> bool:
-            candidate = blank(known.models[parent], "compared")
-            return any(self.opener.same_model(claim.ref, candidate) for claim in claims_of(known.models[child]))
+            candidate = blank(aligned.models[parent], "compared")
+            return any(self.opener.same_model(claim.ref, candidate) for claim in claims_of(aligned.models[child]))
 
         if names(b, a):
             return "same"
@@ -314,42 +316,44 @@ class _Forest:
         return None
 
 
-def _relation(known: Kin, a: int, b: int, directed: bool, equal: bool, merge: bool) -> tuple[Relation, dict[str, Any]]:
+def _relation(
+    aligned: AlignedModels, a: int, b: int, directed: bool, equal: bool, merge: bool
+) -> tuple[Relation, dict[str, Any]]:
     if equal:
         return "head_changed", {}
     if merge:
         return "merge", {}
     if min(a, b) < 0:
         return ("finetune" if directed else "common_origin"), {}
-    if directed and (rows := known.grown(a, b)):
+    if directed and (rows := aligned.vocabulary_growth(a, b)):
         return "resized", {"vocabulary": {"child": rows[1], "parent": rows[0]}}
-    kind, facts = known.change(a, b) if directed else ("other", {})
+    kind, facts = aligned.change(a, b) if directed else ("other", {})
     if kind in ONE_WAY:
         return ("pruned" if kind == "pruned" else "quantized"), facts
     return ("finetune" if directed else "common_origin"), {}
 
 
-def _quality(known: Kin, grown: Grown) -> dict[str, Any]:
+def _quality(aligned: AlignedModels, built: BuiltTrees) -> dict[str, Any]:
     """How tree-like the distances are, and how sure the groups: see README."""
-    square = known.kin.square
-    groups = [[i for i in group if i >= 0] for group in grown.groups]
-    measured = [(four_point(square[np.ix_(group, group)], known.seed), len(group)) for group in groups]
+    square = aligned.statistics.squared_distances
+    groups = [[i for i in group if i >= 0] for group in built.groups]
+    measured = [(four_point(square[np.ix_(group, group)], aligned.seed), len(group)) for group in groups]
     failing = [(delta, size) for delta, size in measured if delta is not None]
     return {
-        "models": len(known.models), "groups": len(groups),
+        "models": len(aligned.models), "groups": len(groups),
         "four_point": float(np.average([d for d, _ in failing], weights=[n for _, n in failing])) if failing else None,
-        "joined_log10_p": grown.joined.weakest, "apart_log10_p": grown.joined.nearest,
-        "untested_pairs": grown.joined.untested, "matrices": len(known.kin.matrices),
+        "joined_log10_p": built.grouping.joined_log10_p, "apart_log10_p": built.grouping.apart_log10_p,
+        "untested_pairs": built.grouping.untested_pairs, "matrices": len(aligned.statistics.matrices),
     }  # fmt: skip
 
 
-def generations(grown: Grown) -> dict[int, int]:
+def generations(built: BuiltTrees) -> dict[int, int]:
     """1 for the root of a group, one more than the nearest parent's for everything that directed edges lead to."""
     below: dict[int, list[int]] = {}
-    for branch in grown.branches:
-        if branch.first is not None:
+    for branch in built.branches:
+        if branch.direction is not None:
             below.setdefault(branch.parent, []).append(branch.child)
-    found = {top: 1 for top in grown.tops if top is not None}
+    found = {top: 1 for top in built.roots if top is not None}
     waiting = [*found]
     while waiting:
         following = []

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .build import Branch, Grown
-from .groups import Groups
-from .pair_statistics import Kinship
-from .reading import Kin
+from .build import Branch, BuiltTrees
+from .groups import Grouping
+from .pair_statistics import PairStatistics
+from .reading import AlignedModels
 from .spanning import edge
 
 if TYPE_CHECKING:
     from ..detector.phylogeny import PhylogenyDetector
 
 
-def detect(known: Kin, alpha: float, seed: int) -> Grown:
+def detect(aligned: AlignedModels, alpha: float, seed: int) -> BuiltTrees:
     """The forest in which the most edges are expected to be right; `alpha` and `seed` change nothing.
 
     `probability` of an edge is that of either direction, `first` the share of its own: both are exact sums over all
@@ -26,10 +26,10 @@ def detect(known: Kin, alpha: float, seed: int) -> Grown:
     """
     from ..detector.decoding import likeliest, marginals
 
-    if known.kin.models < 2:
-        return _grown(known, [None] * known.kin.models, torch.zeros(1, 1))
-    pairs, none = marginals(*_scores(known.kin))
-    return _grown(known, likeliest(pairs, none), pairs)
+    if aligned.statistics.models < 2:
+        return _built(aligned, [None] * aligned.statistics.models, torch.zeros(1, 1))
+    pairs, none = marginals(*_scores(aligned.statistics))
+    return _built(aligned, likeliest(pairs, none), pairs)
 
 
 @functools.cache
@@ -39,37 +39,37 @@ def _shipped() -> PhylogenyDetector:
     return load()
 
 
-def _scores(kin: Kinship) -> tuple[Tensor, Tensor]:
+def _scores(statistics: PairStatistics) -> tuple[Tensor, Tensor]:
     from ..detector.sets import ModelSet
 
     detector = _shipped()
     config = detector.config
     with torch.no_grad():
-        return detector(ModelSet(crops(kin, config.matrices, config.size), *products(kin)))
+        return detector(ModelSet(crops(statistics, config.matrices, config.size), *products(statistics)))
 
 
-def crops(kin: Kinship, matrices: int, size: int) -> tuple[Tensor, ...]:
+def crops(statistics: PairStatistics, matrices: int, size: int) -> tuple[Tensor, ...]:
     """Evenly spaced rows and columns of evenly spaced matrices, (M, ≤ size, ≤ size) each: bounded, and always the
     same ones."""
-    chosen = _spread(len(kin.matrices), matrices).tolist()
+    chosen = _spread(len(statistics.matrices), matrices).tolist()
     found = []
-    for units in (kin.matrices[i].units for i in chosen):
+    for units in (statistics.matrices[i].units for i in chosen):
         rows, columns = (_spread(n, size) for n in units.shape[1:])
         found.append(units[:, rows][:, :, columns])
     return tuple(found)
 
 
-def products(kin: Kinship) -> tuple[Tensor, Tensor]:
+def products(statistics: PairStatistics) -> tuple[Tensor, Tensor]:
     """(gram, information a weight) of all models, (M, M) float64 each."""
-    weights = sum(matrix.units[0].numel() for matrix in kin.matrices)
-    return torch.from_numpy(kin.gram), torch.from_numpy(kin.information) / weights
+    weights = sum(matrix.units[0].numel() for matrix in statistics.matrices)
+    return torch.from_numpy(statistics.gram), torch.from_numpy(statistics.information) / weights
 
 
 def _spread(count: int, most: int) -> Tensor:
     return torch.linspace(0, count - 1, min(count, most)).long()
 
 
-def _grown(known: Kin, parents: list[int | None], pairs: Tensor) -> Grown:
+def _built(aligned: AlignedModels, parents: list[int | None], pairs: Tensor) -> BuiltTrees:
     branches = []
     groups: dict[int, list[int]] = {}
     for child, parent in enumerate(parents):
@@ -77,9 +77,11 @@ def _grown(known: Kin, parents: list[int | None], pairs: Tensor) -> Grown:
             own, turned = float(pairs[parent, child]), float(pairs[child, parent])
             branches.append(Branch(parent, child, max(0.5, own / (own + turned)), min(1.0, own + turned)))
         groups.setdefault(_top(parents, child), []).append(child)
-    distances = {edge(b.parent, b.child): float(known.kin.square[b.parent, b.child]) for b in branches}
+    distances = {
+        edge(b.parent, b.child): float(aligned.statistics.squared_distances[b.parent, b.child]) for b in branches
+    }
     members = list(groups.values())
-    return Grown([list(group) for group in members], branches, [*groups], distances, Groups(members))
+    return BuiltTrees([list(group) for group in members], branches, [*groups], distances, Grouping(members))
 
 
 def _top(parents: list[int | None], model: int) -> int:

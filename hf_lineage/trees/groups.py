@@ -8,28 +8,30 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-LOOKS = 3  # pairs between two groups that are tested before these count as unrelated
-STRANGE = 0.01  # p-value above which a model's relatives are strangers to another group: then the model is a merge
+MAX_TESTS_PER_GROUP_PAIR = 3  # pairs between two groups that are tested before these count as unrelated
+UNRELATED_P = 0.01  # p-value above which a model's relatives are strangers to another group: then the model is a merge
 
 
 @dataclass(slots=True)
-class Groups:
-    """`members`: models by group. `links`: merges of unrelated groups, (merge, a source in another group).
+class Grouping:
+    """A partition of M models into related groups, and how clear it is.
 
-    `weakest`: the largest log10 p by which two were joined, times all pairs; `nearest`: the smallest of those that
-    were not; None where there was no such pair. `untested`: pairs no test applied to, joined by their likeness.
+    groups: the models of each group.  merge_sources: of merges of unrelated groups, (merge, a source in another group).
+    joined_log10_p: the largest log10 p by which two groups were joined, plus log10 of the number of pairs (Bonferroni);
+    apart_log10_p: the smallest of the pairs that were not; None where there was no such pair.  untested_pairs: pairs
+    that no test applies to, joined by their cosine.
     """
 
-    members: list[list[int]]
-    links: list[tuple[int, int]] = field(default_factory=list)
-    weakest: float | None = None
-    nearest: float | None = None
-    untested: int = 0
+    groups: list[list[int]]
+    merge_sources: list[tuple[int, int]] = field(default_factory=list)
+    joined_log10_p: float | None = None
+    apart_log10_p: float | None = None
+    untested_pairs: int = 0
 
 
 def related_groups(
-    information: np.ndarray, alike: np.ndarray, test: Callable[[int, int], float | None], alpha: float
-) -> Groups:
+    information: np.ndarray, similar: np.ndarray, test: Callable[[int, int], float | None], alpha: float
+) -> Grouping:
     """Join what the test calls related, the most informative pairs first.
 
     information: (M, M); alike: (M, M) bool, what counts as related where no test applies; test(i, j): log10 of the raw
@@ -37,7 +39,7 @@ def related_groups(
     is not tested counts as not rejected). Once a pair of two groups is rejected, those are one group.
     """
     models = len(information)
-    found = Groups([[i] for i in range(models)])
+    found = Grouping([[i] for i in range(models)])
     group = list(range(models))
     upper = np.triu_indices(models, 1)
     every = math.log10(max(1, len(upper[0])))
@@ -55,28 +57,28 @@ def related_groups(
     for k in np.argsort(-information[upper], kind="stable"):
         i, j = int(upper[0][k]), int(upper[1][k])
         a, b = sorted((group[i], group[j]))
-        if a == b or failed.get((a, b), 0) >= LOOKS or crossed & {(i, a), (i, b), (j, a), (j, b)}:
+        if a == b or failed.get((a, b), 0) >= MAX_TESTS_PER_GROUP_PAIR or crossed & {(i, a), (i, b), (j, a), (j, b)}:
             continue
         p = log10_p(i, j)
         if p is None:
-            found.untested += bool(alike[i, j])
-        if not (alike[i, j] if p is None else p <= level):
+            found.untested_pairs += bool(similar[i, j])
+        if not (similar[i, j] if p is None else p <= level):
             failed[a, b] = failed.get((a, b), 0) + 1
-            found.nearest = min(p + every, found.nearest or 0.0) if p is not None else found.nearest
+            found.apart_log10_p = min(p + every, found.apart_log10_p or 0.0) if p is not None else found.apart_log10_p
             continue
         if p is not None:
-            found.weakest = max(p + every, -math.inf if found.weakest is None else found.weakest)
-            merge = _merge(information, found.members, group, i, j, log10_p, {k for k, _ in crossed})
+            found.joined_log10_p = max(p + every, -math.inf if found.joined_log10_p is None else found.joined_log10_p)
+            merge = _merge(information, found.groups, group, i, j, log10_p, {k for k, _ in crossed})
             if merge is not None:
                 one, other = merge
                 before = [k for k, far in crossed if far == group[other]]
                 crossed.add((one, group[other]))
-                if not _descends(information, one, before, found.members[group[one]]):
-                    found.links.append(merge)
+                if not _descends(information, one, before, found.groups[group[one]]):
+                    found.merge_sources.append(merge)
                 continue
-        _join(found.members, group, failed, a, b)
+        _join(found.groups, group, failed, a, b)
         crossed = {(k, a if far == b else far) for k, far in crossed}
-    found.members = [sorted(members) for members in found.members if members]
+    found.groups = [sorted(members) for members in found.groups if members]
     return found
 
 
@@ -86,11 +88,11 @@ def _merge(
 ) -> tuple[int, int] | None:  # fmt: skip
     """(merge, source) if one of the two is related to the other's group and its own group is not."""
     for one, other in ((i, j), (j, i)):
-        kin = [k for k in members[group[one]] if k != one and k not in merges]
+        relatives = [k for k in members[group[one]] if k != one and k not in merges]
         # the nearest of them may descend from the same merge
-        for k in sorted(kin, key=lambda k: (information[one, k], k))[:LOOKS]:
+        for k in sorted(relatives, key=lambda k: (information[one, k], k))[:MAX_TESTS_PER_GROUP_PAIR]:
             p = log10_p(k, other)
-            if p is not None and p > math.log10(STRANGE):
+            if p is not None and p > math.log10(UNRELATED_P):
                 return one, other
     return None
 

@@ -9,21 +9,21 @@ import numpy as np
 
 from .rooting import Signals
 from .spanning import Edge, edge
-from .without_gradient import Untouched
+from .without_gradient import WithoutGradient
 
-APART = 0.45  # cosine of two deltas, seen from their neighbour: more than the drift that most siblings share
+SHARED_DRIFT_COSINE = 0.45  # of two deltas, seen from their neighbour: more than the drift that most siblings share
 
 
-def missing(
-    edges: Iterable[Edge], members: Sequence[int], signals: Signals, untouched: Untouched | None = None
+def insert_hidden_ancestors(
+    edges: Iterable[Edge], members: Sequence[int], signals: Signals, without_gradient: WithoutGradient | None = None
 ) -> tuple[set[Edge], dict[int, tuple[int, ...]]]:
     """(edges with unnamed ancestors −1, −2, … put in, ancestor → the neighbours it was put between).
 
     Seen from their own parent, the deltas of two children are nearly orthogonal; seen from a third child of a parent
     that is missing, they have the way to it in common: cosine ½ if all moved equally far. So neighbours of a node that
-    have more than `APART` in common, pairwise, hang on an ancestor of their own beside it, unless untouched weights
-    show that the node is between them: siblings that learned the same task share as much. A child that moved much less
-    than its siblings takes the place of their missing parent: nothing shows that.
+    have more than `SHARED_DRIFT_COSINE` in common, pairwise, hang on an ancestor of their own beside it, unless weights
+    without gradient show that the node is between them: siblings that learned the same task share as much. A child
+    that moved much less than its siblings takes the position of their missing parent: nothing shows that.
     """
     tree = {edge(a, b) for a, b in edges}
     found: dict[int, tuple[int, ...]] = {}
@@ -31,7 +31,7 @@ def missing(
     while waiting:
         node = waiting.pop(0)
         near = sorted(a + b - node for a, b in tree if node in (a, b) and a + b - node >= 0)
-        bundle = next(iter(_bundles(node, near, signals, untouched)), None)
+        bundle = next(iter(_bundles(node, near, signals, without_gradient)), None)
         if bundle is None:
             continue
         hidden = -1 - len(found)
@@ -52,18 +52,24 @@ def _gathered(tree: set[Edge], found: dict[int, tuple[int, ...]], hidden: int, s
             x = pair[0] + pair[1] - sibling
             if sibling not in pair or x < 0:
                 continue
-            if all(signals.cosine(x, sibling, k) > APART for k in others):
+            if all(signals.cosine(x, sibling, k) > SHARED_DRIFT_COSINE for k in others):
                 tree = (tree - {pair}) | {edge(hidden, x)}
                 near.append(x)
     found[hidden] = tuple(near)
     return tree
 
 
-def _bundles(node: int, near: Sequence[int], signals: Signals, untouched: Untouched | None) -> list[tuple[int, ...]]:
+def _bundles(
+    node: int, near: Sequence[int], signals: Signals, without_gradient: WithoutGradient | None
+) -> list[tuple[int, ...]]:
     """Groups of two and more neighbours that have their way to the node in common, each a clique."""
+
+    def between(a: int, c: int) -> bool:
+        return without_gradient is not None and without_gradient.between(a, node, c) == (1,)
+
     pairs = {
         (a, c) for a, c in combinations(near, 2)
-        if signals.cosine(a, node, c) > APART and not (untouched and untouched.between(a, node, c) == (1,))
+        if signals.cosine(a, node, c) > SHARED_DRIFT_COSINE and not between(a, c)
     }  # fmt: skip
     groups: list[list[int]] = []
     for a in near:

@@ -6,53 +6,53 @@ import functools
 from collections.abc import Callable, Sequence
 
 from .baselines import by_distance, by_norms, mother
-from .build import Branch, Grown, grow
+from .build import Branch, BuiltTrees, build_trees
 from .by_detector import detect
 from .clustering import Points, after_clustering, along_clustering
-from .groups import Groups, related_groups
-from .reading import Kin
+from .groups import Grouping, related_groups
+from .reading import AlignedModels
 from .spanning import edge
 
 
-def _information(known: Kin, alpha: float, seed: int) -> Grown:
-    return grow(known.kin, known.test, known.one_way, alpha)
+def _information(aligned: AlignedModels, alpha: float, seed: int) -> BuiltTrees:
+    return build_trees(aligned.statistics, aligned.test, aligned.one_way, alpha)
 
 
 def _clustering(
-    known: Kin, alpha: float, seed: int, cluster: Callable[..., list[int | None]], **options: float
-) -> Grown:
-    parents = cluster(_points(known), seed=seed, **options)
+    aligned: AlignedModels, alpha: float, seed: int, cluster: Callable[..., list[int | None]], **options: float
+) -> BuiltTrees:
+    parents = cluster(_points(aligned), seed=seed, **options)
     groups: dict[int, list[int]] = {}
     for i, parent in enumerate(parents):
         groups.setdefault(i if parent is None else parent, []).append(i)
-    return _grown(known, parents, Groups(list(groups.values())))
+    return _built(aligned, parents, Grouping(list(groups.values())))
 
 
-def _baseline(known: Kin, alpha: float, seed: int, find: Callable[..., list[int | None]]) -> Grown:
+def _baseline(aligned: AlignedModels, alpha: float, seed: int, find: Callable[..., list[int | None]]) -> BuiltTrees:
     """The groups are those of the permutation test, which favours it."""
-    joined = related_groups(known.kin.information, known.kin.alike, known.test, alpha)
-    return _grown(known, find(_points(known), joined.members), joined)
+    grouping = related_groups(aligned.statistics.information, aligned.statistics.similar, aligned.test, alpha)
+    return _built(aligned, find(_points(aligned), grouping.groups), grouping)
 
 
-def _mother(known: Kin, alpha: float, seed: int) -> Grown:
-    kurtosis = known.kin.sizes @ known.kin.kurtosis / known.kin.sizes.sum()
-    return _baseline(known, alpha, seed, lambda points, groups: mother(points, kurtosis, groups))
+def _mother(aligned: AlignedModels, alpha: float, seed: int) -> BuiltTrees:
+    kurtosis = aligned.statistics.sizes @ aligned.statistics.kurtosis / aligned.statistics.sizes.sum()
+    return _baseline(aligned, alpha, seed, lambda points, groups: mother(points, kurtosis, groups))
 
 
-def _points(known: Kin) -> Points:
-    shapes = (known.models[0][matrix.name].shape for matrix in known.kin.matrices)
-    return Points(tuple(known.kin.grams), tuple(tuple(shape) for shape in shapes))
+def _points(aligned: AlignedModels) -> Points:
+    shapes = (aligned.models[0][matrix.name].shape for matrix in aligned.statistics.matrices)
+    return Points(tuple(aligned.statistics.grams), tuple(tuple(shape) for shape in shapes))
 
 
-def _grown(known: Kin, parents: Sequence[int | None], joined: Groups) -> Grown:
-    square = known.kin.square
+def _built(aligned: AlignedModels, parents: Sequence[int | None], grouping: Grouping) -> BuiltTrees:
+    square = aligned.statistics.squared_distances
     branches = [Branch(p, i, 1.0, None) for i, p in enumerate(parents) if p is not None]
-    tops = [next((i for i in group if parents[i] is None), None) for group in joined.members]
+    roots = [next((i for i in group if parents[i] is None), None) for group in grouping.groups]
     distances = {edge(b.parent, b.child): float(square[b.parent, b.child]) for b in branches}
-    return Grown([list(group) for group in joined.members], branches, tops, distances, joined)
+    return BuiltTrees([list(group) for group in grouping.groups], branches, roots, distances, grouping)
 
 
-METHODS: dict[str, Callable[..., Grown]] = {
+METHODS: dict[str, Callable[..., BuiltTrees]] = {
     "information": _information,
     "detector": detect,
     "distance": functools.partial(_baseline, find=by_distance),

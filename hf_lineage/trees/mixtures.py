@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 
 from ..weights.mixture import EXACT, LEAST, MOST
 
-NEAR = 24  # nearest models that are looked at as sources
+MAX_SOURCES_TRIED = 24  # nearest models that are looked at as sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def mixtures(gram: np.ndarray, members: Sequence[int]) -> list[Mixture]:
 
 
 def _mixture(gram: np.ndarray, away: np.ndarray, i: int, members: Sequence[int]) -> Mixture | None:
-    others = sorted((j for j in members if j != i), key=lambda j: (away[i, j], j))[:NEAR]
+    others = sorted((j for j in members if j != i), key=lambda j: (away[i, j], j))[:MAX_SOURCES_TRIED]
     if len(others) < 2 or not gram[i, i] > 0:
         return None
     weights, _ = fit(gram, i, others)

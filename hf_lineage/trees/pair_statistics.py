@@ -17,11 +17,11 @@ from ..weights.direction import residual_dependences
 from ..weights.moments import Moments
 from ..weights.mutual_information import MIN_UNEXPLAINED
 
-PIECES = 16  # about, at least, into which the information is cut for the bootstrap: matrices, or runs of rows
-CELLS = 1 << 22  # numbers of per-unit Gram matrices made at once: 32 MB
-LIKE = 0.5  # cosine from which models are called related where no test applies
-SPECTRUM = 256  # rows and columns of a matrix whose singular values are looked at
-ENTRIES = 1 << 15  # of one matrix are looked at for the asymmetry of one pair
+MIN_BOOTSTRAP_PIECES = 16  # about, into which the information is cut for the bootstrap: matrices, or runs of rows
+MAX_GRAM_ENTRIES = 1 << 22  # numbers of per-unit Gram matrices made at once: 32 MB
+RELATED_COSINE = 0.5  # cosine from which models are called related where no test applies
+MAX_SPECTRUM_SIZE = 256  # rows and columns of a matrix whose singular values are looked at
+MAX_ASYMMETRY_ENTRIES = 1 << 15  # of one matrix are looked at for the asymmetry of one pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Kinship:
+class PairStatistics:
     """M models and T matrices that all of them have. All float64.
 
     grams: (T, M, M), products ⟨xᵢ, xⱼ⟩ of the whole matrices.  pieces: (P, M, M), nats, see `shared_information`: of
@@ -47,7 +47,7 @@ class Kinship:
     pieces: np.ndarray
     kurtosis: np.ndarray
     entropy: np.ndarray
-    _leans: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    _asymmetries: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
 
     @property
     def models(self) -> int:
@@ -64,14 +64,14 @@ class Kinship:
         return self.grams.sum(0)
 
     @cached_property
-    def square(self) -> np.ndarray:
+    def squared_distances(self) -> np.ndarray:
         """Squared distances over all matrices, (M, M)."""
         return distance2(self.gram)
 
     @cached_property
-    def alike(self) -> np.ndarray:
+    def similar(self) -> np.ndarray:
         """Which models count as related where no test applies, (M, M) bool."""
-        return self.gram > LIKE * np.sqrt(np.outer(np.diag(self.gram), np.diag(self.gram)))
+        return self.gram > RELATED_COSINE * np.sqrt(np.outer(np.diag(self.gram), np.diag(self.gram)))
 
     @cached_property
     def information(self) -> np.ndarray:
@@ -83,14 +83,16 @@ class Kinship:
         Antisymmetric."""
         if first > second:
             return -self.residual_asymmetry(second, first)
-        if (first, second) not in self._leans:
-            self._leans[first, second] = np.array([_lean(m.units[first], m.units[second]) for m in self.matrices])
-        return self._leans[first, second]
+        if (first, second) not in self._asymmetries:
+            self._asymmetries[first, second] = np.array(
+                [_residual_asymmetry(m.units[first], m.units[second]) for m in self.matrices]
+            )
+        return self._asymmetries[first, second]
 
 
-def kinship(matrices: Sequence[Matrix], grams: Sequence[np.ndarray]) -> Kinship:
+def compute_pair_statistics(matrices: Sequence[Matrix], grams: Sequence[np.ndarray]) -> PairStatistics:
     """Everything about the pairs, from the kept units and the Gram matrices of the whole matrices."""
-    return Kinship(
+    return PairStatistics(
         tuple(matrices),
         np.array(grams),
         np.array([shared_information(piece) for matrix in matrices for piece in _cut(matrix.units, len(matrices))]),
@@ -123,7 +125,7 @@ def shared_information(units: torch.Tensor) -> np.ndarray:
     """
     models, _, width = units.shape
     total = torch.zeros(models, models, dtype=torch.float64)
-    step = max(1, CELLS // (models * max(models, width)))
+    step = max(1, MAX_GRAM_ENTRIES // (models * max(models, width)))
     for piece in units.split(step, dim=1):
         x = piece.double().transpose(0, 1)
         x = x - x.mean(2, keepdim=True)
@@ -141,11 +143,15 @@ def shared_information(units: torch.Tensor) -> np.ndarray:
 
 
 def _cut(units: torch.Tensor, matrices: int) -> tuple[torch.Tensor, ...]:
-    return units.split(max(1, -(-units.shape[1] * matrices // PIECES)), dim=1) if matrices < PIECES else (units,)
+    return (
+        units.split(max(1, -(-units.shape[1] * matrices // MIN_BOOTSTRAP_PIECES)), dim=1)
+        if matrices < MIN_BOOTSTRAP_PIECES
+        else (units,)
+    )
 
 
-def _lean(first: torch.Tensor, second: torch.Tensor) -> float:
-    every = -(-first.numel() // ENTRIES) or 1
+def _residual_asymmetry(first: torch.Tensor, second: torch.Tensor) -> float:
+    every = -(-first.numel() // MAX_ASYMMETRY_ENTRIES) or 1
     a, b = first[::every], second[::every]
     if torch.equal(a, b):
         return 0.0
@@ -162,6 +168,6 @@ def _kurtosis(matrix: torch.Tensor) -> float:
 
 def _entropy(matrix: torch.Tensor) -> float:
     """−Σ pₖ log pₖ of the squared singular values' shares, of the first rows and columns."""
-    values = torch.linalg.svdvals(matrix[:SPECTRUM, :SPECTRUM].double()) ** 2
+    values = torch.linalg.svdvals(matrix[:MAX_SPECTRUM_SIZE, :MAX_SPECTRUM_SIZE].double()) ** 2
     shares = values / values.sum() if values.sum() > 0 else values
     return float(-(shares * shares.clamp(min=1e-300).log()).sum())

@@ -1,4 +1,4 @@
-"""Models of one architecture, read once: from checkpoints to `Kinship`, and what was done to single models."""
+"""Models of one architecture, read once: from checkpoints to `PairStatistics`, and what was done to single models."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
 from ..weights.evidence import TOO_BAD, orders_read
 from ..weights.permutation_test import pair_log10_p, unit_products
 from ..weights.reader import Readings
-from .pair_statistics import Kinship, Matrix, kinship
+from .pair_statistics import Matrix, PairStatistics, compute_pair_statistics
 from .pair_statistics import products as inner_products
 
-COARSE = 512  # different values in a row, below which they lie on a lattice
-FEW = 0.95  # share of different values in a row: floats have hardly any twice
-ZEROS = 0.05  # share of zeros that training does not make
+MAX_LATTICE_VALUES = 512  # different values in a row, below which they lie on a lattice
+MAX_DISTINCT_SHARE = 0.95  # share of different values in a row: floats have hardly any twice
+MIN_PRUNED_SHARE = 0.05  # share of zeros that training does not make
 
 
 @dataclass(frozen=True, eq=False)
-class Kin:
-    """One architecture's different models, as numbers 0, 1, … of `kin`; `copies[i]`: those that are the same as
+class AlignedModels:
+    """One architecture's different models, as numbers 0, 1, … of `statistics`; `copies[i]`: those that are the same as
     number i.
 
-    `places[i]`: number i among the models that were read, of which the first, the pivot, is the child of `readings`;
-    `alignments[place − 1]` is how another one lines up with it.
+    `indices[i]`: number i among the models that were read, of which the first, the pivot, is the child of `readings`;
+    `alignments[index − 1]` is how another one lines up with it.
     """
 
     models: tuple[View, ...]
     copies: tuple[tuple[View, ...], ...]
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     alignments: tuple[Alignment, ...]
     architecture: Architecture
     readings: Readings
-    kin: Kinship
+    statistics: PairStatistics
     seed: int
     _seen: dict[int, frozenset[str]] = field(default_factory=dict)
 
     def units(self, i: int) -> dict[str, torch.Tensor]:
         """The kept rows of every matrix of number i."""
-        return {m.name: self.readings.units.matrix(self.places[i], m.name) for m in self.kin.matrices}
+        return {m.name: self.readings.units.matrix(self.indices[i], m.name) for m in self.statistics.matrices}
 
     def test(self, i: int, j: int) -> float | None:
         """log10 p of the permutation test between two models (`pair_log10_p`); None where it does not apply."""
@@ -68,7 +68,7 @@ class Kin:
         """Σd² over the trunk; what rounding leaves of equal sums counts as nothing."""
         total = 0.0
         for name in self.architecture.trunk:
-            rows = _rows(self.readings, name, (self.places[i], self.places[j]))
+            rows = _rows(self.readings, name, (self.indices[i], self.indices[j]))
             if rows is not None:
                 total += _square(self.readings.moments[name].gram, *rows)
         return total
@@ -76,14 +76,14 @@ class Kin:
     def one_way(self, i: int, j: int) -> bool | None:
         """Whether what was done runs from i to j only (True), from j to i only (False); None where it may be either."""
         for a, b, answer in ((i, j, True), (j, i, False)):
-            if self.grown(a, b) or self.change(a, b)[0] in ONE_WAY:
+            if self.vocabulary_growth(a, b) or self.change(a, b)[0] in ONE_WAY:
                 return answer
         return None
 
-    def grown(self, i: int, j: int) -> tuple[int, int] | None:
+    def vocabulary_growth(self, i: int, j: int) -> tuple[int, int] | None:
         """(rows in i, rows in j) of a token table that grew from i to j."""
         for name in self.architecture.trunk:
-            before, after = (self._tokens(self.places[k], name) for k in (i, j))
+            before, after = (self._tokens(self.indices[k], name) for k in (i, j))
             if before and after and before < after:
                 return before, after
         return None
@@ -95,13 +95,13 @@ class Kin:
 
     def change(self, i: int, j: int) -> tuple[EditKind, dict[str, Any]]:
         """What was done to i to get j (`weights/edits.py`); looked at only where j has marks that i has not."""
-        if not self._marks(j) - self._marks(i):
+        if not self._traces(j) - self._traces(i):
             return "other", {}
         made, start = self.units(j), self.units(i)
-        sizes = {m.name: m.size for m in self.kin.matrices}
+        sizes = {m.name: m.size for m in self.statistics.matrices}
         return summarise_edits({name: detect_edit(made[name], start[name]) for name in sizes}, sizes)
 
-    def _marks(self, i: int) -> frozenset[str]:
+    def _traces(self, i: int) -> frozenset[str]:
         if i not in self._seen:
             self._seen[i] = compression_marks([*self.units(i).values()])
         return self._seen[i]
@@ -126,9 +126,9 @@ def _square(gram: np.ndarray, i: int, j: int) -> float:
 def compression_marks(matrices: Sequence[torch.Tensor]) -> frozenset[str]:
     """Traces that rounding and pruning leave on a model's own weights: `coarse`, `half`, `sparse`."""
     found = set()
-    if sum(int((m == 0).sum()) for m in matrices) > ZEROS * sum(m.numel() for m in matrices):
+    if sum(int((m == 0).sum()) for m in matrices) > MIN_PRUNED_SHARE * sum(m.numel() for m in matrices):
         found.add("sparse")
-    if all(m[:1].unique().numel() < min(COARSE, FEW * m[:1].numel()) for m in matrices):
+    if all(m[:1].unique().numel() < min(MAX_LATTICE_VALUES, MAX_DISTINCT_SHARE * m[:1].numel()) for m in matrices):
         found.add("coarse")
     if all(torch.equal(m, m.bfloat16().float()) or torch.equal(m, m.half().float()) for m in matrices):
         found.add("half")
@@ -180,7 +180,7 @@ def finite(readings: Readings, name: str, i: int) -> bool:
     return bool(np.isfinite(own) and own > 0)
 
 
-def common(readings: Readings, architecture: Architecture, models: Sequence[Checkpoint]) -> list[str]:
+def common_matrices(readings: Readings, architecture: Architecture, models: Sequence[Checkpoint]) -> list[str]:
     """Matrices of the trunk that all models have, finite in all, of which rows were kept."""
     return [
         name for name in architecture.trunk
@@ -190,11 +190,11 @@ def common(readings: Readings, architecture: Architecture, models: Sequence[Chec
     ]  # fmt: skip
 
 
-def gather(
+def distinct_models(
     readings: Readings, architecture: Architecture, models: Sequence[View], alignments: Sequence[Alignment], seed: int
-) -> Kin | None:
+) -> AlignedModels | None:
     """Everything about the different ones of the models that were read; None where they share no matrix."""
-    names = common(readings, architecture, models)
+    names = common_matrices(readings, architecture, models)
     if not names:
         return None
     copies = _copies(readings, models, names)
@@ -205,23 +205,23 @@ def gather(
         found.append(Matrix(name, size, torch.stack([readings.units.matrix(place, name) for place in places])))
         rows = [readings.row(name, place - 1) if place else 0 for place in places]
         grams.append(inner_products(readings.moments[name], rows, size))
-    return Kin(
+    return AlignedModels(
         tuple(models[place] for place in places), tuple(tuple(models[i] for i in same[1:]) for same in copies),
-        tuple(places), tuple(alignments), architecture, readings, kinship(found, grams), seed,
+        tuple(places), tuple(alignments), architecture, readings, compute_pair_statistics(found, grams), seed,
     )  # fmt: skip
 
 
 def _copies(readings: Readings, models: Sequence[View], names: Sequence[str]) -> list[list[int]]:
     """Models that are the same in every tensor, the heads included: each list begins with the one that stands for
     it."""
-    alike: dict[bytes, list[int]] = {}
+    similar: dict[bytes, list[int]] = {}
     for i in range(len(models)):
         digest = hashlib.sha256()
         for name in names:
             digest.update(readings.units.matrix(i, name).numpy().tobytes())
-        alike.setdefault(digest.digest(), []).append(i)
+        similar.setdefault(digest.digest(), []).append(i)
     groups: list[list[int]] = []
-    for members in alike.values():
+    for members in similar.values():
         found: list[list[int]] = []
         for i in members:
             home = next((group for group in found if _same(readings, models, group[0], i)), None)

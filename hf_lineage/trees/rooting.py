@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 
 from ..weights.direction import Position, direction_shares
-from .pair_statistics import Kinship, distance2
+from .pair_statistics import PairStatistics, distance2
 from .spanning import Edge, neighbours, side
 
 SIGNALS = ("norm", "lean", "kurtosis", "entropy")
 EDGE, PATH = 2 * len(SIGNALS), 4
 HEAVY = 0.1  # relative change between light and heavy fine-tunes
-LEAN = 0.02  # a residual asymmetry that counts half
+HALF_ASYMMETRY = 0.02  # a residual asymmetry that counts half
 CERTAIN = 1e3  # what a one-way fact counts for, in nats: more than all signals together
 DRIFT, WIDE = 0.1, 0.4  # cosines of deltas: what shared drift makes, and more than that
 
@@ -48,44 +48,44 @@ def numbers() -> dict[str, Any]:
 class Signals:
     """φ and ψ of any two or three of the models, found when asked for."""
 
-    def __init__(self, kin: Kinship) -> None:
-        self.kin = kin
-        self.square = kin.square
-        self.norm2 = np.einsum("tii->i", kin.grams)
-        own = np.einsum("tii->ti", kin.grams)
-        self._changed = distance2(kin.grams) > 1e-14 * own[:, :, None]
+    def __init__(self, statistics: PairStatistics) -> None:
+        self.statistics = statistics
+        self.squared_distances = statistics.squared_distances
+        self.norm2 = np.einsum("tii->i", statistics.grams)
+        own = np.einsum("tii->ti", statistics.grams)
+        self._changed = distance2(statistics.grams) > 1e-14 * own[:, :, None]
         self._edges: dict[Edge, np.ndarray] = {}
 
-    def moved(self, a: int, b: int) -> float:
+    def relative_distance(self, a: int, b: int) -> float:
         """‖a − b‖/√(‖a‖·‖b‖)."""
         size = np.sqrt(self.norm2[a] * self.norm2[b])
-        return float(np.sqrt(self.square[a, b] / size)) if size > 0 else 0.0
+        return float(np.sqrt(self.squared_distances[a, b] / size)) if size > 0 else 0.0
 
     def cosine(self, a: int, b: int, c: int) -> float:
         """Of a − b and c − b, in [−1, 1]; 0 where one of them is nothing."""
-        left, right = self.square[a, b], self.square[c, b]
+        left, right = self.squared_distances[a, b], self.squared_distances[c, b]
         if not (left > 0 and right > 0):
             return 0.0
-        return float(np.clip((left + right - self.square[a, c]) / 2 / np.sqrt(left * right), -1.0, 1.0))
+        return float(np.clip((left + right - self.squared_distances[a, c]) / 2 / np.sqrt(left * right), -1.0, 1.0))
 
     def signs(self, a: int, b: int) -> np.ndarray:
         """How strongly each signal says that a came before b, (4,), in [−1, 1]."""
-        kin, size = self.kin, self._changed[:, a, b] * self.kin.sizes
-        if not size.any() or not self.square[a, b] > 0:
+        statistics, size = self.statistics, self._changed[:, a, b] * self.statistics.sizes
+        if not size.any() or not self.squared_distances[a, b] > 0:
             return np.zeros(len(SIGNALS))
         size = size / size.sum()
-        norm = np.tanh((self.norm2[b] - self.norm2[a]) / self.square[a, b] / 2)
-        lean = float(size @ kin.residual_asymmetry(a, b))
-        kurtosis = np.sign(size @ (kin.kurtosis[:, b] - kin.kurtosis[:, a]))
-        entropy = np.sign(size @ (kin.entropy[:, a] - kin.entropy[:, b]))
-        return np.array([norm, lean / (abs(lean) + LEAN), kurtosis, entropy])
+        norm = np.tanh((self.norm2[b] - self.norm2[a]) / self.squared_distances[a, b] / 2)
+        lean = float(size @ statistics.residual_asymmetry(a, b))
+        kurtosis = np.sign(size @ (statistics.kurtosis[:, b] - statistics.kurtosis[:, a]))
+        entropy = np.sign(size @ (statistics.entropy[:, a] - statistics.entropy[:, b]))
+        return np.array([norm, lean / (abs(lean) + HALF_ASYMMETRY), kurtosis, entropy])
 
     def edge(self, a: int, b: int) -> np.ndarray:
         """φ(a, b), (8,): the signals, apart for heavy and light fine-tunes."""
         if a > b:
             return -self.edge(b, a)
         if (a, b) not in self._edges:
-            moved = self.moved(a, b)
+            moved = self.relative_distance(a, b)
             heavy = moved**2 / (moved**2 + HEAVY**2)
             signs = self.signs(a, b)
             self._edges[a, b] = np.concatenate([signs * heavy, signs * (1 - heavy)])
@@ -99,12 +99,15 @@ class Signals:
 
 @dataclass(frozen=True, slots=True)
 class Rooted:
-    """`order`: the nodes; `probability[i]` that order[i] is the root; `first[a, b]` that a came before its neighbour
-    b."""
+    """The posterior of the root of one tree.
+
+    order: the nodes.  probability: that order[i] is the root, (M,).  precedence[a, b]: that a came before its neighbour
+    b, in [0, 1].
+    """
 
     order: tuple[int, ...]
     probability: np.ndarray
-    first: dict[Edge, float]
+    precedence: dict[Edge, float]
 
     @property
     def root(self) -> int:

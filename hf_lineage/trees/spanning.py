@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from .without_gradient import Untouched
+from .without_gradient import WithoutGradient
 
 Edge = tuple[int, int]  # two models, the smaller number first
 
 BOOTSTRAPS = 100
-NEAR = 0.85  # of an edge's information: whatever shares less is no neighbour
-SWEEPS = 4  # rewirings per model, at most
+MIN_INFORMATION_RATIO = 0.85  # of an edge's information: whatever shares less is no neighbour
+MAX_REWIRINGS_PER_MODEL = 4  # rewirings per model, at most
 
 
 def spanning_tree(information: np.ndarray) -> set[Edge]:
@@ -28,23 +28,23 @@ def edge(i: int, j: int) -> Edge:
     return (i, j) if i < j else (j, i)
 
 
-def straighten(
-    edges: Iterable[Edge], information: np.ndarray, members: Sequence[int], untouched: Untouched,
+def resolve_contradictions(
+    edges: Iterable[Edge], information: np.ndarray, members: Sequence[int], without_gradient: WithoutGradient,
     weights: np.ndarray | None = None,
 ) -> set[Edge]:  # fmt: skip
     """The tree in which no path contradicts what untouched weights show (`untouched.py`).
 
     An edge x–s says that s is between x and whatever lies behind s. Where some y behind s is between x and s, x–s
     becomes x–y; where x is between s and a neighbour y of s, s–y becomes x–y. `information` (M, M) among `members`,
-    whose numbers in `untouched` they are; it says which y are worth a look, and of several takes the first.
+    whose numbers in `without_gradient` they are; it says which y are worth a look, and of several takes the first.
     """
     around = neighbours(edges, len(information))
-    left = SWEEPS * len(information)
+    left = MAX_REWIRINGS_PER_MODEL * len(information)
     waiting = list(range(len(information)))
     while waiting and left:
         x = waiting.pop()
         for s in sorted(around[x]):
-            move = _contradiction(around, x, s, information, members, untouched, weights)
+            move = _contradiction(around, x, s, information, members, without_gradient, weights)
             if move is None:
                 continue
             (i, j), (keep, new) = move
@@ -59,16 +59,16 @@ def straighten(
 
 
 def _contradiction(
-    around: Sequence[set[int]], x: int, s: int, information: np.ndarray, members: Sequence[int], untouched: Untouched,
-    weights: np.ndarray | None,
+    around: Sequence[set[int]], x: int, s: int, information: np.ndarray, members: Sequence[int],
+    without_gradient: WithoutGradient, weights: np.ndarray | None,
 ) -> tuple[Edge, Edge] | None:  # fmt: skip
     """(the edge that cannot be, the one in its place), None where nothing speaks against x–s."""
     behind = np.flatnonzero(side(around, s, x))
     behind = behind[np.argsort(-information[x, behind], kind="stable")]
     for y in map(int, behind):
-        if information[x, y] < NEAR * information[x, s]:
+        if information[x, y] < MIN_INFORMATION_RATIO * information[x, s]:
             return None
-        may = (1,) if y == s else untouched.between(members[x], members[s], members[y], weights)
+        may = (1,) if y == s else without_gradient.between(members[x], members[s], members[y], weights)
         if 1 in may:
             continue
         if 0 in may and y in around[s] and (2 not in may or information[x, s] > information[s, y]):

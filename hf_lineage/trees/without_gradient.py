@@ -5,10 +5,10 @@ by decoupled weight decay, all such weights of a matrix by the same factor κ. I
 lies between x and p, then s shares with both whatever x and p share in this way. So of three relatives that one cannot
 be between the other two which many weights are missing from that the others share, and hardly any from another one:
 
-    |(x ∩ p) − s| ≥ DECISIVE and ≥ TIMES · min(|(x ∩ s) − p|, |(s ∩ p) − x|).
+    |(x ∩ p) − s| ≥ MIN_DECISIVE_WEIGHTS and ≥ DECISIVE_RATIO · min(|(x ∩ s) − p|, |(s ∩ p) − x|).
 
 Two siblings of one recipe round alike when decay multiplies by nearly 1, and so share what is not exactly their
-parent's any more. What is within `ROUNDED` of a common factor there therefore counts for nobody.
+parent's any more. What is within `ROUNDING_WIDTH` of a common factor there therefore counts for nobody.
 
 Drift that relatives share because they learned the same task pulls them together by every distance; it leaves this
 alone. (Our own; no paper known to us uses it.)
@@ -21,24 +21,25 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-SPIKE = 4e-6  # |log(ratio/κ)| of untouched weights: rounding of some hundred multiplications in float32
-ROUNDED = 3e-4  # what thousands of multiplications by a factor next to 1 may make of it
-ENTRIES = 1 << 17  # of one matrix are looked at
-FEW, SHARE = 30, 0.003  # weights that a spike needs, and of all: 16-bit numbers of strangers have a few equal ratios …
-DENSE = 3.0  # … at so many times the density around it
-DECISIVE = 20  # weights that two relatives share and a third does not, from which it cannot be between them …
-TIMES = 5  # … if they are so many times those that speak against another choice
+SPIKE_WIDTH = 4e-6  # |log(ratio/κ)| of such weights: rounding of some hundred multiplications in float32
+ROUNDING_WIDTH = 3e-4  # what thousands of multiplications by a factor next to 1 may make of it
+MAX_ENTRIES = 1 << 17  # of one matrix that are compared
+MIN_SPIKE_WEIGHTS = 30  # weights that a spike needs …
+MIN_SPIKE_SHARE = 0.003  # … and share of all: in 16 bits unrelated models have a few equal ratios …
+MIN_SPIKE_DENSITY = 3.0  # … at so many times the density around it
+MIN_DECISIVE_WEIGHTS = 20  # that two models share and a third does not, from which it cannot be between them …
+DECISIVE_RATIO = 5  # … if they are so many times those that speak against another choice
 
 
-class Untouched:
+class WithoutGradient:
     """Counts of untouched weights among three models; pairs are compared once and kept as bits."""
 
     def __init__(self, units: Sequence[torch.Tensor]) -> None:
-        self._units = [matrix[:, :: -(-matrix[0].numel() // ENTRIES) or 1].flatten(1).numpy() for matrix in units]
+        self._units = [matrix[:, :: -(-matrix[0].numel() // MAX_ENTRIES) or 1].flatten(1).numpy() for matrix in units]
         self._pairs: dict[tuple[int, int], list[np.ndarray]] = {}
         self._triples: dict[tuple[int, int, int], np.ndarray] = {}
 
-    def alone(self, a: int, b: int, c: int) -> np.ndarray:
+    def shared_by_two(self, a: int, b: int, c: int) -> np.ndarray:
         """(T, 3): of each matrix, how many weights are shared by b and c only, by a and c only, by a and b only."""
         order = np.argsort((a, b, c), kind="stable")
         i, j, k = key = (min(a, b, c), a + b + c - min(a, b, c) - max(a, b, c), max(a, b, c))
@@ -62,9 +63,9 @@ class Untouched:
 
         `weights` (T,): how often each matrix counts.
         """
-        counts = self.alone(a, b, c)
+        counts = self.shared_by_two(a, b, c)
         total = counts.sum(0) if weights is None else weights @ counts
-        most = max(DECISIVE, TIMES * float(total.min()))
+        most = max(MIN_DECISIVE_WEIGHTS, DECISIVE_RATIO * float(total.min()))
         return tuple(int(k) for k in np.flatnonzero(total < most))
 
     def _pair(self, i: int, j: int) -> list[np.ndarray]:
@@ -80,16 +81,18 @@ def shared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = second.astype(np.float64) / first
     near = np.flatnonzero((ratio > 1 / 3) & (ratio < 3))
-    if len(near) < FEW:
+    if len(near) < MIN_SPIKE_WEIGHTS:
         return found
     logs = np.log(ratio[near])
     ascending = np.sort(logs)
-    held = np.searchsorted(ascending, ascending + 2 * SPIKE, side="right") - np.arange(len(ascending))
+    held = np.searchsorted(ascending, ascending + 2 * SPIKE_WIDTH, side="right") - np.arange(len(ascending))
     start = int(np.argmax(held))
     away = np.abs(logs - ascending[start + held[start] // 2])
-    inside, around = int((away <= SPIKE).sum()), int((away <= 10 * SPIKE).sum())
-    if inside >= max(FEW, SHARE * len(first)) and inside * 9 >= DENSE * (around - inside):
-        found[near[away <= SPIKE]] = True
+    inside, around = int((away <= SPIKE_WIDTH).sum()), int((away <= 10 * SPIKE_WIDTH).sum())
+    if inside >= max(MIN_SPIKE_WEIGHTS, MIN_SPIKE_SHARE * len(first)) and inside * 9 >= MIN_SPIKE_DENSITY * (
+        around - inside
+    ):
+        found[near[away <= SPIKE_WIDTH]] = True
     return found
 
 
@@ -100,4 +103,4 @@ def _touched(one: np.ndarray, other: np.ndarray, bits: np.ndarray) -> int:
         logs = np.log(np.abs(other[places].astype(np.float64) / one[places]))
     known = np.isfinite(logs)
     middle = np.median(logs[known]) if known.any() else 0.0
-    return int((~known | (np.abs(logs - middle) > ROUNDED)).sum())
+    return int((~known | (np.abs(logs - middle) > ROUNDING_WIDTH)).sum())
