@@ -18,9 +18,13 @@ HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
+try:
+    import gradio as gr
+except ImportError:
+    sys.exit("Expected gradio for the page, found none: pip install 'hf_lineage[space]'.")
+
 import agents  # noqa: E402
 import asking  # noqa: E402
-import gradio as gr  # noqa: E402
 import links  # noqa: E402
 import tabs  # noqa: E402
 import wording  # noqa: E402

@@ -1,4 +1,4 @@
-"""The design as a test: who may import whom, which package has which home, what is public, what `--help` costs."""
+"""The design as a test: who may import whom, which package has which home, what is public, what an import costs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 import hf_lineage
@@ -71,6 +72,99 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
     return ours, outside - set(sys.stdlib_module_names) - {"hf_lineage"}
 
 
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def module_imports(path: Path, modules: set[str]) -> set[str]:
+    """Modules of the package that a file imports, lazily or not; imports for types alone left out."""
+    package = module_name(path).split(".")[: None if path.stem == "__init__" else -1]
+    tree = ast.parse(path.read_text())
+    for_types = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    skipped = {id(n) for branch in for_types for n in ast.walk(branch)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in skipped:
+            base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
+            found |= {".".join([*base, alias.name]) for alias in node.names} & modules or {".".join(base)}
+    return found - {module_name(path)}
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Sets of modules that reach each other, each sorted."""
+    directed = nx.DiGraph([(module, other) for module, others in graph.items() for other in others])
+    return sorted(sorted(found) for found in nx.strongly_connected_components(directed) if len(found) > 1)
+
+
+def test_no_modules_import_each_other() -> None:
+    """Lazy imports included. The stand-in of the Hub is left out: its parts are one server."""
+    files = [path for path in FILES if room(path) != "testing"]
+    modules = {module_name(path) for path in files}
+    assert cycles({module_name(path): module_imports(path, modules) for path in files}) == []
+
+
+def test_and_that_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path / "hf_lineage")
+    for name, text in {
+        "a/__init__": "", "a/one": "from .two import x", "a/two": "def f():\n    from . import one",
+        "a/three": "from ..b import four", "b/__init__": "",
+        "b/four": "if TYPE_CHECKING:\n    from ..a.three import x\nfrom ..a import one",
+    }.items():  # fmt: skip
+        path = tmp_path / "hf_lineage" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    files = sorted((tmp_path / "hf_lineage").rglob("*.py"))
+    modules = {module_name(path) for path in files}
+    graph = {module_name(path): module_imports(path, modules) for path in files}
+    assert cycles(graph) == [["hf_lineage.a.one", "hf_lineage.a.two"]]
+
+
+MOST_PARAMETERS = 6
+# private functions that still take more; nothing may join them, and who mends one takes it out
+LONG = {
+    "features/evidence.py:_at",
+    "report/tree_plot.py:_draw_node",
+    "tasks/phylogeny.py:_read",
+    "tasks/trace_layers.py:_layers_by_weights",
+    "testing/writes.py:_push",
+    "trees/build.py:_tree",
+    "trees/clustering.py:_along",
+    "trees/clustering.py:_rounds",
+    "trees/groups.py:_merge",
+    "trees/spanning.py:_contradiction",
+    "weights/block_matching.py:_against",
+    "weights/merge_recipe.py:_with_traces",
+}  # fmt: skip
+
+
+def private_parameters(text: str) -> dict[str, int]:
+    """Name → number of parameters of each function that starts with one underscore; `self` and `cls` not counted."""
+    found = {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and re.match(r"_[^_]", node.name):
+            arguments = node.args
+            named = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+            bound = named[:1] in (["self"], ["cls"])
+            rest = (arguments.vararg is not None) + (arguments.kwarg is not None)
+            found[node.name] = max(found.get(node.name, 0), len(named) - bound + rest)
+    return found
+
+
+def test_private_functions_take_few_parameters() -> None:
+    long = {
+        f"{path.relative_to(ROOT).as_posix()}:{name}" for path in FILES
+        for name, count in private_parameters(path.read_text()).items() if count > MOST_PARAMETERS
+    }  # fmt: skip
+    assert not long - LONG, "too many parameters: make an object of what belongs together"
+    assert not LONG - long, "mended: take it out of LONG"
+
+
+def test_parameters_are_counted() -> None:
+    text = "class A:\n def _m(self, a, /, b, *c, d, **e): ...\ndef __init__(a, b): ...\ndef public(a): ...\ndef _f(): ...\n"
+    assert private_parameters(text) == {"_m": 5, "_f": 0}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 class TestEveryFile:
     def test_imports_run_downwards(self, path: Path) -> None:
@@ -104,12 +198,13 @@ def test_no_public_name_is_a_module() -> None:
     assert not {*hf_lineage.__all__} & modules
 
 
-def imported_by(code: str) -> set[str]:
+def imported_by(code: str, *arguments: object) -> set[str]:
+    """Outside packages in `sys.modules` of a process that ran the code."""
     text = f"import sys\n{code}\nimport json\nprint(json.dumps(sorted(m.split('.')[0] for m in sys.modules)))"
     return set(
         json.loads(
             subprocess.run(
-                [sys.executable, "-c", text], check=True, capture_output=True, text=True
+                [sys.executable, "-c", text, *map(str, arguments)], check=True, capture_output=True, text=True
             ).stdout.splitlines()[-1]
         )
     )
@@ -127,5 +222,19 @@ def test_and_the_test_above_can_fail() -> None:
     assert imported_by("import hf_lineage; hf_lineage.trace") & HEAVY
 
 
-def test_tracing_a_folder_needs_no_picture_and_no_model_code() -> None:
-    assert not imported_by("import hf_lineage; hf_lineage.trace") & {"matplotlib", "transformers", "timm"}
+TRACED = """
+import sys, hf_lineage as hl
+lineage = hl.trace(sys.argv[1], [sys.argv[2]])
+assert lineage.verdict == "parent"
+"""
+# what a question about weights does not need, whatever else is asked of the answer later
+UNUSED = {"transformers", "timm", "torchvision", "matplotlib", "sklearn", "pandas", "gradio", "networkx", "datasets"}
+
+
+def test_tracing_by_weights_imports_what_it_uses(folders: dict[str, Path]) -> None:
+    assert not imported_by(TRACED, folders["child"], folders["parent"]) & UNUSED
+
+
+def test_and_the_tests_above_can_fail(folders: dict[str, Path]) -> None:
+    drawn = TRACED + "lineage.plot(); hl.phylogeny(sys.argv[1:3], method='mother')"
+    assert imported_by(drawn, folders["child"], folders["parent"]) & UNUSED == {"matplotlib", "networkx"}

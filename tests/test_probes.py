@@ -197,7 +197,7 @@ class TestDataset:
 
     def test_a_missing_package_names_the_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "datasets", None)
-        with pytest.raises(ArgumentError, match=r"pip install 'hf_lineage\[experiments\]'"):
+        with pytest.raises(ArgumentError, match=r"pip install 'hf_lineage\[papers\]'"):
             probes("lab/images", GREY)
 
 

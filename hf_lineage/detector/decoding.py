@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -47,6 +46,8 @@ def marginals(scores: Tensor, none: Tensor) -> tuple[Tensor, Tensor]:
 def likeliest(pairs: Tensor, none: Tensor) -> list[int | None]:
     """The forest with the most edges expected to be right, each model's parent: the maximum spanning arborescence
     (Edmonds 1967) over probabilities, where "no parent" is an edge from a root that is nobody. Ties by index."""
+    import networkx as nx
+
     graph = nx.DiGraph()
     models = len(none)
     for j in range(models):

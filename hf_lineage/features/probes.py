@@ -213,7 +213,7 @@ def _dataset(name: str, inputs: Images | Tokens, count: int, seed: int, token: s
         import datasets
     except ImportError as error:
         raise ArgumentError(
-            f"Probes from the dataset `{name}` need the package datasets: pip install 'hf_lineage[experiments]'"
+            f"Probes from the dataset `{name}` need the package datasets: pip install 'hf_lineage[papers]'."
         ) from error
     try:
         stream = datasets.load_dataset(name, split=split or "train", streaming=True, token=token)

@@ -25,6 +25,7 @@ from ..checkpoints.view import View
 from ..errors import ArgumentError, CheckpointError, NothingToCompareError
 from ..parallel import together, world
 from ..trees.build import Branch, BuiltTrees
+from ..trees.clustering import scikit_learn
 from ..trees.methods import METHODS
 from ..trees.reading import AlignedModels, by_architecture, defects, distinct_models, finite
 from ..trees.spanning import edge, four_point
@@ -76,6 +77,8 @@ def phylogeny(
         raise ArgumentError(f"Expected `method` to be one of {', '.join(METHODS)}, got {method!r}.")
     if rho is not None and not (method.startswith("along-") and 0 <= rho <= 1):
         raise ArgumentError(f"Expected `rho` in [0, 1] and an along-… method, got {rho} with {method}.")
+    if method.startswith(("after-", "along-")):
+        scikit_learn()  # where it is missing, nothing is read
     opener, opened, left_out, notes = _open(models, token, allow_pickle)
     if not opened:
         raise NothingToCompareError(f"No model could be read. {_some_reasons(left_out)}")

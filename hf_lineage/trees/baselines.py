@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import networkx as nx
 import numpy as np
 
 from .clustering import Points
@@ -19,6 +18,8 @@ def by_distance(points: Points, groups: Sequence[Sequence[int]]) -> list[int | N
     groups: the indices of related models. The result is each model's parent, (M,), None for roots and for models in no
     group; ties by index. METHODS §5, "tree", the baseline there.
     """
+    import networkx as nx
+
     parents: list[int | None] = [None] * len(points.gram)
     distance2, norms = points.distance2, points.norms2
     for members in map(sorted, groups):
@@ -65,6 +66,8 @@ def mother(
     differences over square layers, which no Gram matrix holds; here d is Euclidean over all. The result is as in
     `by_distance`. Raises ValueError where kurtosis is not one number per model.
     """
+    import networkx as nx
+
     if len(kurtosis) != len(points.gram):
         raise ValueError(f"Expected the kurtosis of {len(points.gram)} models, got {len(kurtosis)} numbers.")
     parents: list[int | None] = [None] * len(points.gram)

@@ -19,13 +19,12 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import ParamSpec, TypeVar
 
 import numpy as np
-from sklearn.cluster import AgglomerativeClustering, KMeans, MeanShift, estimate_bandwidth, kmeans_plusplus
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import pairwise_distances_argmin, silhouette_score
 
+from ..errors import LineageError
 from ..weights.permutation_test import seed_of
 from .pair_statistics import distance2
 
@@ -156,6 +155,20 @@ def minimum(distances: np.ndarray) -> int:
 RULES: dict[str, Callable[[np.ndarray], int]] = {"majority": majority, "minimum": minimum}
 
 
+def scikit_learn() -> ModuleType:
+    """The package, with what the clusterings use of it. Raises `LineageError` where the extra `papers` is missing."""
+    try:
+        import sklearn
+        import sklearn.cluster
+        import sklearn.exceptions
+        import sklearn.metrics
+    except ImportError as error:
+        raise LineageError(
+            "Expected scikit-learn for a clustering method, found none: pip install 'hf_lineage[papers]'."
+        ) from error
+    return sklearn
+
+
 @dataclass(frozen=True, slots=True)
 class Algorithm:
     """One way to cluster X (M, k), with one setting (a number of clusters or a bandwidth).
@@ -177,28 +190,30 @@ def _numbers(x: np.ndarray) -> Sequence[float]:
 
 
 def _kmeans(x: np.ndarray, setting: float, seed: int) -> np.ndarray:
-    return KMeans(int(setting), n_init=STARTS, random_state=seed_of(seed, "kmeans") % 2**32).fit(x).labels_
+    start = seed_of(seed, "kmeans") % 2**32
+    return scikit_learn().cluster.KMeans(int(setting), n_init=STARTS, random_state=start).fit(x).labels_
 
 
 def _kmeans_start(x: np.ndarray, setting: float, seed: int) -> np.ndarray:
-    return kmeans_plusplus(x, int(setting), random_state=seed_of(seed, "kmeans") % 2**32)[0]
+    return scikit_learn().cluster.kmeans_plusplus(x, int(setting), random_state=seed_of(seed, "kmeans") % 2**32)[0]
 
 
 def _kmeans_step(x: np.ndarray, centres: np.ndarray, setting: float) -> tuple[np.ndarray, np.ndarray]:
-    means = KMeans(int(setting), init=centres, n_init=1, max_iter=1).fit(x).cluster_centers_
+    means = scikit_learn().cluster.KMeans(int(setting), init=centres, n_init=1, max_iter=1).fit(x).cluster_centers_
     # its own labels are those of the next round, to the means: they would forget a centre that was set to a parent
-    return pairwise_distances_argmin(x, centres), means
+    return scikit_learn().metrics.pairwise_distances_argmin(x, centres), means
 
 
 def _bandwidths(x: np.ndarray) -> Sequence[float]:
     """scikit-learn's estimate at several quantiles, of at least the nearest other model: else it would be 0."""
     quantiles = (min(1.0, max(quantile, 2.5 / len(x))) for quantile in QUANTILES)
-    widths = dict.fromkeys(float(estimate_bandwidth(x, quantile=quantile)) for quantile in quantiles)
+    bandwidth = scikit_learn().cluster.estimate_bandwidth
+    widths = dict.fromkeys(float(bandwidth(x, quantile=quantile)) for quantile in quantiles)
     return [width for width in widths if width > 0]
 
 
 def _meanshift(x: np.ndarray, setting: float, seed: int) -> np.ndarray:
-    return MeanShift(bandwidth=setting, seeds=x).fit(x).labels_
+    return scikit_learn().cluster.MeanShift(bandwidth=setting, seeds=x).fit(x).labels_
 
 
 def _meanshift_start(x: np.ndarray, setting: float, seed: int) -> np.ndarray:
@@ -207,12 +222,12 @@ def _meanshift_start(x: np.ndarray, setting: float, seed: int) -> np.ndarray:
 
 def _meanshift_step(x: np.ndarray, centres: np.ndarray, setting: float) -> tuple[np.ndarray, np.ndarray]:
     # max_iter counts from 0: one mean, then modes nearer than the bandwidth are merged and models assigned
-    fitted = MeanShift(bandwidth=setting, seeds=centres, max_iter=0).fit(x)
+    fitted = scikit_learn().cluster.MeanShift(bandwidth=setting, seeds=centres, max_iter=0).fit(x)
     return fitted.labels_, fitted.cluster_centers_
 
 
 def _agglomerative(x: np.ndarray, setting: float, seed: int) -> np.ndarray:
-    return AgglomerativeClustering(int(setting), linkage="average").fit(x).labels_
+    return scikit_learn().cluster.AgglomerativeClustering(int(setting), linkage="average").fit(x).labels_
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -377,7 +392,7 @@ def _stars(labels: np.ndarray, distances: np.ndarray, rule: str) -> list[int | N
 def _silhouette(x: np.ndarray, labels: np.ndarray) -> float:
     """In [−1, 1]; 0, as of a model on its own, for one cluster and for as many as models. Rounded: equals are equal."""
     count = len(np.unique(labels))
-    return round(float(silhouette_score(x, labels)), 9) if 1 < count < len(x) else 0.0
+    return round(float(scikit_learn().metrics.silhouette_score(x, labels)), 9) if 1 < count < len(x) else 0.0
 
 
 def _within(x: np.ndarray, labels: np.ndarray) -> float:
@@ -404,5 +419,5 @@ def _distinct(x: np.ndarray) -> int:
 def _quiet(fit: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """Without scikit-learn's warning that equal models leave clusters empty: they may."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", scikit_learn().exceptions.ConvergenceWarning)
         return fit(*arguments, **options)
