@@ -106,5 +106,9 @@ class NothingToCompareError(LineageError):
     """Weights were read, but none of them can be judged."""
 
 
+class NoCandidateReadError(NothingToCompareError):
+    """No candidate could be read; each says why in its `reasons`."""
+
+
 class ProcessLostError(LineageError):
     """Of the processes that a launcher started, one died, did not answer in time or failed."""

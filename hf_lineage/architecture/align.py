@@ -64,6 +64,21 @@ def align(
     return Alignment(pairs, unmatched, matched / total if total else 0.0, grown)
 
 
+def covers(candidate: Mapping[str, Shaped], theirs: Architecture, alignment: Alignment) -> bool:
+    """Whether enough of the candidate's trunk has a partner, too: `align` asked the other way round, from its result.
+
+    `theirs`: the candidate's architecture; `alignment`: of some child with it.
+    """
+    partner_of = {partner: name for name, partner in alignment.pairs.items()}
+    total = matched = 0
+    for name in theirs.trunk:
+        total += candidate[name].count
+        if own := partner_of.get(name):
+            rows = alignment.grown.get(own)
+            matched += _shared(candidate[name].count, rows and (rows[1], rows[0]))
+    return matched >= COMPARABLE * total > 0
+
+
 def is_grown(short: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
     """Whether one of two tables with a row per token begins with the rows of the other, by name and shapes."""
     if not VOCABULARY.search(short) or len(ours) != 2 or ours[1:] != theirs[1:]:

@@ -63,13 +63,23 @@ def open_checkpoint(
         module.origin = id(model)
         return module
     ref = ModelRef.parse(model)
-    repo: LocalRepo | HubRepo
     if ref.kind == "hub":
         from ..hub.client import Hub
 
-        repo = repo_of(ref, hub or Hub(token))
-    else:
-        repo = LocalRepo(ref)
+        hub = hub or Hub(token)
+    return open_repo(find_repo(ref, hub), allow_pickle)
+
+
+def find_repo(ref: ModelRef, hub: Hub | None) -> LocalRepo | HubRepo:
+    """The folder or repo that a reference names, pinned to its commit; none of its weights are looked at."""
+    if ref.kind == "hub":
+        assert hub is not None, "a repo id needs a client"
+        return repo_of(ref, hub)
+    return LocalRepo(ref)
+
+
+def open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
+    """The model in a repo or folder: its headers, its card. Raises what `open_checkpoint` raises."""
     checkpoint = _open_repo(repo, allow_pickle)
     checkpoint.card, checkpoint.repo = repo.card, repo
     return checkpoint
@@ -134,6 +144,9 @@ class Opener:
         self._hub: Hub | None = None
         self._opened: list[Checkpoint] = []
         self._by_ref: dict[ModelRef, Checkpoint] = {}
+        self._repos: dict[ModelRef, LocalRepo | HubRepo] = {}
+        self.failed: dict[str, LineageError] = {}  # what `open_all` met last, by the reference
+        self._forgotten = 0  # bytes read of models that are no longer held
 
     @property
     def hub(self) -> Hub:
@@ -150,7 +163,7 @@ class Opener:
         if ref in self._by_ref:
             return self._by_ref[ref]
         try:
-            checkpoint = open_checkpoint(model, hub=self._client(model), allow_pickle=self._allow_pickle)
+            checkpoint = open_checkpoint(model) if ref is None else open_repo(self.repo(ref), self._allow_pickle)
         except (ModelNotFoundError, HubUnavailableError) as error:
             name = str(model)
             if isinstance(model, (str, ModelRef)) and ModelRef.parse(model).kind == "hub" and Path(name).exists():
@@ -160,6 +173,12 @@ class Opener:
         if ref is not None:
             self._by_ref[ref] = checkpoint
         return checkpoint
+
+    def repo(self, ref: ModelRef) -> LocalRepo | HubRepo:
+        """The files of a model, found once, without a look at its weights. Raises `ModelNotFoundError` and its kind."""
+        if ref not in self._repos:
+            self._repos[ref] = find_repo(ref, self._client(ref))
+        return self._repos[ref]
 
     def open_all(self, models: Sequence[Model], called: str = "candidates") -> tuple[list[Checkpoint], list[Candidate]]:
         """Open several at once; what cannot be opened comes back as an `unreadable` candidate with the reason.
@@ -174,6 +193,7 @@ class Opener:
             try:
                 checkpoint = self.open(model)
             except LineageError as error:
+                self.failed[str(model)] = error
                 name = model.name if isinstance(model, ModelRef) else str(model)
                 return Candidate(name, str(model), status="unreadable", reasons=(str(error),))
             if checkpoint.ref.kind == "module":  # two modules of one class have the same ref
@@ -187,9 +207,29 @@ class Opener:
         return opened, list(refused.values())
 
     @property
+    def opened(self) -> tuple[Checkpoint, ...]:
+        """The models that are held, the latest last."""
+        return tuple(self._opened)
+
+    def forget(self, checkpoint: Checkpoint) -> None:
+        """Let go of a model; the bytes that were read of it still count."""
+        if any(checkpoint is known for known in self._opened):
+            self._forgotten += checkpoint.bytes_read
+        self._opened = [known for known in self._opened if known is not checkpoint]
+        self._by_ref = {ref: known for ref, known in self._by_ref.items() if known is not checkpoint}
+        self._repos = {ref: repo for ref, repo in self._repos.items() if repo is not checkpoint.repo}
+
+    def close(self) -> None:
+        """Let go of all models, and of the client's threads."""
+        self._forgotten = self.bytes_read
+        self._opened, self._by_ref, self._repos = [], {}, {}
+        if self._hub is not None:
+            self._hub.pool.shutdown(wait=False)
+
+    @property
     def bytes_read(self) -> int:
         """Bytes read of all models opened, headers included."""
-        return sum(checkpoint.bytes_read for checkpoint in self._opened)
+        return self._forgotten + sum(checkpoint.bytes_read for checkpoint in self._opened)
 
     @property
     def requests(self) -> int:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ..architecture.describe import Architecture, describe
 from .checkpoint import Checkpoint, Wrapper
 from .entry import Entry, Slice
 
@@ -39,6 +40,11 @@ class View(Wrapper):
             if not name.startswith("_"):
                 setattr(self, name, value)
         self._places = places
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Which of its tensors are what; described when first asked for. `first_rows` keeps it: no name changes."""
+        return describe(self)
 
     @cached_property
     def config(self) -> dict:

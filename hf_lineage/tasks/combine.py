@@ -1,4 +1,4 @@
-"""What a search makes of many answers: strangers put aside, and of several relatives the parent, by their tree.
+"""What a search makes of many answers: aside put aside, and of several relatives the parent, by their tree.
 
 Siblings that a search turned up are often as near to the child as its parent is. Where two steps meet in a model and
 whether they go the same way says who is between whom (`trees/rooting.py`); a pair cannot show that.
@@ -21,7 +21,7 @@ OVERWHELMING = -10.0  # log10 of the p-value at which a parent ends the search f
 # That the parent is missing from a search that found relatives, as often as in the questions the pairs' rule was fitted
 # on: a tree without it looks the same, the relative that moved least in its place
 MISSING = 1 / 3
-MOST = 24  # relatives that make the tree, the nearest; its cost grows with their square
+TREE_MODELS = 24  # relatives that make the tree, the nearest; its cost grows with their square
 
 
 def is_enough(lineage: Lineage) -> bool:
@@ -36,8 +36,8 @@ def unrelated(lineage: Lineage | None) -> list[Candidate]:
     return [c for c in lineage.candidates if c.status != "compared" or c.relation == "none"] if lineage else []
 
 
-def together_again(
-    lineage: Lineage, strangers: Sequence[Candidate], screened: Mapping[str, float], alpha: float,
+def merge_answers(
+    lineage: Lineage, aside: Sequence[Candidate], screened: Mapping[str, float], alpha: float,
     same: Callable[[str, Candidate], bool],
 ) -> Lineage:  # fmt: skip
     """The answer with the candidates that were put aside before: their probability is 0, and p-values count them all.
@@ -47,19 +47,19 @@ def together_again(
     whose p-value is then above `alpha` is none. `same` says whether a claimed id means a candidate.
     """
     here = {(c.ref, c.requested) for c in lineage.candidates}
-    others = [replace(c, probability=0.0 if c.probability is not None else None) for c in strangers]
+    others = [replace(c, probability=0.0 if c.probability is not None else None) for c in aside]
     everybody = [*lineage.candidates, *(c for c in others if (c.ref, c.requested) not in here)]
     tested = {i: raw for i, c in enumerate(everybody) if (raw := log10_raw(c)) is not None}
     larger = [max(raw, screened.get(everybody[i].requested, raw)) for i, raw in tested.items()]
     for i, raw, log10_p in zip(tested, larger, holm(larger), strict=True):
-        told = replace(everybody[i], p_raw=10.0**raw, p_value=10.0**log10_p, log10_p=log10_p)
-        lost = log10_p > math.log10(alpha) and told.relation not in (None, "identical")
-        everybody[i] = replace(told, relation="none") if lost else told
+        adjusted = replace(everybody[i], p_raw=10.0**raw, p_value=10.0**log10_p, log10_p=log10_p)
+        lost = log10_p > math.log10(alpha) and adjusted.relation not in (None, "identical")
+        everybody[i] = replace(adjusted, relation="none") if lost else adjusted
     everybody.sort(key=verdict.order)
-    said, parent = verdict.conclude(everybody, alpha)
+    concluded, parent = verdict.conclude(everybody, alpha)
     claims, undeclared = verdict.weigh_claims(lineage.claims, everybody, parent, same)
     return replace(
-        lineage, candidates=tuple(everybody), verdict=said, parent=parent, claims=tuple(claims),
+        lineage, candidates=tuple(everybody), verdict=concluded, parent=parent, claims=tuple(claims),
         undeclared=tuple(undeclared),
     )  # fmt: skip
 
@@ -73,7 +73,7 @@ def log10_raw(candidate: Candidate) -> float | None:
     return float(min(tests)) + math.log10(about["tests"])
 
 
-def relatives(candidates: Sequence[Candidate], alpha: float) -> list[Candidate]:
+def related_candidates(candidates: Sequence[Candidate], alpha: float) -> list[Candidate]:
     """The nearest candidates that share an origin with the child; nothing where there is no choice to make.
 
     A full copy, and what is seen behind a disguise, is left to the pair's own rule.
@@ -83,11 +83,11 @@ def relatives(candidates: Sequence[Candidate], alpha: float) -> list[Candidate]:
     ]
     if any(c.relation in ("identical", "head_changed") or "disguise" in c.facts for c in related):
         return []
-    nearest = sorted(related, key=lambda c: (c.distance or 0.0, c.ref))[:MOST]
+    nearest = sorted(related, key=lambda c: (c.distance or 0.0, c.ref))[:TREE_MODELS]
     return nearest if len(nearest) > 1 else []
 
 
-def settle(
+def apply_tree(
     candidates: Sequence[Candidate], none: float, tree: Phylogeny, child: tuple[str, str | None]
 ) -> tuple[list[Candidate], float]:
     """The candidates with the probabilities and relations that their tree gives, and the probability of none of them.

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
 
 from ..answers.layers import BlockOrigin
-from ..answers.lineage import Candidate
+from ..answers.lineage import Candidate, Claim
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
 from ..weights.evidence import WeightsComparison
 from ..weights.mixture import exact_average
 from ..weights.reader import Readings
 from ..weights.sampling import MIN_UNITS, Plan
-from .options import Lined, some
+from .session import Aligned, some
 
 TOLD = 5  # candidates whose trouble is told where none can be read
 
@@ -79,7 +79,11 @@ def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparis
 
 
 def of_merges(
-    readings: Readings, architecture: Architecture, comparable: Sequence[Lined], judged: Sequence[Candidate], child: str
+    readings: Readings,
+    architecture: Architecture,
+    comparable: Sequence[Aligned],
+    judged: Sequence[Candidate],
+    child: str,
 ) -> list[str]:
     """For a child that no single candidate explains: an average of several, or put together from several.
 
@@ -139,6 +143,18 @@ def _left_out(lost: Mapping[str, str], bad: AbstractSet[str]) -> list[str]:
     notes = [f"Left out, all zeros in the child: {some(zeros)}."] if zeros else []
     notes += [f"Left out, NaN or Inf in the child: {some(broken)}."] if broken else []
     return notes + ([f"Left out, NaN, Inf or all zeros in a candidate: {some(theirs)}."] if theirs else [])
+
+
+def of_folders(
+    claims: Sequence[Claim], candidates: Sequence[Candidate], same: Callable[[str, Candidate], bool]
+) -> list[str]:
+    """For claims that a local folder was taken for, by its name."""
+    notes = []
+    for claim in claims:
+        folders = [c.ref for c in candidates if c.ref[0] in "./~" and c.ref != claim.ref and same(claim.ref, c)]
+        if claim.status != "not_testable" and folders:
+            notes.append(f"The folder {folders[0]} was taken for {claim.ref}, by its name.")
+    return notes
 
 
 def of_adapter(child: Checkpoint, base: Checkpoint) -> str:

@@ -1,9 +1,8 @@
-"""The story of `phylogeny` on one page: open, sort by architecture, read once, grow trees, compare with claims."""
+"""The story of `phylogeny` on one page: session, sort by architecture, read once, build trees, compare with claims."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,30 +14,44 @@ from ..answers.base import Progress
 from ..answers.lineage import Relation
 from ..answers.phylogeny import Edge, Node, Phylogeny
 from ..answers.refs import ModelRef
-from ..architecture.align import align
-from ..architecture.conventions import fused_parts
-from ..architecture.describe import describe
+from ..architecture.align import Alignment, covers
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.claims import claims_of
-from ..checkpoints.opener import Opener, model_identity
+from ..checkpoints.opener import model_identity
 from ..checkpoints.view import View
 from ..errors import ArgumentError, CheckpointError, NothingToCompareError
-from ..parallel import together, world
+from ..parallel import together
 from ..trees.build import Branch, BuiltTrees
 from ..trees.clustering import scikit_learn
 from ..trees.methods import METHODS
-from ..trees.reading import AlignedModels, by_architecture, defects, distinct_models, finite
+from ..trees.reading import AlignedModels, defects, distinct_models, finite
 from ..trees.spanning import edge, four_point
 from ..weights.edits import ONE_WAY
-from ..weights.reader import Readings, read_aligned
-from .options import blank, budget_of, check, paired, plan_reading, shared_rows, skipped, some, versions
+from ..weights.reader import Readings
+from .options import Options
+from .session import (
+    Question,
+    Session,
+    budget_of,
+    paired,
+    plan_reading,
+    session_of,
+    shared_rows,
+    skipped,
+    some,
+    unjudged,
+)
 
 if TYPE_CHECKING:
     import torch
 
-    from .options import Model
+    from ..checkpoints.opener import Model
+    from .compare import Reading
 
     Method = Callable[..., BuiltTrees]
+    Models = Sequence[View]
+
+TREE_ALPHA = 1e-2  # level of the groups of a tree that a trace asks
 
 
 @together
@@ -46,7 +59,7 @@ def phylogeny(
     models: Iterable[Model], *, method: str = "information", alpha: float = 1e-2, rho: float | None = None,
     token: str | bool | None = None, device: str | torch.device | None = None,
     sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
-    progress: Progress | None = None, seed: int = 0,
+    progress: Progress | None = None, seed: int = 0, session: Session | None = None,
 ) -> Phylogeny:  # fmt: skip
     """Say who descends from whom in a set of models, from their weights alone (Neural Phylogeny, ICLR 2025).
 
@@ -56,7 +69,7 @@ def phylogeny(
     alpha: family-wise error over all pairs of one architecture: the chance that any two unrelated models are joined.
     rho: of the `along-…` methods, the probability that a cluster's centre is set to its parent, in [0, 1]; None
         chooses it without the truth, by silhouette.
-    sample, max_bytes, token, device, allow_pickle, progress, seed: as in `trace`.
+    sample, max_bytes, token, device, allow_pickle, progress, seed, session: as in `trace`.
 
     By `information`: models that the permutation test over hidden units calls related make a group
     (`trees/groups.py`); in a group the maximum spanning tree of the information that units share (METHODS §5), put
@@ -71,71 +84,73 @@ def phylogeny(
     Returns a `Phylogeny`. A model that cannot be read is in its `left_out`, the rest is done. Raises `LineageError`s:
     `ArgumentError`, `NothingToCompareError` where no model can be read, `ProcessLostError`.
     """
-    started = time.monotonic()
-    check(["weights"], alpha, max_bytes, device)
     if method not in METHODS:
         raise ArgumentError(f"Expected `method` to be one of {', '.join(METHODS)}, got {method!r}.")
     if rho is not None and not (method.startswith("along-") and 0 <= rho <= 1):
         raise ArgumentError(f"Expected `rho` in [0, 1] and an along-… method, got {rho} with {method}.")
     if method.startswith(("after-", "along-")):
         scikit_learn()  # where it is missing, nothing is read
-    opener, opened, left_out, notes = _open(models, token, allow_pickle)
-    if not opened:
-        raise NothingToCompareError(f"No model could be read. {_some_reasons(left_out)}")
-    answer = grow(opener, opened, left_out, notes, method, alpha, rho, device, sample, max_bytes, progress, seed)
-    seconds = world().gather(round(time.monotonic() - started, 3))[0]
-    return replace(answer, seconds=seconds)
-
-
-def grow(
-    opener: Opener, opened: Sequence[Checkpoint], left_out: dict[str, str], notes: list[str], method: str, alpha: float,
-    rho: float | None, device: str | torch.device | None, sample: str | float | int | None, max_bytes: int | None,
-    progress: Progress | None, seed: int,
-) -> Phylogeny:  # fmt: skip
-    """The forest of models that are open."""
-    views = [View(model, fused_parts(model)) for model in opened]
-    answer = _Forest(opener, _ids(views), left_out, notes)
-    kinds = by_architecture(views)
-    looked = opener.bytes_read
-    for kind in kinds:
-        left = None if max_bytes is None else max(1, max_bytes - (opener.bytes_read - looked))
-        aligned = _read(kind, answer, sample, left, device, progress, seed)
-        if aligned is not None:
-            answer.add(aligned, METHODS[method], alpha, {} if rho is None else {"rho": rho})
-        else:
-            answer.alone(view for view in kind if answer.ids[_key(view)] not in answer.left_out)
-    if not answer.nodes:
-        raise NothingToCompareError(f"No model could be judged. {_some_reasons(answer.left_out)}")
-    return Phylogeny(
-        nodes=tuple(answer.nodes), edges=tuple(sorted(answer.edges, key=lambda e: (e.child, e.parent))),
-        roots=tuple(answer.roots), quality=_pooled(answer), method=method, left_out=dict(sorted(left_out.items())),
-        notes=(*answer.notes, *skipped(opened)), bytes_read=opener.bytes_read + answer.elsewhere,
-        seed=seed, alpha=alpha, versions=versions(),
+    options = Options(
+        alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, progress=progress, seed=seed
     )  # fmt: skip
+    with session_of(session, token, allow_pickle) as session:
+        opened, left_out, notes = _open(session, models)
+        if not opened:
+            raise NothingToCompareError(f"No model could be read. {_some_reasons(left_out)}")
+        trees = _Trees(session, _ids(opened), left_out, notes)
+        before = session.bytes_read
+        for kind in _by_architecture(session, opened):
+            left = None if max_bytes is None else max(1, max_bytes - (session.bytes_read - before))
+            known = _read(session, kind, trees, replace(options, max_bytes=left))
+            if known is not None:
+                trees.add(known, METHODS[method], alpha, {} if rho is None else {"rho": rho})
+            else:
+                trees.alone(view for view in kind if trees.ids[_key(view)] not in trees.left_out)
+        if not trees.nodes:
+            raise NothingToCompareError(f"No model could be judged. {_some_reasons(trees.left_out)}")
+        notes = [*trees.notes, *skipped(opened)]
+        return trees.answer(method, notes, options.cost(session, trees.by_others))
+
+
+def tree_of_reading(question: Question, reading: Reading, chosen: Sequence[int], seed: int) -> Phylogeny:
+    """The tree of the child and of some candidates, from what `trace` has read of them: nothing is read again.
+
+    chosen: their positions in `reading.models`. Those that do not hold what the child holds stand alone in it.
+    """
+    pivot, models = question.child, [reading.models[i] for i in chosen]
+    trees = _Trees(question.session, _ids([pivot, *models]), {}, [], claims=False)
+    comparable = [i for i in chosen if covers(reading.models[i], reading.models[i].architecture, reading.aligned[i][1])]
+    known = _from_reading(pivot, reading, comparable, trees, seed)
+    if known is not None:
+        trees.add(known, METHODS["information"], TREE_ALPHA, {})
+    else:
+        comparable = []
+    others = [pivot] * (not comparable) + [reading.models[i] for i in chosen if i not in comparable]
+    trees.alone(model for model in others if trees.ids[_key(model)] not in trees.left_out)
+    return trees.answer("information", trees.notes, {"seed": seed, "alpha": TREE_ALPHA})
 
 
 def read_aligned_models(models: Iterable[Model], *, seed: int = 0) -> AlignedModels:
     """All pairs of models of one architecture, for those who want to look inside (`experiments/phylogenies.py`)."""
-    opener, opened, left_out, notes = _open(models, None, False)
-    views = [View(model, fused_parts(model)) for model in opened]
-    found = _read(views, _Forest(opener, _ids(views), left_out, notes), None, None, None, None, seed)
-    if found is None or left_out:
-        raise NothingToCompareError(f"Expected models of one architecture. {_some_reasons(left_out)}")
-    return found
+    with Session() as session:
+        opened, left_out, notes = _open(session, models)
+        trees = _Trees(session, _ids(opened), left_out, notes)
+        found = _read(session, opened, trees, Options(seed=seed))
+        if found is None or left_out:
+            raise NothingToCompareError(f"Expected models of one architecture. {_some_reasons(left_out)}")
+        return found
 
 
-def _open(
-    models: Iterable[Model], token: str | bool | None, allow_pickle: bool
-) -> tuple[Opener, list[Checkpoint], dict[str, str], list[str]]:
+def _open(session: Session, models: Iterable[Model]) -> tuple[list[View], dict[str, str], list[str]]:
+    """(models, why others are left out, notes)."""
     if models is None or isinstance(models, (str, Path)) or hasattr(models, "state_dict"):
         raise ArgumentError(f"Expected a list of models, got a single {type(models).__name__}.")
     wanted = list(models)
     if not wanted:
         raise ArgumentError("Expected models to make a tree of, got none. Name some: hf-lineage tree org/a org/b …")
-    opener = Opener(token, allow_pickle)
-    opened, refused = opener.open_all(wanted, "models")
+    opened, refused = session.opener.open_all(wanted, "models")
     left_out = {candidate.ref: " ".join(candidate.reasons) for candidate in refused}
-    kept: dict[tuple, Checkpoint] = {}
+    kept: dict[tuple, View] = {}
     notes = []
     for model in sorted(opened, key=lambda model: (model.ref, model.requested)):
         if model_identity(model) in kept:
@@ -143,8 +158,22 @@ def _open(
         elif model.adapter_base:
             left_out[_name(model)] = f"a LoRA adapter of {model.adapter_base} holds no weights of its own"
         else:
-            kept[model_identity(model)] = model
-    return opener, list(kept.values()), left_out, list(dict.fromkeys(notes))
+            kept[model_identity(model)] = session.view(model)
+    return list(kept.values()), left_out, list(dict.fromkeys(notes))
+
+
+def _by_architecture(session: Session, models: Models) -> list[list[View]]:
+    """Models that line up with the first of their kind, each kind in the order given."""
+    kinds: list[list[View]] = []
+    for model in models:
+        for kind in kinds:
+            alignment = session.align(kind[0], model)
+            if alignment.comparable and covers(model, model.architecture, alignment):
+                kind.append(model)
+                break
+        else:
+            kinds.append([model])
+    return kinds
 
 
 def _name(model: Checkpoint) -> str:
@@ -168,7 +197,7 @@ def _some_reasons(left_out: Mapping[str, str]) -> str:
     return " ".join(f"{ref}: {why}" for ref, why in list(left_out.items())[:3])
 
 
-def _pooled(answer: _Forest) -> dict[str, Any]:
+def _pooled(answer: _Trees) -> dict[str, Any]:
     """One summary over the architectures, and each of them."""
     named = [e for e in answer.edges if e.relation != "identical"]
     worst = [kind["four_point"] for kind in answer.quality if kind["four_point"] is not None]
@@ -179,40 +208,59 @@ def _pooled(answer: _Forest) -> dict[str, Any]:
     }
 
 
-def _read(
-    kind: Sequence[View], answer: _Forest, sample: str | float | int | None, max_bytes: int | None,
-    device: str | torch.device | None, progress: Progress | None, seed: int,
-) -> AlignedModels | None:  # fmt: skip
+def _read(session: Session, kind: Models, trees: _Trees, options: Options) -> AlignedModels | None:
     """What one pass says of all pairs. Models that cannot take part are left out, and the rest is read again; None
     where nothing is left to compare."""
     while len(kind) > 1:
         pivot, others = kind[0], kind[1:]
-        architecture = describe(pivot)
-        lined = [(view, align(pivot, view, architecture)) for view in others]
-        seen = pivot.first_rows(shared_rows(lined))
-        budget = budget_of(seen, others, paired(architecture, lined), sample)
-        plan = plan_reading(seen, architecture, lined, budget, max_bytes, seed)
-        alignments = [alignment for _, alignment in lined]
+        architecture = pivot.architecture
+        aligned = [(view, session.align(pivot, view)) for view in others]
+        seen = pivot.first_rows(shared_rows(aligned))
+        budget = budget_of(seen, others, paired(architecture, aligned), options.sample)
+        plan = plan_reading(seen, architecture, aligned, budget, options)
         try:
-            readings = read_aligned(seen, others, alignments, plan, device=device or "cpu", progress=progress)
+            readings = session.read_aligned(seen, aligned, plan, options)
         except CheckpointError as error:  # the pivot's: of the others it is kept in `failed`
-            answer.leave_out(pivot, str(error))
+            trees.leave_out(pivot, str(error))
             kind = others
             continue
-        answer.elsewhere += readings.bytes_by_others
+        trees.by_others += readings.bytes_by_others
         bad = defects(readings, architecture, kind)
-        for i, why in bad.items():
-            answer.leave_out(kind[i], why)
-        kind = [view for i, view in enumerate(kind) if i not in bad]
         if not bad:
-            found = distinct_models(readings, architecture, kind, alignments, seed)
-            answer.notes += _broken(readings, architecture.trunk, kind)
-            if found is None:
-                answer.notes.append(
-                    f"{_name(pivot)} and {len(others)} others share no matrix of which rows could be kept."
-                )
-            return found
+            return _statistics(kind, [alignment for _, alignment in aligned], readings, trees, options.seed)
+        for i, why in bad.items():
+            trees.leave_out(kind[i], why)
+        kind = [view for i, view in enumerate(kind) if i not in bad]
     return None
+
+
+def _from_reading(
+    pivot: View, reading: Reading, chosen: Sequence[int], trees: _Trees, seed: int
+) -> AlignedModels | None:
+    """As `_read`, of the child and some candidates of a trace."""
+    while chosen:
+        kind = [pivot, *(reading.models[i] for i in chosen)]
+        readings = reading.readings.of(chosen)
+        bad = defects(readings, pivot.architecture, kind)
+        if not bad:
+            return _statistics(kind, [reading.aligned[i][1] for i in chosen], readings, trees, seed)
+        for i, why in bad.items():
+            trees.leave_out(kind[i], why)
+        if 0 in bad:
+            return None
+        chosen = [candidate for i, candidate in enumerate(chosen, start=1) if i not in bad]
+    return None
+
+
+def _statistics(
+    kind: Models, alignments: Sequence[Alignment], readings: Readings, trees: _Trees, seed: int
+) -> AlignedModels | None:
+    """Everything about all pairs of models that were read; None where they share no matrix."""
+    found = distinct_models(readings, kind[0].architecture, kind, alignments, seed)
+    trees.notes += _broken(readings, kind[0].architecture.trunk, kind)
+    if found is None:
+        trees.notes.append(f"{_name(kind[0])} and {len(kind) - 1} others share no matrix of which rows could be kept.")
+    return found
 
 
 def _broken(readings: Readings, trunk: Sequence[str], models: Sequence[View]) -> list[str]:
@@ -227,19 +275,29 @@ def _broken(readings: Readings, trunk: Sequence[str], models: Sequence[View]) ->
 
 
 @dataclass
-class _Forest:
+class _Trees:
     """The answer as it grows, kind by kind."""
 
-    opener: Opener
+    session: Session
     ids: Mapping[tuple[ModelRef, str], str]
     left_out: dict[str, str]
     notes: list[str]
+    claims: bool = True  # whether the files of the models are asked what they say of each other
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
     roots: list[str] = field(default_factory=list)
     quality: list[dict[str, Any]] = field(default_factory=list)
-    elsewhere: int = 0
+    by_others: int = 0  # bytes that other processes read
     hidden: int = 0
+
+    def answer(self, method: str, notes: Sequence[str], cost: Mapping[str, Any]) -> Phylogeny:
+        """Everything so far."""
+        edges = tuple(sorted(self.edges, key=lambda e: (e.child, e.parent)))
+        left_out = dict(sorted(self.left_out.items()))
+        return Phylogeny(
+            nodes=tuple(self.nodes), edges=edges, roots=tuple(self.roots), quality=_pooled(self), method=method,
+            left_out=left_out, notes=tuple(notes), **cost,
+        )  # fmt: skip
 
     def leave_out(self, model: Checkpoint, why: str) -> None:
         self.left_out[self.ids[_key(model)]] = why
@@ -256,13 +314,13 @@ class _Forest:
         built = method(aligned, alpha, aligned.seed, **options)
         first = self._group()
         names = {i: self.ids[_key(model)] for i, model in enumerate(aligned.models)}
-        for members in built.groups:
-            for i in sorted(i for i in members if i < 0):
+        for models in built.groups:
+            for i in sorted(i for i in models if i < 0):
                 self.hidden += 1
                 names[i] = f"?{self.hidden}"
         born = generations(built)
-        for group, members in enumerate(built.groups):
-            for i in members:
+        for group, models in enumerate(built.groups):
+            for i in models:
                 if i < 0:
                     self.nodes.append(Node(names[i], None, None, None, first + group, True, born.get(i)))
                     continue
@@ -309,9 +367,13 @@ class _Forest:
         """What the files of the two say of each other."""
 
         def names(child: int, parent: int) -> bool:
-            candidate = blank(aligned.models[parent], "compared")
-            return any(self.opener.same_model(claim.ref, candidate) for claim in claims_of(aligned.models[child]))
+            candidate = unjudged(aligned.models[parent], "compared")
+            return any(
+                self.session.opener.same_model(claim.ref, candidate) for claim in claims_of(aligned.models[child])
+            )
 
+        if not self.claims:
+            return None
         if names(b, a):
             return "same"
         if names(a, b):

@@ -21,15 +21,12 @@ from typing import TYPE_CHECKING, Any
 from ..answers.lineage import Lineage
 from ..answers.refs import ModelRef, is_repo_id, printable
 from ..answers.search import CandidateSearch, FoundCandidate
-from ..architecture.align import align
-from ..architecture.conventions import fused_parts
-from ..architecture.describe import Architecture, describe
 from ..checkpoints.checkpoint import Checkpoint, FileCheckpoint
 from ..checkpoints.claims import claims_of
-from ..checkpoints.opener import Opener, model_identity
-from ..checkpoints.view import View
+from ..checkpoints.opener import model_identity
 from ..errors import ArgumentError, LineageError
-from .options import base_of, some, versions
+from .options import versions
+from .session import Session, base_of, session_of, some
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,14 +57,14 @@ Ring = Callable[[], Iterator[Row]]
 def find_candidates(
     child: str | Path | ModelRef, *, most: int = MOST_MODELS, max_requests: int = MOST_REQUESTS,
     max_bytes: int = MOST_BYTES, token: str | bool | None = None, allow_pickle: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | None = None, session: Session | None = None,
 ) -> CandidateSearch:  # fmt: skip
     """Models on the Hub (offline: in the cache) that could be the child's parent, and why. Reads no weights.
 
     most: comparable models to stop at. max_requests, max_bytes: of headers and listings; what was found until then is
         returned, with a note. An anonymous user may send 500 requests to the API and 3,000 for files in five minutes.
-    token, allow_pickle, progress: as in `trace`, whose `candidates=None` searches the same way, ring by ring, and stops
-        when one candidate is enough.
+    token, allow_pickle, progress, session: as in `trace`, whose `candidates=None` searches the same way, ring by ring,
+        and stops when one candidate is enough.
 
     Raises `ModelNotFoundError`, `CheckpointError`, `HubUnavailableError` for the child, `ArgumentError`. What goes
     wrong with anything else is told in the notes.
@@ -76,21 +73,21 @@ def find_candidates(
         if type(value) is not int or value < 1:
             raise ArgumentError(f"Expected `{name}` to be a whole number above 0, got {value!r}.")
     started = time.monotonic()
-    opener = Opener(token, allow_pickle)
-    search = Search(opener.open(child), opener, most, max_requests, max_bytes, progress)
-    while search.widen():
-        pass
-    return replace(search.result(), seconds=round(time.monotonic() - started, 3))
+    with session_of(session, token, allow_pickle) as session:
+        search = Search(session.opener.open(child), session, most, max_requests, max_bytes, progress)
+        while search.widen():
+            pass
+        return replace(search.result(), seconds=round(time.monotonic() - started, 3))
 
 
 class Search:
     """The search for one child: `widen` looks at the next ring, `refs` are the candidates so far."""
 
     def __init__(
-        self, child: Checkpoint, opener: Opener, most: int = MOST_MODELS, max_requests: int = MOST_REQUESTS,
+        self, child: Checkpoint, session: Session, most: int = MOST_MODELS, max_requests: int = MOST_REQUESTS,
         max_bytes: int = MOST_BYTES, progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        self.child, self._opener, self._progress = child, opener, progress
+        self.child, self._session, self._progress = child, session, progress
         self._most, self._max_requests, self._max_bytes = most, max_requests, max_bytes
         self._rings: list[Ring] = [self._declared, self._family, self._alike, self._wider]
         self._found: dict[str, FoundCandidate] = {}  # by the name it was first met under
@@ -127,7 +124,7 @@ class Search:
         parent is named, instead of going wider.
         """
         before = len(self.refs)
-        self._elsewhere = (self._opener.requests - self._used[0], self._opener.bytes_read - self._used[1])
+        self._elsewhere = (self._session.requests - self._used[0], self._session.bytes_read - self._used[1])
         related = _related(lineage)
         if lineage is not None and lineage.parent:
             self._rings = []
@@ -189,7 +186,7 @@ class Search:
         return sum(proposal.status == "comparable" for proposal in self._found.values())
 
     def _count(self) -> None:
-        self._used = (self._opener.requests - self._elsewhere[0], self._opener.bytes_read - self._elsewhere[1])
+        self._used = (self._session.requests - self._elsewhere[0], self._session.bytes_read - self._elsewhere[1])
 
     # The rings, the best first
 
@@ -243,7 +240,7 @@ class Search:
         if known is None or known.status == "unreadable":
             return ()
         try:
-            return [claim.ref for claim in claims_of(self._opener.open(name))]
+            return [claim.ref for claim in claims_of(self._session.opener.open(name))]
         except LineageError:  # its config.json: what the Hub refuses now is not what a search depends on
             return ()
 
@@ -272,7 +269,7 @@ class Search:
 
         ours = sum(entry.nbytes for entry in self._source.values())
         for name, nbytes in cached_models().items():
-            if self._opener.hub.offline or (ours <= nbytes * LIGHTER and nbytes <= ours * LIGHTER):
+            if self._session.hub.offline or (ours <= nbytes * LIGHTER and nbytes <= ours * LIGHTER):
                 yield name, "in the cache", None
 
     def _wider(self) -> Iterator[Row]:
@@ -299,12 +296,12 @@ class Search:
             yield from self._made_from(base)
 
     def _list(self, rule: str, **asked: Any) -> Iterator[Row]:
-        if self._opener.hub.offline:
+        if self._session.hub.offline:
             return
         from ..hub.listing import listing
 
         try:
-            for found in listing(self._opener.hub, **{"limit": self._most, **asked}):
+            for found in listing(self._session.hub, **{"limit": self._most, **asked}):
                 if not (found.private and self._public):
                     yield found.id, rule, found
         except LineageError as error:  # one query may be too slow for the Hub; after a second one, no more
@@ -342,13 +339,9 @@ class Search:
     def _source(self) -> Checkpoint:
         """The child, or the base in an adapter's place."""
         try:
-            return base_of(self.child, self._opener) if self.child.adapter_base else self.child
+            return base_of(self.child, self._session.opener) if self.child.adapter_base else self.child
         except LineageError:
             return self.child
-
-    @cached_property
-    def _view(self) -> View:
-        return View(self._source, fused_parts(self._source))
 
     def _look(self, ring: Iterable[Row]) -> None:
         """Open what a ring yields, a few at once, until the budget is spent. Before it fails, what it had is opened."""
@@ -382,7 +375,7 @@ class Search:
             self._found[name] = replace(known, rules=tuple(dict.fromkeys([*known.rules, *rules])))
 
     def _open(self, batch: dict[str, tuple[list[str], Listed | None]]) -> None:
-        opened, refused = self._opener.open_all([*batch])
+        opened, refused = self._session.opener.open_all([*batch])
         failed = {candidate.requested: candidate for candidate in refused}
         ready = {checkpoint.requested: checkpoint for checkpoint in opened}
         for name, (rules, listed) in batch.items():
@@ -408,7 +401,7 @@ class Search:
     def _compared(self, proposal: FoundCandidate, candidate: Checkpoint) -> FoundCandidate:
         if isinstance(candidate, FileCheckpoint) and candidate.remote:
             candidate.keep(min(KEPT, KEPT_IN_ALL // self._most))
-        alignment = align(self._view, View(candidate, fused_parts(candidate)), self._architecture)
+        alignment = self._session.align(self._session.view(self._source), self._session.view(candidate))
         comparable = alignment.comparable and not candidate.adapter_base
         born, ours = getattr(candidate.repo, "created", None), getattr(self.child.repo, "created", None)
         return replace(
@@ -417,10 +410,6 @@ class Search:
             status="comparable" if comparable else "not_comparable", later=bool(born and ours and born > ours),
             reason="" if comparable else "a LoRA adapter" if candidate.adapter_base else alignment.explain(),
         )  # fmt: skip
-
-    @cached_property
-    def _architecture(self) -> Architecture:
-        return describe(self._view)
 
 
 def _related(lineage: Lineage | None) -> list[str]:

@@ -1,46 +1,32 @@
-"""The story of `trace_layers` on one page: open, match the blocks, read once, judge block by block."""
+"""The story of `trace_layers` on one page: session, match the blocks, read once, judge block by block, answer."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..answers.base import Progress
 from ..answers.layers import LayerLineage
-from ..architecture.align import align
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.opener import Opener
 from ..errors import LineageError, NoCandidatesError, NothingToCompareError
 from ..parallel import together, world
 from ..weights.block_matching import Block, BlockMatches, align_blocks, match_blocks
 from ..weights.block_origins import LayerReadings, block_facts, block_origins, block_scores, equal_block_notes
 from ..weights.merge_recipe import infer_merge_method
-from ..weights.reader import read_aligned
-from . import notes as remarks
-from .options import (
-    Lined,
-    Question,
-    ask,
-    budget_of,
-    check,
-    features_settings,
-    plan_reading,
-    shared_rows,
-    skipped,
-    versions,
-    within,
-)
+from . import notes
+from .evidence import settings_of
+from .options import Networks, Options, names_of
 from .search import Search
+from .session import Aligned, Question, Session, ask, budget_of, plan_reading, session_of, shared_rows, skipped, within
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
+    from ..checkpoints.opener import Model
     from ..features.evidence import Source
-    from .options import Model
 
 MOST_SOURCES = 16  # candidates whose blocks are compared where nobody named any
 
@@ -51,7 +37,7 @@ def trace_layers(
     alpha: float = 1e-3, probes: Source = None, metric: str = "l2", step: float | str = "auto",
     detector: str | Path | None = None, token: str | bool | None = None, device: str | torch.device | None = None,
     sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
-    progress: Progress | None = None, seed: int = 0,
+    progress: Progress | None = None, seed: int = 0, session: Session | None = None,
 ) -> LayerLineage:  # fmt: skip
     """Say for each block of the child which block of which candidate it came from, and in what proportion.
 
@@ -70,55 +56,49 @@ def trace_layers(
 
     Returns a `LayerLineage`; a block "from none of these" is an answer. Raises what `trace` raises.
     """
-    started = time.monotonic()
-    names = [evidence] if isinstance(evidence, str) else list(evidence)
-    check(names, alpha, max_bytes, device)
-    settings = features_settings(names, probes, None, metric, step, token, device, seed, detector)
-    opener = Opener(token, allow_pickle)
-    asked = ask(child, _sources(opener.open(child), opener) if candidates is None else candidates, opener)
-    labels = _labels(asked.views)
-    found: dict[str, Any] = {"candidates": (), "blocks": (), "places": {}, "scores": {}}
-    notes, elsewhere, beside = list(asked.notes), 0, 0
-    if asked.source is not asked.child:
-        notes.insert(0, remarks.of_adapter(asked.child, asked.source))
-    if settings and asked.views:
-        from ..features.blocks import by_features, expected_bytes
-        from ..features.grafting import graft
-
-        settings = replace(settings, modules=asked.modules)
-        lined = [(m, align(asked.whole, v, asked.architecture)) for m, v in zip(asked.opened, asked.views, strict=True)]
-        beside = len({*names} - {"weights"}) * expected_bytes(asked.source, asked.views)
-        within(max_bytes, beside, 1 + len(asked.views))
-    if "weights" in names:
-        found, told, elsewhere = _layers_by_weights(
-            asked, labels, alpha, device, sample, max_bytes, beside, progress, seed
-        )
-        notes += told
-    before = asked.opener.bytes_read
-    if settings and asked.views and "features" in names:
-        grafts = graft(asked.source, asked.whole, lined, settings, progress)
-        found, told = by_features(found, grafts, labels, metric)
-        notes += told
-    if settings and asked.views and "detector" in names:
-        from ..detector import blocks as learned
-
-        grafts, name = learned.graft(detector, opener, asked.source, asked.whole, lined, settings, progress)
-        found, told = by_features(found, grafts, labels, name, "detector")
-        notes += told
-    elsewhere += world().others(asked.opener.bytes_read - before) if settings else 0
-    revisions = {label: view.ref.revision for label, view in zip(labels, asked.views, strict=True)}
-    return LayerLineage(
-        child=asked.child.ref, requested=asked.child.requested, **found, evidence=tuple(names),
-        revisions={ref: revisions[ref] for ref in found["candidates"]},
-        notes=(*notes, *skipped([asked.source, *asked.opened])), bytes_read=asked.opener.bytes_read + elsewhere,
-        seconds=world().gather(round(time.monotonic() - started, 3))[0], seed=seed, alpha=alpha,
-        versions=versions(),
+    options = Options(
+        evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, progress=progress,
+        seed=seed, networks=Networks(probes=probes, metric=metric, step=step, detector=detector),
     )  # fmt: skip
+    with session_of(session, token, allow_pickle) as session:
+        question = ask(session, child, _sources(child, session) if candidates is None else candidates)
+        known = _Blocks(_labels(question.candidates))
+        if question.is_adapter:
+            known = known.with_notes(notes.of_adapter(question.asked, question.source))
+        known = known.with_notes(*question.notes)
+        beside = _expected_bytes(question, options)
+        if "weights" in options.evidence:
+            known = _by_weights(question, known, options, beside)
+        if options.runs_models and question.opened:
+            known = _by_networks(question, known, options)
+        revisions = dict(zip(known.labels, (view.ref.revision for view in question.candidates), strict=True))
+        return LayerLineage(
+            child=question.asked.ref, requested=question.asked.requested, **known.fields, evidence=options.evidence,
+            revisions={ref: revisions[ref] for ref in known.fields["candidates"]},
+            notes=(*known.notes, *skipped([question.source, *question.opened])),
+            **options.cost(session, known.by_others),
+        )  # fmt: skip
 
 
-def _sources(ours: Checkpoint, opener: Opener) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """What is known so far: fields of the answer, notes, bytes that other processes read. `labels`: the candidates'."""
+
+    labels: tuple[str, ...]
+    fields: dict[str, Any] = field(
+        default_factory=lambda: {"candidates": (), "blocks": (), "places": {}, "scores": {}}
+    )  # fmt: skip
+    notes: tuple[str, ...] = ()
+    by_others: int = 0
+
+    def with_notes(self, *more: str) -> _Blocks:
+        return replace(self, notes=(*self.notes, *more))
+
+
+def _sources(child: Model, session: Session) -> list[str]:
     """What the child declares; if none of that can be compared, the first ring that holds a candidate, too."""
-    search = Search(ours, opener, most=MOST_SOURCES)
+    ours = session.opener.open(child)
+    search = Search(ours, session, most=MOST_SOURCES)
     while world().main and not search.comparable and search.widen():
         pass
     refs = world().gather([*search.refs] if world().main else [])[0]
@@ -130,42 +110,75 @@ def _sources(ours: Checkpoint, opener: Opener) -> list[str]:
     return refs
 
 
-def _layers_by_weights(
-    asked: Question, labels: Sequence[str], alpha: float, device: str | torch.device | None,
-    sample: str | float | int | None, max_bytes: int | None, beside: int, progress: Progress | None, seed: int,
-) -> tuple[dict[str, Any], list[str], int]:  # fmt: skip
-    """(fields of the answer, notes, bytes that other processes read): find the places, read what lines up, judge."""
-    whole, architecture, opener = asked.whole, asked.architecture, asked.opener
-    budget = budget_of(whole, asked.views, architecture.weights, sample)
+def _expected_bytes(question: Question, options: Options) -> int:
+    """The most bytes that running the models reads. Raises `LimitError` above `max_bytes`."""
+    if not options.runs_models or not question.opened:
+        return 0
+    from ..features.blocks import expected_bytes
+
+    needed = len({*options.evidence} - {"weights"}) * expected_bytes(question.source, question.candidates)
+    within(options.max_bytes, needed, 1 + len(question.opened))
+    return needed
+
+
+def _by_weights(question: Question, known: _Blocks, options: Options, beside: int) -> _Blocks:
+    """Match the blocks, read what lines up, judge every block."""
+    whole, architecture, session = question.child, question.architecture, question.session
+    budget = budget_of(whole, question.candidates, architecture.weights, options.sample)
     half = None if budget is None else max(1, budget // 2)
-    before = opener.bytes_read
+    before = session.bytes_read
     blocks, places = match_blocks(
-        whole, architecture, asked.views, budget=half, seed=seed, progress=progress,
-        expect=lambda needed: within(max_bytes, beside + needed, 1 + len(asked.views)),
+        whole, architecture, question.candidates, budget=half, seed=options.seed, progress=options.progress,
+        expect=lambda needed: within(options.max_bytes, beside + needed, 1 + len(question.opened)),
     )  # fmt: skip
-    placing = opener.bytes_read - before
-    lined, kept, refs, notes = _with_blocks(asked, labels, blocks, places)
-    seen = whole.first_rows(shared_rows(lined))
-    plan = plan_reading(seen, architecture, lined, half, max_bytes, seed, beside + placing)
-    models, alignments = zip(*lined, strict=True)
-    readings = read_aligned(seen, models, alignments, plan, device=device or "cpu", progress=progress)
+    placing = session.bytes_read - before
+    aligned, kept, refs, told = _with_blocks(question, known.labels, blocks, places)
+    seen = whole.first_rows(shared_rows(aligned))
+    plan = plan_reading(seen, architecture, aligned, half, options, beside + placing)
+    readings = session.read_aligned(seen, aligned, plan, options)
     if not any(readings.child_usable(name) for name in readings.moments):
         raise NothingToCompareError(
-            f"Every tensor of `{asked.child.ref.name}` that was read holds NaN, Inf or only zeros. Export it again."
+            f"Every tensor of `{question.asked.ref.name}` that was read holds NaN, Inf or only zeros. Export it again."
         )
-    study = LayerReadings(readings, architecture, seen, blocks, tuple(kept), refs, alpha, seed)
+    study = LayerReadings(readings, architecture, seen, blocks, tuple(kept), refs, options.alpha, options.seed)
     facts = block_facts(study)
     made = infer_merge_method(study, facts, block_origins(study, facts))
-    notes += [f"{refs[k]} could not be read: {error}" for k, error in readings.failed.items()]
-    notes += remarks.of_layers(plan, readings, made.origins)
+    told += [f"{refs[k]} could not be read: {error}" for k, error in readings.failed.items()]
+    told += [*notes.of_layers(plan, readings, made.origins), *equal_block_notes(made.origins)]
     fields = {
         "candidates": refs, "blocks": made.origins, "method": made.method, "mixture": made.mixture,
         "unknown": made.unknown, "residual": made.residual, "facts": made.facts, "reasons": made.reasons,
         "places": {ref: tuple(block.path for block in each.blocks) for ref, each in zip(refs, kept, strict=True)},
         "scores": {ref: block_scores(study, facts, k) for k, ref in enumerate(refs)},
     }  # fmt: skip
-    others = world().others(placing)
-    return fields, [*notes, *equal_block_notes(made.origins)], others + readings.bytes_by_others
+    by_others = known.by_others + world().others(placing) + readings.bytes_by_others
+    return replace(known.with_notes(*told), fields=fields, by_others=by_others)
+
+
+def _by_networks(question: Question, known: _Blocks, options: Options) -> _Blocks:
+    """Each block of a candidate in the child's place, by a metric and by a detector, as asked."""
+    from ..features.blocks import by_features
+
+    settings, metric = settings_of(question, options), options.networks.metric
+    lined = [(model, alignment) for model, (_, alignment) in zip(question.opened, question.aligned(), strict=True)]
+    session = question.session
+    before = session.bytes_read
+    if "features" in options.evidence:
+        from ..features.grafting import graft
+
+        grafts = graft(question.source, question.child, lined, settings, options.progress)
+        fields, told = by_features(known.fields, grafts, known.labels, metric)
+        known = replace(known.with_notes(*told), fields=fields)
+    if "detector" in options.evidence:
+        from ..detector import blocks as learned
+
+        grafts, name = learned.graft(
+            options.networks.detector, session.opener, question.source, question.child, lined, settings,
+            options.progress,
+        )  # fmt: skip
+        fields, told = by_features(known.fields, grafts, known.labels, name, "detector")
+        known = replace(known.with_notes(*told), fields=fields)
+    return replace(known, by_others=known.by_others + world().others(session.bytes_read - before))
 
 
 def _labels(models: Sequence[Checkpoint]) -> tuple[str, ...]:
@@ -178,25 +191,25 @@ def _labels(models: Sequence[Checkpoint]) -> tuple[str, ...]:
 
 
 def _with_blocks(
-    asked: Question, labels: Sequence[str], blocks: Sequence[Block], places: Sequence[BlockMatches | LineageError]
-) -> tuple[list[Lined], list[BlockMatches], tuple[str, ...], list[str]]:
+    question: Question, labels: Sequence[str], blocks: Sequence[Block], places: Sequence[BlockMatches | LineageError]
+) -> tuple[list[Aligned], list[BlockMatches], tuple[str, ...], list[str]]:
     """The candidates that have a block for any of the child's, lined up, with their labels; a note for each other."""
-    lined: list[Lined] = []
+    aligned: list[Aligned] = []
     kept: list[BlockMatches] = []
     refs = []
-    notes = [f"{each.ref} could not be read: {' '.join(each.reasons)}" for each in asked.unreadable]
-    for view, label, found in zip(asked.views, labels, places, strict=True):
+    told = [f"{each.ref} could not be read: {' '.join(each.reasons)}" for each in question.unreadable]
+    for view, label, found in zip(question.candidates, labels, places, strict=True):
         if isinstance(found, LineageError):
-            notes.append(f"{view.ref.name} could not be read: {found}")
+            told.append(f"{view.ref.name} could not be read: {found}")
         elif view.adapter_base:
-            notes.append(f"{view.ref.name} is a LoRA adapter and holds no blocks; name its base, {view.adapter_base}.")
+            told.append(f"{view.ref.name} is a LoRA adapter and holds no blocks; name its base, {view.adapter_base}.")
         elif all(j is None for j in found.best):
-            why = align(asked.whole, view, asked.architecture).explain()
-            notes.append(f"{view.ref.name} has no block of a kind and shape of the child's: {why}.")
+            why = question.session.align(question.child, view).explain()
+            told.append(f"{view.ref.name} has no block of a kind and shape of the child's: {why}.")
         else:
-            lined.append((view, align_blocks(asked.whole, asked.architecture, blocks, view, found)))
+            aligned.append((view, align_blocks(question.child, question.architecture, blocks, view, found)))
             kept.append(found)
             refs.append(label)
-    if not lined:
-        raise NothingToCompareError(f"No candidate has a block to compare. {' '.join(notes)}")
-    return lined, kept, tuple(refs), notes
+    if not aligned:
+        raise NothingToCompareError(f"No candidate has a block to compare. {' '.join(told)}")
+    return aligned, kept, tuple(refs), told

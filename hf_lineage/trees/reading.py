@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..architecture.align import Alignment, align
-from ..architecture.describe import Architecture, describe, short_names
+from ..architecture.align import Alignment
+from ..architecture.describe import Architecture, short_names
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.view import View
 from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
@@ -135,19 +135,6 @@ def compression_marks(matrices: Sequence[torch.Tensor]) -> frozenset[str]:
     return frozenset(found)
 
 
-def by_architecture(views: Sequence[View]) -> list[list[View]]:
-    """Models that line up with the first of their kind, each kind in the order given."""
-    kinds: list[tuple[Architecture, list[View]]] = []
-    for view in views:
-        for architecture, kind in kinds:
-            if align(kind[0], view, architecture).comparable and align(view, kind[0]).comparable:
-                kind.append(view)
-                break
-        else:
-            kinds.append((describe(view), [view]))
-    return [kind for _, kind in kinds]
-
-
 def defects(readings: Readings, architecture: Architecture, models: Sequence[Checkpoint]) -> dict[int, str]:
     """Model → why it cannot take part: unreadable, or mostly NaN, Inf or zeros."""
     found = {i + 1: str(error) for i, error in readings.failed.items()}
@@ -235,7 +222,7 @@ def _copies(readings: Readings, models: Sequence[View], names: Sequence[str]) ->
 
 def _same(readings: Readings, models: Sequence[View], i: int, j: int) -> bool:
     ours, theirs = (
-        {short: models[k][name].shape for name, short in short_names(describe(models[k]).weights).items()}
+        {short: models[k][name].shape for name, short in short_names(models[k].architecture.weights).items()}
         for k in (i, j)
     )
     if ours != theirs:

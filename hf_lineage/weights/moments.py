@@ -37,6 +37,11 @@ class Moments:
             self.count + other.count, self.gram + other.gram, self.s1 + other.s1, self.squares + other.squares
         )
 
+    def of(self, rows: Sequence[int]) -> Moments:
+        """The sums of some rows only, in the order given; the pivot must be the first of them."""
+        pairs = np.ix_(rows, rows)
+        return Moments(self.count, self.gram[pairs], self.s1[list(rows)], self.squares[pairs])
+
     def distance2(self) -> np.ndarray:
         """Squared Euclidean distances d²ᵢⱼ = Σ(xᵢ − xⱼ)², (M, M), never negative.
 

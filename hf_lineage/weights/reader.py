@@ -59,6 +59,17 @@ class Readings:
         """The candidate's row in the moments of a tensor. Raises `ValueError` where it has no such tensor."""
         return self.candidates_with[name].index(candidate) + 1
 
+    def of(self, candidates: Sequence[int]) -> Readings:
+        """The same of some candidates only, numbered anew in the order given."""
+        number = {candidate: i for i, candidate in enumerate(candidates)}
+        moments, members = {}, {}
+        for name, known in self.moments.items():
+            kept = [candidate for candidate in candidates if candidate in self.candidates_with[name]]
+            moments[name] = known.of([0, *(self.row(name, candidate) for candidate in kept)])
+            members[name] = tuple(number[candidate] for candidate in kept)
+        failed = {number[candidate]: error for candidate, error in self.failed.items() if candidate in number}
+        return Readings(moments, members, self.units.of([0, *(c + 1 for c in candidates)]), failed)
+
     def child_usable(self, name: str) -> bool:
         """Whether the child's tensor is finite and not all zero."""
         norm = self.moments[name].gram[0, 0]

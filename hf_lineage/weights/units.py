@@ -6,7 +6,7 @@ rows; sums over entries do not (`weights/moments.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -44,6 +44,12 @@ class Units:
     def matrix(self, model: int, name: str) -> torch.Tensor:
         """The kept rows of one matrix of one model, (rows, width) float32; model 0 is the child."""
         return self._kept[model][name]
+
+    def of(self, models: Sequence[int]) -> Units:
+        """The same units of some models only, in the order given; nothing is copied."""
+        chosen = Units(self.rows, self._widths, 0)
+        chosen._kept = [self._kept[model] for model in models]
+        return chosen
 
     def __contains__(self, name: str) -> bool:
         return name in self._index

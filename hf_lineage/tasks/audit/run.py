@@ -16,24 +16,31 @@ from ...answers.audit import RULES, AuditRecord, Finding, Status
 from ...answers.base import Progress
 from ...answers.lineage import Candidate, Claim, Lineage
 from ...answers.refs import ModelRef, printable
-from ...checkpoints.checkpoint import MemoryCheckpoint
+from ...checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
 from ...checkpoints.claims import claims_of
-from ...checkpoints.local import LocalRepo, repo_of
 from ...checkpoints.opener import ADAPTER, open_checkpoint
 from ...checkpoints.texts import MAX_TEXT, json_data
-from ...errors import ArgumentError, HubUnavailableError, LineageError, NoCandidatesError, NothingToCompareError
+from ...errors import (
+    ArgumentError,
+    HubUnavailableError,
+    LineageError,
+    NoCandidateReadError,
+    NoCandidatesError,
+    NothingToCompareError,
+)
 from ...report.sentences import OPEN
 from ...weights.sampling import sample_budget
-from ..options import check, versions
+from ..options import Options, versions
+from ..session import Session
+from ..trace import trace
 from .journal import Journal
 
 if TYPE_CHECKING:
     import torch
 
-    from ...checkpoints.checkpoint import Checkpoint
-    from ...hub.client import Hub
-    from ..options import Model
+    from ...checkpoints.opener import Model
 
+BASES = 64  # models that stay open from one record to the next
 NOT_FOUND = "the search found none"
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # as the Hub makes them
 _log = logging.getLogger("hf_lineage.tasks.audit")
@@ -63,13 +70,11 @@ def audit(
     """
     if isinstance(models, (str, Path, ModelRef)) or hasattr(models, "state_dict"):
         raise ArgumentError(f"Expected a list of models, got a single {type(models).__name__}.")
-    check(["weights"], alpha, max_bytes, device)
+    Options(alpha=alpha, max_bytes=max_bytes, device=device)
     sample_budget(sample, 0, remote=True)
-    options: dict[str, Any] = {
-        "alpha": alpha, "sample": sample, "max_bytes": max_bytes, "allow_pickle": allow_pickle, "seed": seed,
-    }  # fmt: skip
-    settings = {"search": search, **options, "version": versions()["hf_lineage"]}
-    auditor = _Auditor(search, token, {**options, "token": token, "device": device})
+    options: dict[str, Any] = {"alpha": alpha, "sample": sample, "max_bytes": max_bytes, "seed": seed}
+    settings = {"search": search, **options, "allow_pickle": allow_pickle, "version": versions()["hf_lineage"]}
+    auditor = _Auditor(search, Session(token, allow_pickle), {**options, "device": device})
     return _records(models, auditor, Journal(Path(journal), settings) if journal else None, progress)
 
 
@@ -94,24 +99,16 @@ def _records(
             if progress:
                 progress(done + 1, total, name)
     finally:
+        auditor.session.close()
         if journal:
             journal.close()
 
 
 class _Auditor:
-    """Makes records; one client of the Hub for all of them."""
+    """Makes records, in one session: a base of several models is opened once."""
 
-    def __init__(self, search: bool, token: str | bool | None, options: dict[str, Any]) -> None:
-        self._search, self._token, self._options = search, token, options
-        self._client: Hub | None = None
-
-    @property
-    def _hub(self) -> Hub:
-        if self._client is None:
-            from ...hub.client import Hub
-
-            self._client = Hub(self._token)
-        return self._client
+    def __init__(self, search: bool, session: Session, options: dict[str, Any]) -> None:
+        self._search, self.session, self._options = search, session, options
 
     def record(self, model: Model) -> AuditRecord:
         """The record of one model, whatever happens but an interruption."""
@@ -128,6 +125,7 @@ class _Auditor:
             record = _finding(empty, why)
         findings = tuple(replace(f, reason=self._without_token(printable(f.reason))) for f in record.findings)
         reason = self._without_token(printable(record.reason))
+        self.session.keep_latest(BASES)
         return replace(record, findings=findings, reason=reason, seconds=round(time.monotonic() - started, 3))
 
     def _examine(self, model: Model, empty: AuditRecord) -> AuditRecord:
@@ -138,13 +136,10 @@ class _Auditor:
             return replace(told, status="no_claim", reason="no file names a base")
         if child.adapter_base:
             return _untested(told, _of_adapter(claims))
-        # the same commit as its files, under the name it was asked for by: a claim may name the model itself
-        here = ModelRef("hub", _parse(model).name, child.ref.revision) if child.ref.kind == "hub" else model
-        from ..trace import trace
-
         refs = None if self._search else list(dict.fromkeys(claim.ref for claim in claims))
+        self.session.opener.failed.clear()
         try:
-            lineage = trace(here, refs, **self._options)
+            lineage = trace(model, refs, session=self.session, **self._options)
         except NoCandidatesError as error:
             if claims:  # they name the model itself, by an old name
                 return _untested(told, str(error))
@@ -160,7 +155,7 @@ class _Auditor:
         if not isinstance(model, (str, Path, ModelRef)):
             return open_checkpoint(model)
         ref = _parse(model)
-        repo = LocalRepo(ref) if ref.kind == "local" else repo_of(ref, self._hub)
+        repo = self.session.opener.repo(ref)
         child = MemoryCheckpoint(repo.ref, str(ref), {})
         child.repo, child.card = repo, repo.card
         if set(ADAPTER) <= repo.files and not repo.only:
@@ -170,23 +165,15 @@ class _Auditor:
 
     def _nothing_compared(self, told: AuditRecord, error: LineageError) -> AuditRecord:
         """No candidate could be read, or nothing of the child can be compared."""
-        troubles = {claim.ref: self._trouble(claim.ref) for claim in told.claims}
-        if not any(troubles.values()):  # they can be opened now: reading them broke off, or it is not about them
-            passing = "No candidate could be read" in str(error)
+        troubles = {claim.ref: self.session.opener.failed.get(claim.ref) for claim in told.claims}
+        if not any(troubles.values()):  # they could be opened: reading them broke off, or it is not about them
+            passing = isinstance(error, NoCandidateReadError)
             return replace(_untested(told, str(error)), passing=True) if passing else _failed(told, error)
         findings = [
             Finding(_rule("not_testable"), ref, _sources(told.claims, ref), reason=str(trouble or error))
             for ref, trouble in troubles.items()
         ]
         return _with(told, "not_testable", findings, any(isinstance(t, HubUnavailableError) for t in troubles.values()))
-
-    def _trouble(self, ref: str) -> LineageError | None:
-        """Why a base cannot be opened. Asked again where it matters: a lineage tells only the words."""
-        try:
-            open_checkpoint(ref, hub=self._hub, allow_pickle=self._options["allow_pickle"])
-        except LineageError as error:
-            return error
-        return None
 
     def _judged(self, told: AuditRecord, lineage: Lineage) -> AuditRecord:
         """The record of a model whose weights were compared."""
@@ -207,7 +194,7 @@ class _Auditor:
         found = {*statuses.values(), *(["undeclared"] if lineage.undeclared else [])}
         status: Status = next((each for each in RULES if each in found), "no_claim")
         missing = [ref for ref, c in about.items() if c is not None and c.status == "unreadable"]
-        troubles = [self._trouble(ref) for ref in missing]  # none: it can be opened now, reading it broke off
+        troubles = [self.session.opener.failed.get(ref) for ref in missing]  # none: it opened, reading it broke off
         record = _with(told, status, findings, any(t is None or isinstance(t, HubUnavailableError) for t in troubles))
         if status == "confirmed":
             best = lineage.candidates[0]
@@ -221,12 +208,13 @@ class _Auditor:
         for c in lineage.candidates:
             if claim in (c.ref, c.requested.partition("@")[0]):
                 return c
-        canonical = self._hub.canonical(claim)
+        canonical = self.session.hub.canonical(claim)
         return next((c for c in lineage.candidates if c.ref == canonical), None)
 
     def _without_token(self, text: str) -> str:
         """No token in a report, whoever put it in an error's text."""
-        given = [self._token] if isinstance(self._token, str) else [os.environ.get("HF_TOKEN", "")]
+        token = self.session.token
+        given = [token] if isinstance(token, str) else [os.environ.get("HF_TOKEN", "")]
         for token in filter(None, given):
             text = text.replace(token, "…")
         return _TOKEN.sub("…", text)

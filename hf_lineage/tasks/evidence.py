@@ -1,0 +1,194 @@
+"""The kinds of evidence about the candidates of one question: one protocol, and a literal registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from ..answers.lineage import Candidate, Verdict
+from ..architecture.align import Alignment
+from ..checkpoints.view import View
+from ..errors import ArgumentError
+from ..parallel import world
+from . import compare, notes
+from .combine import apply_tree, related_candidates
+from .options import Options
+from .phylogeny import tree_of_reading
+from .session import Aligned, Question, unjudged
+
+if TYPE_CHECKING:
+    from ..features.evidence import Settings
+
+Comparable = Sequence[tuple[View, Alignment]]  # the candidates whose tensors line up with the child's
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What is known of the candidates so far, before they are ranked.
+
+    `judged`: those with numbers; `rest`: the others that opened. `none`: probability that none of them is the parent,
+    None where no evidence can say so. `by_others`: bytes that other processes read.
+    """
+
+    judged: tuple[Candidate, ...] = ()
+    rest: tuple[Candidate, ...] = ()
+    none: float | None = None
+    notes: tuple[str, ...] = ()
+    by_others: int = 0
+
+
+class Evidence(Protocol):
+    """One kind of evidence about all candidates of a question.
+
+    Making it may run the child: what the child cannot do ends the question before any weight is read. `weigh` adds to
+    what other evidence found. `comparable`: candidates whose tensors line up. `beside`: bytes that others will read.
+    """
+
+    def __init__(self, question: Question, comparable: Comparable, options: Options, beside: int) -> None: ...
+
+    def weigh(self, known: Weighed) -> Weighed: ...
+
+    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[str]]: ...
+
+
+class Weights:
+    """The permutation test, distances and what was done to each tensor. The only kind with a p-value."""
+
+    def __init__(self, question: Question, comparable: Comparable, options: Options, beside: int) -> None:
+        self._question, self._comparable, self._options, self._beside = question, comparable, options, beside
+
+    def weigh(self, known: Weighed) -> Weighed:
+        """Read everything once, judge each candidate, and let the tree of several relatives decide among them."""
+        if not self._comparable:
+            return known
+        question, options = self._question, self._options
+        reading = compare.read(question, self._comparable, options, self._beside)
+        judged, none = compare.judge(question, reading, options)
+        if options.tree and none is not None:
+            judged, none = self._by_tree(reading, judged, none)
+        told = [*notes.of_trace(reading.plan, question.architecture, reading.comparison)]
+        told += notes.of_merges(
+            reading.readings, question.architecture, reading.aligned, judged, question.source.ref.name
+        )
+        return replace(
+            known, judged=tuple(judged), rest=(*known.rest, *compare.refused(reading)), none=none,
+            notes=(*known.notes, *told), by_others=known.by_others + reading.readings.bytes_by_others,
+        )  # fmt: skip
+
+    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[str]]:
+        """Nothing more to say."""
+        return list(ranked), []
+
+    def _by_tree(self, reading: compare.Reading, judged: list[Candidate], none: float) -> tuple[list[Candidate], float]:
+        """Let the tree of the child and its relatives say which of them is the parent; nothing is read again."""
+        related = {(c.ref, c.revision) for c in related_candidates(judged, self._options.alpha)}
+        chosen = [i for i, model in enumerate(reading.models) if (model.ref.name, model.ref.revision) in related]
+        if len(chosen) < 2:
+            return judged, none
+        source = self._question.source
+        tree = tree_of_reading(self._question, reading, chosen, self._options.seed)
+        return apply_tree(judged, none, tree, (source.ref.name, source.ref.revision))
+
+
+class Features:
+    """How alike the features of some inputs are, before and after the step towards the child."""
+
+    def __init__(self, question: Question, comparable: Comparable, options: Options, beside: int) -> None:
+        self._question, self._options = question, options
+        self._settings = settings_of(question, options)
+        before = question.session.bytes_read
+        if question.opened:
+            from ..features.evidence import run_child
+
+            self._child = run_child(question.source, question.child, self._settings)
+        self._by_child = question.session.bytes_read - before
+
+    def weigh(self, known: Weighed) -> Weighed:
+        """Run each candidate with its derivative towards the child."""
+        question, options = self._question, self._options
+        if not question.opened:
+            return known
+        from ..features.evidence import attach, compare, remarks
+
+        before = question.session.bytes_read - self._by_child
+        found = compare(self._child, _as_stored(question), self._settings, options.progress)
+        by_others = world().others(question.session.bytes_read - before)
+        judged, rest = attach(*found, _unjudged(question), known.judged, known.rest, options.evidence)
+        return replace(
+            known, judged=tuple(judged), rest=tuple(rest), by_others=known.by_others + by_others,
+            notes=(*known.notes, *remarks([*judged, *rest], self._settings)),
+        )  # fmt: skip
+
+    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[str]]:
+        """Nothing more to say."""
+        return list(ranked), []
+
+
+class Detector:
+    """A learned probability, which never moves the weights' verdict."""
+
+    def __init__(self, question: Question, comparable: Comparable, options: Options, beside: int) -> None:
+        self._question, self._options = question, options
+        self._settings = settings_of(question, options)
+
+    def weigh(self, known: Weighed) -> Weighed:
+        """Ask the detector about all candidates together."""
+        question, options = self._question, self._options
+        if not question.opened:
+            return known
+        from ..detector.evidence import ask, attach, open_detector
+
+        before = question.session.bytes_read
+        judge = open_detector(options.networks.detector, question.session.opener)
+        opinion = ask(judge, question.source, question.opened, self._settings, options.progress)
+        by_others = world().others(question.session.bytes_read - before)
+        judged, rest, none = attach(
+            opinion, _unjudged(question), known.judged, known.rest, options.evidence, known.none
+        )
+        return replace(
+            known, judged=tuple(judged), rest=tuple(rest), none=none, by_others=known.by_others + by_others
+        )  # fmt: skip
+
+    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[str]]:
+        """A reason where the detector and the weights disagree."""
+        if not self._question.opened:
+            return list(ranked), []
+        from ..detector.evidence import remarks
+
+        return remarks(ranked, verdict)
+
+
+# In the order in which they are asked: what rests on the weights comes first, the verdict rests on it
+EVIDENCE: Mapping[str, type[Evidence]] = {"weights": Weights, "features": Features, "detector": Detector}
+
+
+def settings_of(question: Question, options: Options) -> Settings:
+    """How the models of a question are run."""
+    settings = options.networks.settings(options, question.session.token)
+    return replace(settings, modules=question.modules)
+
+
+def expected_bytes(question: Question, options: Options) -> int:
+    """The most bytes that running the models reads, 0 where nobody asks. Raises `ArgumentError` above `max_bytes`."""
+    if options.max_bytes is None or not options.runs_models or not question.opened:
+        return 0
+    from ..features import evidence
+
+    needed = evidence.expected_bytes(question.source, question.opened, settings_of(question, options))
+    if needed > options.max_bytes:
+        raise ArgumentError(
+            f"Features would read up to {needed:,} bytes of {1 + len(question.opened)} models, more than "
+            f"max_bytes={options.max_bytes:,}. Choose an earlier tap; and give a `step`, since of remote models each "
+            "step tried is read again."
+        )
+    return needed
+
+
+def _unjudged(question: Question) -> list[Candidate]:
+    return [unjudged(model, "compared") for model in question.opened]
+
+
+def _as_stored(question: Question) -> list[Aligned]:
+    """The candidates as they are stored, which their networks want, with the alignment of their views."""
+    return [(model, alignment) for model, (_, alignment) in zip(question.opened, question.aligned(), strict=True)]
