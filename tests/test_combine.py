@@ -10,7 +10,7 @@ import pytest
 
 from hf_lineage.answers.lineage import Candidate, Relation
 from hf_lineage.answers.phylogeny import Edge, Node, Phylogeny
-from hf_lineage.tasks.combine import MISSING, MOST, relatives, settle
+from hf_lineage.tasks.combine import MISSING, TREE_MODELS, apply_tree, related_candidates
 
 CHILD = ("u/child", "c0")
 
@@ -60,32 +60,38 @@ class TestRelatives:
         far, near = related("a/far", 0.1, distance=0.5), related("a/near", 0.1, distance=0.01)
         weak = replace(related("a/weak", 0.1), p_value=0.02)
         untested = replace(related("a/untested", 0.1), p_value=None)
-        assert [c.ref for c in relatives([far, weak, stranger("z/z"), untested, near], 1e-3)] == ["a/near", "a/far"]
+        assert [c.ref for c in related_candidates([far, weak, stranger("z/z"), untested, near], 1e-3)] == [
+            "a/near",
+            "a/far",
+        ]
 
     def test_no_choice_to_make(self) -> None:
-        assert relatives([], 1e-3) == [] and relatives([related("a/p", 0.9), stranger("z/z")], 1e-3) == []
+        assert (
+            related_candidates([], 1e-3) == []
+            and related_candidates([related("a/p", 0.9), stranger("z/z")], 1e-3) == []
+        )
 
     @pytest.mark.parametrize("relation", ["identical", "head_changed"])
     def test_a_copy_is_left_to_the_pair(self, relation: Relation) -> None:
-        assert relatives([related("a/p", 0.9, relation), related("a/s", 0.1)], 1e-3) == []
+        assert related_candidates([related("a/p", 0.9, relation), related("a/s", 0.1)], 1e-3) == []
 
     def test_a_disguise_is_left_to_the_pair(self) -> None:
         hidden = related("a/p", 0.9, facts={"disguise": {}})
-        assert relatives([hidden, related("a/s", 0.1)], 1e-3) == []
+        assert related_candidates([hidden, related("a/s", 0.1)], 1e-3) == []
 
     def test_no_more_than_a_tree_can_hold(self) -> None:
-        many = [related(f"a/m{i:03}", 0.01, distance=1.0 - i / 1000) for i in range(MOST + 20)]
-        kept = relatives(many, 1e-3)
-        assert len(kept) == MOST and kept[0].ref == f"a/m{MOST + 19:03}"
+        many = [related(f"a/m{i:03}", 0.01, distance=1.0 - i / 1000) for i in range(TREE_MODELS + 20)]
+        kept = related_candidates(many, 1e-3)
+        assert len(kept) == TREE_MODELS and kept[0].ref == f"a/m{TREE_MODELS + 19:03}"
 
     def test_the_order_given_does_not_matter(self) -> None:
         same = [related(f"a/m{i}", 0.1) for i in range(5)]
-        assert relatives(same, 1e-3) == relatives(same[::-1], 1e-3)
+        assert related_candidates(same, 1e-3) == related_candidates(same[::-1], 1e-3)
 
 
 class TestSettle:
     def test_a_parent_and_its_other_child(self) -> None:
-        found, none = settle(
+        found, none = apply_tree(
             PAIRS, NONE, tree(["a/p", "a/s", "u/child"], step("a/p", "u/child"), step("a/p", "a/s")), CHILD
         )
         told = by_ref(found)
@@ -96,7 +102,7 @@ class TestSettle:
         assert total(found, none) == pytest.approx(1, abs=1e-12)
 
     def test_the_evidence_names_the_tree(self) -> None:
-        found, _ = settle(
+        found, _ = apply_tree(
             PAIRS, NONE, tree(["a/p", "a/s", "u/child"], step("a/p", "u/child"), step("a/p", "a/s")), CHILD
         )
         told = by_ref(found)
@@ -107,7 +113,7 @@ class TestSettle:
         grown = tree(
             ["a/r", "a/p", "u/child", "a/s"], step("a/r", "a/p"), step("a/p", "u/child"), step("u/child", "a/s")
         )
-        told = by_ref(settle(PAIRS, NONE, grown, CHILD)[0])
+        told = by_ref(apply_tree(PAIRS, NONE, grown, CHILD)[0])
         assert (told["a/r"].relation, told["a/r"].facts["first"]) == ("common_origin", "candidate")
         assert (told["a/s"].relation, told["a/s"].facts["first"]) == ("descendant", "child")
         assert told["a/p"].relation == "finetune" and (told["a/p"].probability or 0) > 0.4
@@ -115,12 +121,12 @@ class TestSettle:
     def test_what_was_done_stays_what_the_pair_saw(self) -> None:
         pairs = [related("a/p", 0.4, "quantized"), *PAIRS[1:]]
         grown = tree(["a/p", "a/s", "u/child"], step("a/p", "u/child"), step("a/p", "a/s"))
-        found, none = settle(pairs, NONE, grown, CHILD)
+        found, none = apply_tree(pairs, NONE, grown, CHILD)
         assert by_ref(found)["a/p"].relation == "quantized" and none == NONE, "rounding runs one way: nobody is missing"
 
     def test_nobody_can_tell_the_direction(self) -> None:
         grown = tree(["a/p", "a/s", "u/child"], beside("a/p", "u/child"), beside("a/p", "a/s"))
-        assert settle(PAIRS, NONE, grown, CHILD) == (PAIRS, NONE), "the pairs know as much"
+        assert apply_tree(PAIRS, NONE, grown, CHILD) == (PAIRS, NONE), "the pairs know as much"
 
     @pytest.mark.parametrize(
         "grown",
@@ -137,11 +143,11 @@ class TestSettle:
         ids=["absent", "first", "merge", "between", "alone", "hidden", "empty", "no probability"],
     )
     def test_left_as_the_pairs_had_it(self, grown: Phylogeny) -> None:
-        assert settle(PAIRS, NONE, grown, CHILD) == (PAIRS, NONE)
+        assert apply_tree(PAIRS, NONE, grown, CHILD) == (PAIRS, NONE)
 
     def test_the_same_name_at_another_commit_is_somebody_else(self) -> None:
         grown = tree(["a/p", "a/s", "u/child"], step("a/p", "u/child"), step("a/p", "a/s"))
-        assert settle(PAIRS, NONE, grown, ("u/child", "c1")) == (PAIRS, NONE)
+        assert apply_tree(PAIRS, NONE, grown, ("u/child", "c1")) == (PAIRS, NONE)
 
     @pytest.mark.parametrize("edge", [step("a/p", "u/child"), beside("a/p", "u/child")], ids=["directed", "undirected"])
     @pytest.mark.parametrize("none", [0.0, 0.3, 1.0])
@@ -151,13 +157,13 @@ class TestSettle:
     def test_probabilities_sum_to_one(self, edge: Edge, none: float, shares: tuple[float, ...]) -> None:
         names = ("a/p", "a/s", "a/r")
         pairs = [related(ref, share * (1 - none)) for ref, share in zip(names, shares, strict=True)]
-        found, left = settle(pairs, none, tree(["a/p", "a/s", "a/r", "u/child"], edge, step("a/p", "a/s")), CHILD)
+        found, left = apply_tree(pairs, none, tree(["a/p", "a/s", "a/r", "u/child"], edge, step("a/p", "a/s")), CHILD)
         assert total(found, left) == pytest.approx(1, abs=1e-9) or (found, left) == (pairs, none)
         assert all(0 <= (c.probability or 0) <= 1 for c in found)
 
     def test_nobody_else_to_take_what_is_left(self) -> None:
         pairs = [related("a/p", 0.9, "finetune"), related("a/s", 0.0), stranger("z/z")]
-        found, none = settle(pairs, 0.4, tree(["a/p", "u/child"], step("a/p", "u/child")), CHILD)
+        found, none = apply_tree(pairs, 0.4, tree(["a/p", "u/child"], step("a/p", "u/child")), CHILD)
         assert [c.probability for c in found] == [0.6, 0.0, 0.0] and none == 0.4
 
     def test_a_copy_of_the_parent_has_its_place(self) -> None:
@@ -167,15 +173,15 @@ class TestSettle:
             ["a/p", node("a/mirror", copy_of="a/p"), "a/s", "u/child"],
             Edge("a/mirror", "a/p", False, 1.0, "identical"), step("a/p", "u/child"), step("a/p", "a/s"),
         )  # fmt: skip
-        found, none = settle([*PAIRS[:1], mirror, *PAIRS[1:]], 0.4, grown, CHILD)
+        found, none = apply_tree([*PAIRS[:1], mirror, *PAIRS[1:]], 0.4, grown, CHILD)
         told = by_ref(found)
         assert told["a/p"].probability == pytest.approx(0.6 * 0.72) and told["a/p"].facts["copies"] == ["a/mirror"]
         assert told["a/mirror"].probability == pytest.approx(0.6 * 0.28 * 0.3 / 0.75)
-        swapped, _ = settle([related("a/p", 0.3), related("a/mirror", 0.4), *PAIRS[1:]], 0.4, grown, CHILD)
+        swapped, _ = apply_tree([related("a/p", 0.3), related("a/mirror", 0.4), *PAIRS[1:]], 0.4, grown, CHILD)
         assert by_ref(swapped)["a/mirror"].probability == pytest.approx(0.6 * 0.72)
         assert told["a/mirror"].relation == told["a/p"].relation == "finetune"
         assert told["a/s"].relation == "sibling" and total(found, none) == pytest.approx(1, abs=1e-9)
 
     def test_a_cycle_of_edges_ends(self) -> None:
         grown = tree(["a/p", "a/s", "u/child"], step("a/p", "u/child"), step("a/s", "a/p"), step("a/p", "a/s"))
-        assert total(*settle(PAIRS, NONE, grown, CHILD)) == pytest.approx(1, abs=1e-9)
+        assert total(*apply_tree(PAIRS, NONE, grown, CHILD)) == pytest.approx(1, abs=1e-9)

@@ -17,7 +17,7 @@ LIMIT = 1400 << 20  # bytes of anonymous memory: torch and its thread pools take
 
 PRELUDE = f"""
 import resource, sys, threading
-import numpy, torch, hf_lineage.tasks.trace
+import numpy, torch, hf_lineage.tasks.trace, hf_lineage.tasks.trace_layers
 torch.set_num_threads(2)
 limit = {LIMIT}
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
