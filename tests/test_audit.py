@@ -24,7 +24,6 @@ from safetensors.torch import save
 import hf_lineage as hl
 from hf_lineage.errors import ArgumentError, LineageError, ModelNotFoundError
 from hf_lineage.hub import client
-from hf_lineage.tasks import trace as pipeline
 from hf_lineage.tasks.audit import AuditRecord, Member, members
 from hf_lineage.tasks.audit.members import read_moment
 from hf_lineage.testing import MiniHub
@@ -211,7 +210,7 @@ class TestOneModel:
         def broken(*_: object, **__: object) -> None:
             raise ZeroDivisionError("with hf_alice in it")
 
-        monkeypatch.setattr(pipeline, "trace", broken)
+        monkeypatch.setattr(auditing, "trace", broken)
         one, two = hl.audit(["lab/child", "lab/parent"], token="hf_alice")
         assert (one.status, two.status) == ("failed", "no_claim") and "internal error: ZeroDivisionError" in one.reason
         assert "Traceback" in caplog.text and "hf_alice" not in caplog.text and not one.passing
@@ -220,7 +219,7 @@ class TestOneModel:
         def interrupted(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(pipeline, "trace", interrupted)
+        monkeypatch.setattr(auditing, "trace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             list(hl.audit(["lab/child"]))
 
@@ -234,15 +233,15 @@ class TestOneModel:
             hl.audit("lab/child")
 
     def test_search_finds_who_is_not_named(self, lab: MiniHub, monkeypatch: pytest.MonkeyPatch) -> None:
-        trace = pipeline.trace
+        trace = auditing.trace
         found = {"lab/child": ["lab/parent", "lab/stranger"], "lab/grandchild": ["lab/child", "lab/stranger"]}
         found |= {"lab/other": ["lab/parent"], "lab/parent": ["lab/child"]}
 
         def searching(child: Any, candidates: Any, **options: Any) -> Any:
             assert candidates is None
-            return trace(child, found[child.name], **options)
+            return trace(child, found[child], **options)
 
-        monkeypatch.setattr(pipeline, "trace", searching)
+        monkeypatch.setattr(auditing, "trace", searching)
         lab.commit("lab/child", {"README.md": card("lab/stranger")})
         wrong, silent, alone, kin = hl.audit(["lab/child", "lab/grandchild", "lab/other", "lab/parent"], search=True)
         assert (wrong.status, silent.status, alone.status) == ("contradicted", "undeclared", "no_claim")
@@ -451,7 +450,7 @@ class TestCommand:
         def interrupted(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(pipeline, "trace", interrupted)
+        monkeypatch.setattr(auditing, "trace", interrupted)
         (tmp_path / "l.txt").write_text("lab/absent\nlab/child\nlab/parent\n")
         sarif, report = tmp_path / "a.sarif", tmp_path / "a.md"
         code, out, err = run("audit", tmp_path / "l.txt", "--sarif", sarif, "--markdown", report)

@@ -73,7 +73,10 @@ def audit(
     Options(alpha=alpha, max_bytes=max_bytes, device=device)
     sample_budget(sample, 0, remote=True)
     options: dict[str, Any] = {"alpha": alpha, "sample": sample, "max_bytes": max_bytes, "seed": seed}
-    settings = {"search": search, **options, "allow_pickle": allow_pickle, "version": versions()["hf_lineage"]}
+    settings = {
+        "search": search, "alpha": alpha, "sample": sample, "max_bytes": max_bytes, "allow_pickle": allow_pickle,
+        "seed": seed, "version": versions()["hf_lineage"],
+    }  # fmt: skip
     auditor = _Auditor(search, Session(token, allow_pickle), {**options, "device": device})
     return _records(models, auditor, Journal(Path(journal), settings) if journal else None, progress)
 
