@@ -25,6 +25,7 @@ import hf_lineage as hl
 from hf_lineage.errors import ArgumentError, LineageError, ModelNotFoundError
 from hf_lineage.hub import client
 from hf_lineage.tasks.audit import AuditRecord, Member, members
+from hf_lineage.tasks.audit import run as auditing
 from hf_lineage.tasks.audit.members import read_moment
 from hf_lineage.testing import MiniHub
 
