@@ -125,8 +125,6 @@ MOST_PARAMETERS = 6
 LONG = {
     "features/evidence.py:_at",
     "report/tree_plot.py:_draw_node",
-    "tasks/phylogeny.py:_read",
-    "tasks/trace_layers.py:_layers_by_weights",
     "testing/writes.py:_push",
     "trees/build.py:_tree",
     "trees/clustering.py:_along",
