@@ -19,7 +19,7 @@ from hf_lineage.checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
 from hf_lineage.checkpoints.entry import Slice
 from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import CheckpointError, LineageError
-from hf_lineage.weights.block_matching import SCREEN, Block, BlockMatches, align_blocks, blocks_of, match_blocks
+from hf_lineage.weights.block_matching import SCREEN_BYTES, Block, BlockMatches, align_blocks, blocks_of, match_blocks
 
 Tensors = dict[str, torch.Tensor]
 
@@ -272,7 +272,7 @@ class TestReading:
             match_blocks(models[0], describe(models[0]), models[1:], budget=budget, seed=0)
             spent = [model.bytes_read - b for model, b in zip(models, before, strict=True)]
             assert 0.6 * budget < max(spent) <= budget, spent
-        assert SCREEN == 16 << 20
+        assert SCREEN_BYTES == 16 << 20
 
     def test_a_candidate_that_cannot_be_read(self) -> None:
         child, parent = llama(3, 1), llama(3, 1)

@@ -15,7 +15,7 @@ from ..architecture.describe import Architecture, short_names
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.view import View
 from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
-from ..weights.evidence import TOO_BAD, orders_read
+from ..weights.evidence import MAX_BROKEN_SHARE, orders_read
 from ..weights.permutation_test import pair_log10_p, unit_products
 from ..weights.reader import Readings
 from .pair_statistics import Matrix, PairStatistics, compute_pair_statistics
@@ -148,7 +148,7 @@ def defects(readings: Readings, architecture: Architecture, models: Sequence[Che
             total = sum(models[0][name].count for name in held)
         else:
             bad = [name for name in trunk if not finite(readings, name, i)]
-        if i not in found and sum(models[0][name].count for name in bad) >= TOO_BAD * max(1, total):
+        if i not in found and sum(models[0][name].count for name in bad) >= MAX_BROKEN_SHARE * max(1, total):
             found[i] = f"{len(bad)} tensors hold NaN, Inf or only zeros"
     return found
 

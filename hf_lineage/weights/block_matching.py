@@ -1,11 +1,12 @@
-"""Which block of a candidate may stand at each place of the child: every block against every block, on a sample.
+"""Which block of a candidate matches each block of the child: every block against every block, on a sample of rows.
 
-Blocks move (depth up-scaling, frankenmerges), so equal numbers are not enough. Of each kind of tensor the same rows are
-read of every block of every model; for two blocks t = Σᵢ ⟨aᵢ, bᵢ⟩ over their hidden units, centred and of length 1, and
-its mean and variance under a random matching of the units are known in closed form (`independence.py`).
+Blocks move (depth up-scaling, frankenmerges), so that equal numbers are not enough. Of each kind of tensor the same
+rows are read of every block of every model. For two blocks t = Σᵢ ⟨aᵢ, bᵢ⟩ over their hidden units, centred and of
+length 1, and its mean and variance under a random matching of the units have a closed form (`permutation_test.py`). See
+docs/methods.md, *Matching blocks*.
 
-Cost: up to `SCREEN` bytes of each model, or `MIN_UNITS` rows of one matrix of each block where that is more, and B·ΣBₖ
-products of (units × width) matrices.
+Cost: up to `SCREEN_BYTES` of each model, or `MIN_UNITS` rows of one matrix of each block where that is more, and
+B·ΣBₖ products of (units × width) matrices for B blocks of the child and Bₖ of each candidate.
 """
 
 from __future__ import annotations
@@ -28,32 +29,35 @@ from ..errors import LineageError
 from .permutation_test import hoeffding_moments, unit_length_rows
 from .sampling import MAX_ROW, MIN_UNITS, seeded_random
 
-SCREEN, SCREEN_IN_ALL = 16 << 20, 512 << 20  # bytes of rows (as float32) held of one model, and of all
-UNITS = 256  # rows of one tensor are plenty: unchanged, z = sqrt(units · width)
-GENERIC = 2  # matrices looked at in a block without known hidden units
-FITS = 0.5  # share of the child's block, in elements, that a candidate's must have tensor by tensor
-STANDS_OUT = 5.0  # z of a block above which it is believed to have moved: 1 in 3 million by chance
-TIE = 1e-6  # scores this near are equal: a candidate may hold a block twice
+SCREEN_BYTES, SCREEN_BYTES_IN_ALL = 16 << 20, 512 << 20  # of rows (as float32) held of one model, and of all
+SCREEN_ROWS = 256  # of one tensor, at most: an unchanged block has z = sqrt(rows · width)
+GENERIC_MATRICES = 2  # compared in a block without known hidden units
+MIN_BLOCK_SHARE = 0.5  # of the elements of the child's block that a candidate's block must have, tensor by tensor
+MOVED_Z = 5.0  # from which a block is taken to have moved: 1 in 3 million by chance
+TIED_SCORES = 1e-6  # difference up to which scores are equal: a candidate may hold a block twice
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block of a model: its own path prefix, `"stem"` or `"head"`; `short`: the canonical one; `tensors`: canonical
-    suffix → tensor."""
+    """One block of a model. path: its prefix in the model's names, `"stem"` or `"head"`; short: the canonical prefix;
+    tensors: canonical suffix → the tensor's name; rest: whether it is the stem or the head, of which there is one each.
+    """
 
     path: str
     short: str
     tensors: dict[str, str]
-    rest: bool  # stem or head, of which there is one each
+    rest: bool
 
     def fits(self, other: Block, ours: Checkpoint, theirs: Checkpoint) -> float:
-        """Share of this block's elements for which the other has a tensor of that suffix and shape, in [0, 1]; a table
-        with a row per token may have grown."""
-        whole = sum(ours[name].count for name in self.tensors.values())
-        alike = {*self.shared(other, ours, theirs)}
-        alike |= {s for s in self.tensors.keys() & other.tensors.keys() if self._has_grown(s, other, ours, theirs)}
-        both = sum(ours[self.tensors[s]].count for s in alike)
-        return both / whole if whole and self.rest == other.rest else 0.0
+        """Share of this block's elements for which the other has a tensor of that suffix and shape, in [0, 1].
+
+        A table with a row per token may have grown. ours, theirs: the checkpoints that hold the two blocks.
+        """
+        total = sum(ours[name].count for name in self.tensors.values())
+        common = {*self.shared(other, ours, theirs)}
+        common |= {s for s in self.tensors.keys() & other.tensors.keys() if self._has_grown(s, other, ours, theirs)}
+        matched = sum(ours[self.tensors[s]].count for s in common)
+        return matched / total if total and self.rest == other.rest else 0.0
 
     def _has_grown(self, suffix: str, other: Block, ours: Checkpoint, theirs: Checkpoint) -> bool:
         return is_grown(suffix, ours[self.tensors[suffix]].shape, theirs[other.tensors[suffix]].shape)
@@ -68,8 +72,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class BlockMatches:
-    """One candidate's blocks against the child's. `scores`, `z`: (child blocks, its blocks), nan where shapes differ or
-    no test applies; `best[i]`: its block for the child's block i, None where none fits."""
+    """One candidate's blocks against the child's.
+
+    scores, z: (child's blocks, its blocks), the mean cosine of matched rows and the z of the permutation test; nan
+    where shapes differ or no test applies. best[i]: its block for the child's block i, None where none fits.
+    """
 
     blocks: tuple[Block, ...]
     scores: np.ndarray
@@ -77,7 +84,7 @@ class BlockMatches:
     best: tuple[int | None, ...]
 
     def tensor_pairs(self, child: Sequence[Block], ours: Checkpoint, theirs: Checkpoint) -> dict[str, str]:
-        """Child's tensor → candidate's tensor, for the blocks chosen."""
+        """Child's tensor → candidate's tensor, for the matched blocks."""
         found: dict[str, str] = {}
         for block, j in zip(child, self.best, strict=True):
             if j is not None:
@@ -86,14 +93,14 @@ class BlockMatches:
         return found
 
 
-# what stands behind the last block; merging tools take it from where they take the head
-_LAST = re.compile(
+# What follows the last block. Merging tools take it from the model that they take the head from.
+_AFTER_LAST_BLOCK = re.compile(
     r"(?:norm|ln_f|fc_norm|norm_f|final_norm|final_layer_norm|layernorm|post_layernorm)\.(?:weight|bias)$"
 )
 
 
-class _Look(NamedTuple):
-    """Rows [first, stop) of a matrix, and the order of hidden units they are in; "" where it is none that is known."""
+class _Rows(NamedTuple):
+    """Rows [first, stop) of a matrix, and the hidden-unit order they belong to, "" where none is known."""
 
     first: int
     stop: int
@@ -108,7 +115,7 @@ def blocks_of(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Block
     prefixes: dict[str, str] = {}
     for name in architecture.weights:
         label, prefix = architecture.blocks[name], ""
-        if label == "stem" and _LAST.match(short[name]):
+        if label == "stem" and _AFTER_LAST_BLOCK.match(short[name]):
             label = "head"
         elif label == "stem" and not known:
             label = name.rpartition(".")[0] or name
@@ -124,41 +131,41 @@ def match_blocks(
     child: Checkpoint, architecture: Architecture, candidates: Sequence[Checkpoint],
     *, budget: int | None, seed: int, progress: Progress | None = None, expect: Callable[[int], None] | None = None,
 ) -> tuple[tuple[Block, ...], list[BlockMatches | LineageError]]:  # fmt: skip
-    """The child's blocks, and every candidate's against them; the error of one that cannot be read.
+    """The child's blocks, and how every candidate's blocks match them; an error in place of one that cannot be read.
 
-    `budget`: bytes to read of a model, at most `SCREEN`, but always `MIN_UNITS` rows of one matrix of each block.
-    `expect(bytes)` is told how many are about to be read of all models, and may refuse.
+    budget: bytes to read of a model, at most `SCREEN_BYTES`, but always `MIN_UNITS` rows of one matrix of each block.
+    expect: called with the bytes that are about to be read of all models; it may raise to refuse.
     """
     ours = blocks_of(child, architecture)
     theirs = [blocks_of(candidate, describe(candidate)) for candidate in candidates]
     inner = [sum(not block.rest for block in blocks) for blocks in (ours, *theirs)]
     depth = max(inner) / max(1, inner[0])
-    room = min(SCREEN, SCREEN_IN_ALL // (1 + len(candidates)), budget or SCREEN) / max(1.0, depth)
-    looks = _looks(child, architecture, ours, round(room), seed)
-    own = [_Want.of(block, block, look, child, child) for block, look in zip(ours, looks, strict=True)]
-    wants = [_wants(child, ours, looks, *both) for both in zip(candidates, theirs, strict=True)]
+    room = min(SCREEN_BYTES, SCREEN_BYTES_IN_ALL // (1 + len(candidates)), budget or SCREEN_BYTES) / max(1.0, depth)
+    screen = _Screen(child, ours, _choose_rows(child, architecture, ours, round(room), seed))
+    own = [screen.rows_in(block, i, child) for i, block in enumerate(ours)]
+    wanted = [screen.wanted(*both) for both in zip(candidates, theirs, strict=True)]
     if expect:
-        expect(
-            sum(_nbytes(m, w) for m, w in zip([child, *candidates], [own, *(w.values() for w in wants)], strict=True))
-        )
-    mine = _read(child, own)
-    found: list[BlockMatches | LineageError] = []
-    for done, (candidate, blocks, wanted) in enumerate(zip(candidates, theirs, wants, strict=True)):
+        asked = [own, *(rows.values() for rows in wanted)]
+        expect(sum(_nbytes(model, rows) for model, rows in zip([child, *candidates], asked, strict=True)))
+    child_rows = _read(child, own)
+    matches: list[BlockMatches | LineageError] = []
+    for done, (candidate, blocks, rows) in enumerate(zip(candidates, theirs, wanted, strict=True)):
         if progress:
             progress(done, len(candidates), f"blocks of {candidate.ref.name}")
         try:
-            found.append(_against(child, ours, mine, looks, candidate, blocks, wanted))
+            matches.append(_matches(screen, child_rows, candidate, blocks, rows))
         except LineageError as error:
-            found.append(error)
-    return ours, found
+            matches.append(error)
+    return ours, matches
 
 
 def align_blocks(
-    child: Checkpoint, architecture: Architecture, blocks: Sequence[Block], candidate: Checkpoint, places: BlockMatches
+    child: Checkpoint, architecture: Architecture, blocks: Sequence[Block], candidate: Checkpoint, matches: BlockMatches
 ) -> Alignment:
-    """The candidate's tensors for the child's, block by block; tables that have grown as in `architecture.align`."""
+    """The candidate's tensors for the child's, by matched blocks; tables that have grown as in
+    `architecture/align.py`."""
     by_name = align(child, candidate, architecture)
-    pairs = places.tensor_pairs(blocks, child, candidate)
+    pairs = matches.tensor_pairs(blocks, child, candidate)
     rest = {name for block in blocks if block.rest for name in block.tensors.values()}
     grown = {name: both for name, both in by_name.grown.items() if name in rest and name not in pairs}
     pairs |= {name: by_name.pairs[name] for name in grown}
@@ -170,165 +177,171 @@ def align_blocks(
     return Alignment(pairs, unmatched, matched / total if total else 0.0, grown)
 
 
-def _looks(
+def _choose_rows(
     child: Checkpoint, architecture: Architecture, blocks: Sequence[Block], room: int, seed: int
-) -> list[dict[str, _Look]]:
-    """For each block, suffix → rows to look at: those with hidden units, and of the largest other matrices."""
-    orders = {name: order for order, names in architecture.orders.items() for name in names}
-    readers = {name for names in architecture.reads.values() for name in names}
-    chosen: list[dict[str, str]] = []
-    for block in blocks:
-        fit = [s for s, name in block.tensors.items() if len(child[name].shape) > 1 and _row(child, name) <= MAX_ROW]
-        own = {
-            s: orders[block.tensors[s]] for s in fit
-            if block.tensors[s] in orders and child[block.tensors[s]].shape[0] >= MIN_UNITS
-        }  # fmt: skip
-        free = {s for s in fit if s not in own and not (own and block.tensors[s] in readers)}
-        others = sorted(free, key=lambda s: (-child[block.tensors[s]].count, s))
-        # beside the units one other matrix: attention and feed-forward layer may come from different models
-        chosen.append({} if block.rest else own | dict.fromkeys(others[: 1 if own else GENERIC], ""))
+) -> list[dict[str, _Rows]]:
+    """For each block, suffix → the rows that are compared: of matrices with hidden units, and of large other ones."""
+    chosen = [_choose_matrices(child, architecture, block) for block in blocks]
 
     def cost() -> int:
-        each = zip(blocks, chosen, strict=True)
-        return 4 * sum(_row(child, block.tensors[s]) for block, own in each for s in own)
+        pairs = zip(blocks, chosen, strict=True)
+        return 4 * sum(_row(child, block.tensors[s]) for block, matrices in pairs for s in matrices)
 
-    if MIN_UNITS * cost() > room:  # the narrowest matrix of each block says enough
-        narrow = [
-            min(own, key=lambda s: (not own[s], _row(child, block.tensors[s]), s), default=None)
-            for block, own in zip(blocks, chosen, strict=True)
+    if MIN_UNITS * cost() > room:  # the narrowest matrix of each block shows enough
+        narrowest = [
+            min(matrices, key=lambda s: (not matrices[s], _row(child, block.tensors[s]), s), default=None)
+            for block, matrices in zip(blocks, chosen, strict=True)
         ]
-        chosen = [{s: own[s]} if s else {} for s, own in zip(narrow, chosen, strict=True)]
-    count = max(MIN_UNITS, min(UNITS, room // max(1, cost())))
-    found: list[dict[str, _Look]] = []
-    for block, own in zip(blocks, chosen, strict=True):
-        found.append({})
-        for s, order in own.items():
+        chosen = [{s: matrices[s]} if s else {} for s, matrices in zip(narrowest, chosen, strict=True)]
+    count = max(MIN_UNITS, min(SCREEN_ROWS, room // max(1, cost())))
+    result: list[dict[str, _Rows]] = []
+    for block, matrices in zip(blocks, chosen, strict=True):
+        result.append({})
+        for s, order in matrices.items():
             height = child[block.tensors[s]].shape[0]
-            first = seeded_random(seed, f"{height}").randrange(
-                max(1, height - count + 1)
-            )  # the same rows in every block
-            found[-1][s] = _Look(first, min(height, first + count), order)
-    return found
+            random = seeded_random(seed, f"{height}")  # the same rows in every block
+            first = random.randrange(max(1, height - count + 1))
+            result[-1][s] = _Rows(first, min(height, first + count), order)
+    return result
+
+
+def _choose_matrices(child: Checkpoint, architecture: Architecture, block: Block) -> dict[str, str]:
+    """Suffix → hidden-unit order, "" where none is known, of the matrices that are compared; none of stem and head."""
+    if block.rest:
+        return {}
+    orders = {name: order for order, names in architecture.orders.items() for name in names}
+    readers = {name for names in architecture.reads.values() for name in names}
+    fit = [s for s, name in block.tensors.items() if len(child[name].shape) > 1 and _row(child, name) <= MAX_ROW]
+    known = {
+        s: orders[block.tensors[s]] for s in fit
+        if block.tensors[s] in orders and child[block.tensors[s]].shape[0] >= MIN_UNITS
+    }  # fmt: skip
+    free = {s for s in fit if s not in known and not (known and block.tensors[s] in readers)}
+    others = sorted(free, key=lambda s: (-child[block.tensors[s]].count, s))
+    # beside known units one other matrix: attention and feed-forward layer may come from different models
+    return known | dict.fromkeys(others[: 1 if known else GENERIC_MATRICES], "")
+
+
+_BlockRows = dict[str, tuple[str, _Rows]]  # suffix → tensor, and which of its rows
 
 
 @dataclass(frozen=True, slots=True)
-class _Want:
-    """Rows of one block: suffix → tensor and look."""
+class _Screen:
+    """The child's side of the comparison: its blocks, and for each of them, suffix → the rows that are compared."""
 
-    tensors: dict[str, tuple[str, _Look]]
+    child: Checkpoint
+    blocks: tuple[Block, ...]
+    rows: Sequence[Mapping[str, _Rows]]
 
-    @classmethod
-    def of(cls, block: Block, like: Block, looks: Mapping[str, _Look], ours: Checkpoint, theirs: Checkpoint) -> _Want:
-        """Those of `like`'s suffixes that `block` has in the same shape."""
-        shared = [s for s in like.shared(block, ours, theirs) if s in looks]
-        return cls({s: (block.tensors[s], looks[s]) for s in shared})
+    def rows_in(self, block: Block, i: int, checkpoint: Checkpoint) -> _BlockRows:
+        """The rows of a block that are compared with those of the child's block i: of suffixes in the same shape."""
+        shared = self.blocks[i].shared(block, self.child, checkpoint)
+        return {s: (block.tensors[s], self.rows[i][s]) for s in shared if s in self.rows[i]}
 
-
-def _wants(
-    child: Checkpoint, ours: Sequence[Block], looks: Sequence[Mapping[str, _Look]], candidate: Checkpoint,
-    theirs: Sequence[Block],
-) -> dict[tuple[int, int], _Want]:  # fmt: skip
-    """(child's block, candidate's block) → what to read, of the pairs that fit; blocks of one kind are asked once."""
-    fits: dict[tuple[Any, Any], bool] = {}
-    kinds = [_kind(block, child) for block in ours]
-    wants = {}
-    for j, other in enumerate(theirs):
-        kind = _kind(other, candidate)
-        for i, block in enumerate(ours):
-            key = kinds[i], kind
-            if key not in fits:
-                fits[key] = block.fits(other, child, candidate) >= FITS
-            if fits[key]:
-                wants[i, j] = _Want.of(other, block, looks[i], child, candidate)
-    return wants
+    def wanted(self, candidate: Checkpoint, theirs: Sequence[Block]) -> dict[tuple[int, int], _BlockRows]:
+        """(child's block, candidate's block) → rows to read, of the pairs that fit; each kind of pair is fitted
+        once."""
+        fits: dict[tuple[Any, Any], bool] = {}
+        kinds = [_kind(block, self.child) for block in self.blocks]
+        wanted = {}
+        for j, other in enumerate(theirs):
+            kind = _kind(other, candidate)
+            for i, block in enumerate(self.blocks):
+                key = kinds[i], kind
+                if key not in fits:
+                    fits[key] = block.fits(other, self.child, candidate) >= MIN_BLOCK_SHARE
+                if fits[key]:
+                    wanted[i, j] = self.rows_in(other, i, candidate)
+        return wanted
 
 
 def _kind(block: Block, checkpoint: Checkpoint) -> tuple[Any, ...]:
     return block.rest, *((s, checkpoint[name].shape) for s, name in sorted(block.tensors.items()))
 
 
-def _pieces(checkpoint: Checkpoint, wants: Iterable[_Want]) -> list[Slice]:
+def _slices(checkpoint: Checkpoint, wanted: Iterable[_BlockRows]) -> list[Slice]:
     """What to read, each tensor's rows once."""
-    return [*dict.fromkeys(_piece(checkpoint, *asked) for want in wants for asked in want.tensors.values())]
+    return [*dict.fromkeys(_slice(checkpoint, *rows) for block in wanted for rows in block.values())]
 
 
-def _piece(checkpoint: Checkpoint, name: str, look: _Look) -> Slice:
+def _slice(checkpoint: Checkpoint, name: str, rows: _Rows) -> Slice:
     width = _row(checkpoint, name)
-    return Slice(name, look.first * width, look.stop * width)
+    return Slice(name, rows.first * width, rows.stop * width)
 
 
-def _nbytes(checkpoint: Checkpoint, wants: Iterable[_Want]) -> int:
-    pieces = _pieces(checkpoint, wants)
-    return sum(checkpoint[p.name].nbytes * (p.stop - p.start) // checkpoint[p.name].count for p in pieces)
+def _nbytes(checkpoint: Checkpoint, wanted: Iterable[_BlockRows]) -> int:
+    slices = _slices(checkpoint, wanted)
+    return sum(checkpoint[p.name].nbytes * (p.stop - p.start) // checkpoint[p.name].count for p in slices)
 
 
-def _read(checkpoint: Checkpoint, wants: Sequence[_Want]) -> list[dict[str, torch.Tensor]]:
-    """For each, suffix → rows (units, width), centred and of length 1; read in one go."""
-    pieces = _pieces(checkpoint, wants)
-    rows = {
-        piece: unit_length_rows(
-            torch.nan_to_num(value.float().reshape(-1, _row(checkpoint, piece.name)), 0.0, 0.0, 0.0)
-        )
-        for piece, value in zip(pieces, checkpoint.read(pieces), strict=True)
-    }
-    return [{s: rows[_piece(checkpoint, *asked)] for s, asked in want.tensors.items()} for want in wants]
+def _read(checkpoint: Checkpoint, wanted: Sequence[_BlockRows]) -> list[dict[str, torch.Tensor]]:
+    """For each block, suffix → rows (units, width), centred and of length 1; all are read together."""
+    slices = _slices(checkpoint, wanted)
+    rows = {}
+    for piece, values in zip(slices, checkpoint.read(slices), strict=True):
+        matrix = values.float().reshape(-1, _row(checkpoint, piece.name))
+        rows[piece] = unit_length_rows(torch.nan_to_num(matrix, 0.0, 0.0, 0.0))
+    return [{s: rows[_slice(checkpoint, *each)] for s, each in block.items()} for block in wanted]
 
 
-def _against(
-    child: Checkpoint, ours: Sequence[Block], mine: Sequence[Mapping[str, torch.Tensor]],
-    looks: Sequence[Mapping[str, _Look]], candidate: Checkpoint, theirs: tuple[Block, ...],
-    wants: Mapping[tuple[int, int], _Want],
+def _matches(
+    screen: _Screen, child_rows: Sequence[Mapping[str, torch.Tensor]], candidate: Checkpoint,
+    theirs: tuple[Block, ...], wanted: Mapping[tuple[int, int], _BlockRows],
 ) -> BlockMatches:  # fmt: skip
+    ours = screen.blocks
     scores, z = (np.full((len(ours), len(theirs)), np.nan) for _ in range(2))
-    rows = dict(zip(wants, _read(candidate, [*wants.values()]), strict=True))
+    rows = dict(zip(wanted, _read(candidate, [*wanted.values()]), strict=True))
     for i, block in enumerate(ours):
-        alike: dict[tuple[str, ...], list[int]] = {}  # blocks with the same suffixes are compared at once
+        by_suffixes: dict[tuple[str, ...], list[int]] = {}  # blocks with the same suffixes are compared at once
         for j in range(len(theirs)):
             if (i, j) in rows:
-                alike.setdefault(tuple(sorted(rows[i, j])), []).append(j)
-        for suffixes, places in alike.items():
+                by_suffixes.setdefault(tuple(sorted(rows[i, j])), []).append(j)
+        for suffixes, columns in by_suffixes.items():
             if suffixes:
-                stacked = {s: torch.stack([rows[i, j][s] for j in places]) for s in suffixes}
-                scores[i, places], z[i, places] = _compare(mine[i], stacked, looks[i])
-            else:  # nothing to look at: only a block of the same name may be the one
-                scores[i, [j for j in places if theirs[j].short == block.short]] = 0.0
+                stacked = {s: torch.stack([rows[i, j][s] for j in columns]) for s in suffixes}
+                scores[i, columns], z[i, columns] = _compare(child_rows[i], stacked, screen.rows[i])
+            else:  # nothing to compare: only a block of the same name may be its match
+                scores[i, [j for j in columns if theirs[j].short == block.short]] = 0.0
     return BlockMatches(theirs, scores, z, tuple(_best(scores[i], z[i], block, theirs) for i, block in enumerate(ours)))
 
 
 def _compare(
-    a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor], looks: Mapping[str, _Look]
+    a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor], chosen: Mapping[str, _Rows]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mean cosine of the rows, z of those in known orders) of rows (units, width) with (blocks, units, width)."""
+    """Mean cosine of matched rows, and z of those in known orders, of one block with several; two arrays (blocks,).
+
+    a: suffix → (units, width) of the child's block; b: suffix → (blocks, units, width). z is nan without a known order.
+    """
     total = torch.zeros(len(next(iter(b.values()))), dtype=torch.float64)
     orders: dict[str, torch.Tensor] = {}
     count = 0
     for s in sorted(b):
         total += (a[s] * b[s]).sum((1, 2), dtype=torch.float64)
         count += len(a[s])
-        if order := looks[s].order:
+        if order := chosen[s].order:
             product = (a[s] @ b[s].transpose(1, 2)).double()
             orders[order] = orders[order] + product if order in orders else product
-    told = [hoeffding_moments(c) for c in orders.values()]
+    moments = [hoeffding_moments(c) for c in orders.values()]
     score = (total / count).numpy()
-    if not told:
+    if not moments:
         return score, np.full(len(score), np.nan)
-    t, mean, variance = (sum(part) for part in zip(*told, strict=True))
+    t, mean, variance = (sum(part) for part in zip(*moments, strict=True))
     with np.errstate(invalid="ignore", divide="ignore"):
         return score, np.where(variance > 0, (t - mean) / np.sqrt(variance), np.nan)
 
 
 def _best(scores: np.ndarray, z: np.ndarray, block: Block, theirs: Sequence[Block]) -> int | None:
-    """The highest score; of equal ones that of the same name, else the first.
+    """The block of the highest score; of equal ones that of the same name, else the first.
 
-    Where no block stands out by z it has not moved as far as can be seen: the one of the same name, if it fits.
+    Where no block has a z of at least MOVED_Z, nothing shows that it has moved: the one of the same name, if it fits.
     """
     if np.isnan(scores).all():
         return None
-    top = [int(j) for j in np.flatnonzero(scores >= np.nanmax(scores) - TIE)]
-    same = [j for j, other in enumerate(theirs) if other.short == block.short and not np.isnan(scores[j])]
-    if same and (same[0] in top or z[top[0]] < STANDS_OUT):
-        return same[0]
-    return top[0]
+    highest = [int(j) for j in np.flatnonzero(scores >= np.nanmax(scores) - TIED_SCORES)]
+    same_name = [j for j, other in enumerate(theirs) if other.short == block.short and not np.isnan(scores[j])]
+    if same_name and (same_name[0] in highest or z[highest[0]] < MOVED_Z):
+        return same_name[0]
+    return highest[0]
 
 
 def _row(checkpoint: Checkpoint, name: str) -> int:

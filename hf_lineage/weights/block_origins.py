@@ -13,7 +13,7 @@ import numpy as np
 from ..answers.layers import BlockKind, BlockOrigin, Share
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
-from .block_matching import FITS, Block, BlockMatches
+from .block_matching import MIN_BLOCK_SHARE, Block, BlockMatches
 from .evidence import candidate_test
 from .mixture import NOTHING, Fit, cosines, select_sources, simplex, task_arithmetic, with_stderr
 from .permutation_test import PermutationTest, holm
@@ -196,10 +196,10 @@ def _facts(study: LayerReadings, i: int) -> BlockFacts:
 def _in_common(
     study: LayerReadings, matrices: Sequence[str], having: Mapping[int, set[str]]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """(candidates, matrices that all of them have): candidates with at least `FITS` of the block, and of those that
-    disagree on which, the larger group's."""
+    """(candidates, matrices that all of them have): candidates with at least `MIN_BLOCK_SHARE` of the block, and of
+    those that disagree on which, the larger group's."""
     sizes = {name: study.child[name].count for name in matrices}
-    least = FITS * sum(sizes.values())
+    least = MIN_BLOCK_SHARE * sum(sizes.values())
     kept = [k for k in having if sum(sizes[name] for name in having[k] & {*matrices}) >= least > 0]
     while kept:
         common = tuple(name for name in matrices if all(name in having[k] for k in kept))

@@ -1,49 +1,56 @@
-"""What was done to a parent's tensor to get the child's: rounded, cast, pruned, adapted, or noise added.
+"""What was done to a parent's tensor to get the child's: cast, quantised, pruned, a low-rank update, or added noise.
 
-Pure arithmetic on the same rows of one matrix of both, (rows, width) float32, held in memory. Each question has its
-own function and answers None where it cannot tell; `change` asks them in order, `summarise` speaks for the model.
+Pure arithmetic on the same rows of one matrix of both, (rows, width) float32, held in memory. Each edit has a function
+that answers None where it cannot decide; EDITS lists the questions in the order in which they are asked, and
+`summarise_edits` puts the tensors of a model together. See docs/methods.md, *What was done to a tensor*.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..checkpoints.dtypes import torch_dtypes
+
 EditKind = Literal["equal", "cast", "quantized", "pruned", "adapter", "noise", "other"]
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-_HALF_ULP = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}  # largest relative error of rounding to nearest
-_SMALLEST = {"BF16": 0.0, "F16": 2.0**-25, "F32": 0.0}  # and its largest error among subnormals, where they matter
+# Dtypes that a parent may have been cast to, in the order in which they are tried; 8-bit floats by their largest number
+_CASTS = ("BF16", "F16", "F8_E4M3", "F8_E5M2")
 _LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}
+_HALF_ULP = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}  # largest relative error of rounding to nearest
+_SUBNORMAL_ERROR = {"BF16": 0.0, "F16": 2.0**-25, "F32": 0.0}  # its largest absolute error among subnormals
 
 ONE_WAY: tuple[EditKind, ...] = ("cast", "quantized", "pruned")  # what can only be done to a parent
-BITS = (2, 3, 4, 5, 6, 8)
-LEVELS = 255  # steps between the lowest and the highest value of an 8-bit lattice
-GROUPS, CHUNK, SAMPLE = 64, 8, 256  # groups looked at, at once, and values of each: 20 ms, and plenty of evidence
-SURE = -30.0  # ln of the chance that unrounded values look like a lattice, summed over groups
+LATTICE_BITS = (2, 3, 4, 5, 6, 8)
+MAX_LEVEL = 255  # steps between the lowest and the highest value of an 8-bit lattice
+LATTICE_GROUPS, GROUPS_AT_ONCE, GROUP_SAMPLE = 64, 8, 256  # groups of values examined, at once, and values of each
+MAX_LN_CHANCE = -30.0  # ln of the chance that unrounded values look like a lattice, summed over groups
 SAME_STEP = 0.4  # steps of the true lattice agree to a factor of 2 (groups of even integers), accidental ones to 0.1
-BLOCK = 256  # rows and columns of a spectrum: rank r shows in any block of 2r, and 256 takes 50 ms
-CELLS = 1 << 18  # elements compared by `cast`
-EXACT = 0.999  # share that must follow a rule without exception; the rest is for ties and another order of operations
-NEW_ZEROS = 0.05  # share of new zeros that training or a denormal flush does not make
-KEPT = 0.5  # squared change of the kept entries over squared size of the removed ones; 1 if rounding made the zeros
-OWN_ERROR = 0.7  # rounding moves the median weight by 0.25 steps, GPTQ by about 0.4; more is another model, quantised
-GAP = 4.0  # last singular value of a rank over the noise, and twice its largest step down; trained spectra run on
-LONE = 1e3  # the same for rank 1, which shows no step: adapters have condition numbers up to this
-CHANCE = 5.0  # standard errors within which a statistic of added noise agrees with chance
+SPECTRUM_SIZE = 256  # rows and columns of a spectrum: rank r shows in any block of 2r, and 256 takes 50 ms
+CAST_ENTRIES = 1 << 18  # elements that `cast_dtype` compares
+MIN_FOLLOWING = 0.999  # share that must follow a rule; the rest is for ties and another order of operations
+MIN_NEW_ZEROS = 0.05  # share of new zeros that neither training nor a flush of subnormal numbers makes
+MAX_KEPT_CHANGE = (
+    0.5  # squared change of the kept entries over squared size of the removed ones; 1 if rounding made them
+)
+MAX_ROUNDING_STEPS = 0.7  # median change in steps: rounding 0.25, GPTQ about 0.4; more is another model, quantised
+MIN_SPECTRAL_GAP = 4.0  # of a rank's last singular value to the noise, and to twice its largest step down
+RANK_ONE_CONDITION = 1e3  # the same for rank 1, which shows no step: adapters have condition numbers up to this
+CHANCE_ERRORS = 5.0  # standard errors within which a statistic of added noise agrees with chance
 
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """Values scale·(integer − zero): bits in BITS, scheme "tensor", "row", "column", "group 128", 64 or 32.
+    """A uniform quantisation lattice: values scale·(integer − zero point).
 
-    `step` is the median scale of the groups looked at; `symmetric`: no zero-point.
+    bits: one of LATTICE_BITS. scheme: what shares a scale, "tensor", "row", "column", "group 128", "group 64" or "group
+    32". symmetric: no zero point. step: the median scale of the groups examined.
     """
 
     bits: int
@@ -54,9 +61,11 @@ class Lattice:
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """`zeros`: share of entries that became zero, `kept_equal`: share of the others that did not change, in [0, 1].
+    """Entries that were set to zero. zeros: their share; kept_equal: share of the others that did not change; in [0,
+    1].
 
-    `magnitude`: the smallest went, of the tensor, of each row or of every four; `two_four`: two of four are zero.
+    magnitude: whether the smallest were removed, of the tensor, of each row or of every four (magnitude pruning).
+    two_four: whether two of every four neighbours are zero (2:4 sparsity).
     """
 
     zeros: float
@@ -67,7 +76,8 @@ class Pruning:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What was done to one tensor; the fields that do not apply are None."""
+    """What was done to one tensor; fields that do not apply are None. noise: standard deviation, relative to the
+    parent's."""
 
     kind: EditKind
     lattice: Lattice | None = None
@@ -78,115 +88,161 @@ class Edit:
 
 
 def detect_edit(child: Tensor, parent: Tensor) -> Edit:
-    """The first answer of equal, cast, quantised, pruned, adapter, noise, in this order, else "other".
+    """The first edit of EDITS that explains the child, "equal" where nothing changed, else "other".
 
-    child, parent: (rows, width) float32. How finely the child was stored shows in its values.
+    child, parent: (rows, width) float32. In which precision the child was stored is read from its values.
     """
     if torch.equal(child, parent):
         return Edit("equal")
-    delta = child - parent
-    if not bool(torch.isfinite(delta).all()):
+    if not bool(torch.isfinite(child - parent).all()):
         return Edit("other")
-    if name := cast_dtype(child, parent):
-        return Edit("quantized" if name.startswith("F8") else "cast", cast=name)
+    return next((edit for detect in EDITS.values() if (edit := detect(child, parent))), Edit("other"))
+
+
+def _cast(child: Tensor, parent: Tensor) -> Edit | None:
+    name = cast_dtype(child, parent)
+    return Edit("quantized" if name.startswith("F8") else "cast", cast=name) if name else None
+
+
+def _quantized(child: Tensor, parent: Tensor) -> Edit | None:
+    """A rounding lattice that the parent has not; "other" where the child is too far from the parent for rounding."""
+    lattice = rounding_lattice(child)
+    if lattice is None or rounding_lattice(parent) is not None:
+        return None
     removed = detect_pruning(child, parent)
-    if (found := rounding_lattice(child)) and rounding_lattice(parent) is None:
-        if removed and float(((child == 0) & (parent.abs() > found.step)).float().mean()) < NEW_ZEROS:
-            removed = None  # rounding alone makes as many zeros
-        own = float(delta[child != 0].abs().median()) <= OWN_ERROR * found.step  # steps may differ widely: no mean
-        return Edit("quantized" if own else "other", lattice=found, pruned=removed)
-    if removed and float(delta[child != 0].square().mean()) < KEPT * float(parent[child == 0].square().mean()):
-        return Edit("pruned", pruned=removed)
-    if rank := low_rank_update(child, parent):
-        return Edit("adapter", rank=rank)
-    sd = added_noise(child, parent)
-    return Edit("other" if sd is None else "noise", noise=sd)
+    if removed and float(((child == 0) & (parent.abs() > lattice.step)).float().mean()) < MIN_NEW_ZEROS:
+        removed = None  # rounding alone makes as many zeros
+    change = float((child - parent)[child != 0].abs().median())  # steps may differ widely: no mean
+    kind: EditKind = "quantized" if change <= MAX_ROUNDING_STEPS * lattice.step else "other"
+    return Edit(kind, lattice=lattice, pruned=removed)
 
 
-def summarise_edits(changes: Mapping[str, Edit], sizes: Mapping[str, int]) -> tuple[EditKind, dict[str, Any]]:
-    """What was done to the model, with JSON-ready facts; `sizes[name]`: elements of the tensor.
+def _pruned(child: Tensor, parent: Tensor) -> Edit | None:
+    removed = detect_pruning(child, parent)
+    if removed is None:
+        return None
+    change, size = (child - parent)[child != 0].square().mean(), parent[child == 0].square().mean()
+    return Edit("pruned", pruned=removed) if float(change) < MAX_KEPT_CHANGE * float(size) else None
 
-    Adapter: every changed tensor has a low-rank change; others: more than half of the changed elements. A cast
-    counts only where nothing else was done, tensors that stayed equal not at all.
+
+def _adapter(child: Tensor, parent: Tensor) -> Edit | None:
+    rank = low_rank_update(child, parent)
+    return Edit("adapter", rank=rank) if rank else None
+
+
+def _noise(child: Tensor, parent: Tensor) -> Edit | None:
+    deviation = added_noise(child, parent)
+    return None if deviation is None else Edit("noise", noise=deviation)
+
+
+# The questions, in the order in which they are asked: what rounds or prunes leaves no low rank and no white noise
+EDITS: dict[str, Callable[[Tensor, Tensor], Edit | None]] = {
+    "cast": _cast, "quantized": _quantized, "pruned": _pruned, "adapter": _adapter, "noise": _noise,
+}  # fmt: skip
+
+
+def summarise_edits(edits: Mapping[str, Edit], sizes: Mapping[str, int]) -> tuple[EditKind, dict[str, Any]]:
+    """What was done to the whole model, with JSON-ready facts. `sizes[name]`: elements of the tensor.
+
+    The kind that holds more than half of the changed elements; an adapter only where every changed tensor has a
+    low-rank update; else "other". A cast counts only where nothing else was done, tensors that stayed equal not at all.
     """
-    counts = Counter(item.kind for item in changes.values())
-    changed = {name: item for name, item in changes.items() if item.kind != "equal"}
-    telling = {name: item for name, item in changed.items() if item.kind != "cast"} or changed
+    changed = {name: edit for name, edit in edits.items() if edit.kind != "equal"}
+    counted = {name: edit for name, edit in changed.items() if edit.kind != "cast"} or changed
     weight: Counter[EditKind] = Counter()
-    for name, item in telling.items():
-        weight[item.kind] += sizes[name]
+    for name, edit in counted.items():
+        weight[edit.kind] += sizes[name]
     kind, most = max(weight.items(), key=lambda pair: pair[1], default=("equal", 1))
     share = most / max(1, weight.total())
     if share <= 0.5 or (kind == "adapter" and len(weight) > 1):
         kind = "other"
-    facts: dict[str, Any] = {"tensors": dict(counts), "share": share if changed else 1.0}
-    members = {name: item for name, item in telling.items() if item.kind == kind}
-
-    def mean(values: Mapping[str, float]) -> float:
-        return sum(sizes[n] * v for n, v in values.items()) / max(1, sum(sizes[n] for n in values))
-
-    def common(values: Mapping[str, Any]) -> Any:
-        votes: Counter[Any] = Counter()
-        for name, value in values.items():
-            votes[value] += sizes[name]
-        return votes.most_common(1)[0][0]
-
-    if lattices := {name: item.lattice for name, item in members.items() if item.lattice}:
-        best = common({name: (found.bits, found.scheme, found.symmetric) for name, found in lattices.items()})
+    facts: dict[str, Any] = {
+        "tensors": dict(Counter(edit.kind for edit in edits.values())), "share": share if changed else 1.0,
+    }  # fmt: skip
+    of_kind = {name: edit for name, edit in counted.items() if edit.kind == kind}
+    lattices = {name: edit.lattice for name, edit in of_kind.items() if edit.lattice}
+    if lattices:
+        best = _most_common(
+            {name: (found.bits, found.scheme, found.symmetric) for name, found in lattices.items()}, sizes
+        )
         facts |= dict(zip(("bits", "scheme", "symmetric"), best, strict=True))
-    if casts := {name: item.cast for name, item in changed.items() if item.cast}:
-        facts["cast"] = common(casts)
+    if casts := {name: edit.cast for name, edit in changed.items() if edit.cast}:
+        facts["cast"] = _most_common(casts, sizes)
         if kind == "quantized" and not lattices:
             facts |= {"bits": 8, "scheme": facts["cast"]}
-    if removed := {name: item.pruned for name, item in members.items() if item.pruned}:
-        facts |= {
-            "zeros": mean({n: p.zeros for n, p in removed.items()}),
-            "kept_equal": mean({n: p.kept_equal for n, p in removed.items()}),
-            "magnitude": all(p.magnitude for p in removed.values()),
-            "two_four": all(p.two_four for p in removed.values()),
-        }
-    if ranks := [item.rank for item in members.values() if item.rank]:
+    return kind, facts | _pruning_facts(of_kind, sizes) | _update_facts(of_kind, sizes)
+
+
+def _pruning_facts(edits: Mapping[str, Edit], sizes: Mapping[str, int]) -> dict[str, Any]:
+    removed = {name: edit.pruned for name, edit in edits.items() if edit.pruned}
+    if not removed:
+        return {}
+    return {
+        "zeros": _mean({name: pruning.zeros for name, pruning in removed.items()}, sizes),
+        "kept_equal": _mean({name: pruning.kept_equal for name, pruning in removed.items()}, sizes),
+        "magnitude": all(pruning.magnitude for pruning in removed.values()),
+        "two_four": all(pruning.two_four for pruning in removed.values()),
+    }
+
+
+def _update_facts(edits: Mapping[str, Edit], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The ranks of low-rank updates, and the size of added noise."""
+    facts: dict[str, Any] = {}
+    if ranks := [edit.rank for edit in edits.values() if edit.rank]:
         facts |= {"rank": max(ranks), "ranks": sorted(set(ranks)), "low_rank_tensors": len(ranks)}
-    if noises := {name: item.noise for name, item in members.items() if item.noise is not None}:
-        facts["noise"] = mean(noises)
-    return kind, facts
+    if noises := {name: edit.noise for name, edit in edits.items() if edit.noise is not None}:
+        facts["noise"] = _mean(noises, sizes)
+    return facts
+
+
+def _mean(values: Mapping[str, float], sizes: Mapping[str, int]) -> float:
+    """The mean over tensors, weighted by their elements."""
+    return sum(sizes[n] * v for n, v in values.items()) / max(1, sum(sizes[n] for n in values))
+
+
+def _most_common(values: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:
+    """The value of the most elements."""
+    votes: Counter[Any] = Counter()
+    for name, value in values.items():
+        votes[value] += sizes[name]
+    return votes.most_common(1)[0][0]
 
 
 def rounding_lattice(rows: Tensor) -> Lattice | None:
-    """The coarsest uniform rounding lattice of at most 8 bits that holds the values, v = s·(q − z) per group.
+    """The coarsest uniform lattice of at most 8 bits that holds the values, v = s·(q − z) per group; None without one.
 
-    rows: (rows, width). Every distinct level must be met within the storage's precision τ (in steps); an unrounded
-    value would meet one with chance 2τ, and the product of these chances must be below e^SURE. Values that 8-bit
-    floats hold as they are count as cast.
+    rows: (rows, width). Every distinct level must be met within the precision τ of the storage (in steps). An unrounded
+    value would meet one with chance 2τ; the product of these chances must be below e^MAX_LN_CHANCE. Values that 8-bit
+    floats hold exactly are a cast, not a lattice.
     """
-    rows = rows[:: max(1, -(-len(rows) // (4 * GROUPS)))]
+    rows = rows[:: max(1, -(-len(rows) // (4 * LATTICE_GROUPS)))]
     if not bool(torch.isfinite(rows).all()) or any(_holds(rows, name) for name in _LARGEST):
         return None
     precision = _precision(rows)
-    found: list[Lattice] = []
+    lattices: list[Lattice] = []
     for scheme, groups in _groupings(rows):
         for offset in (False, True):
             if fit := _fit(groups, precision, offset):
-                found.append(_describe(scheme, fit, offset, precision))
+                lattices.append(_describe(scheme, fit, offset, precision))
                 if precision == "F32":
-                    return found[0]
-    # a fine lattice explains the few coarse levels of many groups by accident where values were rounded again
-    widest = max((item.step for item in found), default=0.0)
-    return next((item for item in found if item.step >= SAME_STEP * widest), None)
+                    return lattices[0]
+    # where values were rounded twice, a fine lattice explains the few coarse levels of many groups by accident
+    largest_step = max((item.step for item in lattices), default=0.0)
+    return next((item for item in lattices if item.step >= SAME_STEP * largest_step), None)
 
 
 def cast_dtype(child: Tensor, parent: Tensor) -> str | None:
     """The dtype T for which child = T(parent), or s·T(parent/s) with s = max|parent|/max T for 8-bit floats.
 
-    child, parent: (rows, width); s over the tensor or each row. At least EXACT of the elements, and of those that
-    T changes. None where both are equal or T changes nothing.
+    child, parent: (rows, width); s is taken over the tensor or each row. The rule must hold for a share of at least
+    MIN_FOLLOWING of the elements, and of those that T changes. None where both are equal or T changes nothing.
     """
-    step = max(1, -(-child.numel() // CELLS))
+    step = max(1, -(-child.numel() // CAST_ENTRIES))
     widest = parent.abs().amax(1, keepdim=True)
     precision = _precision(child)
     wide = child.shape[1] >= 64 * step
     c, p, top = (t[:, ::step] if wide and t.shape[1] > 1 else t if wide else t[::step] for t in (child, parent, widest))
-    for name in _DTYPES:
+    for name in _CASTS:
         scales = [torch.ones(())]
         if name in _LARGEST:
             scales += [widest.amax() / _LARGEST[name], top / _LARGEST[name]]
@@ -196,38 +252,42 @@ def cast_dtype(child: Tensor, parent: Tensor) -> str | None:
             slack = 0.0 if scale.ndim == 0 and float(scale) == 1 else 2 * _HALF_ULP[precision]
             met = (c - rounded).abs() <= slack * rounded.abs()
             moved = (p - rounded).abs() > slack * rounded.abs()
-            if bool(moved.any()) and min(met.float().mean(), met[moved].float().mean()) >= EXACT:
+            if bool(moved.any()) and min(met.float().mean(), met[moved].float().mean()) >= MIN_FOLLOWING:
                 return name
     return None
 
 
 def detect_pruning(child: Tensor, parent: Tensor) -> Pruning | None:
-    """Zeros of the child that the parent has not, #{c = 0 ≠ p}/n; None below NEW_ZEROS. Both (rows, width)."""
-    gone = (child == 0) & (parent != 0)
-    zeros = float(gone.float().mean())
-    if zeros < NEW_ZEROS:
+    """Zeros of the child that the parent has not, #{c = 0 ≠ p}/n; None below MIN_NEW_ZEROS. Both (rows, width)."""
+    new_zeros = (child == 0) & (parent != 0)
+    zeros = float(new_zeros.float().mean())
+    if zeros < MIN_NEW_ZEROS:
         return None
     kept = child != 0
     same = (child == parent) | (child == _round(parent, _precision(child)))
-    part = slice(None, None, max(1, len(child) // BLOCK))
-    size, out = parent[part, : BLOCK * 4].abs(), child[part, : BLOCK * 4] == 0
-    fours = size.shape[1] // 4 * 4
-    four_out = out[:, :fours].reshape(-1, 4)
-    two_four = fours > 0 and float((four_out.sum(1) == 2).float().mean()) >= EXACT
-    ways = [(size.reshape(1, -1), out.reshape(1, -1)), (size, out)]
-    ways += [(size[:, :fours].reshape(-1, 4), four_out)] if two_four else []
-    return Pruning(zeros, any(_smallest(*way) for way in ways), float(same[kept].float().mean()), two_four)
+    part = slice(None, None, max(1, len(child) // SPECTRUM_SIZE))
+    size, removed = parent[part, : SPECTRUM_SIZE * 4].abs(), child[part, : SPECTRUM_SIZE * 4] == 0
+    in_fours = size.shape[1] // 4 * 4
+    removed_of_four = removed[:, :in_fours].reshape(-1, 4)
+    two_four = in_fours > 0 and float((removed_of_four.sum(1) == 2).float().mean()) >= MIN_FOLLOWING
+    groupings = [(size.reshape(1, -1), removed.reshape(1, -1)), (size, removed)]
+    groupings += [(size[:, :in_fours].reshape(-1, 4), removed_of_four)] if two_four else []
+    return Pruning(
+        zeros, any(_removed_smallest(*grouping) for grouping in groupings), float(same[kept].float().mean()), two_four
+    )
 
 
 def low_rank_update(child: Tensor, parent: Tensor) -> int | None:
     """Numerical rank r of child − parent, at most 3/4 of its live rows or columns; None without a clear one.
 
-    child, parent: (rows, width). Rounding the child leaves independent errors of variance v = ulp²/12, whose
-    largest singular value is near max_i √Σ_j v_ij + max_j √Σ_i v_ij: r values lie above, by a clear gap.
+    child, parent: (rows, width). Rounding the child leaves independent errors of variance v = ulp²/12, whose largest
+    singular value is at most about max_i √Σ_j v_ij + max_j √Σ_i v_ij (Latała 2005; Bandeira & van Handel 2016). The
+    first r singular values lie above that edge, by a factor of MIN_SPECTRAL_GAP and by more than they fall among
+    themselves.
     """
-    moved = child != parent  # dead inputs and units never move: no sign of an adapter
+    moved = child != parent  # dead inputs and units never change: they are no sign of an adapter
     rows, columns = (moved.any(axis).nonzero().flatten() for axis in (1, 0))
-    rows, columns = (index[:: -(-len(index) // BLOCK) or 1] for index in (rows, columns))
+    rows, columns = (index[:: -(-len(index) // SPECTRUM_SIZE) or 1] for index in (rows, columns))
     values = child[rows][:, columns].double()
     delta = values - parent[rows][:, columns].double()
     if min(delta.shape) < 4:
@@ -240,17 +300,18 @@ def low_rank_update(child: Tensor, parent: Tensor) -> int | None:
     rank = int((spectrum > edge).sum())
     if not 0 < rank <= 0.75 * len(spectrum):
         return None
-    decay = float((spectrum[: rank - 1] / spectrum[1:rank]).max()) if rank > 1 else LONE / 2
-    return rank if float(spectrum[rank - 1]) >= edge * max(GAP, 2 * decay) else None
+    decay = float((spectrum[: rank - 1] / spectrum[1:rank]).max()) if rank > 1 else RANK_ONE_CONDITION / 2
+    return rank if float(spectrum[rank - 1]) >= edge * max(MIN_SPECTRAL_GAP, 2 * decay) else None
 
 
 def added_noise(child: Tensor, parent: Tensor) -> float | None:
-    """sd(δ)/sd(parent) if δ = child − parent looks like white noise put there on purpose, else None.
+    """sd(δ)/sd(parent) if δ = child − parent is white noise, as somebody adds it on purpose, else None.
 
-    child, parent: (rows, width). Independent equal entries: mean 0, kurtosis 3 or 1.8, row and column energies and
-    the largest singular value sd·(√rows + √width) as chance has them, uncorrelated with the parent and its size.
+    child, parent: (rows, width). White noise has independent entries of one distribution: mean 0, kurtosis 3 (normal)
+    or 1.8 (uniform), energies of rows and columns within chance (χ²), a largest singular value near sd·(√rows + √width)
+    (Tracy & Widom 1996), and no correlation with the parent or its absolute value.
     """
-    part = tuple(slice(None, None, -(-n // BLOCK) or 1) for n in child.shape)
+    part = tuple(slice(None, None, -(-n // SPECTRUM_SIZE) or 1) for n in child.shape)
     p, c = parent[part].double(), child[part].double()
     delta = c - p
     n, sd = delta.numel(), float(delta.std())
@@ -258,16 +319,23 @@ def added_noise(child: Tensor, parent: Tensor) -> float | None:
         return None  # too small to tell, or no more than what rounding does
     delta = delta / sd
     kurtosis = float(delta.pow(4).mean())
-    bell = abs(kurtosis - 3.0) <= CHANCE * math.sqrt(24 / n)
-    box = abs(kurtosis - 1.8) <= CHANCE * math.sqrt(2 / n)
-    even = all(_even(delta.square().mean(axis), delta.shape[axis], kurtosis) for axis in (0, 1))
-    free = all(abs(_correlation(a, b)) <= CHANCE / math.sqrt(n) for a, b in ((delta, p), (delta.abs(), p.abs())))
-    if not ((bell or box) and even and free and abs(float(delta.mean())) <= CHANCE / math.sqrt(n)):
+    normal = abs(kurtosis - 3.0) <= CHANCE_ERRORS * math.sqrt(24 / n)
+    uniform = abs(kurtosis - 1.8) <= CHANCE_ERRORS * math.sqrt(2 / n)
+    evenly_spread = all(_evenly_spread(delta.square().mean(axis), delta.shape[axis], kurtosis) for axis in (0, 1))
+    uncorrelated = all(
+        abs(_correlation(a, b)) <= CHANCE_ERRORS / math.sqrt(n) for a, b in ((delta, p), (delta.abs(), p.abs()))
+    )
+    if not (
+        (normal or uniform)
+        and evenly_spread
+        and uncorrelated
+        and abs(float(delta.mean())) <= CHANCE_ERRORS / math.sqrt(n)
+    ):
         return None
-    root = [math.sqrt(side) for side in delta.shape]
-    width = sum(root) * (1 / root[0] + 1 / root[1]) ** (1 / 3)  # Tracy and Widom's scale of the largest σ²
-    top = float(torch.linalg.matrix_norm(delta, ord=2)) ** 2
-    return sd / float(p.std()) if top <= sum(root) ** 2 + CHANCE * width else None
+    roots = [math.sqrt(side) for side in delta.shape]
+    width = sum(roots) * (1 / roots[0] + 1 / roots[1]) ** (1 / 3)  # scale of the largest σ² (Johnstone 2001)
+    largest = float(torch.linalg.matrix_norm(delta, ord=2)) ** 2
+    return sd / float(p.std()) if largest <= sum(roots) ** 2 + CHANCE_ERRORS * width else None
 
 
 def _holds(values: Tensor, name: str) -> bool:
@@ -280,7 +348,7 @@ def _round(values: Tensor, name: str) -> Tensor:
         return values
     if name in _LARGEST:
         values = values.clamp(-_LARGEST[name], _LARGEST[name])
-    return values.to(_DTYPES[name]).float()
+    return values.to(torch_dtypes()[name]).float()
 
 
 def _precision(values: Tensor) -> str:
@@ -291,23 +359,25 @@ def _precision(values: Tensor) -> str:
 def _ulp(values: Tensor, precision: str) -> Tensor:
     """Distance between neighbouring numbers of that precision at each value."""
     exponent = torch.frexp(values)[1].double()
-    return torch.exp2(exponent) * _HALF_ULP[precision] * (values != 0) + 2 * _SMALLEST[precision]
+    return torch.exp2(exponent) * _HALF_ULP[precision] * (values != 0) + 2 * _SUBNORMAL_ERROR[precision]
 
 
 def _groupings(rows: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Each scheme's groups of values, ≤ GROUPS of ≤ SAMPLE values and the two extremes; coarsest first."""
+    """Each scheme and its groups of values, coarsest first: at most LATTICE_GROUPS groups, (groups, values) float64, of
+    at most GROUP_SAMPLE values and the two extremes."""
     height, width = rows.shape
     ways = [("row", rows), ("column", rows.T)] if height >= 16 else [("row", rows)]
     ways += [(f"group {n}", rows.reshape(-1, n)) for n in (128, 64, 32) if width > n and width % n == 0]
     for scheme, groups in ways:
-        groups = groups[:: max(1, len(groups) // GROUPS)][:GROUPS].double()
-        some = groups[:, :: -(-groups.shape[1] // SAMPLE)]
+        groups = groups[:: max(1, len(groups) // LATTICE_GROUPS)][:LATTICE_GROUPS].double()
+        some = groups[:, :: -(-groups.shape[1] // GROUP_SAMPLE)]
         yield scheme, torch.cat([some, groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)], 1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """Per group that has more than one level: its scale and the integers of its lowest and highest value, (groups,)."""
+    """Of each group with more than one level: its scale, and the integers of its lowest and highest value,
+    (groups,)."""
 
     step: Tensor
     low: Tensor
@@ -315,76 +385,87 @@ class _Fit:
 
 
 def _fit(groups: Tensor, precision: str, offset: bool) -> _Fit | None:
-    """The smallest number of steps that explains each group; None if some are left over or chance would do.
+    """The smallest number of steps that explains each group; None if it misses more than 2 %, or chance explains it.
 
-    groups: (groups, values) float64. Anchored at zero and the largest value, or at the lowest and the highest.
+    groups: (groups, values) float64. The lattice is anchored at zero and the largest value, with `offset` at the lowest
+    and the highest.
     """
-    steps, lows, highs, evidence, missed = [], [], [], 0.0, 0
-    for part in groups.split(CHUNK):
+    steps, lows, highs, ln_chance, missed = [], [], [], 0.0, 0
+    tries = torch.arange(1.0, MAX_LEVEL + 1, dtype=torch.float64)
+    for part in groups.split(GROUPS_AT_ONCE):
         origin = part.amin(1) if offset else torch.zeros(len(part), dtype=torch.float64)
-        reach = part.amax(1) - origin if offset else part.abs().amax(1)
-        live = reach > 0
-        part, origin, reach = part[live], origin[live, None], reach[live, None]
-        tries = torch.arange(1.0, LEVELS + 1, dtype=torch.float64)
-        share = (part - origin) / reach
-        place = share[:, None] * tries[:, None]  # in steps, (groups, tries, values)
-        size = part.abs() + (origin.abs() * (1 - share) + (origin + reach).abs() * share if offset else part.abs())
+        span = part.amax(1) - origin if offset else part.abs().amax(1)
+        live = span > 0
+        part, origin, span = part[live], origin[live, None], span[live, None]
+        share = (part - origin) / span
+        position = share[:, None] * tries[:, None]  # in steps, (groups, tries, values)
+        size = part.abs() + (origin.abs() * (1 - share) + (origin + span).abs() * share if offset else part.abs())
         largest = part.abs().amax(1, keepdim=True)
-        error = 1.01 * _HALF_ULP[precision] * size + 8 * _HALF_ULP["F32"] * largest + 2 * _SMALLEST[precision]
-        slack = (error / reach)[:, None] * tries[
-            :, None
-        ]  # rounding of the value and its anchors (1 %: second order), in steps
-        level = place.round()
-        met = ((place - level).abs() <= slack) | (part == 0)[:, None]
-        # values rounded again may lie one level off at the ends, hence + 1
-        good = met.all(2) & (level.amax(2) - level.amin(2) <= LEVELS + 1)
+        # rounding of the value and of its anchors (1 %: second order), then in steps
+        error = 1.01 * _HALF_ULP[precision] * size + 8 * _HALF_ULP["F32"] * largest + 2 * _SUBNORMAL_ERROR[precision]
+        slack = (error / span)[:, None] * tries[:, None]
+        level = position.round()
+        met = ((position - level).abs() <= slack) | (part == 0)[:, None]
+        # values that were rounded twice may lie one level off at the ends, hence + 1
+        good = met.all(2) & (level.amax(2) - level.amin(2) <= MAX_LEVEL + 1)
         missed += int((~good.any(1)).sum())
         if missed > len(groups) // 50:
             return None
         first = good.int().argmax(1)
         for i in good.any(1).nonzero().flatten().tolist():
-            own, chance = level[i, first[i]], (2 * slack[i, first[i]]).clamp(max=1.0)
-            known = own[share[i].abs().argmax()]
-            used = torch.where(part[i] == 0, known, own)  # zeros may come from pruning and prove nothing
-            distinct, index = torch.unique(used, return_inverse=True)
-            worst = torch.zeros(len(distinct), dtype=torch.float64).scatter_reduce(0, index, chance, "amax")
-            free = (distinct != known) & (distinct != 0)
-            evidence += min(0.0, math.log(int(first[i]) + 1) + float(worst[free].log().sum()))
-            if len(own.unique()) > 1:
-                steps.append(float(reach[i]) / float(tries[first[i]]))
-                lows.append(float(own.min()))
-                highs.append(float(own.max()))
-    return _Fit(*(torch.tensor(v) for v in (steps, lows, highs))) if evidence <= SURE and steps else None
+            levels = level[i, first[i]]
+            anchor = levels[share[i].abs().argmax()]
+            used = torch.where(part[i] == 0, anchor, levels)  # zeros may come from pruning and prove nothing
+            ln_chance += _ln_chance(used, anchor, slack[i, first[i]], int(first[i]) + 1)
+            if len(levels.unique()) > 1:
+                steps.append(float(span[i]) / float(tries[first[i]]))
+                lows.append(float(levels.min()))
+                highs.append(float(levels.max()))
+    return _Fit(*(torch.tensor(v) for v in (steps, lows, highs))) if ln_chance <= MAX_LN_CHANCE and steps else None
+
+
+def _ln_chance(levels: Tensor, anchor: Tensor, slack: Tensor, tries: int) -> float:
+    """ln of the chance that unrounded values meet these levels (values,), each within its slack, in one of the
+    tries."""
+    distinct, index = torch.unique(levels, return_inverse=True)
+    chance = (2 * slack).clamp(max=1.0)
+    worst = torch.zeros(len(distinct), dtype=torch.float64).scatter_reduce(0, index, chance, "amax")
+    free = (distinct != anchor) & (distinct != 0)
+    return min(0.0, math.log(tries) + float(worst[free].log().sum()))
 
 
 def _describe(scheme: str, fit: _Fit, offset: bool, precision: str) -> Lattice:
     """Bits from the widest range in use; one scale for all rows is a scale per tensor."""
     step = fit.step.median()
     low, high = fit.low, fit.high
-    near = (fit.step / step - 1).abs() <= 4 * _HALF_ULP[precision] + 1e-5
-    if scheme == "row" and len(near) > 1 and float(near.float().mean()) > 0.9:
+    same_step = (fit.step / step - 1).abs() <= 4 * _HALF_ULP[precision] + 1e-5
+    if scheme == "row" and len(same_step) > 1 and float(same_step.float().mean()) > 0.9:
         scheme = "tensor"
         if not offset:  # one zero for all rows: their ranges add up
-            low, high = low[near].amin(0, keepdim=True), high[near].amax(0, keepdim=True)
+            low, high = low[same_step].amin(0, keepdim=True), high[same_step].amax(0, keepdim=True)
     span = high - low
-    bits = next(b for b in (*BITS, 16) if float(span.max()) < 2**b)
-    skew = (torch.maximum(-low, high) > 2 ** (bits - 1)).float().mean()  # no signed integer of so many bits
-    full = (span == 2**bits - 1).float().mean()  # ranges cut from minimum to maximum; symmetric ones miss an end
-    return Lattice(min(bits, 8), scheme, not (offset or float(skew) > 0.1 or float(full) > 0.5), float(step))
+    bits = next(b for b in (*LATTICE_BITS, 16) if float(span.max()) < 2**b)
+    # no signed integer of so many bits
+    unsigned_share = (torch.maximum(-low, high) > 2 ** (bits - 1)).float().mean()
+    # ranges cut from minimum to maximum; symmetric ones miss an end
+    whole_range = (span == 2**bits - 1).float().mean()
+    return Lattice(
+        min(bits, 8), scheme, not (offset or float(unsigned_share) > 0.1 or float(whole_range) > 0.5), float(step)
+    )
 
 
-def _smallest(size: Tensor, out: Tensor) -> bool:
-    """Whether the entries that are out are the smallest of each row, but for ties. Both (rows, width)."""
-    count = out.sum(1, keepdim=True)
-    edge = size.sort(1).values.gather(1, (count - 1).clamp_min(0))
-    return float(((size <= edge) & out).sum() / count.sum().clamp_min(1)) >= 0.99
+def _removed_smallest(size: Tensor, removed: Tensor) -> bool:
+    """Whether the entries that were removed are the smallest of each row, but for ties. Both (rows, width)."""
+    count = removed.sum(1, keepdim=True)
+    threshold = size.sort(1).values.gather(1, (count - 1).clamp_min(0))
+    return float(((size <= threshold) & removed).sum() / count.sum().clamp_min(1)) >= 0.99
 
 
-def _even(energy: Tensor, entries: int, kurtosis: float) -> bool:
-    """Whether mean squares of `entries` equal independent values each differ no more than chance, χ². (groups,)"""
-    free = len(energy) - 1
+def _evenly_spread(energy: Tensor, entries: int, kurtosis: float) -> bool:
+    """Whether mean squares (groups,), each of `entries` independent values, differ no more than by chance, by χ²."""
+    degrees = len(energy) - 1
     chi2 = entries / max(kurtosis - 1.0, 1e-9) * float((energy / energy.mean() - 1).square().sum())
-    return chi2 <= free + CHANCE * math.sqrt(2 * free)
+    return chi2 <= degrees + CHANCE_ERRORS * math.sqrt(2 * degrees)
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

@@ -1,4 +1,8 @@
-"""Look behind a disguise: candidates that the unit-wise test calls unrelated, with hidden units in another order."""
+"""Detecting permuted or rescaled hidden units of one candidate that the permutation test calls unrelated.
+
+The Mantel test and the matching are in `unit_matching.py`; here they are asked of what one pass has read, and the
+candidate is put into the child's order. See docs/methods.md, *Hidden permutations*.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +20,24 @@ from .permutation_test import PermutationTest
 from .reader import Readings
 from .unit_matching import RELATED_SCORE, UnitMatch, mantel_test, match_units
 
-WORTH = 0.01  # p-value of the order-blind test below which a matching is worth its time
+MAX_MANTEL_P = 0.01  # p-value of the Mantel test up to which a matching is worth its time
 
 
 @dataclass(frozen=True, slots=True)
 class HiddenPermutation:
-    """What was found about one candidate: the order-blind test, where there is a residual stream, and the matching."""
+    """What was found about one candidate: the Mantel test, where there is a residual stream, and the matching of
+    units."""
 
     mantel: PermutationTest | None
     match: UnitMatch | None
 
     @property
     def matched(self) -> bool:
-        """Whether the matching agrees with itself far beyond what unrelated models do."""
+        """Whether the two matchings agree far more than those of unrelated models do."""
         return self.match is not None and (self.match.score or 0.0) >= RELATED_SCORE
 
     def to_dict(self) -> dict[str, Any]:
-        """For the answer's facts."""
+        """What the answer shows as `facts["disguise"]`."""
         agreement = self.match.agreement if self.match else {}
         return {
             "score": self.match.score if self.match else None,
@@ -42,34 +47,34 @@ class HiddenPermutation:
 
 
 def mantel_applies(readings: Readings, architecture: Architecture, child: Mapping[str, Shaped]) -> bool:
-    """Whether the order-blind test has anything to test: whole matrices that read a residual stream."""
+    """Whether the Mantel test has anything to test: matrices read in whole that read a residual stream."""
     return any(_whole(readings, child, name) for names in architecture.residual.values() for name in names)
 
 
 def detect_permutation(
     readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidate: int, seed: int
 ) -> HiddenPermutation:
-    """Test and match one candidate; where there is a residual stream the matching only if p ≤ WORTH."""
-    names = [name for name, members in readings.candidates_with.items() if candidate in members]
+    """Test and match one candidate. Where there is a residual stream, units are matched only if p ≤ MAX_MANTEL_P."""
+    names = [name for name, having in readings.candidates_with.items() if candidate in having]
     names = [name for name in names if _whole(readings, child, name) and readings.usable(name, candidate)]
     ours, theirs = (
         {name: readings.units.matrix(model, name).reshape(child[name].shape) for name in names}
         for model in (0, candidate + 1)
     )
-    blind = mantel_test(ours, theirs, architecture.residual, seed)
-    if blind is not None and blind.p > WORTH:
-        return HiddenPermutation(blind, None)
+    mantel = mantel_test(ours, theirs, architecture.residual, seed)
+    if mantel is not None and mantel.p > MAX_MANTEL_P:
+        return HiddenPermutation(mantel, None)
     # a new head agrees with nothing
     reads = {order: [n for n in names if n not in architecture.heads] for order, names in architecture.reads.items()}
-    return HiddenPermutation(blind, match_units(ours, theirs, architecture.orders, reads))
+    return HiddenPermutation(mantel, match_units(ours, theirs, architecture.orders, reads))
 
 
 def undo_permutation(
     candidate: Checkpoint, alignment: Alignment, architecture: Architecture, found: UnitMatch
 ) -> tuple[Overlay, Alignment]:
-    """The candidate with its hidden units in the child's order and scale, in memory.
+    """The candidate with its hidden units in the child's order and scale, in memory, and its alignment.
 
-    Only what is in order now stays lined up: attention heads may have changed places too.
+    Tensors that the matching does not put in order are taken out of the alignment: attention heads may be permuted too.
     """
     tensors: dict[str, torch.Tensor] = {}
     matrices = {name for name, _ in found.axes} & alignment.pairs.keys()
@@ -84,10 +89,10 @@ def undo_permutation(
             for name in alignment.pairs.keys() & set(names):
                 tensors[alignment.pairs[name]] = candidate.whole([alignment.pairs[name]])[0].float()[index] * factor
                 vectors.add(name)
-    ordered = matrices | vectors | {name for name in alignment.pairs if architecture.blocks[name] in ("stem", "head")}
-    lost = {name: "may be in another order" for name in alignment.pairs if name not in ordered}
-    pairs = {name: partner for name, partner in alignment.pairs.items() if name in ordered}
-    return Overlay(candidate, tensors), replace(alignment, pairs=pairs, unmatched=alignment.unmatched | lost)
+    in_order = matrices | vectors | {name for name in alignment.pairs if architecture.blocks[name] in ("stem", "head")}
+    unordered = {name: "may be in another order" for name in alignment.pairs if name not in in_order}
+    pairs = {name: partner for name, partner in alignment.pairs.items() if name in in_order}
+    return Overlay(candidate, tensors), replace(alignment, pairs=pairs, unmatched=alignment.unmatched | unordered)
 
 
 def _whole(readings: Readings, child: Mapping[str, Shaped], name: str) -> bool:
