@@ -116,7 +116,7 @@ class TestDisguises:
             assert not torch.equal(one["fc1.weight"], other["fc1.weight"])
 
     def test_unknown_architecture(self) -> None:
-        with pytest.raises(ArgumentError, match_units="fc, resnet"):
+        with pytest.raises(ArgumentError, match="fc, resnet"):
             permute({}, "bert", 0)
 
 
