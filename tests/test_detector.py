@@ -18,10 +18,10 @@ from hf_lineage.answers.refs import ModelRef
 from hf_lineage.checkpoints.checkpoint import MemoryCheckpoint
 from hf_lineage.checkpoints.opener import Opener
 from hf_lineage.detector.examples import Examples, Row, Table, make, pairs, read_table, split
-from hf_lineage.detector.inputs import Seen, look, matrix, runs
+from hf_lineage.detector.inputs import DetectorInputs, matrix, read_inputs, runs
 from hf_lineage.detector.model import DetectorConfig, LineageDetector
 from hf_lineage.detector.train import make_detector
-from hf_lineage.detector.training import STATE, Training, calibration_error, evaluate, train, with_temperature
+from hf_lineage.detector.training import STATE_FILE, Training, calibration_error, evaluate, train, with_temperature
 from hf_lineage.errors import ArgumentError, CheckpointError, NothingToCompareError
 from hf_lineage.experiments.families import SIZES
 from hf_lineage.experiments.family_file import train_families
@@ -44,13 +44,13 @@ def toy(parents: int = 5, children: int = 6, seed: int = 0, none: int = 0, confi
     """Random matrices; a child is its parent and a third of noise. The last `none` parents are kept back."""
     generator = torch.Generator().manual_seed(seed)
 
-    def model(near: Seen | None = None) -> Seen:
+    def model(near: DetectorInputs | None = None) -> DetectorInputs:
         def values(old: tuple[torch.Tensor, ...], count: int) -> tuple[torch.Tensor, ...]:
             fresh = [torch.randn(8, 8, generator=generator) for _ in range(count)]
             return tuple(new if near is None else old[i] + new / 3 for i, new in enumerate(fresh))
 
         weights = values(near.weights if near else (), len(config.weights))
-        return Seen(
+        return DetectorInputs(
             "Toy", weights, values(near.features if near else (), len(config.features)), ((64,),) * 2, ("w", "f")
         )
 
@@ -179,7 +179,7 @@ class TestInputs:
         module = build(architecture, 128 if architecture == "llama" else 5, SIZES[architecture]).eval()
         probes = torch.randint(0, 100, (6, 16)) if architecture in ("llama", "bert") else torch.randn(6, 1, 28, 28)
         checkpoint = Opener().open(module)
-        seen = look(checkpoint, replace(SMALL, entries=100), Settings(probes=probes, modules=(module,)))
+        seen = read_inputs(checkpoint, replace(SMALL, entries=100), Settings(probes=probes, modules=(module,)))
         assert seen.names == (weight, tap) and seen.kind == type(module).__name__
         assert (
             checkpoint.bytes_read >= 400 and [tuple(m.shape) for m in (*seen.weights, *seen.features)] == [(10, 10)] * 2
@@ -193,7 +193,7 @@ class TestInputs:
         config = replace(SMALL, weights=("fc2.weight",), features=("relu", "relu2", "relu3"))
         del (state := plain.state_dict())["head.weight"]  # a head of another size has no place in it
         checkpoint = MemoryCheckpoint(ModelRef("module", "module:X"), "x", state)
-        seen = look(checkpoint, config, Settings(probes=x, modules=(apart,)))
+        seen = read_inputs(checkpoint, config, Settings(probes=x, modules=(apart,)))
         assert seen.shapes == ((8, 16), (5, 16), (5, 8), (5, 4)) and all(float(f.min()) >= 0 for f in seen.features)
 
     def test_of_a_weight_nothing_but_the_runs_is_read(self, tmp_path: Path) -> None:
@@ -201,18 +201,18 @@ class TestInputs:
         save_file(module.state_dict(), tmp_path / "model.safetensors")
         checkpoint = Opener().open(tmp_path)
         before = checkpoint.bytes_read
-        look(checkpoint, replace(SMALL, features=()), Settings(probes=torch.zeros(1), modules=(module,)))
+        read_inputs(checkpoint, replace(SMALL, features=()), Settings(probes=torch.zeros(1), modules=(module,)))
         assert checkpoint.bytes_read - before == 4 * 64
 
     def test_what_is_not_there_is_named(self) -> None:
         module = build("fc", 5, {"widths": [16, 8]})
         settings = Settings(probes=torch.randn(4, 1, 28, 28), modules=(module,))
         with pytest.raises(ArgumentError, match="nowhere"):
-            look(Opener().open(module), replace(SMALL, weights=("nowhere",)), settings)
+            read_inputs(Opener().open(module), replace(SMALL, weights=("nowhere",)), settings)
         with torch.no_grad():
             module.fc1.weight[:] = torch.nan
         with pytest.raises(CheckpointError, match=r"NaN or Inf in 'fc1\.weight'"):
-            look(Opener().open(module), SMALL, settings)
+            read_inputs(Opener().open(module), SMALL, settings)
 
 
 class TestTables:
@@ -317,13 +317,13 @@ class TestTraining:
 
         with pytest.raises(KeyboardInterrupt):
             train(train_, valid, SMALL, QUICK, tmp_path, progress=stop)
-        assert (tmp_path / STATE).is_file()
+        assert (tmp_path / STATE_FILE).is_file()
         again, same = train(train_, valid, SMALL, QUICK, tmp_path)
         assert history == same
         assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
         with pytest.raises(ArgumentError, match="other data or settings"):
             train(train_, valid, SMALL, replace(QUICK, seed=1), tmp_path)
-        (tmp_path / STATE).write_bytes(b"nothing")
+        (tmp_path / STATE_FILE).write_bytes(b"nothing")
         with pytest.raises(ArgumentError, match="Expected the state of a training"):
             train(train_, valid, SMALL, QUICK, tmp_path)
 
@@ -401,7 +401,7 @@ class TestCommand:
         figures, card = json.loads((out / "training.json").read_text()), (out / "README.md").read_text()
         assert "| test | 3 |" in told and "| test | 3 |" in card and str(out) in told
         assert figures["examples"]["training"]["children"] == 11 and figures["config"]["probes"] == 8
-        assert figures["nearest"]["weights"] == 1.0 and not (out / STATE).exists()
+        assert figures["nearest"]["weights"] == 1.0 and not (out / STATE_FILE).exists()
         assert {"model.safetensors", "config.json"} <= {path.name for path in out.iterdir()}
         assert load_file(out / "model.safetensors")["cls"].shape == (32,)
         assert LineageDetector.from_pretrained(out).config.scale == "child"

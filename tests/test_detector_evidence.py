@@ -15,7 +15,7 @@ import hf_lineage as hl
 from hf_lineage import cli
 from hf_lineage.answers.lineage import Lineage
 from hf_lineage.checkpoints.opener import Opener
-from hf_lineage.detector.evidence import Judge, open_detector
+from hf_lineage.detector.evidence import LoadedDetector, open_detector
 from hf_lineage.detector.model import DetectorConfig, LineageDetector
 from hf_lineage.errors import ArgumentError, CheckpointError, LineageError, NothingToCompareError
 
@@ -290,4 +290,4 @@ def test_the_command(zoo: dict[str, Path], near: Path, capsys: pytest.CaptureFix
 
 def test_a_judge_knows_its_config(near: Path) -> None:
     judge = open_detector(near, Opener())
-    assert isinstance(judge, Judge) and judge.config == CONFIG and judge.name == str(near)
+    assert isinstance(judge, LoadedDetector) and judge.config == CONFIG and judge.name == str(near)

@@ -29,7 +29,7 @@ from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.features import evidence
-from hf_lineage.features.lazy_tensors import Partners
+from hf_lineage.features.lazy_tensors import ChildTensors
 from hf_lineage.features.linearize import GRID
 from hf_lineage.features.networks import build, weights
 from hf_lineage.features.probes import probes
@@ -440,7 +440,7 @@ class TestSpellings:
         child, candidate, same = (open_checkpoint(f) for f in (mine["child"], its["parent"], its["child"]))
         whole = View(child, fused_parts(child))
         network = build(candidate)
-        partners = Partners(network, candidate, whole, align(whole, View(candidate, fused_parts(candidate))))
+        partners = ChildTensors(network, candidate, whole, align(whole, View(candidate, fused_parts(candidate))))
         before = child.bytes_read
         assert set(partners) == set(network.names) and partners.share == 1.0
         assert all(name in partners for name in network.names) and child.bytes_read == before, "looking is free"
@@ -609,7 +609,7 @@ class TestStreamed:
             ask = (zoo[f"{kind}child"], [zoo[f"{kind}stranger"], zoo[f"{kind}parent"]])
             whole = trace(*ask, taps="blocks")
             with monkeypatch.context() as patch:
-                patch.setattr(evidence, "IN_MEMORY", 0)
+                patch.setattr(evidence, "MAX_BYTES_IN_MEMORY", 0)
                 parts = trace(*ask, taps="blocks")
             same_scores(whole, parts)
 

@@ -284,7 +284,7 @@ def test_what_is_read(zoo: dict[str, Path]) -> None:
 def test_one_block_of_each_model_is_held(zoo: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[set[str]] = []
 
-    class Watched(grafting.Held):
+    class Watched(grafting.CachedCheckpoint):
         def whole(self, names: Sequence[str]) -> list[Tensor]:
             result = super().whole(names)
             held.append(
@@ -299,7 +299,7 @@ def test_one_block_of_each_model_is_held(zoo: dict[str, Path], monkeypatch: pyte
         return read(network, checkpoint, names, device)
 
     read = grafting.weights
-    monkeypatch.setattr(grafting, "Held", Watched)
+    monkeypatch.setattr(grafting, "CachedCheckpoint", Watched)
     monkeypatch.setattr(grafting, "weights", weights)
     run(zoo["vit-child"], [zoo["vit-a"], zoo["vit-b"]])
     assert {frozenset(each) for each in held} == {frozenset({f"blocks.{i}"}) for i in range(4)}

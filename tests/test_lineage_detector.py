@@ -22,7 +22,7 @@ from hf_lineage.detector.evidence import open_detector
 from hf_lineage.detector.examples import Examples, Row, Table, make, split
 from hf_lineage.detector.model import DetectorConfig, LineageDetector
 from hf_lineage.detector.training import Training, evaluate, train
-from hf_lineage.experiments.detector import Lines, questions, seen_of
+from hf_lineage.experiments.detector import Descent, questions, seen_of
 from hf_lineage.experiments.families import Family, sizes_of
 from hf_lineage.experiments.family_file import run_settings, table
 from hf_lineage.experiments.merges import hybrid, tuned, write
@@ -136,7 +136,7 @@ def shipped_on(families: Sequence[Family], most: int = 10**6) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for family in families:
         seen = seen_of(family, judge.config)
-        lines = Lines([family], seen)
+        lines = Descent([family], seen)
         each: dict[str, Any] = {}
         for name, offered, relatives in (("parent", 1, 0), ("orphans", 0, 0), ("beside relatives", 1, 1)):
             rng = random.Random(name)
@@ -144,22 +144,26 @@ def shipped_on(families: Sequence[Family], most: int = 10**6) -> dict[str, Any]:
             rows = [row for row in rows if row.parent or name == "orphans"]
             asked = Examples(seen, tuple(rng.sample(rows, min(most, len(rows)))))
             each[name] = {**evaluate(judge.detector, asked), "nearest": asked.nearest()} if len(asked) else None
-        kin = relatives_only(lines, [*seen], random.Random(0))
-        asked = Examples(seen, tuple(kin[:most]))
-        each["relatives without the parent"] = evaluate(judge.detector, asked) if kin else None
+        relations = relatives_only(lines, [*seen], random.Random(0))
+        asked = Examples(seen, tuple(relations[:most]))
+        each["relatives without the parent"] = evaluate(judge.detector, asked) if relations else None
         found[family.folder.name] = each
     return found
 
 
-def relatives_only(lines: Lines, children: Sequence[str], rng: random.Random) -> list[Row]:
+def relatives_only(lines: Descent, children: Sequence[str], rng: random.Random) -> list[Row]:
     """Hard ones: a relative and strangers, and the parent is not among them."""
     rows = []
     for child in children:
-        kin = lines.kin(child)
-        near = [name for kind in ("sibling", "cousin", "ancestor") for name in kin.get(kind, ())]
-        if near and kin.get("stranger") and kin.get("parent"):
+        relations = lines.relations(child)
+        near = [name for kind in ("sibling", "cousin", "ancestor") for name in relations.get(kind, ())]
+        if near and relations.get("unrelated") and relations.get("parent"):
             rows.append(
-                Row(child, (rng.choice(near), *rng.sample(kin["stranger"], min(3, len(kin["stranger"])))), None)
+                Row(
+                    child,
+                    (rng.choice(near), *rng.sample(relations["unrelated"], min(3, len(relations["unrelated"])))),
+                    None,
+                )
             )
     return rows
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from hf_lineage.errors import ArgumentError, CheckpointError, LineageError
 from hf_lineage.experiments.networks import build
 from hf_lineage.features.linearize import (
-    CURVED,
     GRID,
+    MAX_RELATIVE_CURVATURE,
     Linearised,
     NoForwardDerivative,
     check_finite,
@@ -565,7 +565,7 @@ class TestStep:
             steps.append(try_steps(lambda step, k=known, f=found: curvature(*k, f, step)["blocks.1"])[-1])
         values = [step.value for step in steps]
         assert values == sorted(values, reverse=True) and values[0] == 1 > values[-1]
-        assert all(step.value in GRID and step.small == (step.curvature < CURVED) for step in steps)
+        assert all(step.value in GRID and step.small == (step.curvature < MAX_RELATIVE_CURVATURE) for step in steps)
 
     def test_none_is_small_enough(self) -> None:
         module, weights, delta, x = setup(Net())

@@ -227,7 +227,7 @@ class TestTraining:
         sizes = set()
         for _ in range(100):
             models = choose(parents, rng)
-            assert len(set(models.tolist())) == len(models) <= training.MOST
+            assert len(set(models.tolist())) == len(models) <= training.MAX_MODELS
             sizes.add(len(models))
         assert min(sizes) >= 2 and len(sizes) > 5
 
@@ -259,8 +259,8 @@ class TestTraining:
         used = {plan["seed"] for part in ("fitted", "stopped by") for plan in about[part].values()}
         judged = {plan["seed"] for scale in nursery.planned.values() for plan in scale.values()}
         assert used and not used & judged
-        assert about["fitted"] == json.loads(json.dumps(training.FITTED | training.MORE))
-        assert about["stopped by"] == json.loads(json.dumps(training.STOPPED))
+        assert about["fitted"] == json.loads(json.dumps(training.FITTED | training.ALSO_FITTED))
+        assert about["stopped by"] == json.loads(json.dumps(training.STOPPING))
 
 
 class TestFile:

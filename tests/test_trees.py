@@ -221,8 +221,8 @@ def test_one_wrong_edge_is_put_right() -> None:
 
 def test_members_are_numbers_of_the_whole_set() -> None:
     family = sisters(0)
-    strangers = [torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(k)) for k in range(3)]
-    together = WithoutGradient([torch.cat([s[:1], u, s[1:]]) for s, u in zip(strangers, family.units, strict=True)])
+    unrelated = [torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    together = WithoutGradient([torch.cat([s[:1], u, s[1:]]) for s, u in zip(unrelated, family.units, strict=True)])
     tree = spanning_tree(family.statistics.information)
     assert resolve_contradictions(tree, family.statistics.information, [1, 2, 3, 4], together) == family.truth
 
@@ -256,7 +256,7 @@ class Made(WithoutGradient):
         return np.array([[counts[three.index(x)] for x in (a, b, c)]], dtype=float)
 
 
-class Told(WithoutGradient):
+class ReportedEdge(WithoutGradient):
     """One model cannot be between two others, of the rest nothing is known."""
 
     def __init__(self, against: int | None) -> None:
@@ -270,7 +270,7 @@ class Told(WithoutGradient):
 def test_without_untouched_weights_every_tree_is_left_alone() -> None:
     for seed in range(20):
         edges = random_tree(range(7), seed)
-        assert resolve_contradictions(edges, np.full((7, 7), 10.0), range(7), Told(None)) == edges
+        assert resolve_contradictions(edges, np.full((7, 7), 10.0), range(7), ReportedEdge(None)) == edges
 
 
 def test_of_two_ways_to_put_it_right_the_more_informative() -> None:
@@ -279,7 +279,7 @@ def test_of_two_ways_to_put_it_right_the_more_informative() -> None:
         information = np.full((3, 3), 95.0)
         information[more] = information[more[::-1]] = 100.0
         information[0, 2] = information[2, 0] = 90.0
-        assert resolve_contradictions({(0, 1), (1, 2)}, information, range(3), Told(1)) == expected
+        assert resolve_contradictions({(0, 1), (1, 2)}, information, range(3), ReportedEdge(1)) == expected
 
 
 def test_what_is_straight_stays_so() -> None:
@@ -478,8 +478,8 @@ def blocks(*sizes: int, seed: int = 0) -> tuple[np.ndarray, list[int]]:
     return np.tril(x, -1) + np.tril(x, -1).T, owner
 
 
-def by_owner(owner: Sequence[int], related: float = -40.0, strange: float = -0.3) -> Test:
-    return lambda i, j: related if owner[i] == owner[j] else strange
+def by_owner(owner: Sequence[int], related: float = -40.0, unrelated: float = -0.3) -> Test:
+    return lambda i, j: related if owner[i] == owner[j] else unrelated
 
 
 def joined(information: np.ndarray, test: Test, alpha: float = 0.01, similar: np.ndarray | None = None) -> Grouping:
@@ -519,7 +519,7 @@ def test_unrelated_p_values_are_joined_in_one_set_of_a_hundred() -> None:
 
 
 def test_a_chain_is_one_group() -> None:
-    """What its ends share fades, but is more than strangers share."""
+    """What its ends share fades, but is more than unrelated share."""
     models = 12
     away = np.abs(np.subtract.outer(np.arange(models), np.arange(models)))
     information = np.where(away > 0, 100.0 / np.maximum(away, 1), 0)
@@ -808,7 +808,7 @@ def test_a_fine_tune_of_a_merge_and_a_second_merge_join_nothing() -> None:
     information[7, :] = information[:, 7] = 15.0
     information[6, 7] = information[7, 6] = 60.0
     np.fill_diagonal(information, 0.0)
-    strangers = {(i, j) for i in (0, 1, 2) for j in (3, 4, 5)}
-    found = joined(information, lambda i, j: -0.3 if (min(i, j), max(i, j)) in strangers else -40.0)
+    unrelated = {(i, j) for i in (0, 1, 2) for j in (3, 4, 5)}
+    found = joined(information, lambda i, j: -0.3 if (min(i, j), max(i, j)) in unrelated else -40.0)
     assert sorted(map(set, found.groups), key=min) == [{0, 1, 2, 6, 7, 8}, {3, 4, 5}]
     assert {merge for merge, _ in found.merge_sources} >= {6} and 7 not in {merge for merge, _ in found.merge_sources}

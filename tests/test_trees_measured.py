@@ -16,10 +16,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import hf_lineage as hl
-from hf_lineage.experiments.changes import made
+from hf_lineage.experiments.changes import changed_tensors
 from hf_lineage.experiments.families import Family, Member, task_of
 from hf_lineage.experiments.merges import linear
-from hf_lineage.experiments.phylogenies import Told, by_method, groups, score, told
+from hf_lineage.experiments.phylogenies import ReportedEdge, by_method, groups, reported_edges, score
 from hf_lineage.tasks.phylogeny import read_aligned_models
 from hf_lineage.trees.clustering import Points, after_clustering, along_clustering
 from hf_lineage.trees.methods import METHODS
@@ -39,13 +39,13 @@ def tree(members: Iterable[Member]) -> hl.Phylogeny:
     return hl.phylogeny([member.path for member in members])
 
 
-def figures(members: Sequence[Member], edges: Iterable[Told] | None = None) -> dict[str, Any]:
+def figures(members: Sequence[Member], edges: Iterable[ReportedEdge] | None = None) -> dict[str, Any]:
     """Lineage, direction and overall accuracy, and what the direction accuracy rests on; by default of `phylogeny`."""
-    found = score(told(tree(members)) if edges is None else edges, members)
+    found = score(reported_edges(tree(members)) if edges is None else edges, members)
     return {
         "edges": found.edges, "found": found.found, "directed": found.directed, "right": found.right,
         "lineage": found.lineage, "direction": found.direction, "overall": found.overall,
-        "undirected": found.undirected, "strange": found.strange,
+        "undirected": found.undirected, "strange": found.unrelated,
     }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def detected(members: Sequence[Member]) -> dict[str, Any]:
     found = hl.phylogeny([member.path for member in members], method="detector")
     sure = [(e.probability or 0.0) * (e.direction or 0.0) for e in found.edges]
     true = [parents.get(e.child) == e.parent for e in found.edges]
-    return figures(members, told(found)) | {"sure": list(zip(sure, true, strict=True))}
+    return figures(members, reported_edges(found)) | {"sure": list(zip(sure, true, strict=True))}
 
 
 def signals(family: Family) -> dict[str, float]:
@@ -140,7 +140,7 @@ def stored_otherwise(family: Family, folder: Path) -> list[Member]:
     members = []
     for turn, member in enumerate(family.members):
         change = STORED[turn % len(STORED)] if member.parent else None
-        tensors = (change and made(member, change, turn)) or load_file(member.path / "model.safetensors")
+        tensors = (change and changed_tensors(member, change, turn)) or load_file(member.path / "model.safetensors")
         path = folder / member.name
         path.mkdir(parents=True)
         save_file(tensors, path / "model.safetensors")
@@ -157,9 +157,9 @@ def merged(family: Family, folder: Path, count: int, seed: int = 0) -> dict[str,
     for turn in range(count):
         first = rng.choice(family.members)
         own = _root(str(first.path), parents)
-        statistics = [m for m in family.members if m is not first and _root(str(m.path), parents) == own]
-        strangers = [m for m in family.members if _root(str(m.path), parents) != own]
-        sources = [first, *(rng.sample(statistics, 1 + turn % 4 // 2) if turn % 2 else rng.sample(strangers, 1))]
+        relatives = [m for m in family.members if m is not first and _root(str(m.path), parents) == own]
+        unrelated = [m for m in family.members if _root(str(m.path), parents) != own]
+        sources = [first, *(rng.sample(relatives, 1 + turn % 4 // 2) if turn % 2 else rng.sample(unrelated, 1))]
         weights = [0.6, 0.4] if len(sources) == 2 else [0.4, 0.35, 0.25]
         tensors = [_trunk(load_file(m.path / "model.safetensors"), m) for m in sources]
         path = folder / f"merge-{turn}"
@@ -183,7 +183,7 @@ def _trunk(tensors: dict[str, Any], member: Member) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def strangers(family: Family) -> dict[str, Any]:
+def edges_among_unrelated(family: Family) -> dict[str, Any]:
     """Models that share data and recipe and no ancestor: how many pairs are joined?"""
     answer = tree(family.members)
     kind = answer.quality["architectures"][0]
@@ -278,16 +278,16 @@ class TestReduced:
         self, family: Family, tmp_path: Path
     ) -> None:
         members = stored_otherwise(family, tmp_path)
-        found = score(told(tree(members)), members)
+        found = score(reported_edges(tree(members)), members)
         assert found.lineage >= 0.7
-        assert found.strange == 0
+        assert found.unrelated == 0
 
     def test_merges_are_told_with_their_sources(self, family: Family, tmp_path: Path) -> None:
         counts = merged(family, tmp_path, 2)
         assert counts == {"merges": 2, "told": 2, "sources right": 2, "groups joined": 0}
 
-    def test_strangers_are_never_joined(self, nursery: Nursery) -> None:
-        found = strangers(nursery.unrelated("fc-decayed", "reduced"))
+    def test_unrelated_models_are_never_joined(self, nursery: Nursery) -> None:
+        found = edges_among_unrelated(nursery.unrelated("fc-decayed", "reduced"))
         assert found["edges"] == 0
         assert found["groups"] == found["models"]
 
@@ -322,15 +322,15 @@ class TestLarge:
                 "two generations": detected([m for m in members if m.generation <= 2]),
             }  # fmt: skip
         stored = {
-            kind: figures(changed, told(hl.phylogeny([m.path for m in changed], method="detector")))
+            kind: figures(changed, reported_edges(hl.phylogeny([m.path for m in changed], method="detector")))
             for kind in ("fc", "resnet", "vit", "llama")
             for changed in [stored_otherwise(nursery.trees(kind, "large"), tmp_path / kind)]
         }
-        strange = {}
+        unrelated = {}
         for kind in ("fc", "fc-decayed", "resnet", "vit"):
             paths = [m.path for m in nursery.unrelated(kind, "large").members]
-            strange[kind] = {"models": len(paths), "edges": len(hl.phylogeny(paths, method="detector").edges)}
-        record("trees-detector", {"seed": 0, "trees": found, "stored": stored, "strangers": strange})
+            unrelated[kind] = {"models": len(paths), "edges": len(hl.phylogeny(paths, method="detector").edges)}
+        record("trees-detector", {"seed": 0, "trees": found, "stored": stored, "strangers": unrelated})
 
     @pytest.mark.parametrize("kind", ["fc", "resnet", "vit", "llama"])
     def test_stored_otherwise(
@@ -351,7 +351,10 @@ class TestLarge:
         }  # fmt: skip
         record("trees-generations", found)
 
-    def test_strangers(self, nursery: Nursery, record: Callable[..., None]) -> None:
-        found = {kind: strangers(nursery.unrelated(kind, "large")) for kind in ("fc", "fc-decayed", "resnet", "vit")}
+    def test_unrelated_models(self, nursery: Nursery, record: Callable[..., None]) -> None:
+        found = {
+            kind: edges_among_unrelated(nursery.unrelated(kind, "large"))
+            for kind in ("fc", "fc-decayed", "resnet", "vit")
+        }
         record("trees-strangers", found)
         assert all(each["edges"] == 0 for each in found.values())

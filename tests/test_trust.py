@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import hf_lineage as hl
-from hf_lineage.experiments.changes import CHANGES, made
+from hf_lineage.experiments.changes import CHANGES, changed_tensors
 from hf_lineage.experiments.disguises import permute, rescale
 from hf_lineage.experiments.families import Family, Member
 from hf_lineage.experiments.questions import Question, answers
@@ -34,7 +34,7 @@ def relations(roots: Sequence[Member], folder: Path, changes: Iterable[str] = CH
     found = {}
     for turn, change in enumerate(changes):
         parent = roots[turn % len(roots)]
-        tensors = made(parent, change, seed + turn)
+        tensors = changed_tensors(parent, change, seed + turn)
         if tensors is None:
             continue
         write(folder, tensors, sharded=change == "other shards")

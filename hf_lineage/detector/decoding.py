@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-LEAST = 1e-9  # probability of an edge that is worth a look
+MIN_EDGE_PROBABILITY = 1e-9  # probability of an edge that is worth a look
 
 
 def log_partition(scores: Tensor, none: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def likeliest(pairs: Tensor, none: Tensor) -> list[int | None]:
     for j in range(models):
         graph.add_edge(models, j, weight=float(none[j]))
         for i in range(models):
-            if i != j and pairs[i, j] > LEAST:
+            if i != j and pairs[i, j] > MIN_EDGE_PROBABILITY:
                 graph.add_edge(i, j, weight=float(pairs[i, j]))
     parents: list[int | None] = [None] * models
     for i, j in nx.maximum_spanning_arborescence(graph).edges:

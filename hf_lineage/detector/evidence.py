@@ -23,18 +23,18 @@ from ..answers.lineage import Candidate, Verdict
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.opener import Opener
 from ..errors import CheckpointError, LineageError
-from ..features.evidence import Settings, like_of, probes_for
+from ..features.evidence import Settings, module_in_memory, probes_for
 from ..features.networks import build
 from .examples import pairs
-from .inputs import Seen, look
+from .inputs import DetectorInputs, read_inputs
 from .model import DetectorConfig, LineageDetector
 
 SHIPPED = "hf_lineage/detector/shipped"
-SURE = 0.5  # probability from which a detector's word is worth contradicting
+MIN_CONTRADICTION_PROBABILITY = 0.5  # probability from which a detector's word is worth contradicting
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class LoadedDetector:
     """A detector ready to be asked, and what it is called: `org/name@commit`, a path, or `SHIPPED`."""
 
     detector: LineageDetector
@@ -46,7 +46,7 @@ class Judge:
         return self.detector.config
 
 
-def open_detector(ref: str | Path | None, opener: Opener) -> Judge:
+def open_detector(ref: str | Path | None, opener: Opener) -> LoadedDetector:
     """Read a detector; None is the one that ships.
 
     Raises what `Opener.open` does, and `CheckpointError` for what is no detector, one of another version, or one whose
@@ -55,9 +55,11 @@ def open_detector(ref: str | Path | None, opener: Opener) -> Judge:
     if ref is None:
         folder = files("hf_lineage").joinpath("detector", "shipped")
         checkpoint = opener.open(Path(str(folder)))
-        return Judge(_build(checkpoint, json.loads(folder.joinpath("config.json").read_text("utf-8"))), SHIPPED)
+        return LoadedDetector(
+            _build(checkpoint, json.loads(folder.joinpath("config.json").read_text("utf-8"))), SHIPPED
+        )
     checkpoint = opener.open(ref)
-    return Judge(_build(checkpoint, checkpoint.config), str(checkpoint.ref))
+    return LoadedDetector(_build(checkpoint, checkpoint.config), str(checkpoint.ref))
 
 
 def _build(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> LineageDetector:
@@ -89,7 +91,7 @@ def _build(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> LineageDetector
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
+class DetectorScores:
     """`found`: facts of candidate i; `refused`: why there are none; `none`: P(none of these), None of a closed set."""
 
     found: dict[int, dict[str, Any]]
@@ -97,23 +99,23 @@ class Opinion:
     none: float | None
 
 
-def ask(
-    judge: Judge, child: Checkpoint, candidates: Sequence[Checkpoint], settings: Settings,
+def score_candidates(
+    judge: LoadedDetector, child: Checkpoint, candidates: Sequence[Checkpoint], settings: Settings,
     progress: Progress | None = None,
-) -> Opinion:  # fmt: skip
+) -> DetectorScores:  # fmt: skip
     """Look at the child and at each candidate, and score all that can be lined up together.
 
     Raises what is wrong with the child; a candidate's `LineageError` is in `refused`.
     """
-    settings = own_settings(judge, child, settings)
-    ours = look(child, judge.config, settings)
-    seen: dict[int, Seen] = {}
+    settings = detector_settings(judge, child, settings)
+    ours = read_inputs(child, judge.config, settings)
+    seen: dict[int, DetectorInputs] = {}
     refused: dict[int, str] = {}
     for i, checkpoint in enumerate(candidates):
         if progress:
             progress(i, len(candidates), f"inputs of {checkpoint.ref.name}")
         try:
-            theirs = look(checkpoint, judge.config, settings)
+            theirs = read_inputs(checkpoint, judge.config, settings)
         except LineageError as error:
             refused[i] = str(error)
             continue
@@ -124,43 +126,43 @@ def ask(
     if progress:
         progress(len(candidates), len(candidates), "detector")
     if not seen:
-        return Opinion({}, refused, None)
+        return DetectorScores({}, refused, None)
     scores = score(judge, *pairs(ours, [*seen.values()]))
     shares = judge.detector.probabilities(scores).tolist()
     none = shares[len(seen)] if judge.config.no_parent else None
     about = {
-        "detector": judge.name, "inputs": list(ours.names), "probes": probes_count(settings), "none_probability": none,
+        "detector": judge.name, "inputs": list(ours.names), "probes": count_probes(settings), "none_probability": none,
         "temperature": judge.config.temperature,
     }  # fmt: skip
     found = {
         i: {"probability": share, "score": float(value), **about}
         for i, share, value in zip(seen, shares, scores.tolist(), strict=False)
     }
-    return Opinion(found, refused, none)
+    return DetectorScores(found, refused, none)
 
 
-def own_settings(judge: Judge, child: Checkpoint, settings: Settings) -> Settings:
+def detector_settings(judge: LoadedDetector, child: Checkpoint, settings: Settings) -> Settings:
     """What all models of a question are shown: `settings.probes`, or as many synthetic ones as in training."""
     asked = settings.probes if settings.probes is not None else judge.config.probes
     settings = replace(settings, probes=asked, taps=None, metric="l2", step="auto")
     if not judge.config.features:
         return settings
-    return replace(settings, probes=probes_for(build(child, like_of(child, settings)), settings))
+    return replace(settings, probes=probes_for(build(child, module_in_memory(child, settings)), settings))
 
 
-def probes_count(settings: Settings) -> int | None:
+def count_probes(settings: Settings) -> int | None:
     """How many there are, None where nothing was run."""
     return len(settings.probes) if isinstance(settings.probes, Tensor) else None
 
 
 @torch.no_grad()
-def score(judge: Judge, weights: Sequence[Tensor | None], features: Sequence[Tensor | None]) -> Tensor:
+def score(judge: LoadedDetector, weights: Sequence[Tensor | None], features: Sequence[Tensor | None]) -> Tensor:
     """(P,) or (P + 1,) of pairs on the CPU."""
     return judge.detector(weights, features).float()
 
 
 def attach(
-    opinion: Opinion, blanks: Sequence[Candidate], judged: Sequence[Candidate], rest: Sequence[Candidate],
+    opinion: DetectorScores, blanks: Sequence[Candidate], judged: Sequence[Candidate], rest: Sequence[Candidate],
     names: Sequence[str], none: float | None,
 ) -> tuple[list[Candidate], list[Candidate], float | None]:  # fmt: skip
     """(judged, rest, P(none)) with the detector's word in `evidence`; without weights the probability is its own."""
@@ -187,7 +189,7 @@ def attach(
     return compared, others, opinion.none
 
 
-def remarks(candidates: Sequence[Candidate], said: Verdict) -> tuple[list[Candidate], list[str]]:
+def evidence_notes(candidates: Sequence[Candidate], said: Verdict) -> tuple[list[Candidate], list[str]]:
     """The candidates in their final order, with a reason where detector and weights disagree; and notes."""
     seen = [c for c in candidates if "detector" in c.evidence]
     if not seen:
@@ -205,11 +207,11 @@ def remarks(candidates: Sequence[Candidate], said: Verdict) -> tuple[list[Candid
         return list(candidates), notes
     related = said in ("parent", "identical", "common_origin")
     against = None
-    if none is not None and none >= SURE and related:
+    if none is not None and none >= MIN_CONTRADICTION_PROBABILITY and related:
         against = f"the detector says that none of them is the parent ({none:.3f})"
-    elif share >= SURE and related and best is not first and "detector" in first.evidence:
+    elif share >= MIN_CONTRADICTION_PROBABILITY and related and best is not first and "detector" in first.evidence:
         against = f"the detector names {best.ref} ({share:.3f})"
-    elif share >= SURE and said == "none" and none is not None:
+    elif share >= MIN_CONTRADICTION_PROBABILITY and said == "none" and none is not None:
         against = f"the detector names {best.ref} ({share:.3f}), for which the weights show no common origin"
     if against is None:
         return list(candidates), notes

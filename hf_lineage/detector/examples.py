@@ -28,12 +28,12 @@ from ..answers.refs import ModelRef
 from ..checkpoints.opener import Opener
 from ..errors import ArgumentError, LineageError, NothingToCompareError
 from ..features.evidence import Settings, Source
-from .inputs import Seen, look, pair
+from .inputs import DetectorInputs, pair, read_inputs
 from .model import DetectorConfig
 
-SHARES = (7, 1, 2)  # of training, validation and test
-WAYS = ("child", "parent", "architecture")
-MOST = 16 << 20  # bytes of a table
+SPLIT_SHARES = (7, 1, 2)  # of training, validation and test
+SPLITS = ("child", "parent", "architecture")
+MAX_TABLE_BYTES = 16 << 20  # bytes of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Example:
 class Examples:
     """Rows and what was seen of each model they name; `notes` say what was left out and why."""
 
-    seen: Mapping[str, Seen]
+    seen: Mapping[str, DetectorInputs]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
 
@@ -91,7 +91,7 @@ class Examples:
         return Examples({**self.seen, **other.seen}, self.rows + other.rows, self.notes + other.notes)
 
 
-def pairs(child: Seen, parents: Sequence[Seen]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def pairs(child: DetectorInputs, parents: Sequence[DetectorInputs]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """(weights, features): each (P, 2, o, h), of models whose `shapes` agree."""
     return (
         tuple(pair([p.weights[i] for p in parents], values) for i, values in enumerate(child.weights)),
@@ -126,11 +126,11 @@ def read_table(path: Path) -> Table:
     """A table from a .json or .csv file; folders are relative to its own. `ArgumentError` says what is wrong."""
     try:
         with path.open("rb") as file:
-            text = file.read(MOST + 1).decode("utf-8-sig")
+            text = file.read(MAX_TABLE_BYTES + 1).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"Expected a table in UTF-8 at `{path}`, got: {error}.") from error
-    if len(text) > MOST:
-        raise ArgumentError(f"Expected a table of at most {MOST:,} bytes, `{path}` has more.")
+    if len(text) > MAX_TABLE_BYTES:
+        raise ArgumentError(f"Expected a table of at most {MAX_TABLE_BYTES:,} bytes, `{path}` has more.")
     parents, children = _csv(text, path) if path.suffix.lower() == ".csv" else _json(text, path)
 
     def there(name: str) -> str:
@@ -194,14 +194,14 @@ def make(
     for table in tables:
         given = table.probes if table.probes is not None and not _chosen(settings.probes) else settings.probes
         own = replace(settings, modules=(*settings.modules, *table.modules), probes=given)
-        seen: dict[str, Seen] = {}
+        seen: dict[str, DetectorInputs] = {}
         notes = []
         for name in dict.fromkeys((*table.parents, *table.children)):
             if progress:
                 progress(done, len(names), f"looking at {name}")
             done += 1
             try:
-                seen[name] = look(opener.open(name), config, own)
+                seen[name] = read_inputs(opener.open(name), config, own)
             except LineageError as error:
                 notes.append(f"{name} is left out: {error}")
         rows, more = _comparable(table.rows, seen)
@@ -215,7 +215,7 @@ def _chosen(probes: Source) -> bool:
     return probes is not None and not isinstance(probes, int)
 
 
-def _comparable(rows: Sequence[Row], seen: Mapping[str, Seen]) -> tuple[list[Row], list[str]]:
+def _comparable(rows: Sequence[Row], seen: Mapping[str, DetectorInputs]) -> tuple[list[Row], list[str]]:
     """Rows whose child and parent were seen, each with the candidates whose shapes are the child's."""
     kept, notes = [], []
     for row in rows:
@@ -237,7 +237,12 @@ def _comparable(rows: Sequence[Row], seen: Mapping[str, Seen]) -> tuple[list[Row
 
 
 def split(
-    examples: Examples, by: str = "child", *, seed: int = 0, shares: Sequence[int] = SHARES, held: str | None = None
+    examples: Examples,
+    by: str = "child",
+    *,
+    seed: int = 0,
+    shares: Sequence[int] = SPLIT_SHARES,
+    held: str | None = None,
 ) -> tuple[Examples, Examples, Examples]:
     """(training, validation, test), the rows shuffled by the seed.
 
@@ -245,8 +250,8 @@ def split(
     validated on never sees a test parent, not even as a candidate; `"architecture"`: children of the class `held`
     (or of the rarest) are the test, the others are split among training and validation.
     """
-    if by not in WAYS:
-        raise ArgumentError(f"Expected a split by {', '.join(WAYS)}, got {by!r}.")
+    if by not in SPLITS:
+        raise ArgumentError(f"Expected a split by {', '.join(SPLITS)}, got {by!r}.")
     rows = sorted(examples.rows, key=lambda row: (row.child, row.candidates))
     random.Random(seed).shuffle(rows)
     if by == "child":

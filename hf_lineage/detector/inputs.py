@@ -27,7 +27,7 @@ _BESIDE = re.compile(r"(^|\.)(downsample|shortcut)\.")  # a block's bypass, regi
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class DetectorInputs:
     """One model's matrices (o, h), and where they are from.
 
     `shapes`: of the whole tensors, which must agree between parent and child. `kind`: the network's class.
@@ -40,7 +40,7 @@ class Seen:
     names: tuple[str, ...]
 
 
-def look(checkpoint: Checkpoint, config: DetectorConfig, settings: Settings) -> Seen:
+def read_inputs(checkpoint: Checkpoint, config: DetectorConfig, settings: Settings) -> DetectorInputs:
     """Read and run a model as far as the detector asks for; `settings.probes` is what all models of a question see.
 
     Raises `CheckpointError` or `ArgumentError` where it cannot be run, has no such tensor, or shows NaN or Inf.
@@ -57,7 +57,7 @@ def look(checkpoint: Checkpoint, config: DetectorConfig, settings: Settings) -> 
                 f"Expected finite values of `{checkpoint.ref.name}`, got NaN or Inf in {name!r}. Export it again."
             )
     shapes = (*(checkpoint[key].shape for key in keys), *(tuple(found[place].shape) for place in places))
-    return Seen(type(network.module).__name__, weights, features, shapes, (*keys, *places))
+    return DetectorInputs(type(network.module).__name__, weights, features, shapes, (*keys, *places))
 
 
 def tap_names(network: Network, names: Sequence[str]) -> list[str]:

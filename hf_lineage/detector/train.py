@@ -19,13 +19,13 @@ from ..features.evidence import Settings
 from ..parallel import together, world
 from .examples import Examples, Table, make, split
 from .model import DetectorConfig, LineageDetector
-from .training import STATE, Training, evaluate, train
+from .training import STATE_FILE, Training, evaluate, train
 
 FIGURES = "training.json"  # what the card is made of
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class TrainedDetector:
     """A detector and its figures, as they stand in `training.json`."""
 
     detector: LineageDetector
@@ -36,7 +36,7 @@ class Made:
 def make_detector(
     tables: Sequence[Table], out: Path, config: DetectorConfig, how: Training | None = None, *, by: str = "child",
     settings: Settings | None = None, opener: Opener | None = None, progress: Progress | None = None,
-) -> Made:  # fmt: skip
+) -> TrainedDetector:  # fmt: skip
     """Look at the models, split, train, measure on what was held out, and write everything to `out`.
 
     The same call goes on where an earlier one was broken off. Raises `ArgumentError`, `NothingToCompareError`.
@@ -65,8 +65,8 @@ def make_detector(
     }  # fmt: skip
     if world().main:
         write(detector, figures, out)
-        (out / STATE).unlink(missing_ok=True)
-    return Made(detector, figures)
+        (out / STATE_FILE).unlink(missing_ok=True)
+    return TrainedDetector(detector, figures)
 
 
 def write(detector: LineageDetector, figures: dict[str, Any], out: Path) -> None:

@@ -28,9 +28,9 @@ from .examples import Example, Examples
 from .model import DetectorConfig, LineageDetector
 
 PRECISIONS = ("no", "bf16", "fp16")
-BINS = 10  # of the expected calibration error
-STATE = "training.pt"  # in the folder while a training is not finished
-LEAST = 1e-3  # that the validation loss must fall by: right answers grow surer for ever
+CALIBRATION_BINS = 10  # of the expected calibration error
+STATE_FILE = "training.pt"  # in the folder while a training is not finished
+MIN_LOSS_DECREASE = 1e-3  # that the validation loss must fall by: right answers grow surer for ever
 TEMPERATURES = torch.logspace(-2, 2, 401, dtype=torch.float64)
 
 
@@ -75,7 +75,7 @@ def train(
     run = _Run(
         training, config, how, Accelerator(cpu=on_cpu, mixed_precision=how.precision, kwargs_handlers=[left_out])
     )
-    state = folder / STATE if folder else None
+    state = folder / STATE_FILE if folder else None
     begun = run.resume(state) if state and state.is_file() else 0
     for epoch in range(begun, how.epochs):
         if run.finished:
@@ -141,7 +141,7 @@ class _Run:
     def note(self, loss: float, validation: float) -> None:
         """Keep the epoch if it is the best so far."""
         self.history.append({"training": loss, "validation": validation})
-        if validation < self.best_loss - LEAST:
+        if validation < self.best_loss - MIN_LOSS_DECREASE:
             self.best_loss, self._best, self._since = validation, _copy(self.plain), 0
         else:
             self._since += 1
@@ -268,14 +268,14 @@ def evaluate(detector: LineageDetector, examples: Examples) -> dict[str, Any]:
 
 
 def calibration_error(sure: Sequence[float], right: Sequence[bool]) -> float:
-    """Σ_bins share · |accuracy − mean probability of the answer given|, over `BINS` of equal width. In [0, 1].
+    """Σ_bins share · |accuracy − mean probability of the answer given|, in bins of equal width; in [0, 1].
 
     >>> round(calibration_error([0.8] * 5, [True, True, True, True, False]), 9)
     0.0
     """
     bins: dict[int, list[tuple[float, bool]]] = {}
     for p, hit in zip(sure, right, strict=True):
-        bins.setdefault(min(int(p * BINS), BINS - 1), []).append((p, hit))
+        bins.setdefault(min(int(p * CALIBRATION_BINS), CALIBRATION_BINS - 1), []).append((p, hit))
     return sum(abs(sum(hit for _, hit in each) - sum(p for p, _ in each)) for each in bins.values()) / len(right)
 
 

@@ -25,7 +25,7 @@ from ..tasks import calibration
 from ..tasks.trace import trace
 from ..weights import direction
 from .families import Family, Member, train_family, train_twins
-from .questions import NONE_KEPT, answers
+from .questions import KEPT_WITHOUT_PARENT, answers
 
 SEED = 101
 FAMILIES: dict[str, list[dict[str, Any]]] = {
@@ -170,7 +170,7 @@ def fit_probability(asked: Sequence[tuple[np.ndarray, int]], hidden: int = 12, d
         rows[i, : len(each)], absent[i, : len(each)] = torch.from_numpy(each), False
     truth = torch.tensor([place + 1 for _, place in asked])
     # all questions are asked, and those without a parent count for less, as `balanced` would have it
-    share = torch.where(truth > 0, 1.0, NONE_KEPT).double()
+    share = torch.where(truth > 0, 1.0, KEPT_WITHOUT_PARENT).double()
     generator = torch.Generator().manual_seed(SEED)
     shapes = {"hidden": (hidden, width), "bias": (hidden,), "out": (hidden,), "offset": ()}
     weights = {

@@ -1,7 +1,7 @@
 """What people do to a model besides fine-tuning it, on a state dict of the families or by training with a difference.
 
-`CHANGES` names every one of them, with the relation that the weights then show; `made(member, name, seed)` gives the
-child's state dict, or None where a change does not apply to the architecture.
+`CHANGES` names every one of them, with the relation that the weights then show; `changed_tensors(member, name, seed)`
+gives the child's state dict, or None where a change does not apply to the architecture.
 """
 
 from __future__ import annotations
@@ -172,6 +172,6 @@ CHANGES: dict[str, tuple[str, Callable[[Member, Tensors, int], Tensors | None]]]
 }
 
 
-def made(member: Member, change: str, seed: int) -> Tensors | None:
+def changed_tensors(member: Member, change: str, seed: int) -> Tensors | None:
     """The child that a change makes of a member, None where it does not apply."""
     return CHANGES[change][1](member, load_file(member.path / "model.safetensors"), seed)

@@ -20,8 +20,8 @@ def run(out: Path, *, seed: int = 0, progress: Progress | None = None) -> str:
     """Make the family under `out`, trace it, save `lineage.png` and `lineage.json`; returns what to print."""
     family = train_family(out, "fc", roots=ROOTS, children=CHILDREN, seed=seed, progress=progress)
     *candidates, held_back = family.roots
-    liar = next(child for child in family.children if child.parent == candidates[1].name)
-    _lie(liar, candidates[0].name)
+    claimant = next(child for child in family.children if child.parent == candidates[1].name)
+    _false_claim(claimant, candidates[0].name)
     lineages = []
     for done, child in enumerate(family.children):
         if progress:
@@ -31,11 +31,15 @@ def run(out: Path, *, seed: int = 0, progress: Progress | None = None) -> str:
     document = {"schema": SCHEMA, "lineages": [lineage.to_dict() for lineage in lineages]}
     (out / "lineage.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return "\n".join(
-        [*_intro(family, candidates, held_back), *_rows(family, lineages), *_outro(family, lineages, liar, out)]
+        [
+            *_intro(family, candidates, held_back),
+            *_rows(family, lineages),
+            *_outro(family, lineages, claimant, out),
+        ]
     )
 
 
-def _lie(child: Member, claimed: str) -> None:
+def _false_claim(child: Member, claimed: str) -> None:
     card = child.path / "README.md"
     text = card.read_text(encoding="utf-8").replace(f"base_model: {child.parent}", f"base_model: {claimed}")
     card.write_text(text, encoding="utf-8")
@@ -67,8 +71,8 @@ def _rows(family: Family, lineages: Sequence[Lineage]) -> list[str]:
     return rows
 
 
-def _outro(family: Family, lineages: Sequence[Lineage], liar: Member, out: Path) -> list[str]:
-    number = family.children.index(liar)
+def _outro(family: Family, lineages: Sequence[Lineage], claimant: Member, out: Path) -> list[str]:
+    number = family.children.index(claimant)
     caught = lineages[number].claims[0]
     right = sum(
         lineage.verdict == "none" if child.parent == family.roots[-1].name
@@ -81,14 +85,14 @@ def _outro(family: Family, lineages: Sequence[Lineage], liar: Member, out: Path)
         "",
         f"{right} of {len(lineages)} verdicts agree with how the networks were made (~: a common origin; the",
         "child moved so little that the weights leave open who came first).",
-        f"The card of {liar.name} lies: it names {caught.ref},",
-        f"the weights say {liar.parent}." if caught.status == "contradicted" else "which the weights bear out!",
+        f"The card of {claimant.name} lies: it names {caught.ref},",
+        f"the weights say {claimant.parent}." if caught.status == "contradicted" else "which the weights bear out!",
         "",
         f"picture  {out / 'lineage.png'}",
         f"JSON     {out / 'lineage.json'}",
-        f"again    hf-lineage trace {_path(liar.path)} {roots}",
-        f"blocks   hf-lineage layers {_path(liar.path)} {roots}",
-        f"tree     hf-lineage tree {_path(liar.path.parent)}/*",
+        f"again    hf-lineage trace {_path(claimant.path)} {roots}",
+        f"blocks   hf-lineage layers {_path(claimant.path)} {roots}",
+        f"tree     hf-lineage tree {_path(claimant.path.parent)}/*",
     ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Make the detector that ships: python -m hf_lineage.experiments.detector FOLDER (about ten minutes on a core).
 
 Trains families in FOLDER (kept there), looks at each network once, asks questions with a known answer about them, and
-writes `hf_lineage/detector/shipped/`. Candidates are strangers, relatives beside the parent, or strangers alone;
+writes `hf_lineage/detector/shipped/`. Candidates are unrelated, relatives beside the parent, or unrelated alone;
 validation and test ask about lines of descent that training never meets. Relatives without the parent are not asked
 about: a child that moved far from its parent looks as a cousin does that moved little, and a detector that was taught
 both found fewer parents. The seeds are this script's own: what is measured in the tests uses others.
@@ -21,15 +21,15 @@ from typing import Any
 from ..answers.base import Progress
 from ..checkpoints.opener import Opener
 from ..detector.examples import Examples, Row
-from ..detector.inputs import Seen, look
+from ..detector.inputs import DetectorInputs, read_inputs
 from ..detector.model import DetectorConfig
 from ..detector.train import described, write
-from ..detector.training import STATE, Training, evaluate, train
+from ..detector.training import STATE_FILE, Training, evaluate, train
 from ..errors import LineageError
 from .families import Family, Member, train_trees
 from .family_file import run_settings
 from .phylogenies import FITTED
-from .questions import kinship, line_of
+from .questions import line_of_descent, relation_between
 
 SHIPPED = Path(__file__).parents[1] / "detector" / "shipped"
 CONFIG = DetectorConfig(no_parent="score", scale="child", norm="running", entries=1024, probes=128)
@@ -40,9 +40,11 @@ USUAL: dict[str, dict[str, Any]] = {  # the usual recipes and sizes, beside the 
     "vit": {"seed": 51},
     "llama": {"seed": 51}, "llama-light": {"seed": 52, "roots": 3, "shorten": 0.1, "branching": (4, 2, 1)},
 }  # fmt: skip
-KINDS = {"stranger": 3.0, "cousin": 2.0, "sibling": 2.0, "ancestor": 1.0, "descendant": 0.7, "twin": 1.0}
-HELD = 5  # every fifth root and its descendants are for validation or, every tenth, the test
-OFFERED, RELATIVES, MOST = 0.75, 0.35, 8  # shares of questions with the parent, and of these with relatives
+KIND_WEIGHTS = {"unrelated": 3.0, "cousin": 2.0, "sibling": 2.0, "ancestor": 1.0, "descendant": 0.7, "twin": 1.0}
+HELD_OUT_EVERY = 5  # every fifth root and its descendants are for validation or, every tenth, the test
+PARENT_OFFERED_SHARE = 0.75  # of questions, with the parent among the candidates
+RELATIVES_SHARE = 0.35  # of these, with relatives among the candidates
+MAX_CANDIDATES = 8  # of one question
 
 
 def families(folder: Path, progress: Progress | None = None) -> list[Family]:
@@ -59,65 +61,67 @@ def families(folder: Path, progress: Progress | None = None) -> list[Family]:
 
 def seen_of(
     family: Family, config: DetectorConfig, members: Sequence[Member] | None = None, probes: Any = None
-) -> dict[str, Seen]:
+) -> dict[str, DetectorInputs]:
     """What a detector sees of each member, by its path; one that cannot be looked at is left out."""
     settings = run_settings(family.folder, config.probes)
     settings = settings if probes is None else replace(settings, probes=probes)
     opener, found = Opener(), {}
     for member in members or family.members:
         try:
-            found[str(member.path)] = look(opener.open(member.path), config, settings)
+            found[str(member.path)] = read_inputs(opener.open(member.path), config, settings)
         except LineageError:
             continue
     return found
 
 
-class Lines:
+class Descent:
     """Members that may be compared, and what each is to each."""
 
-    def __init__(self, families: Sequence[Family], seen: Mapping[str, Seen]) -> None:
+    def __init__(self, families: Sequence[Family], seen: Mapping[str, DetectorInputs]) -> None:
         self.lines: dict[str, list[str]] = {}
         self.members: dict[str, Member] = {}
         for family in families:
             for member in family.members:
                 if str(member.path) in seen:
                     self.members[str(member.path)] = member
-                    self.lines[str(member.path)] = line_of(member, family.members)
-        self._alike: dict[Any, list[str]] = {}
+                    self.lines[str(member.path)] = line_of_descent(member, family.members)
+        self._comparable: dict[Any, list[str]] = {}
         for name in self.members:
-            self._alike.setdefault((seen[name].kind, seen[name].shapes), []).append(name)
-        self._of = {name: alike for alike in self._alike.values() for name in alike}
+            self._comparable.setdefault((seen[name].kind, seen[name].shapes), []).append(name)
+        self._of = {name: comparable for comparable in self._comparable.values() for name in comparable}
 
-    def kin(self, child: str) -> dict[str, list[str]]:
+    def relations(self, child: str) -> dict[str, list[str]]:
         """What the others of its class and shapes are to a child."""
         groups: dict[str, list[str]] = {}
         for name in self._of[child]:
             if name != child:
-                kind = kinship(self.lines[child], self.lines[name], self.members[child], self.members[name])
+                kind = relation_between(self.lines[child], self.lines[name], self.members[child], self.members[name])
                 groups.setdefault(kind, []).append(name)
         return groups
 
 
 def questions(
-    lines: Lines, children: Sequence[str], rng: random.Random, *, each: int = 1, offered: float = OFFERED,
-    relatives: float = RELATIVES, most: int = MOST, among: frozenset[str] | None = None,
+    lines: Descent, children: Sequence[str], rng: random.Random, *, each: int = 1,
+    offered: float = PARENT_OFFERED_SHARE, relatives: float = RELATIVES_SHARE, most: int = MAX_CANDIDATES,
+    among: frozenset[str] | None = None,
 ) -> Iterator[Row]:  # fmt: skip
-    """`each` questions about each child that has strangers; of candidates only those `among`."""
+    """`each` questions about each child that has unrelated candidates; of candidates only those `among`."""
     for child in children:
-        kin = {
-            kind: [name for name in names if among is None or name in among] for kind, names in lines.kin(child).items()
+        relations = {
+            kind: [name for name in names if among is None or name in among]
+            for kind, names in lines.relations(child).items()
         }
-        if not kin.get("stranger"):
+        if not relations.get("unrelated"):
             continue
         for _ in range(each):
-            parent = kin["parent"][0] if kin.get("parent") and rng.random() < offered else None
-            kinds = ["stranger"]
+            parent = relations["parent"][0] if relations.get("parent") and rng.random() < offered else None
+            kinds = ["unrelated"]
             if parent and rng.random() < relatives:
-                kinds = [kind for kind in KINDS if kin.get(kind)]
+                kinds = [kind for kind in KIND_WEIGHTS if relations.get(kind)]
             chosen = [parent] if parent else []
             for _ in range(rng.randint(1, most - 1)):
-                kind = rng.choices(kinds, [KINDS[kind] for kind in kinds])[0]
-                chosen.append(rng.choice(kin[kind]))
+                kind = rng.choices(kinds, [KIND_WEIGHTS[kind] for kind in kinds])[0]
+                chosen.append(rng.choice(relations[kind]))
             chosen = list(dict.fromkeys(chosen))
             rng.shuffle(chosen)
             yield Row(child, tuple(chosen), parent)
@@ -130,14 +134,14 @@ def make(
     """Train the shipped detector and write it; its figures."""
     started = time.monotonic()
     grown = families(folder, progress)
-    seen: dict[str, Seen] = {}
+    seen: dict[str, DetectorInputs] = {}
     for family in grown:
         seen |= seen_of(family, config)
         if progress:
             progress(len(seen), sum(len(each.members) for each in grown), f"looking at {family.folder.name}")
-    lines = Lines(grown, seen)
+    lines = Descent(grown, seen)
     roots = {name: line[-1] for name, line in lines.lines.items()}
-    held = sorted({*roots.values()})[::HELD]
+    held = sorted({*roots.values()})[::HELD_OUT_EVERY]
     rng = random.Random(how.seed)
     learned = [name for name in seen if roots[name] not in held]
     training = [*questions(lines, learned, rng, each=each, among=frozenset(learned))]
@@ -158,7 +162,7 @@ def make(
         "notes": ["Each third question has no parent, which counts as wrong for the nearest candidate."],
     }  # fmt: skip
     write(detector, figures, out)
-    (work / STATE).unlink(missing_ok=True)  # nothing is lost before it is written
+    (work / STATE_FILE).unlink(missing_ok=True)  # nothing is lost before it is written
     return figures
 
 

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from ..errors import ArgumentError
 from .glyphs import SIDE, Task, image_task, text_task, topic_task
 from .networks import VOCAB, build
-from .recipes import CHILD_RECIPES, CHILD_TASKS, ROOT_RECIPES, ROOT_TASKS, other
+from .recipes import CHILD_RECIPES, CHILD_TASKS, ROOT_RECIPES, ROOT_TASKS, other_recipe
 
 if TYPE_CHECKING:
     from ..answers.base import Progress
@@ -133,7 +133,7 @@ def train_family(
                 parent = _plan(folder, arguments, name, parent, shift + child + generation - 2)
                 plans.append(parent)
     plans.sort(key=lambda plan: plan.generation)
-    return _grow(Path(folder), plans, arguments, progress)
+    return _train_all(Path(folder), plans, arguments, progress)
 
 
 def train_trees(
@@ -176,7 +176,7 @@ def train_trees(
                 born.append(plan)
         plans = plans + born
         parents = [plan for i, plan in enumerate(born) if heirs is None or i % children < heirs]
-    return _grow(Path(folder), plans, arguments, progress)
+    return _train_all(Path(folder), plans, arguments, progress)
 
 
 def train_unrelated(
@@ -196,7 +196,7 @@ def train_unrelated(
     }  # fmt: skip
     names = [f"unrelated/{architecture}-{index}" for index in range(count)]
     plans = [_plan(folder, arguments, name, None, 0) for name in names]
-    return _grow(Path(folder), plans, arguments, progress)
+    return _train_all(Path(folder), plans, arguments, progress)
 
 
 def train_twins(
@@ -230,7 +230,7 @@ def train_twins(
             plan.recipe["lr"] *= shorten
             plan.recipe["head_lr"] = plan.recipe["lr"] / shorten
             plans.append(plan)
-    return _grow(Path(folder), plans, arguments, progress)
+    return _train_all(Path(folder), plans, arguments, progress)
 
 
 def _sizes(architecture: str, sizes: dict[str, Any] | None) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def _plan(folder: str | Path, arguments: _Arguments, name: str, parent: Member |
     tasks = (CHILD_TASKS if parent else ROOT_TASKS)[architecture]
     recipes = (CHILD_RECIPES if parent else ROOT_RECIPES)[architecture]
     recipe = {"task": tasks[turn % len(tasks)], **recipes[turn % len(recipes)]}
-    recipe = other(recipe) if arguments.get("other_recipes") else recipe
+    recipe = other_recipe(recipe) if arguments.get("other_recipes") else recipe
     recipe["weight_decay"] = weight_decay or recipe["weight_decay"]
     recipe["data_seed"] = arguments["seed"]
     recipe |= {"side": arguments["sizes"]["side"]} if "side" in arguments["sizes"] else {}
@@ -259,7 +259,7 @@ def _plan(folder: str | Path, arguments: _Arguments, name: str, parent: Member |
     return Member(name, architecture, origin, generation, recipe, {}, Path(folder) / name)
 
 
-def _grow(folder: Path, plans: Sequence[Member], arguments: _Arguments, progress: Progress | None) -> Family:
+def _train_all(folder: Path, plans: Sequence[Member], arguments: _Arguments, progress: Progress | None) -> Family:
     """Train what is planned, parents first; `family.json` is written last, so a broken run is run again."""
     if (family := _load(folder, arguments)) is not None:
         return family

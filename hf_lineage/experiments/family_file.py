@@ -12,7 +12,7 @@ from ..answers.base import Progress
 from ..checkpoints.opener import Opener
 from ..detector.examples import Table, read_table
 from ..detector.model import DetectorConfig
-from ..detector.train import Made, make_detector
+from ..detector.train import TrainedDetector, make_detector
 from ..detector.training import Training
 from ..errors import ArgumentError
 from ..features.evidence import Settings, Source
@@ -32,7 +32,7 @@ def train_families(
     probes: Source = None, epochs: int = 100, rate: float = 0.01, patience: int | None = 30, by: str = "child",
     seed: int = 0, precision: str = "no", device: str | None = None, allow_pickle: bool = False,
     progress: Progress | None = None,
-) -> Made:  # fmt: skip
+) -> TrainedDetector:  # fmt: skip
     """`hf-lineage train-detector`: tables and folders in, a detector with its card in `out`."""
     counted = probes if isinstance(probes, int) else PROBES
     config = DetectorConfig(

@@ -28,11 +28,11 @@ from ..trees.spanning import Edge, edge, resolve_contradictions, spanning_tree
 from ..trees.without_gradient import WithoutGradient
 from .families import Family, Member, train_trees
 
-Told = tuple[str, str, bool]  # parent, child, whether directed
+ReportedEdge = tuple[str, str, bool]  # parent, child, whether directed
 
 NUMBERS = Path(__file__).parents[1] / "trees" / "numbers.json"
-RIDGE = 0.1  # of the fits: keeps weights of what hardly ever differs near 0
-SURE = 0.95  # direction from which an edge is directed: the calibrated value, no fit of its own
+RIDGE_PENALTY = 0.1  # of the fits: keeps weights of what hardly ever differs near 0
+DIRECTED_PROBABILITY = 0.95  # direction from which an edge is directed: the calibrated value, no fit of its own
 
 FITTED: dict[str, dict[str, Any]] = {
     "fc": {"seed": 61, "sizes": {"widths": [768, 192, 96]}},
@@ -45,16 +45,18 @@ FITTED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How many of the true edges were found. `edges`: true ones; `found`: of them, ignoring direction; `directed`: of
-    the found ones, those with a direction, and `right`: the right one; `said`: edges of the answer; `strange`: of them,
-    between different families."""
+    """How many of the true edges were found.
+
+    edges: true ones.  found: of them, ignoring direction.  directed: of the found ones, those with a direction;
+    right: with the right one.  reported: edges of the answer.  unrelated: of them, between different families.
+    """
 
     edges: int
     found: int
     directed: int
     right: int
-    said: int
-    strange: int
+    reported: int
+    unrelated: int
 
     @property
     def lineage(self) -> float:
@@ -77,12 +79,12 @@ class Score:
         return 1 - self.directed / self.found if self.found else 0.0
 
 
-def told(tree: Phylogeny) -> list[Told]:
+def reported_edges(tree: Phylogeny) -> list[ReportedEdge]:
     """The edges of an answer, copies left out."""
     return [(e.parent, e.child, e.directed) for e in tree.edges if e.relation != "identical"]
 
 
-def by_method(known: AlignedModels, method: str, alpha: float = 1e-2) -> list[Told]:
+def by_method(known: AlignedModels, method: str, alpha: float = 1e-2) -> list[ReportedEdge]:
     """The edges that a method finds among models that were read once for all methods."""
     names = [model.ref.name for model in known.models]
     return [
@@ -92,7 +94,7 @@ def by_method(known: AlignedModels, method: str, alpha: float = 1e-2) -> list[To
     ]  # fmt: skip
 
 
-def score(edges: Iterable[Told], members: Iterable[Member]) -> Score:
+def score(edges: Iterable[ReportedEdge], members: Iterable[Member]) -> Score:
     """Compare edges between members' paths with their true parents; one whose parent is not among them is a root."""
     by_path = {str(member.path): member for member in members}
     names = {member.name: path for path, member in by_path.items()}
@@ -102,10 +104,10 @@ def score(edges: Iterable[Told], members: Iterable[Member]) -> Score:
     found = [each for each in every if frozenset(each[:2]) in either]
     directed = [(parent, child) for parent, child, known in found if known]
     family = {path: _root(path, {child: parent for parent, child in truth}) for path in by_path}
-    strange = sum(family[a] != family[b] for a, b, _ in every if a in family and b in family)
+    unrelated = sum(family[a] != family[b] for a, b, _ in every if a in family and b in family)
     return Score(
         len(truth), len({frozenset(each[:2]) for each in found}), len(directed),
-        sum(pair in truth for pair in directed), len(every), strange,
+        sum(pair in truth for pair in directed), len(every), unrelated,
     )  # fmt: skip
 
 
@@ -141,7 +143,7 @@ def fit(families: Mapping[str, Family]) -> dict[str, Any]:
     x, y = np.column_stack([np.ones(len(rows)), rows]), np.where(right, 1.0, -1.0)
     logit = _maximise(lambda w: float(-np.logaddexp(0, -y * (x @ w)).sum()), x.shape[1])
     return {
-        "root": {"theta": [round(float(t), 4) for t in theta], "sure": SURE},
+        "root": {"theta": [round(float(t), 4) for t in theta], "sure": DIRECTED_PROBABILITY},
         "edge": {"offset": round(float(logit[0]), 4), "weights": [round(float(w), 4) for w in logit[1:]]},
         "fitted": {
             "date": time.strftime("%Y-%m-%d"), "groups": len(roots), "edges": len(rows), "wrong": right.count(False),
@@ -169,7 +171,7 @@ def _log_softmax(scores: np.ndarray, k: int) -> float:
 
 
 def _maximise(likelihood: Callable[[np.ndarray], float], size: int) -> np.ndarray:
-    return minimize(lambda w: RIDGE * float(w @ w) - likelihood(w), np.zeros(size), method="BFGS").x
+    return minimize(lambda w: RIDGE_PENALTY * float(w @ w) - likelihood(w), np.zeros(size), method="BFGS").x
 
 
 def main(arguments: Sequence[str]) -> None:

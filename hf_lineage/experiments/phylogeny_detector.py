@@ -31,23 +31,23 @@ from ..trees.reading import AlignedModels
 from .families import Family, train_trees
 from .phylogenies import FITTED
 
-MORE: dict[str, dict[str, Any]] = {
+ALSO_FITTED: dict[str, dict[str, Any]] = {
     "fc-heavy": {"seed": 63, "shorten": 1.7, "sizes": {"widths": [896, 160, 112]}},
     "fc-two": {"seed": 64, "sizes": {"widths": [512, 320]}},
     "vit-small": {"seed": 63, "sizes": {"embed_dim": 48, "depth": 3}},
     "llama-small": {"seed": 63, "shorten": 1.7, "sizes": {"hidden_size": 48, "intermediate_size": 144}},
 }  # fmt: skip
-STOPPED: dict[str, dict[str, Any]] = {
+STOPPING: dict[str, dict[str, Any]] = {
     **{name: {"seed": 51} for name in ("fc", "resnet", "vit", "llama")},
     "fc-light": {"seed": 52, "shorten": 0.1, "branching": (4, 2, 1)},
     "resnet-light": {"seed": 52, "roots": 3, "shorten": 0.1, "branching": (4, 2, 1)},
     "llama-light": {"seed": 52, "roots": 3, "shorten": 0.1, "branching": (4, 2, 1)},
 }  # fmt: skip
 KEYS = ("lineage", "direction", "overall")
-POOL, MATRICES = 128, 8  # rows and columns of so many matrices, of which training cuts its own
-MOST, FEW = 28, 1 / 3  # models of one set; share of sets of a few
+POOL_SIZE, MATRICES = 128, 8  # rows and columns of so many matrices, of which training cuts its own
+MAX_MODELS, SMALL_SET_SHARE = 28, 1 / 3  # models of one set; share of sets of a few
 STEPS, BATCH, RATE = 1600, 2, 1.5e-3
-PARTS = 16  # a moving average over one such part of all steps is what is judged and kept
+AVERAGING_PARTS = 16  # a moving average over one such part of all steps is what is judged and kept
 EVERY, PATIENCE = 200, 4  # steps between two looks at what stops it, looks without progress
 
 
@@ -72,7 +72,7 @@ class Trees:
             parents[place[child.name]] = place[str(child.parent)]
         pairs = known.statistics
         return cls(
-            crops(pairs, MATRICES, POOL), torch.from_numpy(pairs.grams), torch.from_numpy(pairs.pieces),
+            crops(pairs, MATRICES, POOL_SIZE), torch.from_numpy(pairs.grams), torch.from_numpy(pairs.pieces),
             sum(matrix.units[0].numel() for matrix in pairs.matrices), parents,
         )  # fmt: skip
 
@@ -113,7 +113,7 @@ def choose(parents: Tensor, rng: random.Random) -> Tensor:
         while parents[root] >= 0:
             root = int(parents[root])
         groups.setdefault(root, []).append(m)
-    if rng.random() < FEW:
+    if rng.random() < SMALL_SET_SHARE:
         own, *others = rng.sample(list(groups.values()), min(len(groups), 1 + rng.randrange(3)))
         count = min(len(own), rng.randint(2, 6))
         models = (_near(parents, own, count, rng) if rng.random() < 0.75 else rng.sample(own, count)) + [
@@ -123,7 +123,7 @@ def choose(parents: Tensor, rng: random.Random) -> Tensor:
         keep = rng.choice((1.0, 1.0, 0.8, 0.5))
         trees = rng.sample(list(groups.values()), min(len(groups), rng.randint(1, 4)))
         models = [m for tree in trees for m in tree if rng.random() < keep]
-    models = rng.sample(models, min(len(models), MOST))
+    models = rng.sample(models, min(len(models), MAX_MODELS))
     return torch.tensor(models if len(models) > 1 else rng.sample(range(len(parents)), 2))
 
 
@@ -202,7 +202,9 @@ def fit(
     rng = random.Random(f"{seed}/{accelerator.process_index}")
     detector = PhylogenyDetector(config)
     model, optimizer = accelerator.prepare(detector, torch.optim.Adam(detector.parameters(), lr=RATE))
-    smooth = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - PARTS / steps)), use_buffers=True)
+    smooth = AveragedModel(
+        detector, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - AVERAGING_PARTS / steps)), use_buffers=True
+    )
     best, kept, waited = -math.inf, copy.deepcopy(detector.state_dict()), 0
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -247,8 +249,8 @@ def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def families(folder: Path) -> tuple[dict[str, Trees], dict[str, Trees]]:
     """(what is fitted on, what stops it), trained in the folder or read from there."""
-    plans = {f"fit/{name}": (options, True) for name, options in (FITTED | MORE).items()}
-    plans |= {f"stop/{name}": (options, False) for name, options in STOPPED.items()}
+    plans = {f"fit/{name}": (options, True) for name, options in (FITTED | ALSO_FITTED).items()}
+    plans |= {f"stop/{name}": (options, False) for name, options in STOPPING.items()}
     found: dict[str, Trees] = {}
     for name, (options, others) in plans.items():
         architecture = name.split("/")[1].split("-")[0]
@@ -285,7 +287,7 @@ def main(arguments: Sequence[str]) -> None:
     detector.save_pretrained(SHIPPED)
     about = {
         "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, "seconds": round(time.monotonic() - started),
-        "seed": 0, "fitted": FITTED | MORE, "stopped by": STOPPED, "figures": figures,
+        "seed": 0, "fitted": FITTED | ALSO_FITTED, "stopped by": STOPPING, "figures": figures,
     }  # fmt: skip
     (SHIPPED / "README.md").write_text(card(about), encoding="utf-8")
     (SHIPPED / "training.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

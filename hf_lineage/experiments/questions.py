@@ -25,12 +25,14 @@ from .networks import build
 if TYPE_CHECKING:
     from ..answers.lineage import Lineage
 
-KINDS = ("sibling", "ancestor", "descendant", "cousin", "stranger", "twin")
-WEIGHTS = (3.0, 1.0, 0.7, 2.0, 3.0, 3.0)
-LEAST, MOST = 512, 16384  # bytes read of a model
-NONE_KEPT = 0.25  # of the questions whose answer is "none": without this they would be two in three
-NOISY, WHOLE, OFFERED = 0.25, 0.3, 0.65  # shares of questions with noise, read in full, with the parent offered
-PLAIN = 0.3  # and of those in which nobody but the parent is related
+KINDS = ("sibling", "ancestor", "descendant", "cousin", "unrelated", "twin")
+KIND_WEIGHTS = (3.0, 1.0, 0.7, 2.0, 3.0, 3.0)
+MIN_BYTES, MAX_BYTES = 512, 16384  # bytes read of a model
+KEPT_WITHOUT_PARENT = 0.25  # of the questions whose answer is "none": without this they would be two in three
+NOISY_SHARE = 0.25  # of questions, with noise on the child
+WHOLE_SHARE = 0.3  # of questions, read in full
+PARENT_OFFERED_SHARE = 0.65  # of questions, with the parent among the candidates
+UNRELATED_ONLY_SHARE = 0.3  # of questions, in which nobody but the parent is related
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +82,23 @@ def questions(families: Sequence[Family], count: int, seed: int, balanced: bool 
     rng, passing = random.Random(seed), random.Random(seed)
     members = [member for family in families for member in family.members]
     by_path = {member.path: member for member in members}
-    kin = {member.path: kinships(member, members) for member in by_path.values()}
+    relations = {member.path: relations_to(member, members) for member in by_path.values()}
     for _ in range(count):
         child = rng.choice(members)
-        groups = kin[child.path]
-        parent = groups["parent"][0] if groups["parent"] and rng.random() < OFFERED else None
+        groups = relations[child.path]
+        parent = groups["parent"][0] if groups["parent"] and rng.random() < PARENT_OFFERED_SHARE else None
         chosen = [parent] if parent else []
-        plain = rng.random() < PLAIN
+        plain = rng.random() < UNRELATED_ONLY_SHARE
         for _ in range(rng.randint(0 if parent else 1, 7)):
-            kinds = [kind for kind in KINDS if groups[kind] and not (plain and kind != "stranger")]
-            kind = rng.choices(kinds, [WEIGHTS[KINDS.index(kind)] for kind in kinds])[0]
+            kinds = [kind for kind in KINDS if groups[kind] and not (plain and kind != "unrelated")]
+            kind = rng.choices(kinds, [KIND_WEIGHTS[KINDS.index(kind)] for kind in kinds])[0]
             chosen.append(rng.choice(groups[kind]))
         chosen = list(dict.fromkeys(chosen))
         rng.shuffle(chosen)
-        noise = rng.uniform(0.2, 1.5) if rng.random() < NOISY else 0.0
-        sample = round(math.exp(rng.uniform(math.log(LEAST), math.log(MOST)))) if rng.random() > WHOLE else None
-        if balanced and parent is None and passing.random() > NONE_KEPT:
+        noise = rng.uniform(0.2, 1.5) if rng.random() < NOISY_SHARE else 0.0
+        sampled = rng.random() > WHOLE_SHARE
+        sample = round(math.exp(rng.uniform(math.log(MIN_BYTES), math.log(MAX_BYTES)))) if sampled else None
+        if balanced and parent is None and passing.random() > KEPT_WITHOUT_PARENT:
             continue
         yield Question(child, tuple(chosen), parent, noise, sample, rng.getrandbits(31))
 
@@ -111,18 +114,18 @@ def answers(
             continue
 
 
-def kinships(child: Member, members: Sequence[Member]) -> dict[str, list[Member]]:
+def relations_to(child: Member, members: Sequence[Member]) -> dict[str, list[Member]]:
     """What every other member is to the child."""
-    lines = {member.path: line_of(member, members) for member in members}
+    lines = {member.path: line_of_descent(member, members) for member in members}
     own = lines[child.path]
     groups: dict[str, list[Member]] = {kind: [] for kind in ("parent", *KINDS)}
     for member in members:
         if member.path != child.path:
-            groups[kinship(own, lines[member.path], child, member)].append(member)
+            groups[relation_between(own, lines[member.path], child, member)].append(member)
     return groups
 
 
-def line_of(member: Member, members: Sequence[Member]) -> list[str]:
+def line_of_descent(member: Member, members: Sequence[Member]) -> list[str]:
     """Paths from the member up to its root."""
     found = {(other.path.parents[1], other.name): other for other in members}
     line = [str(member.path)]
@@ -132,11 +135,11 @@ def line_of(member: Member, members: Sequence[Member]) -> list[str]:
     return line
 
 
-def kinship(own: list[str], line: list[str], child: Member, member: Member) -> str:
+def relation_between(own: list[str], line: list[str], child: Member, member: Member) -> str:
     if child.recipe.get("start") is not None and child.recipe.get("start") == member.recipe.get("start"):
         return "twin"
     if own[-1] != line[-1]:
-        return "stranger"
+        return "unrelated"
     if line[0] in own:
         return "parent" if own[1] == line[0] else "ancestor"
     if own[0] in line:

@@ -19,10 +19,10 @@ CHILD_TASKS = {
 }  # fmt: skip
 
 
-def _recipe(optimizer: str, lr: float, steps: int, head_lr: float = 0.0, **other: float) -> dict[str, Any]:
+def _recipe(optimizer: str, lr: float, steps: int, head_lr: float = 0.0, **other_recipe: float) -> dict[str, Any]:
     """One way to train; `lr` is the peak of the schedule, and `head_lr` that of the new head."""
     base = {"batch": 64, "weight_decay": 0.0, "clip": 0.0}
-    return {"optimizer": optimizer, "lr": lr, "head_lr": head_lr or lr, "steps": steps, **base, **other}
+    return {"optimizer": optimizer, "lr": lr, "head_lr": head_lr or lr, "steps": steps, **base, **other_recipe}
 
 
 ROOT_RECIPES = {
@@ -66,7 +66,7 @@ CHILD_RECIPES = {  # a small rate alone would leave the new head near its initia
 }  # fmt: skip
 
 
-def other(recipe: dict[str, Any]) -> dict[str, Any]:
+def other_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe that differs in everything but the idea: what is fitted must not be judged on its own recipes."""
     swapped = {"adam": "adamw", "adamw": "adam", "sgd": "sgd"}[recipe["optimizer"]]
     factors = {"lr": 0.6, "head_lr": 0.8, "steps": 1.3, "batch": 0.75}

@@ -23,7 +23,7 @@ def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint]) -> int:
     )
 
 
-def by_features(
+def block_facts(
     found: Mapping[str, Any], grafts: Grafts, labels: Sequence[str], metric: str, kind: str = "features"
 ) -> tuple[dict[str, Any], list[str]]:
     """(fields of the answer, notes): the facts of the weights' blocks, or blocks of features alone.

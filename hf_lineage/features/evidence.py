@@ -24,10 +24,10 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..errors import ArgumentError, CheckpointError, LineageError
 from ..parallel import world
 from .forward import NoForwardDerivative
-from .lazy_tensors import Moved, Own, Partners
+from .lazy_tensors import CheckpointTensors, ChildTensors, InterpolatedTensors
 from .linearize import (
-    CURVED,
     GRID,
+    MAX_RELATIVE_CURVATURE,
     Linearised,
     Step,
     bend,
@@ -46,7 +46,7 @@ from .streaming import stream
 Source = str | Path | int | Tensor | None
 
 PROBES = 128  # (N, K) matrices are kept three times, and K is large at shallow taps
-IN_MEMORY = 4 << 30  # bytes of the float32 weights of candidate and child; above it, and of remote ones: streamed
+MAX_BYTES_IN_MEMORY = 4 << 30  # float32 weights of candidate and child; above it, and of remote ones: streamed
 PAPER_STEP = 0.01  # where no forward derivative tells how far the linearisation holds
 
 
@@ -84,7 +84,7 @@ class Child:
 
 def run_child(checkpoint: Checkpoint, seen: Checkpoint, settings: Settings) -> Child:
     """Build the child's network, make the probes for it and run it up to its last tap."""
-    network = build(checkpoint, like_of(checkpoint, settings))
+    network = build(checkpoint, module_in_memory(checkpoint, settings))
     chosen = taps(network, settings.taps)
     given = probes_for(network, settings)
     found = run(network, checkpoint, given, chosen, settings.device)
@@ -99,7 +99,7 @@ def run(
     inputs = run_inputs(network, given)
     with running(checkpoint, given):
         if _large(checkpoint):
-            found = stream(network.module, Own(network, checkpoint), None, inputs, chosen, device=device)
+            found = stream(network.module, CheckpointTensors(network, checkpoint), None, inputs, chosen, device=device)
             return {tap: item.F for tap, item in found.items()}
         own = weights(network, checkpoint, _needed(network, chosen), device)
         return features(network.module, own, inputs, chosen)
@@ -117,12 +117,12 @@ def probes_for(network: Network, settings: Settings) -> Tensor:
 
 def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint], settings: Settings) -> int:
     """The most bytes that `run_child` and `compare` read, before any is; candidates that cannot be run cost nothing."""
-    network = build(child, like_of(child, settings))
+    network = build(child, module_in_memory(child, settings))
     chosen = taps(network, settings.taps)
     own = total = _bytes(network, child, chosen)
     for checkpoint in candidates:
         with suppress(LineageError):
-            theirs = build(checkpoint, like_of(checkpoint, settings))
+            theirs = build(checkpoint, module_in_memory(checkpoint, settings))
             tries = len(GRID) if settings.step == "auto" else 1
             passes = 1 + tries if _large(checkpoint) or _large(child) else 1
             total += passes * (own + _bytes(theirs, checkpoint, _its_taps(theirs, network, chosen, settings.taps)))
@@ -200,7 +200,7 @@ def attach(
     return [with_features(c) for c in judged], [with_features(c) for c in rest]
 
 
-def remarks(candidates: Sequence[Candidate], settings: Settings) -> list[str]:
+def evidence_notes(candidates: Sequence[Candidate], settings: Settings) -> list[str]:
     """How features were compared, in words."""
     seen = [c for c in candidates if "features" in c.evidence]
     if not seen:
@@ -215,7 +215,7 @@ def remarks(candidates: Sequence[Candidate], settings: Settings) -> list[str]:
         "without a relative it names one all the same."
     ]
     bends = [tap["curvature"] for c in seen for tap in c.evidence["features"]["taps"] if tap["curvature"] is not None]
-    if bends and min(bends) >= CURVED:
+    if bends and min(bends) >= MAX_RELATIVE_CURVATURE:
         notes.append("No candidate's linearisation holds at that step (error of a tenth or more): scores say little.")
     notes += sorted({f"Taylor form: {why}" for c in seen if (why := c.evidence["features"]["why_taylor"])})
     if all(c.status == "not_comparable" for c in seen):
@@ -231,21 +231,21 @@ def candidate_facts(child: Child, checkpoint: Checkpoint, alignment: Alignment, 
     network = candidate_network(checkpoint, settings)
     _check_inputs(network.inputs, child.network.inputs)
     chosen = _its_taps(network, child.network, child.taps, settings.taps)
-    partners = Partners(network, checkpoint, child.seen, alignment)
+    partners = ChildTensors(network, checkpoint, child.seen, alignment)
     inputs = run_inputs(network, child.probes)
     streamed = _large(checkpoint) or _large(child.seen)
-    side: _Side
+    side: _Linearisation
     if streamed:
-        side = _Streamed(network, checkpoint, partners, inputs, settings)
+        side = _StreamedLinearisation(network, checkpoint, partners, inputs, settings)
     else:
         needed = _needed(network, chosen)
         own = weights(network, checkpoint, needed, settings.device)
         parameters = dict(network.module.named_parameters(remove_duplicate=False))
         moving = [name for name in needed if name in partners and name in parameters]
         delta = {name: partners[name].to(settings.device) - own[name] for name in moving}
-        side = InMemory(network.module, own, delta, inputs, settings)
+        side = InMemoryLinearisation(network.module, own, delta, inputs, settings)
     with running(checkpoint, child.probes):
-        found, why = at_taps(side, chosen, child.taps, child.features, settings)
+        found, why = compare_at_taps(side, chosen, child.taps, child.features, settings)
     return {
         "metric": settings.metric, "form": "taylor" if why else "streamed" if streamed else "exact",
         "why_taylor": why, "probes": len(child.probes), "lined_up": partners.share, "taps": found,
@@ -256,11 +256,11 @@ def candidate_network(checkpoint: Checkpoint, settings: Settings) -> Network:
     """The network of a candidate, whose weights are its own."""
     if checkpoint.adapter_base:
         raise ArgumentError(f"a LoRA adapter holds no weights of its own; name its base, {checkpoint.adapter_base}")
-    return build(checkpoint, like_of(checkpoint, settings))
+    return build(checkpoint, module_in_memory(checkpoint, settings))
 
 
-def at_taps(
-    side: _Side, chosen: Sequence[str], own: Sequence[str], G: Mapping[str, Tensor], settings: Settings
+def compare_at_taps(
+    side: _Linearisation, chosen: Sequence[str], own: Sequence[str], G: Mapping[str, Tensor], settings: Settings
 ) -> tuple[list[dict[str, Any]], str | None]:
     """(rows for `settle`, one for each tap `chosen` of the candidate; why they are in Taylor's form, if so).
 
@@ -270,7 +270,7 @@ def at_taps(
     try:
         linear = side.linearised(chosen)
     except NoForwardDerivative as error:
-        if isinstance(side, _Streamed):
+        if isinstance(side, _StreamedLinearisation):
             raise
         linear, why = side.plain(chosen), str(error)
     check_finite(linear, "the candidate")
@@ -279,7 +279,7 @@ def at_taps(
 
 
 def _at(
-    side: _Side, tap: str, own: str, linear: Linearised, G: Tensor, settings: Settings, why_taylor: str | None
+    side: _Linearisation, tap: str, own: str, linear: Linearised, G: Tensor, settings: Settings, why_taylor: str | None
 ) -> dict[str, Any]:
     """The scores of every metric at one tap, the step, and how far from straight the way there is."""
     F, T = linear.F, linear.T
@@ -308,7 +308,7 @@ def _at(
 
 
 def settle(rows: Sequence[dict[str, Any]], settings: Settings) -> None:
-    """One step for all candidates at one tap, and the scores there, in place; a row is what `at_taps` makes.
+    """One step for all candidates at one tap, and the scores there, in place; a row is what `compare_at_taps` makes.
 
     Scores at different steps cannot be compared: at α = 1 a stranger may be at the child, too. The step is the largest
     that any candidate's own linearisation allows, which a parent's does farthest; all of them were tried there.
@@ -332,7 +332,7 @@ def settle(rows: Sequence[dict[str, Any]], settings: Settings) -> None:
         }
 
 
-class _Side(abc.ABC):
+class _Linearisation(abc.ABC):
     """One candidate: its linearised features, and how far they bend at each step tried."""
 
     def __init__(self, settings: Settings) -> None:
@@ -367,7 +367,7 @@ class _Side(abc.ABC):
         """At every tap that was linearised."""
 
 
-class InMemory(_Side):
+class InMemoryLinearisation(_Linearisation):
     """Candidate and Δ fit in memory together; `own`, `delta` by the module's names."""
 
     def __init__(
@@ -394,13 +394,13 @@ class InMemory(_Side):
         return curvature(*self._all, [*self._linear], self._linear, step, batch=self._batch)
 
 
-class _Streamed(_Side):
+class _StreamedLinearisation(_Linearisation):
     """Block after block: no model is ever whole in memory; each step tried reads both again up to the last tap."""
 
     def __init__(
-        self, network: Network, checkpoint: Checkpoint, partners: Partners, inputs: Any, settings: Settings
+        self, network: Network, checkpoint: Checkpoint, partners: ChildTensors, inputs: Any, settings: Settings
     ) -> None:
-        self._module, self._own, self._partners = network.module, Own(network, checkpoint), partners
+        self._module, self._own, self._partners = network.module, CheckpointTensors(network, checkpoint), partners
         self._inputs, self._device = inputs, settings.device
         super().__init__(settings)
 
@@ -416,7 +416,7 @@ class _Streamed(_Side):
 
     def _curvature(self, step: float) -> dict[str, float]:
         """As `linearize.curvature`, at all taps by one pass."""
-        moved = self._run(Moved(self._own, self._partners, step), None, [*self._linear])
+        moved = self._run(InterpolatedTensors(self._own, self._partners, step), None, [*self._linear])
         return {tap: bend(found.F, self._linear[tap], step) for tap, found in moved.items()}
 
     def _run(
@@ -425,7 +425,7 @@ class _Streamed(_Side):
         return stream(self._module, start, end, self._inputs, chosen, device=self._device)
 
 
-def like_of(checkpoint: Checkpoint, settings: Settings) -> nn.Module | None:
+def module_in_memory(checkpoint: Checkpoint, settings: Settings) -> nn.Module | None:
     """The module itself for one in memory, else the first of them."""
     own = next((module for module in settings.modules if id(module) == checkpoint.origin), None)
     return own or (settings.modules[0] if settings.modules else None)
@@ -497,4 +497,4 @@ def _bytes(network: Network, checkpoint: Checkpoint, chosen: Sequence[str]) -> i
 
 
 def _large(checkpoint: Checkpoint) -> bool:
-    return checkpoint.remote or 8 * sum(entry.count for entry in checkpoint.values()) > IN_MEMORY
+    return checkpoint.remote or 8 * sum(entry.count for entry in checkpoint.values()) > MAX_BYTES_IN_MEMORY

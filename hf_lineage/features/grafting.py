@@ -22,13 +22,23 @@ from ..architecture.align import Alignment
 from ..architecture.describe import block_of
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import LineageError
-from .evidence import PAPER_STEP, InMemory, Settings, at_taps, candidate_network, like_of, probes_for, running, settle
+from .evidence import (
+    PAPER_STEP,
+    InMemoryLinearisation,
+    Settings,
+    candidate_network,
+    compare_at_taps,
+    module_in_memory,
+    probes_for,
+    running,
+    settle,
+)
 from .forward import Arguments, batches, flat, mapped, settled, tensor_of, visit
-from .lazy_tensors import Held, Own, Partners, inside
+from .lazy_tensors import CachedCheckpoint, CheckpointTensors, ChildTensors, inside
 from .linearize import check_finite
 from .networks import Network, build, run_inputs, taps, weights
 from .similarity import metric as known
-from .streaming import shelved
+from .streaming import streamed_weights
 
 TOKENS = 64  # of a block's output (N, tokens, width), the first ones are compared: S2.7
 BATCH = 32  # probes that go through a candidate's block together
@@ -67,10 +77,12 @@ def graft(
     blocks could be compared, and leaves the block None otherwise.
     """
 
-    def compare(graft: Callable[[int, Settings], InMemory | None], path: str, G: Tensor, chosen: Settings) -> Rows:
+    def compare(
+        graft: Callable[[int, Settings], InMemoryLinearisation | None], path: str, G: Tensor, chosen: Settings
+    ) -> Rows:
         def row(i: int) -> Facts | None:
             side = graft(i, chosen)
-            return at_taps(side, [""], [path], {path: G}, chosen)[0][0] if side else None
+            return compare_at_taps(side, [""], [path], {path: G}, chosen)[0][0] if side else None
 
         return row, lambda rows: settle(rows, chosen)
 
@@ -86,7 +98,9 @@ def outputs(
     F, G: (N, K). The scores stand under `name`, as a metric's would.
     """
 
-    def compare(graft: Callable[[int, Settings], InMemory | None], path: str, G: Tensor, chosen: Settings) -> Rows:
+    def compare(
+        graft: Callable[[int, Settings], InMemoryLinearisation | None], path: str, G: Tensor, chosen: Settings
+    ) -> Rows:
         def row(i: int) -> Facts | None:
             side = graft(i, chosen)
             F = side.plain([""])[""].F if side else None
@@ -109,15 +123,15 @@ def _walk(
     compare: Callable[..., Rows], progress: Progress | None,
 ) -> Grafts:  # fmt: skip
     """Run the child once; at each block `compare` has what it needs to make each candidate's row, then all of them."""
-    network = build(child, like_of(child, settings))
+    network = build(child, module_in_memory(child, settings))
     given = probes_for(network, settings)
     paths = [path for path in taps(network, "blocks") if path in _blocks(network)]
-    held = Held(seen)
-    donors: dict[int, _Donor] = {}
+    held = CachedCheckpoint(seen)
+    others: dict[int, _CandidateBlocks] = {}
     refused: dict[int, str] = {}
     for i, (checkpoint, alignment) in enumerate(candidates):
         try:
-            donors[i] = _Donor(network, checkpoint, held, alignment, settings)
+            others[i] = _CandidateBlocks(network, checkpoint, held, alignment, settings)
         except LineageError as error:
             refused[i] = str(error)
     rows: dict[str, dict[int, Facts]] = {}
@@ -128,8 +142,8 @@ def _walk(
         G = flat(_first(output), len(given))
         check_finite({path: G}, "the child")
         chosen = _at_step(settings, network.module.get_submodule(path))
-        row, settle_all = compare(lambda i, how: donors[i].side(path, arguments, len(G), how), path, G, chosen)
-        compared = {i: donor.guarded(row, i, given) for i, donor in donors.items()}
+        row, settle_all = compare(lambda i, how: others[i].side(path, arguments, len(G), how), path, G, chosen)
+        compared = {i: donor.guarded(row, i, given) for i, donor in others.items()}
         rows[path] = {i: facts for i, facts in compared.items() if facts}
         settle_all([*rows[path].values()])
         held.tensors.clear()
@@ -137,14 +151,14 @@ def _walk(
     device = torch.device(settings.device)
     with (
         running(child, given), settled(network.module), torch.no_grad(),
-        shelved(network.module, Own(network, child), None, device) as call,
+        streamed_weights(network.module, CheckpointTensors(network, child), None, device) as call,
     ):  # fmt: skip
         for _, arguments in batches(network.module, run_inputs(network, given), len(given), device):
             visit(network.module, paths, take, partial(call, *arguments))
     if progress:
         progress(len(rows), len(rows), "grafting")
     found: dict[int, tuple[Facts | None, ...]] = {}
-    for i, donor in donors.items():
+    for i, donor in others.items():
         if donor.why and not any(i in each for each in rows.values()):
             refused[i] = donor.why
         else:
@@ -175,26 +189,26 @@ def origins(grafts: Grafts, metric: str) -> np.ndarray:
     return result
 
 
-class _Donor:
+class _CandidateBlocks:
     """One candidate; its blocks are read when they are grafted. `why`: what the first one that failed said."""
 
     def __init__(
-        self, child: Network, checkpoint: Checkpoint, held: Held, alignment: Alignment, settings: Settings
+        self, child: Network, checkpoint: Checkpoint, held: CachedCheckpoint, alignment: Alignment, settings: Settings
     ) -> None:
         self._child, self._checkpoint = child, checkpoint
         self._network = candidate_network(checkpoint, settings)
-        self._partners = Partners(self._network, checkpoint, held, alignment)
+        self._partners = ChildTensors(self._network, checkpoint, held, alignment)
         self._places = _places(child, self._network)
         self.why: str | None = None
 
-    def side(self, path: str, arguments: Arguments, count: int, settings: Settings) -> InMemory | None:
+    def side(self, path: str, arguments: Arguments, count: int, settings: Settings) -> InMemoryLinearisation | None:
         """The block in the place of the child's at `path`, on the child's inputs; None where none fits."""
         theirs = self._places.get(path)
         if theirs is None or not self._fits(theirs, path):
             return None
         module = _Graft(self._network.module.get_submodule(theirs), arguments, count)
         own, delta = self._weights(theirs, settings.device)
-        return InMemory(module, own, delta, torch.arange(count), settings, _batch(arguments, count))
+        return InMemoryLinearisation(module, own, delta, torch.arange(count), settings, _batch(arguments, count))
 
     def guarded(self, row: Callable[[int], Facts | None], i: int, given: Tensor) -> Facts | None:
         """`row(i)`; None, and `why`, where the candidate's block cannot be run."""

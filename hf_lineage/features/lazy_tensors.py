@@ -14,7 +14,7 @@ from ..checkpoints.entry import Slice
 from .networks import Network, weights
 
 
-class Own(Mapping[str, Tensor]):
+class CheckpointTensors(Mapping[str, Tensor]):
     """A network's tensors, each read from its checkpoint when it is asked for."""
 
     def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
@@ -35,7 +35,7 @@ class Own(Mapping[str, Tensor]):
         return len(self._network.names)
 
 
-class Partners(Mapping[str, Tensor]):
+class ChildTensors(Mapping[str, Tensor]):
     """The child's tensors by the names of a candidate's network, where the two line up entry by entry.
 
     `child` is seen through its cuts, as the alignment is: a tensor that one side fuses and the other does not is put
@@ -75,7 +75,7 @@ class Partners(Mapping[str, Tensor]):
         return len(self._parts)
 
 
-class Moved(Mapping[str, Tensor]):
+class InterpolatedTensors(Mapping[str, Tensor]):
     """θ + α(θ′ − θ), θ′ where there is one."""
 
     def __init__(self, start: Mapping[str, Tensor], end: Mapping[str, Tensor], step: float) -> None:
@@ -97,7 +97,7 @@ class Moved(Mapping[str, Tensor]):
         return len(self._start)
 
 
-class Held(Wrapper):
+class CachedCheckpoint(Wrapper):
     """A checkpoint whose tensors stay in `tensors` once they were read: a block of it serves all candidates."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -35,7 +35,7 @@ from .forward import (
 from .forward import NoForwardDerivative as NoForwardDerivative
 
 GRID = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)  # steps α that are tried, the largest first
-CURVED = 0.1  # of ‖αT‖: an error below that leaves the linearisation worth its name
+MAX_RELATIVE_CURVATURE = 0.1  # of ‖αT‖: an error below that leaves the linearisation worth its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class Linearised:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step α and the curvature there, `small` below `CURVED`."""
+    """A step α and the curvature there, `small` below `MAX_RELATIVE_CURVATURE`."""
 
     value: float
     curvature: float
 
     @property
     def small(self) -> bool:
-        return self.curvature < CURVED
+        return self.curvature < MAX_RELATIVE_CURVATURE
 
 
 def features(
@@ -149,7 +149,8 @@ def bend(moved: Tensor, linearised: Linearised, step: float) -> float:
 
 
 def try_steps(bend_at: Callable[[float], float], steps: Sequence[float] = GRID) -> tuple[Step, ...]:
-    """The steps down to the first, of `GRID` the largest, whose curvature is below `CURVED`, that one last.
+    """The steps down to the first whose curvature is below `MAX_RELATIVE_CURVATURE` (of `GRID`, the largest), that one
+    last.
 
     If there is none, all of them, the last one not `small`. `bend_at(α)`: the curvature there, see `curvature`, asked
     once for each; one that is not finite is not small.

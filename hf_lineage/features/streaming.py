@@ -56,23 +56,23 @@ def stream(
     the module itself with the first; features lie where their tap ran. Buffers that the parent lacks are the module's.
     CheckpointError: a needed parameter is missing, or has another shape. NoForwardDerivative: as in `exact`.
     """
-    with settled(module), forward_mode(module), shelved(module, parent, child, device) as call:
+    with settled(module), forward_mode(module), streamed_weights(module, parent, child, device) as call:
         size = probes(inputs) if batch is None else batch
         found = collect(module, call, inputs, taps, with_tangent, batch=size, device=_device("", device))
     return {tap: Linearised(*pair) for tap, pair in found.items()}
 
 
 @contextmanager
-def shelved(
+def streamed_weights(
     module: nn.Module, parent: Weights, child: Weights | None, device: Devices
 ) -> Iterator[Callable[[tuple, dict[str, Any]], object]]:
     """`call(args, kwargs)`, which runs the module as `stream` does, each part with its weights only while it runs."""
-    shelf = _Shelf(module, parent, child)
-    with _hooked(module, shelf, device):
-        yield shelf.call
+    cache = WeightCache(module, parent, child)
+    with _hooked(module, cache, device):
+        yield cache.call
 
 
-class _Shelf:
+class WeightCache:
     """The weights that are in memory: those that the running modules have asked for."""
 
     def __init__(self, module: nn.Module, parent: Weights, child: Weights | None) -> None:
@@ -124,20 +124,20 @@ class _Shelf:
 class _Hook(ModelHook):
     """On every module, since some use the weights of modules within them without calling those."""
 
-    def __init__(self, shelf: _Shelf, device: torch.device) -> None:
-        self.shelf, self.device = shelf, device
+    def __init__(self, cache: WeightCache, device: torch.device) -> None:
+        self.cache, self.device = cache, device
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
-        self.shelf.enter(self.device)
+        self.cache.enter(self.device)
         return send_to_device(args, self.device), send_to_device(kwargs, self.device)
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        self.shelf.leave()
+        self.cache.leave()
         return output
 
 
 @contextmanager
-def _hooked(module: nn.Module, shelf: _Shelf, device: Devices) -> Iterator[None]:
+def _hooked(module: nn.Module, cache: WeightCache, device: Devices) -> Iterator[None]:
     """Hooks on every part of the module, which is afterwards as it was."""
     taken = [path for path, part in module.named_modules() if hasattr(part, "_hf_hook")]
     if taken:
@@ -145,8 +145,8 @@ def _hooked(module: nn.Module, shelf: _Shelf, device: Devices) -> Iterator[None]
     shadowed = {id(part) for part in module.modules() if "forward" in part.__dict__}
     try:
         for path, part in module.named_modules():
-            add_hook_to_module(part, _Hook(shelf, _device(path, device)))
-        with slots(module, shelf.get):
+            add_hook_to_module(part, _Hook(cache, _device(path, device)))
+        with slots(module, cache.get):
             yield
     finally:
         for part in module.modules():

@@ -109,7 +109,7 @@ class Features:
         question, options = self._question, self._options
         if not question.opened:
             return known
-        from ..features.evidence import attach, compare, remarks
+        from ..features.evidence import attach, compare, evidence_notes
 
         before = question.session.bytes_read - self._by_child
         found = compare(self._child, _as_stored(question), self._settings, options.progress)
@@ -117,7 +117,7 @@ class Features:
         judged, rest = attach(*found, _unjudged(question), known.judged, known.rest, options.evidence)
         return replace(
             known, judged=tuple(judged), rest=tuple(rest), by_others=known.by_others + by_others,
-            notes=(*known.notes, *remarks([*judged, *rest], self._settings)),
+            notes=(*known.notes, *evidence_notes([*judged, *rest], self._settings)),
         )  # fmt: skip
 
     def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[str]]:
@@ -137,11 +137,11 @@ class Detector:
         question, options = self._question, self._options
         if not question.opened:
             return known
-        from ..detector.evidence import ask, attach, open_detector
+        from ..detector.evidence import attach, open_detector, score_candidates
 
         before = question.session.bytes_read
         judge = open_detector(options.networks.detector, question.session.opener)
-        opinion = ask(judge, question.source, question.opened, self._settings, options.progress)
+        opinion = score_candidates(judge, question.source, question.opened, self._settings, options.progress)
         by_others = world().others(question.session.bytes_read - before)
         judged, rest, none = attach(
             opinion, _unjudged(question), known.judged, known.rest, options.evidence, known.none
@@ -154,9 +154,9 @@ class Detector:
         """A reason where the detector and the weights disagree."""
         if not self._question.opened:
             return list(ranked), []
-        from ..detector.evidence import remarks
+        from ..detector.evidence import evidence_notes
 
-        return remarks(ranked, verdict)
+        return evidence_notes(ranked, verdict)
 
 
 # In the order in which they are asked: what rests on the weights comes first, the verdict rests on it

@@ -157,7 +157,7 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
 
 def _by_networks(question: Question, known: _Blocks, options: Options) -> _Blocks:
     """Each block of a candidate in the child's place, by a metric and by a detector, as asked."""
-    from ..features.blocks import by_features
+    from ..features.blocks import block_facts
 
     settings, metric = settings_of(question, options), options.networks.metric
     lined = [(model, alignment) for model, (_, alignment) in zip(question.opened, question.aligned(), strict=True)]
@@ -167,7 +167,7 @@ def _by_networks(question: Question, known: _Blocks, options: Options) -> _Block
         from ..features.grafting import graft
 
         grafts = graft(question.source, question.child, lined, settings, options.progress)
-        fields, told = by_features(known.fields, grafts, known.labels, metric)
+        fields, told = block_facts(known.fields, grafts, known.labels, metric)
         known = replace(known.with_notes(*told), fields=fields)
     if "detector" in options.evidence:
         from ..detector import blocks as learned
@@ -176,7 +176,7 @@ def _by_networks(question: Question, known: _Blocks, options: Options) -> _Block
             options.networks.detector, session.opener, question.source, question.child, lined, settings,
             options.progress,
         )  # fmt: skip
-        fields, told = by_features(known.fields, grafts, known.labels, name, "detector")
+        fields, told = block_facts(known.fields, grafts, known.labels, name, "detector")
         known = replace(known.with_notes(*told), fields=fields)
     return replace(known, by_others=known.by_others + world().others(session.bytes_read - before))
 

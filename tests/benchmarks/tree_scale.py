@@ -1,7 +1,7 @@
 """What the trees of hundreds of models cost: one pass over their bytes, on two cores, in bounded memory.
 
 By hand: `python tests/benchmarks/tree_scale.py FOLDER [--models 300] [--size 12M] [--dtype BF16] [--quick] [--keep]`.
-Makes a forest of made-up Llama-like checkpoints in FOLDER, one at a time: ten random starts, four generations, uneven
+Makes trees of made-up Llama-like checkpoints in FOLDER, one at a time: ten random starts, four generations, uneven
 branching; a child is its parent plus noise, of its own size for each child and matrix, with rows left untouched. Then
 each of these runs alone in a fresh process on two cores, from files that are in no cache:
 
@@ -41,7 +41,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hf_lineage.experiments.families import Member
-from hf_lineage.experiments.phylogenies import score
+from hf_lineage.experiments.phylogenies import Score, score
 
 ROOT = Path(__file__).parents[2]
 CORES = 2
@@ -60,18 +60,19 @@ SAMPLE = "1%"
 
 # stage → functions, by where they are looked up; the indented ones are parts of the one above
 STAGES = {
-    "opening": ("family._open",), "sorting": ("family.by_architecture",), "reading": ("family.read_together",),
-    "kinship": ("family.gather",), "groups": ("forest.grow.related_groups",), "trees": ("forest.grow._tree",),
+    "opening": ("tasks.phylogeny._open",), "sorting": ("tasks.phylogeny.by_architecture",),
+    "reading": ("tasks.phylogeny.read_aligned",), "kinship": ("tasks.phylogeny.distinct_models",),
+    "groups": ("trees.build.related_groups",), "trees": ("trees.build._tree",),
 }  # fmt: skip
 PARTS = {
-    "reading: sums": ("weights.reading.measure",), "reading: units": ("weights.units.Units.take",),
-    "reading: fetching (threads)": ("weights.reading._Reader._fetch",),
-    "kinship: copies": ("forest.reading._copies",), "kinship: information": ("forest.kinship.shared_information",),
-    "kinship: kurtosis": ("forest.kinship._kurtosis",), "kinship: entropy": ("forest.kinship._entropy",),
-    "groups: tests": ("forest.reading.Kin.test",), "trees: merges": ("forest.grow.mixtures",),
-    "trees: straighten": ("forest.grow.straighten",), "trees: probabilities": ("forest.grow._probabilities",),
-    "trees: untouched": ("forest.untouched.Untouched._pair",), "trees: ancestors": ("forest.grow._ancestors",),
-    "trees: one way": ("forest.reading.Kin.one_way",), "trees: root": ("forest.grow.root",),
+    "reading: sums": ("weights.reader.block_moments",), "reading: units": ("weights.units.Units.take",),
+    "reading: fetching (threads)": ("weights.reader._Reader._fetch",),
+    "kinship: copies": ("trees.reading._copies",), "kinship: information": ("trees.pair_statistics.shared_information",),
+    "kinship: kurtosis": ("trees.pair_statistics._kurtosis",), "kinship: entropy": ("trees.pair_statistics._entropy",),
+    "groups: tests": ("trees.reading.AlignedModels.test",), "trees: merges": ("trees.build.mixtures",),
+    "trees: straighten": ("trees.build.resolve_contradictions",), "trees: probabilities": ("trees.build._probabilities",),
+    "trees: untouched": ("trees.without_gradient.WithoutGradient._pair",), "trees: ancestors": ("trees.build._ancestors",),
+    "trees: one way": ("trees.reading.AlignedModels.one_way",), "trees: root": ("trees.build.root",),
 }  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def pedigree(models: int, seed: int) -> list[tuple[str, str | None, int]]:
 
 
 def build(folder: Path, models: int, size: str, dtype: str, seed: int) -> list[Member]:
-    """The forest on disk; what is there of it already is kept."""
+    """The models on disk; what is there of it already is kept."""
     members = []
     for i, (name, parent, generation) in enumerate(pedigree(models, seed)):
         path = folder / name
@@ -233,12 +234,18 @@ def measure(members: Sequence[Member], sample: str | None) -> dict[str, Any]:
         "calls_of_parts": {name: watch.calls[name] for name in PARTS if name in watch.calls},
         "peak_mb_by_stage": {name: watch.peak[name] / 1e6 for name in STAGES if name in watch.peak},
         "lineage": found.lineage, "direction": found.direction, "overall": found.overall,
-        "undirected": found.undirected, "score": asdict(found),
+        "undirected": found.undirected, "score": recorded(found),
         "groups": len(tree.groups), "groups_true": sum(member.parent is None for member in members),
         "roots_named": len(tree.roots), "roots_right": sum(member.parent is None and str(member.path) in tree.roots for member in members),
         "unnamed_ancestors": sum(node.hidden for node in tree.nodes), "models_in_the_answer": len(named),
         "left_out": len(tree.left_out), "quality": tree.quality,
     }  # fmt: skip
+
+
+def recorded(found: Score) -> dict[str, int]:
+    """The counts of a score under the keys of the recorded results."""
+    counts = asdict(found)
+    return {{"reported": "said", "unrelated": "strange"}.get(name, name): value for name, value in counts.items()}
 
 
 def baseline(members: Sequence[Member]) -> dict[str, Any]:
