@@ -20,19 +20,21 @@ if TYPE_CHECKING:
     from .tasks.audit import audit as audit
     from .tasks.phylogeny import phylogeny as phylogeny
     from .tasks.search import find_candidates as find_candidates
+    from .tasks.session import Session as Session
     from .tasks.trace import trace as trace
     from .tasks.trace_layers import trace_layers as trace_layers
 
 # imported when first used: `import hf_lineage` costs nothing
 _HOMES = {
     "LayerLineage": "answers.layers", "Lineage": "answers.lineage", "LineageError": "errors",
-    "ModelRef": "answers.refs", "Phylogeny": "answers.phylogeny", "annotate": "tasks.annotate", "audit": "tasks.audit",
+    "ModelRef": "answers.refs", "Phylogeny": "answers.phylogeny", "Session": "tasks.session",
+    "annotate": "tasks.annotate", "audit": "tasks.audit",
     "find_candidates": "tasks.search", "phylogeny": "tasks.phylogeny", "trace": "tasks.trace",
     "trace_layers": "tasks.trace_layers",
 }  # fmt: skip
 __all__ = [
-    "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "annotate", "audit", "find_candidates",
-    "phylogeny", "trace", "trace_layers",
+    "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit",
+    "find_candidates", "phylogeny", "trace", "trace_layers",
 ]  # fmt: skip
 
 

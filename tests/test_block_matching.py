@@ -13,6 +13,7 @@ import transformers
 from scipy.stats import kstest
 
 from hf_lineage.answers.refs import ModelRef
+from hf_lineage.architecture.align import align
 from hf_lineage.architecture.conventions import fused_parts
 from hf_lineage.architecture.describe import describe
 from hf_lineage.checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
@@ -330,7 +331,7 @@ def test_a_grown_vocabulary_lines_up_with_its_beginning() -> None:
     architecture = describe(child)
     blocks, [places] = match_blocks(child, architecture, [parent], budget=None, seed=0)
     assert isinstance(places, BlockMatches)
-    alignment = align_blocks(child, architecture, blocks, parent, places)
+    alignment = align_blocks(child, blocks, parent, places, align(child, parent))
     assert alignment.grown == dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (60, 50))
     assert {*alignment.pairs} | {*alignment.unmatched} == {*architecture.weights}
     assert alignment.unmatched.keys() <= {"model.norm.weight"} and alignment.coverage > 0.99

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from ..answers.refs import ModelRef
+from ..architecture.describe import Architecture, describe
 from .dtypes import BITS, decode, torch_dtypes
 from .entry import Entry, Slice
 from .local import LocalRepo
@@ -67,6 +68,11 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
         """What mergekit made the model from; empty where it did not. Fetched when first asked for."""
         names = [name for name in RECIPES if self.repo and name in self.repo.files]
         return yaml_data(self.repo.read_optional(names[0], MAX_RECIPE)) if self.repo and names else {}
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Which of the tensors are what, told from names and shapes when first asked for."""
+        return describe(self)
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..architecture.describe import Architecture, describe
 from .checkpoint import Checkpoint, Wrapper
 from .entry import Entry, Slice
 
@@ -37,14 +36,9 @@ class View(Wrapper):
                 places[key] = (name, first * _width(entry))
         super().__init__(checkpoint, entries)
         for name, value in vars(checkpoint).items():  # whatever a checkpoint knows of its model besides its tensors
-            if not name.startswith("_"):
+            if not name.startswith("_") and name != "architecture":
                 setattr(self, name, value)
         self._places = places
-
-    @cached_property
-    def architecture(self) -> Architecture:
-        """Which of its tensors are what; described when first asked for. `first_rows` keeps it: no name changes."""
-        return describe(self)
 
     @cached_property
     def config(self) -> dict:

@@ -54,13 +54,14 @@ def annotate(child: str, candidates: tuple[str, ...], with_layers: bool, create_
     first = is_first()
     from ..tasks.annotate import annotate as run
     from ..tasks.annotate import headline
+    from ..tasks.session import Session
     from ..tasks.trace import trace
     from ..tasks.trace_layers import trace_layers
 
     asked = list(candidates) or None
-    with Bar() as progress:
-        lineage = trace(child, asked, progress=progress, **options)
-        layers = trace_layers(child, asked, progress=progress, **options) if with_layers else None
+    with Bar() as progress, Session(allow_pickle=options.pop("allow_pickle")) as session:
+        lineage = trace(child, asked, progress=progress, session=session, **options)
+        layers = trace_layers(child, asked, progress=progress, session=session, **options) if with_layers else None
     if not first:
         return
     say(headline(lineage, layers))

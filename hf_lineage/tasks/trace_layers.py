@@ -198,16 +198,15 @@ def _with_blocks(
     kept: list[BlockMatches] = []
     refs = []
     told = [f"{each.ref} could not be read: {' '.join(each.reasons)}" for each in question.unreadable]
-    for view, label, found in zip(question.candidates, labels, places, strict=True):
+    for (view, by_name), label, found in zip(question.aligned(), labels, places, strict=True):
         if isinstance(found, LineageError):
             told.append(f"{view.ref.name} could not be read: {found}")
         elif view.adapter_base:
             told.append(f"{view.ref.name} is a LoRA adapter and holds no blocks; name its base, {view.adapter_base}.")
         elif all(j is None for j in found.best):
-            why = question.session.align(question.child, view).explain()
-            told.append(f"{view.ref.name} has no block of a kind and shape of the child's: {why}.")
+            told.append(f"{view.ref.name} has no block of a kind and shape of the child's: {by_name.explain()}.")
         else:
-            aligned.append((view, align_blocks(question.child, question.architecture, blocks, view, found)))
+            aligned.append((view, align_blocks(question.child, blocks, view, found, by_name)))
             kept.append(found)
             refs.append(label)
     if not aligned:

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from ..answers.base import Progress
-from ..architecture.align import Alignment, align, is_grown
-from ..architecture.describe import Architecture, block_of, describe, natural_key, short_names
+from ..architecture.align import Alignment, is_grown
+from ..architecture.describe import Architecture, block_of, natural_key, short_names
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import LineageError
@@ -137,7 +137,7 @@ def match_blocks(
     expect: called with the bytes that are about to be read of all models; it may raise to refuse.
     """
     ours = blocks_of(child, architecture)
-    theirs = [blocks_of(candidate, describe(candidate)) for candidate in candidates]
+    theirs = [blocks_of(candidate, candidate.architecture) for candidate in candidates]
     inner = [sum(not block.rest for block in blocks) for blocks in (ours, *theirs)]
     depth = max(inner) / max(1, inner[0])
     room = min(SCREEN_BYTES, SCREEN_BYTES_IN_ALL // (1 + len(candidates)), budget or SCREEN_BYTES) / max(1.0, depth)
@@ -160,11 +160,13 @@ def match_blocks(
 
 
 def align_blocks(
-    child: Checkpoint, architecture: Architecture, blocks: Sequence[Block], candidate: Checkpoint, matches: BlockMatches
+    child: Checkpoint, blocks: Sequence[Block], candidate: Checkpoint, matches: BlockMatches, by_name: Alignment
 ) -> Alignment:
-    """The candidate's tensors for the child's, by matched blocks; tables that have grown as in
-    `architecture/align.py`."""
-    by_name = align(child, candidate, architecture)
+    """The candidate's tensors for the child's, block by block; token tables that have grown as in `by_name`.
+
+    by_name: what `architecture.align` made of the two.
+    """
+    architecture = child.architecture
     pairs = matches.tensor_pairs(blocks, child, candidate)
     rest = {name for block in blocks if block.rest for name in block.tensors.values()}
     grown = {name: both for name, both in by_name.grown.items() if name in rest and name not in pairs}
