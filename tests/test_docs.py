@@ -1,4 +1,4 @@
-"""The README is tested: its Python runs, its commands exist, its two commands are what CI runs."""
+"""The documents are tested: their Python runs, their commands exist, their links lead somewhere, CI runs the README."""
 
 from __future__ import annotations
 
@@ -14,40 +14,83 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import nn
 
+from hf_lineage.answers.base import SCHEMA
 from hf_lineage.cli import cli
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BASH = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
-PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").rglob("*.md")
+)
+NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
+TEXTS = {name: path.read_text() for name, path in zip(NAMES, PAGES, strict=True)}
+README = TEXTS["README.md"]
+BENCHMARKS = TEXTS["docs/benchmarks.md"]
 
 
-def test_python_blocks_run(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
+
+
+PYTHON = [name for name in NAMES if blocks(TEXTS[name], "python")]
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_python_blocks_run(
+    name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, as a reader would type them, with three models, a module and pictures at hand."""
     monkeypatch.chdir(tmp_path)
     layers = [("fc1", nn.Linear(48, 96)), ("relu", nn.ReLU()), ("fc2", nn.Linear(96, 64)), ("fc3", nn.Linear(64, 10))]
     module = nn.Sequential(OrderedDict(layers))
     module.load_state_dict(load_file(folders["child"] / "model.safetensors"))
-    given = {name: folders[name] for name in ("child", "parent", "stranger")}
-    for block in PYTHON:
+    given = {"child": folders["child"], "parent": folders["parent"], "unrelated": folders["stranger"]}
+    shown = given | {"module": module, "images": torch.rand(16, 48)}
+    exec("import hf_lineage as hl", shown)
+    for block in blocks(TEXTS[name], "python"):
         if "pytest_plugins" not in block:
-            exec("import hf_lineage as hl\n" + block, given | {"module": module, "images": torch.rand(16, 48)})
-    assert (tmp_path / "lineage.png").stat().st_size > 5000
-    assert '"schema": "hf_lineage/1"' in (tmp_path / "lineage.json").read_text()
+            exec(block, shown)
+    for drawn in re.findall(r'\.plot\("(\w+\.png)"\)', "".join(blocks(TEXTS[name], "python"))):
+        assert (tmp_path / drawn).stat().st_size > 5000
+    if name == "README.md":
+        assert '"schema": "hf_lineage/1"' in (tmp_path / "lineage.json").read_text()
+
+
+def test_the_pages_with_python_are_these() -> None:
+    """A page whose blocks are no longer found would not be run."""
+    guides = ["annotate", "audit", "features", "layers", "testing", "trace", "trees"]
+    assert ["README.md", *(f"docs/guides/{name}.md" for name in guides)] == PYTHON
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 250
 
 
 @pytest.mark.parametrize("name", cli.commands)
-def test_every_command_is_in_the_readme(name: str) -> None:
+def test_every_command_is_in_the_readme_and_in_a_guide(name: str) -> None:
     assert f"hf-lineage {name}" in README
+    assert any(f"hf-lineage {name}" in text for page, text in TEXTS.items() if page.startswith("docs/guides/"))
 
 
-def test_every_command_line_in_the_readme_parses() -> None:
-    lines = [line for block in BASH for line in block.splitlines() if line.startswith("hf-lineage ")]
-    inline = re.findall(r"`hf-lineage ([^`]+)`", README)
-    for text in [line.removeprefix("hf-lineage ") for line in lines] + inline:
+def command_lines(text: str) -> list[str]:
+    lines = [line for block in blocks(text, "bash") for line in block.splitlines() if line.startswith("hf-lineage ")]
+    lines += [line.partition("hf-lineage ")[2] for block in blocks(text, "bash") for line in block.splitlines()
+              if "--no-python hf-lineage " in line]  # fmt: skip
+    return [line.removeprefix("hf-lineage ") for line in lines] + re.findall(r"`hf-lineage ([^`]+)`", text)
+
+
+@pytest.mark.parametrize("page", [name for name in NAMES if command_lines(TEXTS[name])])
+def test_every_command_line_parses(page: str) -> None:
+    for text in command_lines(TEXTS[page]):
         name, *arguments = shlex.split(text)
         command = cli.commands[name]
         with command.make_context(name, arguments):
             pass
+
+
+def test_command_lines_are_found() -> None:
+    text = "`hf-lineage tree a b` or\n```bash\nhf-lineage trace x\ntorchrun --no-python hf-lineage demo\nls\n```\n"
+    assert command_lines(text) == ["trace x", "demo", "tree a b"]
+    assert len([line for text in TEXTS.values() for line in command_lines(text)]) >= 30
 
 
 @pytest.mark.parametrize("name", cli.commands)
@@ -58,22 +101,67 @@ def test_every_option_has_help(name: str) -> None:
 
 
 def test_ci_runs_the_readme_unchanged() -> None:
-    commands = [block.strip() for block in BASH if "venv" in block]
+    commands = [block.strip() for block in blocks(README, "bash") if "venv" in block]
     assert len(commands) == 2 and all("\n" not in command for command in commands), "each is one line to paste"
     assert commands[0].endswith("hf-lineage demo") and commands[1].endswith("-m pytest")
     assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert "run: .ci/run\n" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 
 
 def test_exit_codes_and_verdicts_are_documented() -> None:
-    for word in ("parent", "identical", "none", "common_origin", "undecided", "confirmed", "contradicted", "relative"):
-        assert f"`{word}`" in README
-    for code in ("0 an answer", "1 an error", "2 wrong usage", "3 the child", "130 interrupted"):
-        assert code in README
+    for page in (README, TEXTS["docs/guides/trace.md"]):
+        for word in (
+            "parent",
+            "identical",
+            "none",
+            "common_origin",
+            "undecided",
+            "confirmed",
+            "contradicted",
+            "relative",
+        ):
+            assert f"`{word}`" in page
+        for code in ("0 an answer", "1 an error", "2 wrong usage", "3 the child", "4 an", "130 interrupted"):
+            assert code in page.replace("\n", " ")
 
 
-def test_links_and_pictures_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+def anchors(text: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_and_pictures_exist(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", TEXTS[name], flags=re.S)):
+        if not target.startswith("https://"):
+            file, _, anchor = target.partition("#")
+            path = (page.parent / file).resolve() if file else page
+            assert path.exists() and path.is_relative_to(ROOT), target
+            assert not anchor or anchor in anchors(path.read_text()), target
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page not in reached:
+            reached.add(page)
+            targets = re.findall(r"\]\(([^)#\s]+\.md)\)", page.read_text())
+            waiting += [(page.parent / target).resolve() for target in targets if "://" not in target]
+    assert {*PAGES} <= reached
+
+
+def test_files_named_in_the_documents_exist() -> None:
+    for name, text in TEXTS.items():
+        prose = re.sub(r"```.*?```", "", text, flags=re.S)
+        for path in re.findall(r"`((?:hf_lineage|tests|docs|spaces_app)/[\w/.-]+)`", prose):
+            assert (ROOT / path).exists() or path == SCHEMA, f"{name} names {path}"
+        for path in re.findall(r"(?:python|pytest -m large) (tests/[\w/]+\.py)", text):
+            assert (ROOT / path).exists(), f"{name} runs {path}"
+        for module in re.findall(r"python -m (hf_lineage[\w.]+)", text):
+            assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"{name} runs {module}"
 
 
 @pytest.mark.parametrize("name", ["trust", "features", "layers", "trees", "search", "detector"])
@@ -84,5 +172,5 @@ def test_the_table_is_what_was_measured(name: str) -> None:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    shown = README.partition(f"<!-- {name} table -->\n")[2].partition(f"<!-- /{name} table -->")[0]
+    shown = BENCHMARKS.partition(f"<!-- {name} table -->\n")[2].partition(f"<!-- /{name} table -->")[0]
     assert module.table() in shown and module.summary() in shown.replace("\n", " ")

@@ -259,3 +259,32 @@ def test_the_page_explains_every_field() -> None:
         for part in (schema, *schema.get("$defs", {}).values()):
             for name in (*part.get("properties", {}), *(value for value in part.get("enum", ()) if "-" not in value)):
                 assert name in explained, f"docs/schema.md does not explain {name} of {kind}"
+
+
+def kind_of(answer: Answer) -> str:
+    marks = {
+        "lineage": "verdict", "layers": "blocks", "phylogeny": "nodes", "candidates": "requests", "annotation": "diff",
+        "journal": "kind", "audit": "findings",
+    }  # fmt: skip
+    return next(kind for kind, key in reversed(marks.items()) if key in answer)
+
+
+def recorded(value: Any) -> list[Answer]:
+    """Every answer somewhere in a record of tests/recorded, which keeps only the names of `seconds` and `versions`."""
+    if isinstance(value, list):
+        return [answer for item in value for answer in recorded(item)]
+    if not isinstance(value, dict):
+        return []
+    inner = [answer for key, item in value.items() if key != "predicate" for answer in recorded(item)]
+    if value.get("schema") != SCHEMA:
+        return inner
+    given = {"seconds": 0.0, "versions": {"hf_lineage": "0.1.0"}}
+    return [*inner, {key: given.get(key, item) if item is None else item for key, item in value.items()}]
+
+
+def test_the_recorded_answers_fit() -> None:
+    files = sorted((ROOT / "tests" / "recorded").glob("*.json"))
+    found = [answer for path in files for answer in recorded(json.loads(path.read_text()))]
+    assert {kind_of(answer) for answer in found} == {*KINDS} and len(found) > 100
+    for answer in found:
+        assert not faults(kind_of(answer), answer)

@@ -1,4 +1,4 @@
-"""The README's tables of the Lineage Detector: python tests/benchmarks/detector_table.py"""
+"""The tables of docs/benchmarks.md about the Lineage Detector: python tests/benchmarks/detector_table.py"""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def table() -> str:
         right, spread = each["accuracy"]
         nearest = [_percent(each[f"nearest by {kind}"][0]) for kind in ("weights", "features")]
         rows.append([what, f"{_percent(right)} ± {100 * spread:.1f}", f"{each['ece'][0]:.2f}", *nearest])
-    shipped = [["the one that ships, on families it never saw", "parent among strangers", "orphans", "beside relatives",
+    shipped = [["the one that ships, on families it never saw", "parent among unrelated models", "orphans", "beside relatives",
                 "nearest by weights there"], ["---", *["---:"] * 4]]  # fmt: skip
     families = read("shipped")["families"]
     for name, what in UNSEEN.items():

@@ -1,4 +1,4 @@
-"""The README's table of the learning-free method, from its recorded results: python tests/benchmarks/features_table.py"""
+"""The table of docs/benchmarks.md about the learning-free method, from its recorded results: python tests/benchmarks/features_table.py"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's table of what layer origins are worth, from the recorded runs: python tests/benchmarks/layers_table.py"""
+"""The table of docs/benchmarks.md about what layer origins are worth, from the recorded runs: python tests/benchmarks/layers_table.py"""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def summary() -> str:
     beside = sum(each["with relatives: mixtures"] for each in kinds)
     children = sum(each["children"] for each in kinds)
     assembled = sum(each["with relatives: passthrough"] for each in kinds)
-    strangers = single["strangers"].values()
+    unrelated = single["strangers"].values()
     features = hybrids["features"]
     named = ", ".join(f"{sparse[m]['named']} / {sparse[m]['merges']}" for m in ("ties", "dare", "task_arithmetic"))
     return (
@@ -55,13 +55,13 @@ def summary() -> str:
         f"{hybrids['weights']} of {hybrids['blocks']} blocks right by weights, by features {features['l2, exact']} (l2), "
         f"{features['cka, exact']} (cka) and without the step {features['l2, plain']} and {features['cka, plain']}. "
         f"Passthrough merges of 6 Llamas, as they are and tuned: {passed['right']} of {passed['blocks']} blocks right. "
-        f"TIES, DARE and task arithmetic around a base that is offered, untouched since: named in {named}. Children of one "
+        f"TIES, DARE and task arithmetic around a base that is offered, not tuned since: named in {named}. Children of one "
         f"parent: {called} of {blocks} groups of weights called a mixture among roots, {beside} with parents, siblings and "
         f"children of their own offered too, where {assembled} of {children} were said to be put "
-        f"together from several. Strangers: {sum(each['origins'] for each in strangers)} of "
-        f"{sum(each['blocks'] for each in strangers)} given an origin, smallest p of {sum(each['tested'] for each in strangers)} "
-        f"blocks {min(each['smallest_p'] for each in strangers):.2g}. ResNets with a frozen stem and a new last stage: "
-        f"{sum(single['new stage'])} of {len(single['new stage'])} told exactly so."
+        f"together from several. Unrelated models: {sum(each['origins'] for each in unrelated)} of "
+        f"{sum(each['blocks'] for each in unrelated)} given an origin, smallest p of {sum(each['tested'] for each in unrelated)} "
+        f"blocks {min(each['smallest_p'] for each in unrelated):.2g}. ResNets with a frozen stem and a new last stage: "
+        f"{sum(single['new stage'])} of {len(single['new stage'])} reported exactly so."
     )
 
 

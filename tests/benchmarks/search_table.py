@@ -1,4 +1,4 @@
-"""The README's table of what a search for candidates finds and costs: python tests/benchmarks/search_table.py"""
+"""The table of docs/benchmarks.md about what a search for candidates finds and costs: python tests/benchmarks/search_table.py"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def table() -> str:
         ("… and comes first", "parent first", "asked"),
         ("… and is named as the parent", "parent named", "asked"),
         ("… and another model is named", "wrongly named", "asked"),
-        ("cards that name a stranger: contradicted", "contradicted", "lies"),
+        ("cards that name an unrelated model: contradicted", "contradicted", "lies"),
         ("… and the parent comes first all the same", "parent first all the same", "lies"),
         ("the parent is hidden: another relative is named", "another named", "parent hidden"),
         ("… which is an older ancestor", "that is an ancestor", "parent hidden"),

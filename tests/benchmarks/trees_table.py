@@ -1,4 +1,4 @@
-"""The README's table of what family trees are worth, from the recorded runs: python tests/benchmarks/trees_table.py"""
+"""The table of docs/benchmarks.md about what family trees are worth, from the recorded runs: python tests/benchmarks/trees_table.py"""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def summary() -> str:
         [each["methods"]["information"]["all"] for kind, each in found.items() if kind.endswith("light") is is_light]
         for is_light in (False, True)
     )
-    many, strangers = read("many"), read("strangers")
+    many, unrelated = read("many"), read("strangers")
     stored = {kind: read(f"stored-{kind}") for kind in ("fc", "resnet", "vit", "llama")}
     rows = [row for each in [*found.values(), many] for row in each["edges"]]
     edge = calibration_error([row[0] for row in rows], [row[1] for row in rows])
-    told = [row for row in rows if row[1] and row[2] is not None]
-    wrong = sum(not row[3] for row in told)
+    directed = [row for row in rows if row[1] and row[2] is not None]
+    wrong = sum(not row[3] for row in directed)
     merges = [each["merges"] for each in stored.values()]
     orphans = [each["orphans"] for each in found.values()]
     generations = read("generations")
@@ -61,14 +61,14 @@ def summary() -> str:
         f"fine-tunes {_sum(light, 'found')} of {_sum(light, 'edges')}, {_sum(light, 'directed')} directed, "
         f"{_sum(light, 'right')} rightly. A family of {many['models']} fully connected models: "
         f"{_cell(many['methods']['information']['all'])}. Expected calibration error of an edge's probability over "
-        f"{len(rows):,} edges: {edge:.3f}; of {len(told):,} directed true edges {wrong} point the wrong way. Members "
+        f"{len(rows):,} edges: {edge:.3f}; of {len(directed):,} directed true edges {wrong} point the wrong way. Members "
         f"stored in turn as fp16, bf16, int8, half pruned, with another head: "
         + ", ".join(f"{KINDS[kind]} {_cell(each['stored'])}" for kind, each in stored.items())
-        + f". Merges of two and three members, of one tree or two: {_sum(merges, 'told')} of {_sum(merges, 'merges')} told, "
+        + f". Merges of two and three members, of one tree or two: {_sum(merges, 'told')} of {_sum(merges, 'merges')} found, "
         f"{_sum(merges, 'sources right')} with exactly their sources, {_sum(merges, 'groups joined')} trees joined by them. A "
         f"parent taken out: {_sum(orphans, 'noticed')} of {_sum(orphans, 'missing')} noticed; ancestors made up while nobody "
-        f"is missing: {_sum(orphans, 'made up')} among {_sum(orphans, 'models')} models. Strangers of one data set and recipe: "
-        + ", ".join(f"{each['edges']} edges among {each['models']} {kind}" for kind, each in strangers.items() if
+        f"is missing: {_sum(orphans, 'made up')} among {_sum(orphans, 'models')} models. Unrelated models of one data set and recipe: "
+        + ", ".join(f"{each['edges']} edges among {each['models']} {kind}" for kind, each in unrelated.items() if
                     isinstance(each, dict))
         + ". An ancestor first among all models of its generation (Neural Lineage, Table 2; steps of one, two, three "
         "generations): " + "; ".join(f"{name} {_steps(generations[name])}" for name in _named(generations))
@@ -93,7 +93,7 @@ def _learned() -> str:
     return (
         f"`detector`: the family of {found['trees']['fc-many']['models']} {_cell(found['trees']['fc-many']['all'])}; stored "
         "otherwise " + ", ".join(f"{KINDS[kind]} {_cell(row)}" for kind, row in found["stored"].items())
-        + f"; expected calibration error of an edge with its direction over {len(sure):,} edges {error:.3f}; strangers "
+        + f"; expected calibration error of an edge with its direction over {len(sure):,} edges {error:.3f}; unrelated models "
         + ", ".join(f"{each['edges']} edges among {each['models']} {kind}" for kind, each in found["strangers"].items())
         + f". What a pair sees, {ladder['steps']} steps each, mean over the seven families: "
         + "; ".join(f"{name} {' / '.join(f'{share:.0f}' for share in each)}" for name, each in shares.items())
@@ -119,7 +119,8 @@ def _steps(table: dict[str, list[int]]) -> str:
 
 
 def _signals(shares: dict[str, float]) -> str:
-    return ", ".join(f"{name} {100 * share:.0f}" for name, share in shares.items())
+    names = {"lean": "residual asymmetry"}
+    return ", ".join(f"{names.get(name, name)} {100 * share:.0f}" for name, share in shares.items())
 
 
 def calibration_error(said: Sequence[float], right: Sequence[bool]) -> float:

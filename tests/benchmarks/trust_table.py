@@ -1,4 +1,4 @@
-"""The README's table of what verdicts are worth, from the recorded measurements: python tests/benchmarks/trust_table.py"""
+"""The table of docs/benchmarks.md about what verdicts are worth, from the recorded measurements: python tests/benchmarks/trust_table.py"""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def table() -> str:
     rows.append(
         ["child offered as its parent's candidate: `parent`", *(_said(orders[name]["reversed"]) for name in NAMES)]
     )
-    rows.append(["… told to be the `descendant`", *(_descendants(orders[name]["reversed"]) for name in NAMES)])
+    rows.append(["… reported as the `descendant`", *(_descendants(orders[name]["reversed"]) for name in NAMES)])
     hidden = read("disguise")["architectures"]
     for how in ("permuted", "permuted and rescaled"):
         rows.append(
             [f"children with units {how}: found", *(f"{hidden[n][f'{how}, found']} / {hidden[n][how]}" for n in NAMES)]
         )
-    strangers = (f"{hidden[n]['taken_for_relatives']} / {hidden[n]['pairs']:,}" for n in NAMES)
-    rows.append(["unrelated pairs taken for relatives", *strangers])
+    apart = (f"{hidden[n]['taken_for_relatives']} / {hidden[n]['pairs']:,}" for n in NAMES)
+    rows.append(["unrelated pairs taken for relatives", *apart])
     parts = read("calibration")["architectures"]
     rows.append(
         [
