@@ -6,7 +6,7 @@ import abc
 import importlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -80,6 +80,28 @@ class StatisticalAnswer(MeasuredAnswer):
         return {name: getattr(self, name) for name in reached}
 
 
+class Evidence(Mapping[str, Any], abc.ABC):
+    """What one kind of evidence measured of a candidate: typed fields in Python, and a mapping as its JSON shows it.
+
+    Equal to another mapping of the same content, as mappings are.
+    """
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract of this kind of evidence."""
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
+
+
 def fields_of(record: Any) -> dict[str, Any]:
     """The fields of a dataclass with their values, not copied."""
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
@@ -87,6 +109,8 @@ def fields_of(record: Any) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """JSON types only: tuples become lists, non-finite numbers null, floats keep 9 significant digits."""
+    if isinstance(value, Evidence):
+        value = value.to_dict()
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .base import StatisticalAnswer, fields_of, report
+from .base import Evidence, StatisticalAnswer, fields_of, report
 from .refs import ModelRef, printable
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Candidate:
     relation: Relation | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..answers.base import Progress
+from ..answers.base import Evidence, Progress, fields_of
 from ..answers.lineage import Candidate, Verdict
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.opener import Opener
@@ -90,11 +90,33 @@ def _build(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> LineageDetector
 # ---- asked about whole models
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DetectorEvidence(Evidence):
+    """What a detector says of one candidate.
+
+    probability that it is the parent, in [0, 1]; score: the same before the softmax. detector: its name; inputs: what
+    it looked at; probes: how many, None where no network was run. none_probability: of none of the candidates, None of
+    a closed set. temperature: that the scores were divided by.
+    """
+
+    probability: float
+    score: float
+    detector: str
+    inputs: list[str]
+    probes: int | None
+    none_probability: float | None
+    temperature: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return fields_of(self)
+
+
 @dataclass(frozen=True, slots=True)
 class DetectorScores:
     """`found`: facts of candidate i; `refused`: why there are none; `none`: P(none of these), None of a closed set."""
 
-    found: dict[int, dict[str, Any]]
+    found: dict[int, DetectorEvidence]
     refused: dict[int, str]
     none: float | None
 
@@ -130,12 +152,12 @@ def score_candidates(
     scores = score(judge, *pairs(ours, [*seen.values()]))
     shares = judge.detector.probabilities(scores).tolist()
     none = shares[len(seen)] if judge.config.no_parent else None
-    about = {
+    about: dict[str, Any] = {
         "detector": judge.name, "inputs": list(ours.names), "probes": count_probes(settings), "none_probability": none,
         "temperature": judge.config.temperature,
     }  # fmt: skip
     found = {
-        i: {"probability": share, "score": float(value), **about}
+        i: DetectorEvidence(probability=share, score=float(value), **about)
         for i, share, value in zip(seen, shares, scores.tolist(), strict=False)
     }
     return DetectorScores(found, refused, none)
@@ -173,7 +195,7 @@ def attach(
         i = places.get((candidate.ref, candidate.revision, candidate.requested), -1)
         if i in opinion.found:
             facts = opinion.found[i]
-            share = facts["probability"] if alone else candidate.probability
+            share = facts.probability if alone else candidate.probability
             return replace(candidate, probability=share, evidence={**candidate.evidence, "detector": facts})
         why = (f"detector: {opinion.refused[i]}",) if i in opinion.refused else ()
         return replace(
@@ -191,17 +213,17 @@ def attach(
 
 def evidence_notes(candidates: Sequence[Candidate], said: Verdict) -> tuple[list[Candidate], list[str]]:
     """The candidates in their final order, with a reason where detector and weights disagree; and notes."""
-    seen = [c for c in candidates if "detector" in c.evidence]
+    seen = [(c, each) for c in candidates if isinstance(each := c.evidence.get("detector"), DetectorEvidence)]
     if not seen:
         return list(candidates), []
-    facts = seen[0].evidence["detector"]
-    none = facts["none_probability"]
-    inputs = ", ".join(facts["inputs"])
+    about = seen[0][1]
+    none = about.none_probability
+    inputs = ", ".join(about.inputs)
     closed = " It cannot say 'none of these'." if none is None else ""
-    best = max(seen, key=lambda c: c.evidence["detector"]["probability"])
-    share = best.evidence["detector"]["probability"]
+    best, its = max(seen, key=lambda pair: pair[1].probability)
+    share = its.probability
     told = f"{best.ref} {share:.3f}" + ("" if none is None else f", none of these {none:.3f}")
-    notes = [f"Detector {facts['detector']}: {told}; a learned probability from {inputs}, it has no p-value.{closed}"]
+    notes = [f"Detector {about.detector}: {told}; a learned probability from {inputs}, it has no p-value.{closed}"]
     first = candidates[0]
     if first.p_value is None:
         return list(candidates), notes

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..answers.base import Progress
+from ..answers.base import Evidence, Progress, fields_of
 from ..answers.lineage import Candidate
 from ..answers.refs import printable
 from ..architecture.align import Alignment
@@ -69,6 +69,28 @@ class Settings:
             raise ArgumentError(f'Expected `step` in (0, 1] or "auto", got {self.step!r}.')
         if isinstance(self.probes, int) and self.probes < 1:
             raise ArgumentError(f"Expected at least 1 probe, got {self.probes}.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeaturesEvidence(Evidence):
+    """How alike the features of one candidate and of the child are, tap by tap.
+
+    form: exact, taylor (why_taylor says why) or streamed. probes: how many. lined_up: share of the parameters that have
+    a partner in the child, in [0, 1]. taps: the scores of every metric at each, without and with the step. match: the
+    paper's matching probability among the candidates of the question, in [0, 1].
+    """
+
+    metric: str
+    form: str
+    why_taylor: str | None
+    probes: int
+    lined_up: float
+    taps: list[dict[str, Any]]
+    match: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return fields_of(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +154,8 @@ def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint], settings
 def compare(
     child: Child, candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings,
     progress: Progress | None = None,
-) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:  # fmt: skip
-    """(found, refused): the facts of candidate i as JSON shows them, or why there are none.
+) -> tuple[dict[int, FeaturesEvidence], dict[int, str]]:  # fmt: skip
+    """(found, refused): the evidence about candidate i, or why there is none.
 
     Several processes take a share of the candidates each; all of them get all facts.
     """
@@ -155,9 +177,8 @@ def compare(
     found = {i: found[i] for i in sorted(found)}
     for tap in range(min((len(facts["taps"]) for facts in found.values()), default=0)):
         settle([facts["taps"][tap] for facts in found.values()], settings)
-    for facts, match in zip(found.values(), matching([*found.values()]), strict=True):
-        facts["match"] = match
-    return found, refused
+    matches = matching([*found.values()])
+    return {i: FeaturesEvidence(**found[i], match=match) for i, match in zip(found, matches, strict=True)}, refused
 
 
 def matching(facts: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -176,7 +197,7 @@ def matching(facts: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def attach(
-    found: Mapping[int, dict[str, Any]], refused: Mapping[int, str], blanks: Sequence[Candidate],
+    found: Mapping[int, FeaturesEvidence], refused: Mapping[int, str], blanks: Sequence[Candidate],
     judged: Sequence[Candidate], rest: Sequence[Candidate], names: Sequence[str],
 ) -> tuple[list[Candidate], list[Candidate]]:  # fmt: skip
     """Each candidate with what its features show; where no weights were asked for, the match is its probability.
@@ -184,9 +205,7 @@ def attach(
     `blanks[i]`: candidate i before anything is known of it; `judged`, `rest`: what the weights made of them.
     """
     if "weights" not in names:
-        judged = [
-            replace(blanks[i], probability=facts["match"], evidence={"features": facts}) for i, facts in found.items()
-        ]
+        judged = [replace(blanks[i], probability=each.match, evidence={"features": each}) for i, each in found.items()]
         return list(judged), [replace(blanks[i], status="not_comparable", reasons=(why,)) for i, why in refused.items()]
     places = {(blank.ref, blank.revision, blank.requested): i for i, blank in enumerate(blanks)}
 
@@ -202,27 +221,26 @@ def attach(
 
 def evidence_notes(candidates: Sequence[Candidate], settings: Settings) -> list[str]:
     """How features were compared, in words."""
-    seen = [c for c in candidates if "features" in c.evidence]
+    seen = [(c, each) for c in candidates if isinstance(each := c.evidence.get("features"), FeaturesEvidence)]
     if not seen:
         return []
-    facts = seen[0].evidence["features"]
-    steps = sorted({tap["step"] for c in seen for tap in c.evidence["features"]["taps"]})
-    where = " and ".join([tap["tap"] for tap in facts["taps"]][:: max(1, len(facts["taps"]) - 1)])
+    first = seen[0][1]
+    taps = [tap for _, each in seen for tap in each.taps]
+    steps = sorted({tap["step"] for tap in taps})
+    where = " and ".join([tap["tap"] for tap in first.taps][:: max(1, len(first.taps) - 1)])
     made = "synthetic " if settings.probes is None or isinstance(settings.probes, int) else ""
     notes = [
-        f"Features: {facts['metric']} at {where}, {facts['probes']} {made}probes, step "
+        f"Features: {first.metric} at {where}, {first.probes} {made}probes, step "
         f"{' to '.join(f'{step:g}' for step in (steps[:1] + steps[1:][-1:]))}. A match has no p-value, and of a set "
         "without a relative it names one all the same."
     ]
-    bends = [tap["curvature"] for c in seen for tap in c.evidence["features"]["taps"] if tap["curvature"] is not None]
+    bends = [tap["curvature"] for tap in taps if tap["curvature"] is not None]
     if bends and min(bends) >= MAX_RELATIVE_CURVATURE:
         notes.append("No candidate's linearisation holds at that step (error of a tenth or more): scores say little.")
-    notes += sorted({f"Taylor form: {why}" for c in seen if (why := c.evidence["features"]["why_taylor"])})
-    if all(c.status == "not_comparable" for c in seen):
-        best = max(seen, key=lambda c: c.evidence["features"]["match"])
-        notes.append(
-            f"By features alone {best.ref} is nearest, with a match of {best.evidence['features']['match']:.3f}."
-        )
+    notes += sorted({f"Taylor form: {each.why_taylor}" for _, each in seen if each.why_taylor})
+    if all(c.status == "not_comparable" for c, _ in seen):
+        best, about = max(seen, key=lambda pair: pair[1].match)
+        notes.append(f"By features alone {best.ref} is nearest, with a match of {about.match:.3f}.")
     return notes
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from ..answers.base import Evidence, fields_of
+
 MOST = 8  # candidates of one question when the numbers were fitted; more count as so many
 
 
@@ -29,8 +31,8 @@ def numbers() -> dict[str, Any]:
     return json.loads(files("hf_lineage").joinpath("tasks/calibration.json").read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
+@dataclass(frozen=True, slots=True, eq=False)
+class Features(Evidence):
     """What the probability is made of, for one candidate.
 
     kinship: Fisher's z of the correlation with the child, √(n − 3)·atanh r.  exists: −log10 of the raw p-value.
@@ -51,6 +53,10 @@ class Features:
     entries: float
     candidates: int
     kin: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """All features."""
+        return fields_of(self)
 
     def vector(self) -> np.ndarray:
         """The features, bounded: no single one can run away. (16,)"""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ..answers.base import Evidence, fields_of
 from ..answers.lineage import PARENT_RELATIONS, Candidate, Lineage, Relation
 from ..answers.phylogeny import Edge, Phylogeny
 from ..weights.edits import ONE_WAY
+from ..weights.evidence import WeightsEvidence
 from ..weights.permutation_test import holm
 from . import verdict
 
@@ -22,6 +24,23 @@ OVERWHELMING = -10.0  # log10 of the p-value at which a parent ends the search f
 # on: a tree without it looks the same, the relative that moved least in its place
 MISSING = 1 / 3
 TREE_MODELS = 24  # relatives that make the tree, the nearest; its cost grows with their square
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TreeEvidence(Evidence):
+    """What the tree of the child and `models` in all says of one of them.
+
+    parent: whether the child hangs on it. edge, direction: probability of the child's edge, and of its direction.
+    """
+
+    models: int
+    parent: bool
+    edge: float | None
+    direction: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return fields_of(self)
 
 
 def is_enough(lineage: Lineage) -> bool:
@@ -68,9 +87,9 @@ def log10_raw(candidate: Candidate) -> float | None:
     """log10 of `p_raw`; of one too small for a float, that of the test it came from; None where none applies."""
     if candidate.p_raw is None or candidate.p_raw > 0:
         return None if candidate.p_raw is None else math.log10(candidate.p_raw)
-    about = candidate.evidence["weights"]
-    tests = [about[name]["log10_p"] for name in ("test", "blind") if about[name]]
-    return float(min(tests)) + math.log10(about["tests"])
+    weights = candidate.evidence["weights"]
+    assert isinstance(weights, WeightsEvidence), "a p-value comes from the weights"
+    return weights.log10_p
 
 
 def related_candidates(candidates: Sequence[Candidate], alpha: float) -> list[Candidate]:
@@ -121,7 +140,10 @@ def apply_tree(
             facts = {**c.facts, "first": first or c.facts.get("first")}
             if i == at and len(twins) > 1:
                 facts["copies"] = [candidates[k].ref for k in twins if k != at]
-            evidence = {**c.evidence, "tree": _evidence(edge, tree, inside == edge.parent)}
+            evidence = {
+                **c.evidence,
+                "tree": TreeEvidence(len(tree.nodes), inside == edge.parent, edge.probability, edge.direction),
+            }
             told |= {"relation": relation, "facts": facts, "evidence": evidence}
         settled.append(replace(c, **told))
     return settled, none
@@ -151,10 +173,3 @@ def _line(tree: Phylogeny, node: str) -> set[str]:
         level = [parent for each in level for parent in tree.parents(each) if parent not in found]
         found.update(level)
     return found
-
-
-def _evidence(edge: Edge, tree: Phylogeny, parent: bool) -> dict[str, Any]:
-    return {
-        "models": len(tree.nodes), "parent": parent, "edge": edge.probability,
-        "direction": edge.direction,
-    }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,9 +90,9 @@ def judge(
                 facts=facts,
                 evidence={
                     **candidate.evidence,
-                    "weights": item.to_dict(),
-                    "calibration": asdict(features[i]),
-                    "direction": asdict(orders[i]),
+                    "weights": item,
+                    "calibration": features[i],
+                    "direction": orders[i],
                 },
             )
         )

@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..answers.base import Evidence, fields_of
+
 MIN_DEPENDENCE = 0.01  # an absolute correlation this small is no asymmetry yet
 ASYMMETRY_ENTRIES = 1 << 18  # entries of one matrix that the residual asymmetry is computed from: 2 MB a copy
 
@@ -123,13 +125,17 @@ def _equilibrated(matrix: torch.Tensor) -> torch.Tensor:
 EXPECTED_T = np.array([0.0, 0.5, 1.0])
 
 
-@dataclass(frozen=True, slots=True)
-class Direction:
+@dataclass(frozen=True, slots=True, eq=False)
+class Direction(Evidence):
     """Probabilities of the three orders, summing to 1: the candidate came first, neither did, the child came first."""
 
     parent: float
     between: float
     descendant: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The three probabilities."""
+        return fields_of(self)
 
     @property
     def decided(self) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..answers.base import Evidence
 from ..architecture.describe import Architecture, Shaped
 from .direction import Position, origin_position, residual_asymmetry, residual_dependences
 from .moments import Moments
@@ -25,8 +26,8 @@ MAX_MARGIN = 1e6  # stands for an infinite margin, since JSON holds finite numbe
 MAX_BROKEN_SHARE = 0.5  # of a candidate's trunk in NaN, Inf or zeros, from which it is not compared
 
 
-@dataclass(frozen=True, slots=True)
-class WeightsEvidence:
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightsEvidence(Evidence):
     """One candidate against the child, from the weights alone. Distances are per weight: sqrt(Σd²/Σn).
 
     distance, distance_stderr: over the tensors that all candidates have, with its standard error under sampling.
