@@ -131,7 +131,6 @@ LONG = {
     "trees/clustering.py:_rounds",
     "trees/groups.py:_merge",
     "trees/spanning.py:_contradiction",
-    "weights/merge_recipe.py:_with_traces",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_lineage.experiments.merges import dare, linear, task_arithmetic, ties
-from hf_lineage.weights.sparse_merges import ENOUGH, SparseMerge, sparse_merge
+from hf_lineage.weights.sparse_merges import MIN_ENTRIES, SparseMerge, sparse_merge
 
 Tensors = dict[str, torch.Tensor]
 F32, BF16 = torch.float32, torch.bfloat16
@@ -195,7 +195,7 @@ def test_frozen_tensors_say_nothing() -> None:
 
 def test_too_little_to_tell() -> None:
     base, sources = kinship(2, 0.2, rows=2)
-    assert sum(t.numel() for t in base.values()) < ENOUGH
+    assert sum(t.numel() for t in base.values()) < MIN_ENTRIES
     assert seen(planted("dare", base, sources, 0.5)[0], base, sources) is None
     base, sources = kinship(2, 0.2)
     assert seen(base, base, sources) is None, "nothing moved"

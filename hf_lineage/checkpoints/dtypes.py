@@ -34,7 +34,19 @@ def decode(buffer: bytearray, dtype: str, piece: Slice) -> torch.Tensor:
     return raw.view(torch_dtypes()[dtype])
 
 
+def epsilon(dtype: str) -> float:
+    """Distance from 1 to the next number of a float dtype; of one that torch does not round to, that of F32.
+
+    >>> [epsilon(dtype) == 2.0**-digits for dtype, digits in (("BF16", 7), ("F16", 10), ("F32", 23), ("F64", 52))]
+    [True, True, True, True]
+    """
+    import torch
+
+    return torch.finfo(torch_dtypes()[dtype if dtype in ("F64", "F16", "BF16") else "F32"]).eps
+
+
 def torch_dtypes() -> dict[str, torch.dtype]:
+    """The safetensors name of a dtype → torch's; F4 has none, see `decode`."""
     import torch
 
     return {

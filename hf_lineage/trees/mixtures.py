@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
-from ..weights.mixture import EXACT, LEAST, MOST
+from ..weights.least_squares import nonnegative_weights
+from ..weights.mixture import MAX_EXACT_RESIDUAL, MAX_SOURCES, MIN_WEIGHT
 
 MAX_SOURCES_TRIED = 24  # nearest models that are looked at as sources
 
@@ -25,7 +25,7 @@ class Mixture:
 def mixtures(gram: np.ndarray, members: Sequence[int]) -> list[Mixture]:
     """Members that a non-negative sum of two to five others gives, but for rounding.
 
-    gram: (M, M), products of the models' weights. min ‖x − Σ w·source‖², w ≥ 0 (scipy's nnls), on the nearest models.
+    gram: (M, M), products of the models' weights. min ‖x − Σ w·source‖² over w ≥ 0, on the nearest models.
     A parent is no such sum of its children: of k of them it keeps a k-th of the squared distance. A merge that was
     fine-tuned afterwards, and negative weights, are not found.
     """
@@ -42,11 +42,11 @@ def _mixture(gram: np.ndarray, away: np.ndarray, i: int, members: Sequence[int])
     if len(others) < 2 or not gram[i, i] > 0:
         return None
     weights, _ = fit(gram, i, others)
-    kept = [j for j, w in zip(others, weights, strict=True) if w >= LEAST]
-    if not 2 <= len(kept) <= MOST:
+    kept = [j for j, w in zip(others, weights, strict=True) if w >= MIN_WEIGHT]
+    if not 2 <= len(kept) <= MAX_SOURCES:
         return None
     weights, left = fit(gram, i, kept)
-    if left > EXACT * away[i, others[0]] or min(weights) < LEAST:
+    if left > MAX_EXACT_RESIDUAL * away[i, others[0]] or min(weights) < MIN_WEIGHT:
         return None
     heaviest = sorted(zip(weights, kept, strict=True), key=lambda pair: (-pair[0], pair[1]))
     return Mixture(i, tuple(j for _, j in heaviest), tuple(float(w) for w, _ in heaviest))
@@ -55,13 +55,8 @@ def _mixture(gram: np.ndarray, away: np.ndarray, i: int, members: Sequence[int])
 def fit(gram: np.ndarray, i: int, among: Sequence[int]) -> tuple[np.ndarray, float]:
     """(weights ≥ 0, ‖x − Σ w·source‖²) of model i among some others."""
     inner = gram[np.ix_(among, among)]
-    length = np.sqrt(np.diag(inner))
-    if not length.all():
+    if not np.diag(inner).all():
         return np.zeros(len(among)), float(gram[i, i])
-    values, vectors = np.linalg.eigh(inner / np.outer(length, length))
-    root = np.sqrt(np.maximum(values, 1e-15 * values.max()))
-    target = (vectors.T @ (gram[among, i] / length)) / root
-    weights, _ = nnls(root[:, None] * vectors.T, target)
-    weights = weights / length
+    weights = nonnegative_weights(inner, gram[among, i])
     rest = float(gram[i, i] - 2 * weights @ gram[among, i] + weights @ inner @ weights)
     return weights, max(rest, 0.0)

@@ -16,14 +16,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..checkpoints.dtypes import torch_dtypes
+from ..checkpoints.dtypes import epsilon, torch_dtypes
 
 EditKind = Literal["equal", "cast", "quantized", "pruned", "adapter", "noise", "other"]
 
 # Dtypes that a parent may have been cast to, in the order in which they are tried; 8-bit floats by their largest number
 _CASTS = ("BF16", "F16", "F8_E4M3", "F8_E5M2")
-_LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}
-_HALF_ULP = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}  # largest relative error of rounding to nearest
+_LARGEST = {name: torch.finfo(torch_dtypes()[name]).max for name in ("F8_E4M3", "F8_E5M2")}
+_HALF_ULP = {
+    name: epsilon(name) / 2 for name in ("BF16", "F16", "F32")
+}  # largest relative error of rounding to nearest
 _SUBNORMAL_ERROR = {"BF16": 0.0, "F16": 2.0**-25, "F32": 0.0}  # its largest absolute error among subnormals
 
 ONE_WAY: tuple[EditKind, ...] = ("cast", "quantized", "pruned")  # what can only be done to a parent

@@ -1,7 +1,8 @@
-"""How a whole child was made of its candidates: one of them, blocks of several, or a way to merge (METHODS §5).
+"""How a whole child was made from its candidates: one of them, blocks of several, or a method of merging.
 
-A guess from traces, each told as a reason. A weighted sum, SLERP and task arithmetic follow from Gram matrices alone;
-TIES and DARE from the entries of the units in memory (`weights/sparse_merges.py`).
+A guess from traces, each given as a reason. Weighted sums, SLERP and task arithmetic follow from Gram matrices alone
+(`mixture.py`), TIES and DARE from the entries of the units in memory (`sparse_merges.py`). See docs/methods.md, *Mixing
+weights* and *Sparse merges*.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy as np
 from ..answers.layers import BlockOrigin, Method, Share
 from .block_origins import BlockFacts, LayerReadings, mixture_shares, related_blocks, relative_residual
 from .mixture import (
-    NOTHING,
-    REST,
+    MAX_RELATED_RESIDUAL,
+    ROUNDING,
     Fit,
     cosines,
     most_central,
@@ -28,19 +29,22 @@ from .mixture import (
     unconstrained,
     with_stderr,
 )
-from .sparse_merges import FOLLOWED, SparseMerge, sparse_merge
+from .sparse_merges import MIN_FOLLOWED_SHARE, SparseMerge, sparse_merge
 
-MOST_BLOCKS = 0.8  # share of the explained blocks that must be mixtures for the whole to be one merge
-APART = 0.5  # of the other's misfit: how much better an arc must fit than a line, or the other way round
-BARELY = 0.01  # weight below which a merge went without a source
-CROSSING = 0.12  # mean |cosine| of the deltas of fine-tunes seen from their base, at most
-SHARED = 0.25  # share of what the origins leave that their relatives explain, from which it is said
-SHRUNK = 0.1  # share of the whole that is unknown, from which its making does not show
+MIN_MIXED_SHARE = 0.8  # of the blocks with an origin that must be mixtures for the whole to be one merge
+MAX_MISFIT_RATIO = 0.5  # of an arc's misfit to a line's, or the other way round, for the one to be preferred
+MIN_MERGE_WEIGHT = 0.01  # below, a source took no part in a merge
+MAX_DELTA_COSINE = 0.12  # mean absolute value, of the deltas of fine-tunes seen from their base
+MIN_EXPLAINED_BY_RELATIVES = 0.25  # of what the origins leave, from which a reason says so
+MAX_UNKNOWN = 0.1  # share of the whole that is unknown, up to which a method can be named
 
 
 @dataclass(frozen=True, slots=True)
 class InferredMerge:
-    """`origins` with the weights of the method found; the model's own mixture, and what the guess rests on."""
+    """How the child was made: the method, None where none is found; the origins with the weights of that method.
+
+    mixture, unknown, residual: of the whole model, as of a block. facts, reasons: what the guess rests on.
+    """
 
     method: Method | None
     origins: tuple[BlockOrigin, ...]
@@ -52,71 +56,79 @@ class InferredMerge:
 
 
 def infer_merge_method(
-    study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]
+    layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]
 ) -> InferredMerge:
-    """The method, and the origins refitted by it."""
-    found = _sparse(study, facts, origins) or _plain(study, facts, origins)
+    """The method by which the child was made, and the origins of its blocks refitted by it."""
+    found = _by_sparse_merge(layers, facts, origins) or _by_kinds(layers, facts, origins)
     method, refitted, about, reasons = found
-    mixture, unknown, left = _whole(study, facts, refitted)
-    dtypes = [study.child[name].dtype for each in facts for name in each.names]
+    mixture, unknown, left = _whole_model(layers, facts, refitted)
+    dtypes = [layers.child[name].dtype for each in facts for name in each.names]
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     about = {"dtype": names.get(max(set(dtypes), key=dtypes.count), "float32") if dtypes else None, **about}
     return InferredMerge(method, refitted, mixture, unknown, left, about, reasons)
 
 
-_Found = tuple[Method | None, tuple[BlockOrigin, ...], dict[str, Any], tuple[str, ...]]
+_Finding = tuple[Method | None, tuple[BlockOrigin, ...], dict[str, Any], tuple[str, ...]]
 
 
-def _plain(study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> _Found:
-    """By the kinds of the blocks, where nothing sparse was done."""
+def _by_kinds(layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> _Finding:
+    """From the kinds of the blocks, where there are no traces of a sparse merge."""
     inner = [origin for origin in origins if origin.index is not None]
-    told = [origin for origin in inner if origin.parent]
-    mixed = [origin for origin in told if origin.kind == "mixture"]
-    if not told:
+    traced = [origin for origin in inner if origin.parent]
+    mixed = [origin for origin in traced if origin.kind == "mixture"]
+    if not traced:
         return None, tuple(origins), {}, ("no block has an origin among the candidates",)
-    parts = [origin for origin in told if origin.facts.get("parts")]
+    parts = [origin for origin in traced if origin.facts.get("parts")]
     if parts:
         ref, names = next(iter(parts[0].facts["parts"].items()))
         why = (
-            f"parts of {len(parts)} of {len(told)} blocks are different candidates': {names[0]} is {ref}'s, for example"
+            f"parts of {len(parts)} of {len(traced)} blocks are different candidates': {names[0]} is {ref}'s, "
+            "for example"
         )
         return "mixed", tuple(origins), {}, (why,)
-    if len(mixed) >= MOST_BLOCKS * len(told):
-        return _merged(study, facts, origins)
+    if len(mixed) >= MIN_MIXED_SHARE * len(traced):
+        return _by_mixtures(layers, facts, origins)
     if mixed:
-        why = f"{len(mixed)} of {len(told)} blocks are mixtures, the others have one origin each"
+        why = f"{len(mixed)} of {len(traced)} blocks are mixtures, the others have one origin each"
         return "mixed", tuple(origins), {}, (why,)
-    return _outside(study, facts, origins) or _assembled(study, facts, inner, told, origins)
+    return _beyond_sources(layers, facts, origins) or _single_origins(layers, facts, inner, traced, origins)
 
 
-def _outside(study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> _Found | None:
-    """Task arithmetic beyond its sources, such as base + 1.5·δ: no weighted sum, so that no block is a mixture yet."""
+def _beyond_sources(
+    layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]
+) -> _Finding | None:
+    """Task arithmetic beyond its sources, such as base + 1.5·δ: that is no weighted sum, so that no block is a
+    mixture."""
     blocks = [each for each in facts if origins[each.position].index is not None and origins[each.position].parent]
-    kin = _relatives(blocks, [study.refs.index(str(origins[blocks[0].position].parent))])
-    if len(kin) < 2 or len(blocks) < 2:
+    related = _related_candidates(blocks, [layers.refs.index(str(origins[blocks[0].position].parent))])
+    if len(related) < 2 or len(blocks) < 2:
         return None
-    gram = _pooled(blocks, kin)
+    gram = _pooled_gram(blocks, related)
     nearest = float(np.diag(gram)[1:].min())
-    if nearest <= NOTHING * gram[0, 0] or task_arithmetic(gram, 0, range(len(kin))).rss > REST * nearest:
+    unexplained = task_arithmetic(gram, 0, range(len(related))).rss
+    if nearest <= ROUNDING * gram[0, 0] or unexplained > MAX_RELATED_RESIDUAL * nearest:
         return None
-    return _around(study, facts, blocks, origins, kin)
+    return _by_task_arithmetic(layers, facts, blocks, origins, related)
 
 
-def _assembled(
-    study: LayerReadings, facts: Sequence[BlockFacts], inner: Sequence[BlockOrigin], told: Sequence[BlockOrigin],
+def _single_origins(
+    layers: LayerReadings, facts: Sequence[BlockFacts], inner: Sequence[BlockOrigin], traced: Sequence[BlockOrigin],
     origins: Sequence[BlockOrigin],
-) -> _Found:  # fmt: skip
-    """One origin each: of one model, or of several, or elsewhere; stem and head count where they are a stranger's own:
-    tuned ones go by likeness, and heads of one task are alike."""
-    refs = {str(origin.parent) for origin in told}
+) -> _Finding:  # fmt: skip
+    """Blocks with one origin each: of one model, of several, or moved.
+
+    Stem and head count where they equal those of an unrelated model. Tuned ones are compared by correlation alone, and
+    heads of one task are similar.
+    """
+    refs = {str(origin.parent) for origin in traced}
     ends = [
         origin for each, origin in zip(facts, origins, strict=True)
-        if origin.index is None and origin.kind == "equal" and _is_stranger(study, each, origin, refs)
+        if origin.index is None and origin.kind == "equal" and _is_unrelated(layers, each, origin, refs)
     ]  # fmt: skip
-    moved = sum(origin.moved for origin in told)
-    unknown = float(np.mean([origin.unknown or 0.0 for origin in told]))
-    which = "every block" if len(told) == len(inner) else f"{len(told)} of {len(inner)} blocks"
-    if unknown > SHRUNK:
+    moved = sum(origin.moved for origin in traced)
+    unknown = float(np.mean([origin.unknown or 0.0 for origin in traced]))
+    which = "every block" if len(traced) == len(inner) else f"{len(traced)} of {len(inner)} blocks"
+    if unknown > MAX_UNKNOWN:
         lost = (
             f"{which} can be traced to one candidate, but {100 * unknown:.0f} % of that is unknown: another source "
             "that is not offered, or weights that were pruned or shrunk"
@@ -126,82 +138,86 @@ def _assembled(
     who = "the same candidate, in its own place" if plain else f"of {len(refs)} candidate{'s' * (len(refs) > 1)}"
     who += f", and {moved} stood elsewhere there" * (moved > 0)
     who += "".join(f"; the {end.block} is {end.parent}'s" for end in ends)
-    why = [f"{which} {'has' if len(told) == len(inner) else 'have'} one origin, {who}"]
-    shared = float(np.mean([origin.facts.get("by_relatives", 0.0) for origin in told]))
-    if shared > SHARED:
+    why = [f"{which} {'has' if len(traced) == len(inner) else 'have'} one origin, {who}"]
+    shared = float(np.mean([origin.facts.get("by_relatives", 0.0) for origin in traced]))
+    if shared > MIN_EXPLAINED_BY_RELATIVES:
         why.append(
             f"relatives of the origins explain {100 * shared:.0f} % of what those leave: drift in common, a chain of "
             "fine-tunes, or a merge of relatives that was tuned afterwards"
         )
     if not plain or ends:
         return "passthrough", tuple(origins), {}, tuple(why)
-    return ("single" if len(told) == len(inner) else None), tuple(origins), {}, tuple(why)
+    return ("single" if len(traced) == len(inner) else None), tuple(origins), {}, tuple(why)
 
 
-def _is_stranger(study: LayerReadings, facts: BlockFacts, origin: BlockOrigin, refs: Set[str]) -> bool:
-    """Whether a stem's or head's origin is unrelated to the blocks'; a relative's is as good as their own."""
-    kept = [study.refs[k] for k in facts.kept]
+def _is_unrelated(layers: LayerReadings, facts: BlockFacts, origin: BlockOrigin, refs: Set[str]) -> bool:
+    """Whether the origin of a stem or head is unrelated to the origins of the blocks."""
+    kept = [layers.refs[k] for k in facts.kept]
     related = related_blocks(facts.centred)[kept.index(str(origin.parent))]
     return origin.parent not in refs and not any(related[kept.index(ref)] for ref in refs if ref in kept)
 
 
-def _merged(study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> _Found:
-    """A line, an arc or task arithmetic through the sources of the blocks that are mixtures."""
+def _by_mixtures(layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> _Finding:
+    """A weighted sum, SLERP or task arithmetic, through the sources of the blocks that are mixtures."""
     mixed = [each for each in facts if origins[each.position].kind == "mixture"]
     refs = sorted({share.ref for each in mixed for share in origins[each.position].mixture})
-    sources = [study.refs.index(ref) for ref in refs]
+    sources = [layers.refs.index(ref) for ref in refs]
     mixed = [each for each in mixed if {*sources} <= {*each.kept}]
-    kin = _relatives(mixed, sources) if mixed else []
-    arc = _arc(study, mixed, origins, sources) if mixed and len(sources) == 2 else None
-    deltas = _around(study, facts, mixed, origins, kin) if len(kin) > 2 and {*sources} <= {*kin} else None
+    related = _related_candidates(mixed, sources) if mixed else []
+    arc = _by_slerp(layers, mixed, origins, sources) if mixed and len(sources) == 2 else None
+    deltas = (
+        _by_task_arithmetic(layers, facts, mixed, origins, related)
+        if len(related) > 2 and {*sources} <= {*related}
+        else None
+    )
     if arc and deltas:
-        return deltas if _rss(facts, deltas[1]) < APART * _rss(facts, arc[1]) else arc
+        return deltas if _rss(facts, deltas[1]) < MAX_MISFIT_RATIO * _rss(facts, arc[1]) else arc
     if found := arc or deltas:
         return found
     return "linear", tuple(origins), {}, (f"every mixed block is a weighted sum of {len(sources)} candidates",)
 
 
 def _rss(facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> float:
-    """What the sources leave of all blocks, squared."""
+    """The square that the sources leave of all blocks."""
     return sum((origins[each.position].residual or 0.0) ** 2 * each.size for each in facts)
 
 
-def _arc(
-    study: LayerReadings, mixed: Sequence[BlockFacts], origins: Sequence[BlockOrigin], sources: Sequence[int]
-) -> _Found | None:
-    """SLERP: the weights lie on an arc, of length 1, rather than on a line, of sum 1, tensor by tensor."""
+def _by_slerp(
+    layers: LayerReadings, mixed: Sequence[BlockFacts], origins: Sequence[BlockOrigin], sources: Sequence[int]
+) -> _Finding | None:
+    """SLERP, if tensor by tensor the weights lie on an arc, with length 1, rather than on a line, with sum 1."""
     refitted = list(origins)
-    line = bend = total = angle = 0.0
+    line = arc_error = total = angle = 0.0
     ts = []
     for each in mixed:
-        places = [each.kept.index(k) for k in sources]
-        found = [(math.sqrt(gram[0, 0]), gram, slerp_position(gram, *places)) for gram in each.grams if gram[0, 0] > 0]
+        columns = [each.kept.index(k) for k in sources]
+        found = [(math.sqrt(gram[0, 0]), gram, slerp_position(gram, *columns)) for gram in each.grams if gram[0, 0] > 0]
         size = np.array([size for size, _, _ in found])
-        line += float(size @ [abs(unconstrained(gram, places).unknown) for _, gram, _ in found])
-        bend += float(size @ [abs(length - 1.0) for _, _, (_, length, _) in found])
+        line += float(size @ [abs(unconstrained(gram, columns).unknown) for _, gram, _ in found])
+        arc_error += float(size @ [abs(length - 1.0) for _, _, (_, length, _) in found])
         angle += float(size @ [omega for _, _, (_, _, omega) in found])
         total += float(size.sum())
         t = np.array([t for _, _, (t, _, _) in found])
         ts.append(float(size @ t / size.sum()))
         error = math.sqrt(float(size @ (t - ts[-1]) ** 2 / size.sum()) / max(1, len(found) - 1))
-        refitted[each.position] = _as_slerp(study, each, origins[each.position], places, ts[-1], error)
-    line, bend, angle = line / total, bend / total, angle / total
-    if bend > APART * line:
+        refitted[each.position] = _as_slerp(layers, each, origins[each.position], columns, ts[-1], error)
+    line, arc_error, angle = line / total, arc_error / total, angle / total
+    if arc_error > MAX_MISFIT_RATIO * line:
         return None
-    first, second = (study.refs[k] for k in sources)
+    first, second = (layers.refs[k] for k in sources)
     why = (
-        f"the weights of {first} and {second} lie on an arc (off by {bend:.2g}) rather than on a line (off by "
+        f"the weights of {first} and {second} lie on an arc (off by {arc_error:.2g}) rather than on a line (off by "
         f"{line:.2g}), at an angle of {math.degrees(angle):.0f}° between the two"
     )
-    about = {"base": first, "other": second, "t": float(np.mean(ts)), "stderr": _spread(ts)}
+    about = {"base": first, "other": second, "t": float(np.mean(ts)), "stderr": _stderr_of_mean(ts)}
     return "slerp", tuple(refitted), {"slerp": about}, (why,)
 
 
 def _as_slerp(
-    study: LayerReadings, facts: BlockFacts, origin: BlockOrigin, places: Sequence[int], t: float, stderr: float
+    layers: LayerReadings, facts: BlockFacts, origin: BlockOrigin, columns: Sequence[int], t: float, stderr: float
 ) -> BlockOrigin:
-    """The block with weights 1 − t and t, and the arc's residual."""
-    a, b = places
+    """The origin with weights 1 − t and t, and the residual of the arc."""
+    a, b = columns
     rss = 0.0
     for gram in facts.grams:
         omega = math.acos(float(np.clip(cosines(gram)[a + 1, b + 1], -1.0, 1.0)))
@@ -211,21 +227,21 @@ def _as_slerp(
         rss += max(0.0, float(v @ gram @ v))
     weights, error = np.zeros(len(facts.kept)), np.zeros(len(facts.kept))
     weights[[a, b]], error[[a, b]] = (1.0 - t, t), stderr
-    return _refitted(study, facts, origin, Fit(weights, 0.0, rss, error), {"t": t})
+    return _refitted(layers, facts, origin, Fit(weights, 0.0, rss, error), {"t": t})
 
 
-def _relatives(mixed: Sequence[BlockFacts], sources: Sequence[int]) -> list[int]:
-    """Candidates related to the first source, that one among them, over the mixed blocks."""
+def _related_candidates(mixed: Sequence[BlockFacts], sources: Sequence[int]) -> list[int]:
+    """The first source and the candidates that are related to it over the mixed blocks."""
     everywhere = sorted(set.intersection(*({*each.kept} for each in mixed)))
-    places = [[each.kept.index(k) for k in everywhere] for each in mixed]
-    rows = [[0, *(p + 1 for p in place)] for place in places]
+    columns_of = [[each.kept.index(k) for k in everywhere] for each in mixed]
+    rows = [[0, *(p + 1 for p in columns)] for columns in columns_of]
     centred = sum(each.centred[np.ix_(row, row)] for each, row in zip(mixed, rows, strict=True))
     related = related_blocks(np.asarray(centred))[everywhere.index(sources[0])]
     return [k for i, k in enumerate(everywhere) if k == sources[0] or related[i]]
 
 
-def _pooled(mixed: Sequence[BlockFacts], among: Sequence[int]) -> np.ndarray:
-    """The Gram matrix of child and candidates `among` over several blocks."""
+def _pooled_gram(mixed: Sequence[BlockFacts], among: Sequence[int]) -> np.ndarray:
+    """The Gram matrix of child and candidates `among`, summed over several blocks."""
     total = np.zeros((len(among) + 1,) * 2)
     for each in mixed:
         rows = [0, *(each.kept.index(k) + 1 for k in among)]
@@ -233,67 +249,69 @@ def _pooled(mixed: Sequence[BlockFacts], among: Sequence[int]) -> np.ndarray:
     return total
 
 
-def _around(
-    study: LayerReadings,
+def _by_task_arithmetic(
+    layers: LayerReadings,
     facts: Sequence[BlockFacts],
     mixed: Sequence[BlockFacts],
     origins: Sequence[BlockOrigin],
-    kin: Sequence[int],
-) -> _Found | None:
-    """Task arithmetic: the sources' deltas from a base they all came from, which has a weight of its own."""
-    gram = _pooled(mixed, kin)
-    everyone = range(len(kin))
+    related: Sequence[int],
+) -> _Finding | None:
+    """Task arithmetic, if the deltas of the sources from one of them, their base, add up to the child."""
+    gram = _pooled_gram(mixed, related)
+    everyone = range(len(related))
     signed = task_arithmetic(gram, 0, everyone)  # of any sign, summing to 1: the same whatever base
-    base, crossing = most_central(gram, everyone)
+    base, cosine = most_central(gram, everyone)
     lowest = int(np.argmin(signed.weights))
-    if signed.weights[lowest] < -BARELY and signed.rss <= APART * simplex(gram, everyone, unknown=False).rss:
+    average = simplex(gram, everyone, unknown=False)
+    if signed.weights[lowest] < -MIN_MERGE_WEIGHT and signed.rss <= MAX_MISFIT_RATIO * average.rss:
         base = lowest
-    elif signed.weights[base] <= BARELY or crossing > CROSSING:
+    elif signed.weights[base] <= MIN_MERGE_WEIGHT or cosine > MAX_DELTA_COSINE:
         return None
-    used = [k for k in everyone if k == base or abs(signed.weights[k]) > BARELY]
+    used = [k for k in everyone if k == base or abs(signed.weights[k]) > MIN_MERGE_WEIGHT]
     refitted = list(origins)
     for each in facts:
         origin = origins[each.position]
-        if origin.parent and {kin[k] for k in used} <= {*each.kept}:
-            found = _by_deltas(study, each, origin, kin[base], [kin[k] for k in used])
+        if origin.parent and {related[k] for k in used} <= {*each.kept}:
+            found = _by_deltas(layers, each, origin, related[base], [related[k] for k in used])
             refitted[each.position] = min(found, origin, key=lambda o: o.residual or 0.0)
-    ref = study.refs[kin[base]]
-    told = [
-        {"ref": study.refs[kin[k]], "weight": float(signed.weights[k]), "stderr": _stderr(mixed, kin, base, used, k)}
-        for k in used if k != base
-    ]  # fmt: skip
+    ref = layers.refs[related[base]]
+    deltas = []
+    for k in used:
+        if k != base:
+            stderr = _delta_stderr(mixed, related, base, used, k)
+            deltas.append({"ref": layers.refs[related[k]], "weight": float(signed.weights[k]), "stderr": stderr})
     same = "; a weighted sum that includes it is the same" if signed.weights[base] > 0 else ""
     why = (
-        f"the deltas of {' and '.join(str(delta['ref']) for delta in told)} from {ref} add up with weights whose sum "
+        f"the deltas of {' and '.join(str(delta['ref']) for delta in deltas)} from {ref} add up with weights whose sum "
         f"is {1 - signed.weights[base]:.3f}{same}"
     )
-    return "task_arithmetic", tuple(refitted), {"task_arithmetic": {"base": ref, "deltas": told}}, (why,)
+    return "task_arithmetic", tuple(refitted), {"task_arithmetic": {"base": ref, "deltas": deltas}}, (why,)
 
 
 def _by_deltas(
-    study: LayerReadings, facts: BlockFacts, origin: BlockOrigin, base: int, used: Sequence[int]
+    layers: LayerReadings, facts: BlockFacts, origin: BlockOrigin, base: int, used: Sequence[int]
 ) -> BlockOrigin:
-    places = [facts.kept.index(k) for k in used if k in facts.kept]
+    columns = [facts.kept.index(k) for k in used if k in facts.kept]
     fit = with_stderr(
-        functools.partial(task_arithmetic, base=facts.kept.index(base), among=places), facts.grams, facts.counts
+        functools.partial(task_arithmetic, base=facts.kept.index(base), among=columns), facts.grams, facts.counts
     )
-    return _refitted(study, facts, origin, fit, {})
+    return _refitted(layers, facts, origin, fit, {})
 
 
-def _stderr(mixed: Sequence[BlockFacts], kin: Sequence[int], base: int, used: Sequence[int], k: int) -> float:
-    """Of one delta's weight, from its spread over blocks."""
-    each = [task_arithmetic(_pooled([one], kin), base, used).weights[k] for one in mixed]
-    return _spread(each)
+def _delta_stderr(mixed: Sequence[BlockFacts], related: Sequence[int], base: int, used: Sequence[int], k: int) -> float:
+    """The standard error of one delta's weight, from its spread over blocks."""
+    each = [task_arithmetic(_pooled_gram([one], related), base, used).weights[k] for one in mixed]
+    return _stderr_of_mean(each)
 
 
-def _spread(values: Sequence[float]) -> float:
+def _stderr_of_mean(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _refitted(
-    study: LayerReadings, facts: BlockFacts, origin: BlockOrigin, fit: Fit, extra: dict[str, Any]
+    layers: LayerReadings, facts: BlockFacts, origin: BlockOrigin, fit: Fit, extra: dict[str, Any]
 ) -> BlockOrigin:
-    mixture = mixture_shares(study, facts, fit)
+    mixture = mixture_shares(layers, facts, fit)
     top = mixture[0]
     return replace(
         origin, kind="mixture", parent=top.ref, parent_block=top.block, probability=None,
@@ -304,8 +322,10 @@ def _refitted(
 # ---- TIES and DARE
 
 
-def _sparse(study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> _Found | None:
-    """TIES or DARE around one of the candidates, if what is in memory shows their traces."""
+def _by_sparse_merge(
+    layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]
+) -> _Finding | None:
+    """TIES or DARE around one of the candidates, if the rows in memory show their traces."""
     blocks = [
         each for each in facts
         if origins[each.position].index is not None and each.kept
@@ -313,111 +333,116 @@ def _sparse(study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence
     ]  # fmt: skip
     if not blocks:
         return None
-    kin = _relatives(blocks, [study.refs.index(str(origins[blocks[0].position].parent))])
-    if len(kin) < 2:
+    related = _related_candidates(blocks, [layers.refs.index(str(origins[blocks[0].position].parent))])
+    if len(related) < 2:
         return None
-    weights = task_arithmetic(_pooled(blocks, kin), 0, range(len(kin))).weights
+    weights = task_arithmetic(_pooled_gram(blocks, related), 0, range(len(related))).weights
     found: list[tuple[SparseMerge, int, list[int]]] = []
-    for base in range(len(kin)):
-        used = [k for k in range(len(kin)) if k != base]
-        seen = _traces(study, blocks, kin[base], [kin[k] for k in used], weights[used], sure=False)
+    for base in range(len(related)):
+        used = [k for k in range(len(related)) if k != base]
+        seen = _sparse_traces(layers, blocks, related[base], [related[k] for k in used], weights[used], sure=False)
         if seen:  # without those that no entry follows
-            used = [k for k, share in zip(used, seen.alone, strict=True) if share >= FOLLOWED]
-            seen = _traces(study, blocks, kin[base], [kin[k] for k in used], weights[used])
+            used = [k for k, share in zip(used, seen.alone, strict=True) if share >= MIN_FOLLOWED_SHARE]
+            seen = _sparse_traces(layers, blocks, related[base], [related[k] for k in used], weights[used])
         if seen:
             found.append((seen, base, used))
     if not found:
         return None
     # the base is the one from which the entries are rebuilt best
     seen, base, used = min(found, key=lambda item: item[0].residual)
-    return _as_sparse(study, facts, origins, kin[base], [kin[k] for k in used], seen)
+    merge = _SparseMergeOf(related[base], tuple(related[k] for k in used), seen)
+    return _refitted_by_traces(layers, facts, origins, merge)
 
 
-def _traces(
-    study: LayerReadings,
+def _sparse_traces(
+    layers: LayerReadings,
     blocks: Sequence[BlockFacts],
     base: int,
     sources: Sequence[int],
     weights: np.ndarray,
     sure: bool = True,
 ) -> SparseMerge | None:
-    units = study.readings.units
+    units = layers.readings.units
     names = [name for each in blocks for name in each.names if name in units and {base, *sources} <= {*each.kept}]
 
     def matrices(model: int) -> list[Any]:
         return [units.matrix(model, name) for name in names]
 
-    dtypes = [study.child[name].dtype for name in names]
+    dtypes = [layers.child[name].dtype for name in names]
     return sparse_merge(
         matrices(0), matrices(base + 1), [matrices(k + 1) for k in sources], list(weights), dtypes, sure=sure
     )
 
 
-def _as_sparse(
-    study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin], base: int,
-    sources: Sequence[int], found: SparseMerge,
-) -> _Found:  # fmt: skip
-    """Every block that shows the same traces gets their weights; the model's error is their spread over blocks."""
+@dataclass(frozen=True, slots=True)
+class _SparseMergeOf:
+    """A sparse merge with its models: candidate `base`, and the candidates whose deltas were added, `sources`."""
+
+    base: int
+    sources: tuple[int, ...]
+    found: SparseMerge
+
+    def refit(self, layers: LayerReadings, facts: BlockFacts, origin: BlockOrigin, stderr: np.ndarray) -> BlockOrigin:
+        """The origin with the weights of the deltas; what these lack to 1 is the base's."""
+        weights, error = np.zeros(len(facts.kept)), np.zeros(len(facts.kept))
+        columns, base = [facts.kept.index(k) for k in self.sources], facts.kept.index(self.base)
+        weights[columns], error[columns] = np.array(self.found.weights) * self.found.scale, stderr
+        error[base] = float(np.linalg.norm(stderr))
+        rest = 1.0 - float(weights.sum())
+        weights[base] = rest if abs(rest) > MIN_MERGE_WEIGHT else 0.0
+        fit = Fit(weights, 0.0, self.found.residual**2 * facts.size, error)
+        return _refitted(layers, facts, origin, fit, {"density": list(self.found.density)})
+
+
+def _refitted_by_traces(
+    layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin], merge: _SparseMergeOf
+) -> _Finding:
+    """Every block that shows the same traces gets their weights; the model's standard errors are their spread."""
     refitted = list(origins)
-    own = {
+    found, sources = merge.found, merge.sources
+    by_block = {
         each.position: seen for each in facts
-        if each.kept and (seen := _traces(study, [each], base, sources, np.array(found.weights)))
+        if each.kept and (seen := _sparse_traces(layers, [each], merge.base, sources, np.array(found.weights)))
         and seen.method == found.method
     }  # fmt: skip
-    error = [_spread(column) for column in zip(*(seen.weights for seen in own.values()), strict=True)]
-    error = error or [0.0] * len(sources)
-    for place, seen in own.items():
+    stderr = [_stderr_of_mean(column) for column in zip(*(seen.weights for seen in by_block.values()), strict=True)]
+    stderr = stderr or [0.0] * len(sources)
+    for position, seen in by_block.items():
         if not all(seen.weights):  # too few entries here to follow every source
             seen = replace(seen, weights=found.weights, density=found.density)
-        each_error = np.array(error) * math.sqrt(len(own))
-        refitted[place] = _with_traces(study, facts[place], origins[place], base, sources, seen, each_error)
-    told = [
-        {"ref": study.refs[k], "weight": weight * found.scale, "stderr": stderr, "density": density}
-        for k, weight, stderr, density in zip(sources, found.weights, error, found.density, strict=True)
+        of_block = replace(merge, found=seen)
+        spread = np.array(stderr) * math.sqrt(len(by_block))
+        refitted[position] = of_block.refit(layers, facts[position], origins[position], spread)
+    deltas = [
+        {"ref": layers.refs[k], "weight": weight * found.scale, "stderr": error, "density": density}
+        for k, weight, error, density in zip(sources, found.weights, stderr, found.density, strict=True)
     ]
+    base = layers.refs[merge.base]
     rule = "had the small deltas" if found.method == "ties" else "were chosen regardless of size"
     why = (
-        f"{100 * found.zeros:.1f} % of the entries are still those of {study.refs[base]} where a weighted sum would "
+        f"{100 * found.zeros:.1f} % of the entries are still those of {base} where a weighted sum would "
         f"have moved them, and {rule} (chance that one was smaller: {found.smaller:.2f}); "
         f"up to {100 * max(found.alone):.0f} % of the others follow one candidate alone"
     )
-    about: dict[str, Any] = {"base": study.refs[base], "deltas": told}
+    about: dict[str, Any] = {"base": base, "deltas": deltas}
     if found.method == "ties":
         about["lambda"] = found.scale
     return found.method, tuple(refitted), {found.method: about, "resynthesis": found.residual}, (why,)
 
 
-def _with_traces(
-    study: LayerReadings,
-    facts: BlockFacts,
-    origin: BlockOrigin,
-    base: int,
-    sources: Sequence[int],
-    found: SparseMerge,
-    stderr: np.ndarray,
-) -> BlockOrigin:
-    """Weights of the deltas, with the spread of the blocks; what they lack to 1 is the base's."""
-    weights, error = np.zeros(len(facts.kept)), np.zeros(len(facts.kept))
-    places = [facts.kept.index(k) for k in sources]
-    weights[places], error[places] = np.array(found.weights) * found.scale, stderr
-    error[facts.kept.index(base)] = float(np.linalg.norm(stderr))
-    rest = 1.0 - float(weights.sum())
-    weights[facts.kept.index(base)] = rest if abs(rest) > BARELY else 0.0
-    fit = Fit(weights, 0.0, found.residual**2 * facts.size, error)
-    return _refitted(study, facts, origin, fit, {"density": list(found.density)})
-
-
 # ---- the whole
 
 
-def _whole(
-    study: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]
+def _whole_model(
+    layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]
 ) -> tuple[tuple[Share, ...], float | None, float | None]:
-    """The model's shares: those of its stem and blocks, weighted by their size; standard errors from the spread over
-    blocks where all are mixtures; and the residual over what was compared."""
+    """(mixture, unknown, residual) of the whole model, over its stem and blocks, each weighted by its size.
+
+    Standard errors come from the spread over blocks where all of these are mixtures.
+    """
     sizes = {
-        each.position: sum(study.child[name].count for name in study.blocks[each.position].tensors.values())
-        for each in facts if study.blocks[each.position].path != "head"
+        each.position: sum(layers.child[name].count for name in layers.blocks[each.position].tensors.values())
+        for each in facts if layers.blocks[each.position].path != "head"
     }  # fmt: skip
     total = sum(sizes.values())
     if not total:
@@ -425,20 +450,20 @@ def _whole(
     weights: dict[str, float] = {}
     error: dict[str, float] = {}
     each_block: dict[str, list[float]] = {}
-    for place, size in sizes.items():
-        for share in origins[place].mixture:
+    for position, size in sizes.items():
+        for share in origins[position].mixture:
             weights[share.ref] = weights.get(share.ref, 0.0) + size * share.weight / total
             error[share.ref] = error.get(share.ref, 0.0) + size * share.stderr / total  # drift is common to all blocks
             each_block.setdefault(share.ref, []).append(share.weight)
-    mixed = all(origins[place].kind == "mixture" for place in sizes if origins[place].index is not None)
+    mixed = all(origins[position].kind == "mixture" for position in sizes if origins[position].index is not None)
     mixture = tuple(
-        Share(ref, "", weight, max(error[ref], _spread(each_block[ref]) if mixed else 0.0))
+        Share(ref, "", weight, max(error[ref], _stderr_of_mean(each_block[ref]) if mixed else 0.0))
         for ref, weight in sorted(weights.items(), key=lambda item: -item[1])
     )
     square = left = 0.0
-    for place in sizes:
-        rest, own = origins[place].residual, facts[place].size
+    for position in sizes:
+        residual, own = origins[position].residual, facts[position].size
         square += own
-        left += own * (1.0 if rest is None else rest**2)  # a block from nobody is all unexplained
+        left += own * (1.0 if residual is None else residual**2)  # of a block without an origin nothing is explained
     unknown = 1.0 - sum(weights.values())
     return mixture, max(0.0, unknown) if abs(unknown) > 1e-9 else 0.0, math.sqrt(left / square) if square > 0 else None
