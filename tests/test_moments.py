@@ -1,4 +1,4 @@
-"""Moments against loops, NumPy and SciPy; the numerical warning of METHODS §5; additivity."""
+"""Moments against loops, NumPy and SciPy; what a pivot is for (docs/methods.md, *Moments*); additivity."""
 
 from __future__ import annotations
 

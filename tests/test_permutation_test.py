@@ -45,7 +45,7 @@ def test_mean_and_variance_are_exact() -> None:
 
 
 def test_closed_form_of_methods_agrees() -> None:
-    """Variance by the Gram form of METHODS §5 (for rows centred over units): two derivations, one number."""
+    """Variance by its Gram form (for rows centred over units): two derivations, one number."""
     a, b = unit_length_rows(units(40, 9, 1)), unit_length_rows(units(40, 9, 2))
     h, sa, sb = 40, a.sum(0), b.sum(0)
     variance = (
