@@ -314,7 +314,8 @@ def _origin(
         probability = None
     return replace(
         blank, kind=kind, parent=mixture[0].ref, parent_block=mixture[0].block, probability=probability,
-        mixture=mixture, unknown=fit.unknown, residual=relative_residual(fit, facts), facts=about, **_p_values(log10_p.get(top)),
+        mixture=mixture, unknown=fit.unknown, residual=relative_residual(fit, facts), facts=about,
+        **_p_values(log10_p.get(top)),
     )  # fmt: skip
 
 
