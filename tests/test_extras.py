@@ -107,6 +107,20 @@ def test_the_packages_above_are_those_of_the_extras() -> None:
     assert extras["all"] == [f"hf_lineage[{','.join(sorted(PACKAGES))}]"] and extras["test"][0] == "hf_lineage[all]"
 
 
+def test_the_space_runs_on_a_gradio_that_the_extra_allows() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    lowest, chosen = (
+        re.findall(r"\d+", re.findall(pattern, text)[0])
+        for pattern, text in (
+            (r">=([\d.]+)", parser["options.extras_require"]["space"]),
+            (r"sdk_version: ([\d.]+)", (ROOT / "spaces_app" / "README.md").read_text()),
+        )
+    )
+    assert [int(part) for part in chosen] >= [int(part) for part in lowest]
+    assert "hf_lineage[space] @ git+" in (ROOT / "spaces_app" / "requirements.txt").read_text()
+
+
 def test_every_dependency_has_a_lower_bound() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")

@@ -60,7 +60,7 @@ class Phylogeny(StatisticalAnswer):
     """The answer of `phylogeny`: a forest, one tree for each group of models that share an origin.
 
     `roots`: the oldest node of each group where that could be told, a model without relatives included. `left_out`: ref
-    → why, of models that could not be read or compared. `quality`: see README, "Family trees".
+    → why, of models that could not be read or compared. `quality`: see docs/schema.md.
     """
 
     nodes: tuple[Node, ...]

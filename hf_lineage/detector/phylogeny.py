@@ -30,7 +30,7 @@ CAP = 10.0  # of a score, in nats: beyond it, the sums over forests lose their d
 
 @dataclass(frozen=True)
 class PhylogenyConfig:
-    """`scales`, `triples`, `stacks`: what a pair sees beside its two tokens (the README says what each is worth)."""
+    """`scales`, `triples`, `stacks`: what a pair sees beside its two tokens (their worth: docs/benchmarks.md)."""
 
     version: int = VERSION
     width: int = 32

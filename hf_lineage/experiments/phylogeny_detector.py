@@ -275,7 +275,7 @@ def card(about: Mapping[str, Any]) -> str:
         f"{about['date']}, by `python -m hf_lineage.experiments.phylogeny_detector`. On the families that stopped the "
         "training, and so favour it, in %:", "",
         f"| family | {' | '.join(KEYS)} |", "| --- | ---: | ---: | ---: |", *rows, "",
-        "Families that it had no part in: the README of hf_lineage, *Family trees*. It knows fully connected networks, "
+        "Families that it had no part in: docs/benchmarks.md of hf_lineage. It knows fully connected networks, "
         "ResNets, ViTs and Llamas of about a million weights at most, and no merge.", "",
     ])  # fmt: skip
 

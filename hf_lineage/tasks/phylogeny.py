@@ -399,7 +399,7 @@ def _relation(
 
 
 def _quality(aligned: AlignedModels, built: BuiltTrees) -> dict[str, Any]:
-    """How tree-like the distances are, and how sure the groups: see README."""
+    """How tree-like the distances are, and how sure the groups: see docs/schema.md."""
     square = aligned.statistics.squared_distances
     groups = [[i for i in group if i >= 0] for group in built.groups]
     measured = [(four_point(square[np.ix_(group, group)], aligned.seed), len(group)) for group in groups]

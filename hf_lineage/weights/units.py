@@ -39,7 +39,9 @@ class Units:
         a, b = (int(v) for v in torch.searchsorted(index, torch.tensor([first, last])))
         if a < b:
             block = values.reshape(-1, width)
-            self._kept[model][piece.name][a:b] = block[index[a:b] - first].float()
+            if values.element_size() == 1:  # older torch cannot index 8-bit floats, but bytes
+                block = block.view(torch.uint8)
+            self._kept[model][piece.name][a:b] = block[index[a:b] - first].view(values.dtype).float()
 
     def matrix(self, model: int, name: str) -> torch.Tensor:
         """The kept rows of one matrix of one model, (rows, width) float32; model 0 is the child."""

@@ -60,8 +60,8 @@ SAMPLE = "1%"
 
 # stage → functions, by where they are looked up; the indented ones are parts of the one above
 STAGES = {
-    "opening": ("tasks.phylogeny._open",), "sorting": ("tasks.phylogeny.by_architecture",),
-    "reading": ("tasks.phylogeny.read_aligned",), "kinship": ("tasks.phylogeny.distinct_models",),
+    "opening": ("tasks.phylogeny._open",), "sorting": ("tasks.phylogeny._by_architecture",),
+    "reading": ("tasks.session.Session.read_aligned",), "kinship": ("tasks.phylogeny.distinct_models",),
     "groups": ("trees.build.related_groups",), "trees": ("trees.build._tree",),
 }  # fmt: skip
 PARTS = {
