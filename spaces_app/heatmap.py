@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from show import View, esc, fold, listed, megabytes, model, p_text, pre
+from show import View, esc, fold, listed, megabytes, model, p_text, pre, shown
 
 COLUMNS = 8  # sources that get one; the rest share a column
 MID, DEEP = 0.52, 0.78  # shares from which text in a cell turns, in the dark and in the light theme
@@ -50,7 +50,7 @@ def layers_html(view: View) -> str:
     recipe = view.get("recipe", "")
     return (
         f'<section class="hl" aria-label="Layers"><h2 class="hl-said">{esc(view["sentence"], 2000)}</h2>'
-        f'<p class="hl-small">{asked}</p>{_map(answer)}{_whole(answer)}{fold("As text", pre(view["table"]))}'
+        f'<p class="hl-small">{asked}</p>{_map(answer)}{_whole(view)}{fold("As text", pre(view["table"]))}'
         f"{fold('Recipe for mergekit', pre(recipe)) if recipe else ''}</section>"
     )
 
@@ -145,10 +145,11 @@ def _tip(block: dict[str, Any]) -> str:
     return "; ".join(told)
 
 
-def _whole(answer: dict[str, Any]) -> str:
+def _whole(view: View) -> str:
+    answer = view["answer"]
     items = [
         f"<li>{share['weight']:.3f} ± {share['stderr']:.3f} {model(share['ref'])}</li>" for share in answer["mixture"]
     ]
     told = f"<h3>The whole model</h3><ul>{''.join(items)}</ul>" if len(items) > 1 else ""
-    because = listed((*answer["reasons"], *answer["notes"]))
+    because = listed(shown(view, text) for text in (*answer["reasons"], *answer["notes"]))
     return told + (f"<h3>Because</h3>{because}" if because else "")

@@ -28,12 +28,6 @@ _NO_MODEL = {
     "spaces": "That is a Space, not a model. Expected the id of a model on the Hub, such as org/name",
     "collections": "That is a collection, which the family tree takes. Expected the id of one model, such as org/name",
 }
-# sentences, and parts of one, that say what to type in a terminal or in Python
-_COMMAND = re.compile(
-    r"hf auth login|HF_TOKEN|(?<![\w/-])--[a-z]|(?<!\S)-c [\w.]|allow_pickle|candidates=|hf-lineage [a-z]|"
-    r"git lfs|hf download|pip install|local folder starts|There is a local|write it so if|Is there a network|"
-    r"Pass the path|pass the folder|Sample less|Allow more|If you trust it|Block by block|Download it first|Else try"
-)
 _LOG = logging.getLogger("hf_lineage.space")
 
 
@@ -113,22 +107,20 @@ def explain(error: BaseException, signed_in: bool = False, program: bool = False
     if isinstance(error, RefusedError):
         return str(error)
     if isinstance(error, LineageError):
-        said = _of_library(error, signed_in, program) or "That question could not be answered."
-        return said if said.endswith((".", "?", "!")) else f"{said}."
+        sentence = _of_library(error, signed_in, program)
+        return sentence if sentence.endswith((".", "?", "!")) else f"{sentence}."
     code = secrets.token_hex(4)
     _LOG.error("unforeseen error %s", code, exc_info=error)
     return f"Something went wrong on this page's side (code {code}). It is not your fault; please try again."
 
 
-def for_page(text: str) -> str:
-    """A message or a note of hf_lineage without what it says to type: there is no command line on a page.
+def on_page(text: str) -> str:
+    """A message or a note of hf_lineage without its hints, and without code marks: a page has no command line.
 
-    >>> for_page("`lab/x` was not found on the Hub. If it is private, log in with `hf auth login`.")
-    'lab/x was not found on the Hub.'
-    >>> for_page("All that was read is equal; --sample all tells a copy from a partial change.")
-    'All that was read is equal.'
+    >>> on_page(errors.Note("gated", "`lab/x` is gated.", "Log in with `hf auth login`."))
+    'lab/x is gated.'
     """
-    return "\n".join(_line_for_page(line) for line in text.split("\n"))
+    return errors.sentence_of(text).replace("`", "")
 
 
 def tool(endpoint: str) -> str:
@@ -143,31 +135,37 @@ def gated_repo(error: BaseException) -> str:
 
 
 def _of_library(error: LineageError, signed_in: bool, program: bool) -> str:
-    said = for_page(str(error))
-    said = said[:1].upper() + said[1:] if not error.repo and isinstance(error, errors.ModelNotFoundError) else said
-    if isinstance(error, errors.GatedError):
-        return f"{error.repo or 'That model'} is gated: {_how_to_pass(signed_in, program)}"
-    if isinstance(error, errors.TokenRefusedError) and signed_in:
-        return "Your sign-in is no longer valid: sign out and in again."
-    if type(error) is errors.ModelNotFoundError and error.repo:
-        return (
-            f"{said} Check the spelling. Private models are not read by this page: for those, use the command line on "
-            "your own machine."
-        )
-    if isinstance(error, errors.HubUnavailableError):
-        told = said.removesuffix(" Try again later.").rstrip(".")
-        return (
-            f"The Hub did not answer as expected ({told}). Try again in a minute"
-            f"{'.' if program else '; the examples work without it.'}"
-        )
-    if isinstance(error, errors.PickleRefusedError | errors.NoWeightsError):
-        return f"{said} This page reads safetensors only."
-    if isinstance(error, errors.LimitError):
-        return (
-            f"That would read more than the {MAX_BYTES >> 20} MB that this page reads for one question. Name fewer "
-            "models, or use the command line."
-        )
-    return said
+    """A sentence for an error of hf_lineage, by its class."""
+    sentence = on_page(error.note)
+    match error:
+        case errors.GatedError():
+            return f"{error.repo or 'That model'} is gated: {_how_to_pass(signed_in, program)}"
+        case errors.TokenRefusedError() if signed_in:
+            return "Your sign-in is no longer valid: sign out and in again."
+        case errors.NoCandidatesError() if error.note.hint:
+            return f"{sentence} Name some."
+        case errors.ModelNotFoundError() if error.code == "model_not_found":
+            return _of_missing(sentence, error.repo)
+        case errors.HubUnavailableError():
+            again = "Try again in a minute." if program else "Try again in a minute; the examples work without it."
+            return f"The Hub did not answer as expected ({sentence.rstrip('.')}). {again}"
+        case errors.PickleRefusedError() | errors.NoWeightsError():
+            return f"{sentence} This page reads safetensors only."
+        case errors.LimitError():
+            return (
+                f"That would read more than the {MAX_BYTES >> 20} MB that this page reads for one question. Name fewer "
+                "models, or use the command line."
+            )
+    return sentence
+
+
+def _of_missing(sentence: str, repo: str | None) -> str:
+    if repo is None:  # of a collection, for instance
+        return sentence[:1].upper() + sentence[1:]
+    return (
+        f"{sentence} Check the spelling. Private models are not read by this page: for those, use the command line on "
+        "your own machine."
+    )
 
 
 def _how_to_pass(signed_in: bool, program: bool) -> str:
@@ -179,23 +177,6 @@ def _how_to_pass(signed_in: bool, program: bool) -> str:
         )
     sign_in = "" if signed_in else "sign in above, "
     return f"you may not read it yet. Accept its terms on its page on the Hub, {sign_in}then ask again."
-
-
-def _line_for_page(line: str) -> str:
-    sentences = (_without_commands(sentence) for sentence in re.split(r"(?<=[.?!]) ", line))
-    return " ".join(sentence for sentence in sentences if sentence or not line).replace("`", "")
-
-
-def _without_commands(sentence: str) -> str:
-    """A sentence without the parts that are commands; nothing if no other part is left."""
-    if not _COMMAND.search(sentence):
-        return sentence.replace("max_bytes=", "the limit of ")
-    parts = re.split(r"(; |: )", sentence)  # with what stands between them
-    kept = [i for i in range(0, len(parts), 2) if not _COMMAND.search(parts[i])]
-    if not kept:
-        return ""
-    text = "".join(f"{parts[i - 1] if i and n else ''}{parts[i]}" for n, i in enumerate(kept)).rstrip(",.")
-    return f"{text}." if sentence.endswith(".") else text
 
 
 def _clean(text: str) -> str:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs import Step
-from questions import HUB, for_page
+from questions import HUB, on_page
+
+from hf_lineage.answers.base import notes_in
 
 View = dict[str, Any]  # {"answer": the answer's JSON, "sentence": …, "words": …, "table": …}
 
@@ -54,6 +56,7 @@ def view_of(answer: Any) -> View:
         "sentence": answer.sentence(),
         "words": explained,
         "table": str(answer),
+        "without_hints": {str(note): note.sentence for note in notes_in(answer) if note.hint or note.python},
     }
 
 
@@ -73,7 +76,7 @@ def lineage_html(view: View) -> str:
         f'<p class="hl-badge hl-{tone}">{badge}</p>',
         f'<h2 class="hl-said">{esc(view["sentence"], 2000)}</h2>',
         f'<p class="hl-small">{_asked(answer)}</p>',
-        _candidates(answer),
+        _candidates(view),
         _claims(answer),
         _evidence(view),
         label="Lineage",
@@ -82,7 +85,7 @@ def lineage_html(view: View) -> str:
 
 def tree_html(view: View) -> str:
     """The answer of `phylogeny`: the picture, the same in words, and its forms to take away."""
-    left = [f"<li>{model(ref)}: {esc(for_page(why))}</li>" for ref, why in view["answer"]["left_out"].items()]
+    left = [f"<li>{model(ref)}: {esc(shown(view, why))}</li>" for ref, why in view["answer"]["left_out"].items()]
     return _box(
         f'<h2 class="hl-said">{esc(view["sentence"], 2000)}</h2>',
         _image(view["tree"], "tree"),
@@ -108,7 +111,7 @@ def diff_html(diff: str, files: Mapping[str, bytes], notes: Iterable[str]) -> st
         for i, line in enumerate(diff.splitlines())
     ]
     shown = f'<pre class="hl-diff" tabindex="0" aria-label="Diff of README.md">{"".join(lines)}</pre>'
-    told = listed(notes)
+    told = listed(map(on_page, notes))
     beside = "".join(_file(name, content) for name, content in files.items() if name != "README.md")
     return _box(
         "<h2>README.md</h2>", shown, told, f"<h2>Files beside it</h2>{beside}",
@@ -204,9 +207,14 @@ def _broken(ref: str) -> str:
     return esc(ref).replace("/", "/<wbr>")
 
 
+def shown(view: View, text: str) -> str:
+    """A note or a reason of an answer as the page shows it, without hints."""
+    return on_page(view.get("without_hints", {}).get(text, text))
+
+
 def listed(texts: Iterable[str]) -> str:
-    """Remarks of the library as a list, without what to type; "" where nothing is left of them."""
-    items = "".join(f"<li>{esc(told, 1000)}</li>" for text in texts if (told := for_page(text)))
+    """Texts as a list; "" where there are none."""
+    items = "".join(f"<li>{esc(text, 1000)}</li>" for text in texts if text)
     return f"<ul>{items}</ul>" if items else ""
 
 
@@ -228,7 +236,8 @@ def _asked(answer: dict[str, Any]) -> str:
     return f"{model(child, revision)}{at} · read {megabytes(answer['bytes_read'])} in {answer['seconds']:.1f} s"
 
 
-def _candidates(answer: dict[str, Any]) -> str:
+def _candidates(view: View) -> str:
+    answer = view["answer"]
     head = "".join(
         f'<th scope="col"{kind}>{name}</th>'
         for name, kind in (
@@ -237,7 +246,7 @@ def _candidates(answer: dict[str, Any]) -> str:
         )
     )  # fmt: skip
     rows = [
-        _row(candidate, first=i == 0 and answer["parent"] is not None)
+        _row(view, candidate, first=i == 0 and answer["parent"] is not None)
         for i, candidate in enumerate(answer["candidates"])
     ]
     rows, more = rows[:MAX_OPEN_ROWS], rows[MAX_OPEN_ROWS:]
@@ -266,11 +275,12 @@ def _table(head: str, rows: list[str], label: str) -> str:
     )
 
 
-def _row(candidate: dict[str, Any], first: bool) -> str:
+def _row(view: View, candidate: dict[str, Any], first: bool) -> str:
     name = f'<th scope="row">{model(candidate["ref"], candidate["revision"])}</th>'
     why = esc("; ".join(candidate["facts"].get("found_by", [])) or "you named it")
     if candidate["status"] != "compared":
-        told = f"<em>{esc(candidate['status'].replace('_', ' '))}</em>: {esc(for_page(' '.join(candidate['reasons'])))}"
+        reasons = " ".join(shown(view, reason) for reason in candidate["reasons"])
+        told = f"<em>{esc(candidate['status'].replace('_', ' '))}</em>: {esc(reasons)}"
         return (
             f'<tr class="hl-out">{name}<td class="hl-n">–</td><td class="hl-n">–</td><td>{told}</td><td>{why}</td></tr>'
         )
@@ -311,21 +321,23 @@ def _claims(answer: dict[str, Any]) -> str:
 
 def _evidence(view: View) -> str:
     answer = view["answer"]
-    parts = [f"<p>{esc(for_page(view['words']), 6000)}</p>"] if view["words"] else []
+    parts = [f"<p>{esc(on_page(view['words']), 6000)}</p>"] if view["words"] else []
     for candidate in answer["candidates"][:8]:
-        items = [f"<dt>{esc(key.replace('_', ' '))}</dt><dd>{_plain(value)}</dd>" for key, value in _told(candidate)]
+        items = [
+            f"<dt>{esc(key.replace('_', ' '))}</dt><dd>{_plain(value)}</dd>" for key, value in _told(view, candidate)
+        ]
         parts.append(fold(candidate["ref"], f"<dl>{''.join(items)}</dl>"))
-    notes = listed(answer["notes"])
+    notes = listed(shown(view, note) for note in answer["notes"])
     parts += [f"<h4>Notes</h4>{notes}"] if notes else []
     parts += [fold("The whole answer as text", pre(view["table"])), _json(view)]
     return fold("The evidence", f'<div class="hl-evidence">{"".join(parts)}</div>')
 
 
-def _told(candidate: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+def _told(view: View, candidate: dict[str, Any]) -> Iterable[tuple[str, Any]]:
     yield "distance of a weight", candidate["distance"]
     yield "p-value of this candidate alone", candidate["p_raw"]
     yield from ((key, value) for key, value in candidate["facts"].items() if key != "found_by")
-    yield from (("remark", remark) for reason in candidate["reasons"] if (remark := for_page(reason)))
+    yield from (("remark", shown(view, reason)) for reason in candidate["reasons"])
     weights = candidate["evidence"].get("weights", {})
     moved = [(name, block.get("moved")) for name, block in weights.get("blocks", {}).items()]
     told = [f"{name} {value:.3g}" for name, value in moved if value is not None]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import pickle
 import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub.utils import hf_raise_for_status, httpx
 from safetensors.torch import save
-from space_app import APP, ROOT
+from space_app import APP
 
 import hf_lineage as hl
 from hf_lineage import errors
@@ -23,12 +20,9 @@ from hf_lineage.testing import MiniHub
 sys.path.insert(0, str(APP))
 import asking
 import questions
-from questions import RefusedError, explain, for_page, gated_repo
+from questions import RefusedError, explain, gated_repo, on_page
+from show import lineage_html, shown, view_of
 
-SHOWN = [  # modules whose messages may reach the page
-    path for path in sorted((ROOT / "hf_lineage").rglob("*.py"))
-    if not {"cli", "testing", "experiments", "section.py", "card.py"} & {*path.parts}
-]  # fmt: skip
 COMMANDS = re.compile(
     r"hf auth|HF_TOKEN|--[a-z]|allow_pickle|candidates=|hf-lineage [a-z]|local folder|pip install|-c \w"
 )
@@ -138,7 +132,7 @@ class TestWhatCannotBeCompared:
         assert told.startswith("A model is not its own parent") and told.endswith("Name others.")
 
     def test_no_candidate(self) -> None:
-        error = errors.NoCandidatesError("Expected candidate parents of `a/b`, got none. Name some: -c org/name.")
+        error = errors.NoCandidatesError("Expected candidate parents of `a/b`, got none.", "Name some: -c org/name.")
         assert explain(error) == "Expected candidate parents of a/b, got none. Name some."
 
     def test_all_that_could_not_be_read_is_told(self, lab: MiniHub) -> None:
@@ -153,51 +147,25 @@ class TestWhatCannotBeCompared:
 
 
 class TestForThePage:
-    @pytest.mark.parametrize(
-        "text, shown",
-        [
-            ("Hidden; `lab/x` is fine. It is.", "Hidden; lab/x is fine. It is."),
-            ("lab/a--b.safetensors: two files.", "lab/a--b.safetensors: two files."),
-            ("Read more than max_bytes=1,000. Sample less, for example 10 bytes.", "Read more than the limit of 1,000."),
-            ("A merge: its weights are an average. Block by block: hf-lineage layers a/b -c c/d", "A merge: its weights are an average."),
-            ("No bill of materials: pip install 'hf_lineage[bom]'.", "No bill of materials."),
-            ("it is a git-lfs pointer, not the weights; run `git lfs pull` in its folder", "it is a git-lfs pointer, not the weights"),
-            ("a  table\n\n  of lines", "a  table\n\n  of lines"),
-            ("Log in with `hf auth login`.", ""),
-            ("", ""),
-        ],
-    )  # fmt: skip
-    def test_what_is_left(self, text: str, shown: str) -> None:
-        assert for_page(text) == shown
+    def test_a_note_is_shown_without_its_hints(self) -> None:
+        note = errors.Note("pickle_refused", "`lab/x` can run code.", "Allow it: --allow-pickle.", "allow_pickle=True.")
+        assert on_page(note) == "lab/x can run code." and on_page("a  table\n\n  of lines") == "a  table\n\n  of lines"
 
-    def test_several_reasons_in_one_text(self) -> None:
-        one = "lab/{0}: `lab/{0}` was not found on the Hub. If it is private, log in with `hf auth login`; a local folder starts with `./`, `/` or `~`."
-        assert for_page(f"{one.format('a')} {one.format('b')}") == (
+    def test_several_reasons_in_one_note(self) -> None:
+        hint = "If it is private, log in with `hf auth login`."
+        missing = [errors.Note("model_not_found", f"`lab/{x}` was not found on the Hub.", hint) for x in "ab"]
+        reasons = [note.prefixed(f"lab/{x}: ") for note, x in zip(missing, "ab", strict=True)]
+        assert on_page(errors.join_notes("no_candidate_read", reasons)) == (
             "lab/a: lab/a was not found on the Hub. lab/b: lab/b was not found on the Hub."
         )
 
-    @pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
-    def test_no_message_of_the_library_keeps_its_commands(self, path: Path) -> None:
-        for text in messages(path):
-            assert not COMMANDS.search(for_page(text)), f"{path.name}: {text}"
-
-
-def messages(path: Path) -> Iterator[str]:
-    """The texts of a module that end like sentences, `org/x` in place of what is filled in; no docstrings."""
-    tree = ast.parse(path.read_text())
-    away = {
-        id(part)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.JoinedStr)
-        for part in ast.walk(node)
-        if part is not node
-    }
-    away |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr) and id(node) not in away:
-            yield "".join(part.value if isinstance(part, ast.Constant) else "org/x" for part in node.values)  # type: ignore[misc]
-        elif isinstance(node, ast.Constant) and id(node) not in away and re.search(r" .*[.?\]]$", str(node.value)):
-            yield str(node.value)
+    def test_notes_and_reasons_of_an_answer(self, lab: MiniHub) -> None:
+        lab.add("lab/pickle", {"pytorch_model.bin": b"x"})
+        view = view_of(asking.trace("lab/child", ["lab/parent", "lab/pickle"], False, lambda *_: None))
+        (reason,) = next(c["reasons"] for c in view["answer"]["candidates"] if c["ref"] == "lab/pickle")
+        assert "--allow-pickle" in reason and not COMMANDS.search(shown(view, reason))
+        page = lineage_html(view).partition("The whole answer as text")[0]
+        assert "only pickled weights" in page and not COMMANDS.search(re.sub(r"<[^>]*>", " ", page))
 
 
 class TestWhatIsTyped:

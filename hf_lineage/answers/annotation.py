@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CardError
+from ..errors import CardError, Note
 from .base import Answer
 
 
@@ -25,7 +25,7 @@ class Annotation(Answer):
     changed: bool
     url: str | None = None
     files: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     make: Callable[[], dict[str, bytes]] = field(default=dict, repr=False, compare=False)
 
     def content(self) -> dict[str, Any]:

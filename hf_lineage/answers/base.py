@@ -7,8 +7,10 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Protocol
+
+from ..errors import Note
 
 SCHEMA = "hf_lineage/1"
 
@@ -54,7 +56,7 @@ class MeasuredAnswer(Answer):
     package and of those that compute.
     """
 
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     bytes_read: int = 0
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
@@ -107,6 +109,19 @@ def fields_of(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
+def notes_in(value: Any) -> Iterator[Note]:
+    """Every note in an answer, wherever it is: also a candidate's reason, or why a model was left out."""
+    if isinstance(value, Note):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from notes_in(tuple(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from notes_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from notes_in(fields_of(value))
+
+
 def plain(value: Any) -> Any:
     """JSON types only: tuples become lists, non-finite numbers null, floats keep 9 significant digits."""
     if isinstance(value, Evidence):
@@ -115,6 +130,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if isinstance(value, str):
+        return str(value)  # a note is its text
     if isinstance(value, float):
         return float(f"{value:.9g}") if math.isfinite(value) else None
     return value

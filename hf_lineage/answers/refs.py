@@ -52,8 +52,8 @@ class ModelRef:
         name, at, revision = text.partition("@")
         if not is_repo_id(name):
             raise ReferenceSyntaxError(
-                f"Expected a repo id such as `org/name` or `org/name@revision`, got {text[:120]!r}. "
-                "A local folder starts with `./`, `/` or `~`."
+                f"Expected a repo id such as `org/name` or `org/name@revision`, got {text[:120]!r}.",
+                "A local folder starts with `./`, `/` or `~`.",
             )
         if at and (not _REVISION.fullmatch(revision) or ".." in revision):
             raise ReferenceSyntaxError(

@@ -68,8 +68,8 @@ class LocalRepo:
                 self.folder = path
             else:
                 raise ModelNotFoundError(
-                    f"Expected a model folder or a weights file at `{ref.name}`, found nothing there. "
-                    f"To name a model on the Hub, write it without a leading `./`, `/` or `~`."
+                    f"Expected a model folder or a weights file at `{ref.name}`, found nothing there.",
+                    "To name a model on the Hub, write it without a leading `./`, `/` or `~`.",
                 )
             alone = self.only and not self.only.endswith(".index.json")  # the shards of an index lie beside it
             self.files = frozenset([path.name] if alone else os.listdir(self.folder))

@@ -107,13 +107,15 @@ def _open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
     if safetensors:
         raise NoWeightsError(
             f"Expected one `model.safetensors` (or its index) in `{repo.ref.name}`, found {len(safetensors)} files: "
-            f"{', '.join(safetensors[:4])}. Pass the path of the one that is meant."
+            f"{', '.join(safetensors[:4])}.",
+            "Pass the path of the one that is meant.",
         )
     if named or any(name.endswith(".bin.index.json") for name in repo.files):
         if not allow_pickle:
             raise PickleRefusedError(
-                f"`{repo.ref.name}` has only pickled weights ({', '.join(pickles[:2])}), which can run code. "
-                "If you trust it, allow them: --allow-pickle, or allow_pickle=True."
+                f"`{repo.ref.name}` has only pickled weights ({', '.join(pickles[:2])}), which can run code.",
+                "If you trust it, allow them: --allow-pickle.",
+                "allow_pickle=True.",
             )
         return open_pickles(repo, named)
     found = ", ".join(sorted(name for name in repo.files if name[0] != ".")[:4]) or "no file at all"
@@ -195,7 +197,7 @@ class Opener:
             except LineageError as error:
                 self.failed[str(model)] = error
                 name = model.name if isinstance(model, ModelRef) else str(model)
-                return Candidate(name, str(model), status="unreadable", reasons=(str(error),))
+                return Candidate(name, str(model), status="unreadable", reasons=(error.note,))
             if checkpoint.ref.kind == "module":  # two modules of one class have the same ref
                 checkpoint.requested = f"{called}[{position}]"
             return checkpoint

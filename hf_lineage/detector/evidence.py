@@ -22,7 +22,7 @@ from ..answers.base import Evidence, Progress, fields_of
 from ..answers.lineage import Candidate, Verdict
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.opener import Opener
-from ..errors import CheckpointError, LineageError
+from ..errors import CheckpointError, LineageError, Note, prefixed
 from ..features.evidence import Settings, module_in_memory, probes_for
 from ..features.networks import build
 from .examples import pairs
@@ -78,7 +78,8 @@ def _build(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> LineageDetector
     if wrong := sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name)):
         raise CheckpointError(
             f"Expected {wrong[0]!r} of shape {wanted.get(wrong[0], 'none')} in the detector {who}, found "
-            f"{found.get(wrong[0], 'none')}. Train it again: hf-lineage train-detector."
+            f"{found.get(wrong[0], 'none')}.",
+            "Train it again: hf-lineage train-detector.",
         )
     state = dict(zip(found, checkpoint.whole([*found]), strict=True))
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
@@ -139,7 +140,7 @@ def score_candidates(
         try:
             theirs = read_inputs(checkpoint, judge.config, settings)
         except LineageError as error:
-            refused[i] = str(error)
+            refused[i] = error.note
             continue
         if theirs.shapes == ours.shapes:
             seen[i] = theirs
@@ -197,7 +198,7 @@ def attach(
             facts = opinion.found[i]
             share = facts.probability if alone else candidate.probability
             return replace(candidate, probability=share, evidence={**candidate.evidence, "detector": facts})
-        why = (f"detector: {opinion.refused[i]}",) if i in opinion.refused else ()
+        why = (prefixed("detector: ", opinion.refused[i]),) if i in opinion.refused else ()
         return replace(
             candidate, probability=None if alone else candidate.probability, reasons=(*candidate.reasons, *why)
         )
@@ -211,7 +212,7 @@ def attach(
     return compared, others, opinion.none
 
 
-def evidence_notes(candidates: Sequence[Candidate], said: Verdict) -> tuple[list[Candidate], list[str]]:
+def evidence_notes(candidates: Sequence[Candidate], said: Verdict) -> tuple[list[Candidate], list[Note]]:
     """The candidates in their final order, with a reason where detector and weights disagree; and notes."""
     seen = [(c, each) for c in candidates if isinstance(each := c.evidence.get("detector"), DetectorEvidence)]
     if not seen:
@@ -223,7 +224,8 @@ def evidence_notes(candidates: Sequence[Candidate], said: Verdict) -> tuple[list
     best, its = max(seen, key=lambda pair: pair[1].probability)
     share = its.probability
     told = f"{best.ref} {share:.3f}" + ("" if none is None else f", none of these {none:.3f}")
-    notes = [f"Detector {about.detector}: {told}; a learned probability from {inputs}, it has no p-value.{closed}"]
+    learned = f"Detector {about.detector}: {told}; a learned probability from {inputs}, it has no p-value.{closed}"
+    notes = [Note("detector_probability", learned)]
     first = candidates[0]
     if first.p_value is None:
         return list(candidates), notes
@@ -238,10 +240,11 @@ def evidence_notes(candidates: Sequence[Candidate], said: Verdict) -> tuple[list
     if against is None:
         return list(candidates), notes
     p = "" if first.log10_p is None else f", p {_power(first.log10_p)}"
-    notes.append(
+    disagree = (
         f"Detector and weights disagree: {against}, the weights say {said.replace('_', ' ')}"
         f"{f' ({first.ref}{p})' if related else ''}. The verdict is the weights'."
     )
+    notes.append(Note("detector_disagrees", disagree))
     marked = {id(best), id(first)}
     return [replace(c, reasons=(*c.reasons, against)) if id(c) in marked else c for c in candidates], notes
 

@@ -56,8 +56,8 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise ArgumentError(
-                f"Expected a detector of version {VERSION}, got {self.version!r}. Train one with this release: "
-                "hf-lineage train-detector, or name another."
+                f"Expected a detector of version {VERSION}, got {self.version!r}.",
+                "Train one with this release: hf-lineage train-detector, or name another.",
             )
         for name in ("weights", "features"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists

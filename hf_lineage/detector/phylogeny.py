@@ -147,8 +147,8 @@ def _config(told: dict[str, Any]) -> PhylogenyConfig:
     if version != VERSION or not told.keys() <= known:
         raise CheckpointError(
             f"Expected the config of a Phylogeny Detector of version {VERSION}, got version {version} with "
-            f"{', '.join(sorted(told.keys() - known)) or 'the usual fields'}. Update hf_lineage, or train it again: "
-            "python -m hf_lineage.experiments.phylogeny_detector FOLDER."
+            f"{', '.join(sorted(told.keys() - known)) or 'the usual fields'}.",
+            "Update hf_lineage, or train it again: python -m hf_lineage.experiments.phylogeny_detector FOLDER.",
         )
     return PhylogenyConfig(**told)
 

@@ -200,8 +200,8 @@ def _check(examples: Examples, config: DetectorConfig) -> None:
     orphans = sum(row.parent is None for row in examples.rows)
     if orphans and not config.no_parent:
         raise ArgumentError(
-            f"Expected a parent for each child, got {orphans} without one. Train with --no-parent score "
-            "(no_parent='score')."
+            f"Expected a parent for each child, got {orphans} without one.",
+            "Train with --no-parent score (no_parent='score').",
         )
 
 

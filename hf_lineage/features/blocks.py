@@ -10,7 +10,7 @@ import numpy as np
 
 from ..answers.layers import BlockOrigin
 from ..checkpoints.checkpoint import Checkpoint
-from ..errors import NothingToCompareError
+from ..errors import Note, NothingToCompareError, join_notes, prefixed
 from .grafting import Grafts, origins
 
 MATCH = {"features": "match", "detector": "detector_match"}  # kind of evidence → its probabilities among the facts
@@ -25,7 +25,7 @@ def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint]) -> int:
 
 def block_facts(
     found: Mapping[str, Any], grafts: Grafts, labels: Sequence[str], metric: str, kind: str = "features"
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[Note]]:
     """(fields of the answer, notes): the facts of the weights' blocks, or blocks of features alone.
 
     Alone, `parent` is the candidate whose graft is most alike, `probability` the paper's (S2.7: nearly even for small
@@ -33,14 +33,18 @@ def block_facts(
     `kind`: of the evidence, under which the facts stand.
     """
     if not grafts.found:
-        why = " ".join(f"{labels[i]}: {reason}" for i, reason in grafts.refused.items())
-        raise NothingToCompareError(f"No candidate's blocks could be grafted. {why}")
+        why = [prefixed(f"{labels[i]}: ", reason) for i, reason in grafts.refused.items()]
+        raise NothingToCompareError(join_notes("nothing_to_compare", ["No candidate's blocks could be grafted.", *why]))
     match = origins(grafts, metric)
-    notes = [f"{kind} of {labels[i]}: {reason}" for i, reason in grafts.refused.items()]
-    notes.append(
+    notes = [
+        join_notes("features_refused", [reason]).prefixed(f"{kind} of {labels[i]}: ")
+        for i, reason in grafts.refused.items()
+    ]
+    compared = (
         f"{kind.capitalize()}: {metric}, each candidate's block on what the child feeds its own, at equal places; a "
         "ranking of a closed set, without p-value."
     )
+    notes.append(Note("features_compared", compared))
     key = MATCH[kind]
     facts = {
         name: {
@@ -52,7 +56,8 @@ def block_facts(
     if found["blocks"]:
         elsewhere = sorted({*facts} - {block.block for block in found["blocks"]})
         if elsewhere:
-            notes.append(f"{kind.capitalize()} of {', '.join(elsewhere)} are left out: no block of that name is known.")
+            unknown = f"{kind.capitalize()} of {', '.join(elsewhere)} are left out: no block of that name is known."
+            notes.append(Note("features_left_out", unknown))
         blocks = [replace(b, facts={**b.facts, **facts.get(b.block, {})}) for b in found["blocks"]]
         return {**found, "blocks": tuple(blocks)}, notes
     refs = tuple(labels[i] for i in grafts.found)

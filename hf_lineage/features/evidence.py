@@ -21,7 +21,7 @@ from ..answers.lineage import Candidate
 from ..answers.refs import printable
 from ..architecture.align import Alignment
 from ..checkpoints.checkpoint import Checkpoint
-from ..errors import ArgumentError, CheckpointError, LineageError
+from ..errors import ArgumentError, CheckpointError, LineageError, Note, prefixed
 from ..parallel import world
 from .forward import NoForwardDerivative
 from .lazy_tensors import CheckpointTensors, ChildTensors, InterpolatedTensors
@@ -169,7 +169,7 @@ def compare(
         try:
             found[i] = candidate_facts(child, checkpoint, alignment, settings)
         except LineageError as error:
-            refused[i] = str(error)
+            refused[i] = error.note
     if progress and mine:
         progress(len(mine), len(mine), "features")
     for theirs, why in world().gather((found, refused)):
@@ -213,13 +213,13 @@ def attach(
         i = places.get((candidate.ref, candidate.revision, candidate.requested), -1)
         if i in found:
             return replace(candidate, evidence={**candidate.evidence, "features": found[i]})
-        why = (f"features: {refused[i]}",) if i in refused else ()
+        why = (prefixed("features: ", refused[i]),) if i in refused else ()
         return replace(candidate, reasons=(*candidate.reasons, *why))
 
     return [with_features(c) for c in judged], [with_features(c) for c in rest]
 
 
-def evidence_notes(candidates: Sequence[Candidate], settings: Settings) -> list[str]:
+def evidence_notes(candidates: Sequence[Candidate], settings: Settings) -> list[Note]:
     """How features were compared, in words."""
     seen = [(c, each) for c in candidates if isinstance(each := c.evidence.get("features"), FeaturesEvidence)]
     if not seen:
@@ -229,18 +229,22 @@ def evidence_notes(candidates: Sequence[Candidate], settings: Settings) -> list[
     steps = sorted({tap["step"] for tap in taps})
     where = " and ".join([tap["tap"] for tap in first.taps][:: max(1, len(first.taps) - 1)])
     made = "synthetic " if settings.probes is None or isinstance(settings.probes, int) else ""
-    notes = [
+    compared = (
         f"Features: {first.metric} at {where}, {first.probes} {made}probes, step "
         f"{' to '.join(f'{step:g}' for step in (steps[:1] + steps[1:][-1:]))}. A match has no p-value, and of a set "
         "without a relative it names one all the same."
-    ]
+    )
+    notes = [Note("features_compared", compared)]
     bends = [tap["curvature"] for tap in taps if tap["curvature"] is not None]
     if bends and min(bends) >= MAX_RELATIVE_CURVATURE:
-        notes.append("No candidate's linearisation holds at that step (error of a tenth or more): scores say little.")
-    notes += sorted({f"Taylor form: {each.why_taylor}" for _, each in seen if each.why_taylor})
+        poor = "No candidate's linearisation holds at that step (error of a tenth or more): scores say little."
+        notes.append(Note("linearisation_poor", poor))
+    without = sorted({each.why_taylor for _, each in seen if each.why_taylor})
+    notes += [Note("no_taylor_form", f"Taylor form: {why}") for why in without]
     if all(c.status == "not_comparable" for c, _ in seen):
         best, about = max(seen, key=lambda pair: pair[1].match)
-        notes.append(f"By features alone {best.ref} is nearest, with a match of {about.match:.3f}.")
+        nearest = f"By features alone {best.ref} is nearest, with a match of {about.match:.3f}."
+        notes.append(Note("nearest_by_features", nearest))
     return notes
 
 

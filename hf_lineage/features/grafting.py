@@ -133,7 +133,7 @@ def _walk(
         try:
             others[i] = _CandidateBlocks(network, checkpoint, held, alignment, settings)
         except LineageError as error:
-            refused[i] = str(error)
+            refused[i] = error.note
     rows: dict[str, dict[int, Facts]] = {}
 
     def take(path: str, arguments: Arguments, output: Tensor) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..answers.refs import is_repo_id, printable
-from ..errors import ArgumentError
+from ..errors import ArgumentError, Note
 from .networks import Images, Tokens
 
 if TYPE_CHECKING:
@@ -212,17 +212,17 @@ def _dataset(name: str, inputs: Images | Tokens, count: int, seed: int, token: s
     try:
         import datasets
     except ImportError as error:
-        raise ArgumentError(
-            f"Probes from the dataset `{name}` need the package datasets: pip install 'hf_lineage[papers]'."
-        ) from error
+        needed = f"Probes from the dataset `{name}` need the package datasets"
+        hint = "pip install 'hf_lineage[papers]'."
+        raise ArgumentError(Note("argument", f"{needed}.", hint, text=f"{needed}: {hint}")) from error
     try:
         stream = datasets.load_dataset(name, split=split or "train", streaming=True, token=token)
         rows = list(islice(stream.shuffle(seed=seed, buffer_size=2 * count), count))
     except Exception as error:  # its errors come from many libraries, and all mean that there are no rows
         reason = printable(str(error).strip().partition("\n")[0])[:200]
         raise ArgumentError(
-            f"Expected rows of the dataset `{name}`, got {type(error).__name__}: {reason}. "
-            "Name a split as `dataset:org/name:split`; a local folder starts with `./`, `/` or `~`."
+            f"Expected rows of the dataset `{name}`, got {type(error).__name__}: {reason}.",
+            "Name a split as `dataset:org/name:split`; a local folder starts with `./`, `/` or `~`.",
         ) from error
     if not rows:
         raise ArgumentError(f"Expected rows in the dataset `{name}`, found none.")

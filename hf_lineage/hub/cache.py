@@ -26,8 +26,8 @@ def snapshot(ref: ModelRef) -> tuple[str, Path]:
     folder = root / "snapshots" / sha
     if not COMMIT.fullmatch(sha) or not folder.is_dir():  # what stands in refs is anybody's text, and may lead outside
         raise HubUnavailableError(
-            f"`{ref}` is not in the cache, and offline mode is on (HF_HUB_OFFLINE). Download it first: "
-            f"`hf download {ref.name}`."
+            f"`{ref}` is not in the cache, and offline mode is on (HF_HUB_OFFLINE).",
+            f"Download it first: `hf download {ref.name}`.",
         )
     return sha, folder
 

@@ -111,16 +111,16 @@ class CardRepository:
         try:
             data, _ = self.hub.get(f"{self.hub.endpoint}/api/whoami-v2", {}, "Your account")
         except AccessDeniedError as error:
-            raise TokenRefusedError(f"The Hub does not know this token. {LOGIN}") from error
+            raise TokenRefusedError("The Hub does not know this token.", LOGIN) from error
         name = data.get("name") if isinstance(data, dict) else None
         if not isinstance(name, str) or not name:
-            raise HubUnavailableError("Expected the name of your account, got none from the Hub. Try again later.")
+            raise HubUnavailableError("Expected the name of your account, got none from the Hub.", "Try again later.")
         return name
 
     def need_token(self) -> None:
         """Raises `AccessDeniedError` where there is no token: writing needs one."""
         if self.hub.token is False or (self.hub.token in (None, True) and not get_token()):
-            raise AccessDeniedError(f"Writing to the Hub needs a token, and there is none. {LOGIN}")
+            raise AccessDeniedError("Writing to the Hub needs a token, and there is none.", LOGIN)
 
     def pull_request(self, name: str, title: str, author: str) -> PullRequest | None:
         """The first open pull request of this author with this title."""
@@ -202,7 +202,7 @@ def _refused(
     if status >= 500:
         raise Lost(f"HTTP {status}") from error
     if status == 401:
-        raise TokenRefusedError(f"The Hub does not know this token (HTTP 401){told}. {LOGIN}", repo=name) from error
+        raise TokenRefusedError(f"The Hub does not know this token (HTTP 401){told}.", LOGIN, repo=name) from error
     if status == 403:
         what = "open a pull request of" if pull_request else "push to"
         other = "unless the owner has disabled pull requests" if pull_request else "or propose it by a pull request"

@@ -103,7 +103,7 @@ class Hub:
         known = self._known.get(ref.name) if ref.revision is None else None
         info = known or self._info(ref, ["sha", "siblings", "cardData", "createdAt", "private"])
         if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
-            raise HubUnavailableError(f"Expected a commit for `{ref}`, got none. Try again later.")
+            raise HubUnavailableError(f"Expected a commit for `{ref}`, got none.", "Try again later.")
         return HubRepo(self, ModelRef("hub", info.id, info.sha), str(ref), info)
 
     def know(self, item: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ class Hub:
         url = f"{self.endpoint}/api/models/{ref.name}{revision}"
         data, _ = self.get(url, {"expand": expand}, f"`{ref}`", ref.name)
         if not isinstance(data, dict) or not isinstance(data.get("id"), str) or not is_repo_id(data["id"]):
-            raise HubUnavailableError(f"Expected a model for `{ref}`, got {type(data).__name__}. Try again later.")
+            raise HubUnavailableError(f"Expected a model for `{ref}`, got {type(data).__name__}.", "Try again later.")
         try:
             return ModelInfo(**data)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -255,7 +255,8 @@ class RemoteFile:
                 if broken == TRIES:
                     raise HubUnavailableError(
                         f"Expected bytes {extent[0]:,} to {extent[1]:,} of `{self.where}`, "
-                        f"but the connection broke {TRIES} times. Try again later."
+                        f"but the connection broke {TRIES} times.",
+                        "Try again later.",
                     ) from error
                 time.sleep(0.125 * 2**broken)
 
@@ -303,7 +304,8 @@ class RemoteFile:
             raise BrokenFileError(f"`{self.where}` is shorter than its {self.size:,} bytes: it changed. Run again.")
         raise CheckpointError(
             f"Expected bytes {start:,} to {stop:,} of `{self.where}`, but the server ignores ranges and would send "
-            f"all {self.size:,} bytes. Download the repo and pass the folder instead."
+            f"all {self.size:,} bytes.",
+            "Download the repo and pass the folder instead.",
         )
 
 
@@ -356,14 +358,14 @@ def explained(what: str, repo: str | None = None) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise GatedError(
-            f"{what} is gated: accept its terms on its page. Then log in with `hf auth login`.", repo=repo
+            f"{what} is gated: accept its terms on its page.", "Then log in with `hf auth login`.", repo=repo
         ) from error
     except RepositoryNotFoundError as error:
         if _token_refused(error):
             raise _unknown_token(what, repo) from error
         raise ModelNotFoundError(
-            f"{what} was not found on the Hub. If it is private, log in with `hf auth login`; "
-            "a local folder starts with `./`, `/` or `~`.",
+            f"{what} was not found on the Hub.",
+            "If it is private, log in with `hf auth login`; a local folder starts with `./`, `/` or `~`.",
             repo=repo,
         ) from error
     except RevisionNotFoundError as error:
@@ -382,8 +384,8 @@ def explained(what: str, repo: str | None = None) -> Iterator[None]:
         raise _of_status(error, what, repo) from error
     except httpx.HTTPError as error:
         raise HubUnavailableError(
-            f"{what}: the Hub at {constants.ENDPOINT} did not answer ({type(error).__name__}). "
-            "Is there a network? Else try again later."
+            f"{what}: the Hub at {constants.ENDPOINT} did not answer ({type(error).__name__}).",
+            "Is there a network? Else try again later.",
         ) from error
 
 
@@ -396,9 +398,9 @@ def _of_status(error: Exception, what: str, repo: str | None) -> LineageError:
         return AccessDeniedError(f"{what} may not be read with this login (HTTP {status}).", repo=repo)
     if status == 404:
         return ModelNotFoundError(
-            f"{what} was not found on the Hub. If it is private, log in with `hf auth login`.", repo=repo
+            f"{what} was not found on the Hub.", "If it is private, log in with `hf auth login`.", repo=repo
         )
-    return HubUnavailableError(f"{what}: the Hub answered HTTP {status}. Try again later.", repo=repo)
+    return HubUnavailableError(f"{what}: the Hub answered HTTP {status}.", "Try again later.", repo=repo)
 
 
 def _token_refused(error: Exception) -> bool:
@@ -414,7 +416,7 @@ def _token_refused(error: Exception) -> bool:
 
 def _unknown_token(what: str, repo: str | None) -> TokenRefusedError:
     return TokenRefusedError(
-        f"{what} was asked for with a token that the Hub does not know (HTTP 401): it is wrong, expired or revoked. "
+        f"{what} was asked for with a token that the Hub does not know (HTTP 401): it is wrong, expired or revoked.",
         "Log in again with `hf auth login`, or set HF_TOKEN to one that is valid.",
         repo=repo,
     )

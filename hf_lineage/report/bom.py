@@ -13,7 +13,7 @@ from uuid import NAMESPACE_URL, uuid5
 from ..answers.base import SCHEMA
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
-from ..errors import LineageError
+from ..errors import LineageError, Note
 from .section import at_commit, candidate_of, essentials, on_hub, sources
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def cyclonedx(lineage: Lineage, layers: LayerLineage | None = None, digests: Map
         from cyclonedx.model.component import Pedigree
         from cyclonedx.output.json import JsonV1Dot6
     except ImportError as error:
-        raise LineageError(
-            "Expected cyclonedx-python-lib for a bill of materials, found none: pip install 'hf_lineage[bom]'."
-        ) from error
+        missing = "Expected cyclonedx-python-lib for a bill of materials, found none"
+        hint = "pip install 'hf_lineage[bom]'."
+        raise LineageError(Note("error", f"{missing}.", hint, text=f"{missing}: {hint}")) from error
     child = _component(lineage.child.name, lineage.child.revision)
     named = [_component(ref, revision) for ref, revision in ancestors(lineage, layers)]
     if named:

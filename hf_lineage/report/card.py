@@ -13,7 +13,7 @@ from typing import Any
 
 from ..answers.layers import LayerLineage
 from ..answers.lineage import PARENT_RELATIONS, Lineage
-from ..errors import CardError
+from ..errors import CardError, Note
 from .section import END, START, candidate_of, code, is_up_to_date, on_hub, sources
 
 MAX_CARD = 10 << 20  # bytes of a README.md that is edited
@@ -27,6 +27,7 @@ RELATIONS = {
 # the Hub's own: what it takes for metadata
 BLOCK = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))")
 EMPTY = re.compile(r"^\s*---(?:\r\n|\r|\n)(?=---[ \t]*(?:\r\n|\n|$))")  # nothing between, which the Hub overlooks
+KEPT = "metadata_kept"  # the code of the notes
 COMMENTS = re.compile(r"(?>[ \t]*(?:#[^\r\n]*)?(?:\r\n|\r|\n|$))*+")  # atomic: a line end can be read in two ways
 
 Load = Callable[[bytes], dict]  # reads YAML that a stranger wrote; empty where it cannot be read
@@ -48,7 +49,7 @@ def decode(raw: bytes) -> str:
 
 def edit(
     text: str, section: str, wanted: Metadata, load: Load, confirmed: Collection[str] = ()
-) -> tuple[str, list[str]]:
+) -> tuple[str, list[Note]]:
     """The card with the section and with the metadata that it lacks; notes say what was left as it is, and why.
 
     `confirmed`: refs that were declared and stand for the parent, under whatever name.
@@ -58,7 +59,7 @@ def edit(
     there = current(text)
     if there is not None and is_up_to_date(there, section):
         return text, []
-    whole, notes = putmetadata_of(text, wanted, load, confirmed)
+    whole, notes = put_metadata(text, wanted, load, confirmed)
     result = put_section(whole, section)
     if metadata_of(result).rstrip("\r\n") != metadata_of(whole).rstrip("\r\n"):
         raise CardError("The section cannot be added without changing the metadata. Is `---` missing below them?")
@@ -91,7 +92,7 @@ def put_section(text: str, section: str) -> str:
     return f"{text}{gap}{section}{newline}"
 
 
-def putmetadata_of(text: str, wanted: Metadata, load: Load, confirmed: Collection[str] = ()) -> tuple[str, list[str]]:
+def put_metadata(text: str, wanted: Metadata, load: Load, confirmed: Collection[str] = ()) -> tuple[str, list[Note]]:
     """The card with those of the wanted keys that it lacks; a declared `base_model` is never overwritten."""
     if not wanted:
         return text, []
@@ -102,23 +103,25 @@ def putmetadata_of(text: str, wanted: Metadata, load: Load, confirmed: Collectio
     block = BLOCK.search(body)
     if block is None:
         if body.lstrip().startswith("---"):
-            return text, ["The metadata of the card do not end, or not as the Hub expects: nothing was added to them."]
+            return text, [
+                Note(KEPT, "The metadata of the card do not end, or not as the Hub expects: nothing was added to them.")
+            ]
         return f"{mark}---{newline}{_lines(wanted, newline, '')}{newline}---{newline}{body}", []
     found = load(block[2].encode()) if len(block[2]) <= MAX_METADATA else {}
     if not found and not COMMENTS.fullmatch(block[2]):
-        return text, ["The metadata of the card cannot be read as a mapping: nothing was added to them."]
+        return text, [Note(KEPT, "The metadata of the card cannot be read as a mapping: nothing was added to them.")]
     if "base_model" in found:
         return text, _declared(found["base_model"], wanted["base_model"], confirmed)
     missing = {key: value for key, value in wanted.items() if key not in found}
     notes = []
     if "base_model_relation" in found and found["base_model_relation"] != wanted.get("base_model_relation"):
         declared = code(str(found["base_model_relation"]))
-        notes.append(f"The card declares `base_model_relation` {declared}, which was left as it is.")
+        notes.append(Note(KEPT, f"The card declares `base_model_relation` {declared}, which was left as it is."))
     for result in _extended(block, missing, newline):
         again = BLOCK.search(result)
         if again and _same(load(again[2].encode()), {**found, **missing}):
             return mark + result + body[block.end() :], notes
-    return text, [*notes, "No line can be added to the card's metadata safely: add `base_model` yourself."]
+    return text, [*notes, Note(KEPT, "No line can be added to the card's metadata safely: add `base_model` yourself.")]
 
 
 def wanted(lineage: Lineage, layers: LayerLineage | None = None) -> dict[str, str | list[str]]:
@@ -151,19 +154,20 @@ def newline_of(text: str) -> str:
     return max(counts, key=lambda end: counts[end])
 
 
-def _declared(value: Any, found: str | list[str], confirmed: Collection[str]) -> list[str]:
-    """What is to be said of a declared base; nothing where it is the one found."""
-    told, names = ([one] if isinstance(one, str) else one for one in (value, found))
-    if isinstance(told, list) and told and (told == names or all(one in confirmed for one in told)):
+def _declared(value: Any, found: str | list[str], confirmed: Collection[str]) -> list[Note]:
+    """A note where the declared base is not the one that was found."""
+    declared, names = ([one] if isinstance(one, str) else one for one in (value, found))
+    if isinstance(declared, list) and declared and (declared == names or all(one in confirmed for one in declared)):
         return []
     says = code(", ".join(names))
     if not value:
-        return [f"The card has an empty `base_model`, which was left as it is; the weights say {says}."]
-    told = ", ".join(str(one) for one in told) if isinstance(told, list) else str(told)
-    return [
-        f"The card declares `base_model` {code(told)}, which was left as it is; of the models that were compared the "
+        return [Note(KEPT, f"The card has an empty `base_model`, which was left as it is; the weights say {says}.")]
+    text = ", ".join(str(one) for one in declared) if isinstance(declared, list) else str(declared)
+    sentence = (
+        f"The card declares `base_model` {code(text)}, which was left as it is; of the models that were compared the "
         f"weights say {says}."
-    ]
+    )
+    return [Note(KEPT, sentence)]
 
 
 def _extended(block: re.Match[str], missing: Metadata, newline: str) -> list[str]:

@@ -22,7 +22,7 @@ from ..answers.base import SCHEMA
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Lineage
 from ..answers.refs import ModelRef
-from ..errors import ArgumentError, CardError, HubUnavailableError, LineageError
+from ..errors import ArgumentError, CardError, HubUnavailableError, LineageError, Note
 from ..report.bom import ancestors, cyclonedx, statement
 from ..report.card import BLOCK, MAX_CARD, SURE_ENOUGH, current, decode, edit, wanted
 from ..report.diff import diff
@@ -102,21 +102,26 @@ class _Draft:
                 with suppress(LineageError):
                     about[c.ref] = cards().terms(ModelRef("hub", c.ref, c.revision))
         self.notes = [
-            f"{code(ref)} is private: the card would name it."
+            Note("private_model_named", f"{code(ref)} is private: the card would name it.")
             for ref, terms in about.items()
             if terms and terms.get("private")
         ]
-        self.unsure = ""
+        self.unsure: Note | None = None
         if lineage.verdict == "parent" and not self.wanted and lineage.candidates[0].probability is not None:
             said = f"{lineage.candidates[0].probability:.3f}"
-            self.unsure = (
-                f"No `base_model` is added: that takes a probability of {SURE_ENOUGH}, and this one is {said}."
+            self.unsure = Note(
+                "base_model_not_added",
+                f"No `base_model` is added: that takes a probability of {SURE_ENOUGH}, and this one is {said}.",
             )
         if lineage.verdict == "identical" and not self.wanted:
-            self.unsure = "No `base_model` is added: the two are equal, and which of them is the copy does not show."
+            self.unsure = Note(
+                "base_model_not_added",
+                "No `base_model` is added: the two are equal, and which of them is the copy does not show.",
+            )
         self.bom = importlib.util.find_spec("cyclonedx") is not None
         if not self.bom:
-            self.notes.append("No bill of materials: pip install 'hf_lineage[bom]'.")
+            missing, hint = "No bill of materials", "pip install 'hf_lineage[bom]'."
+            self.notes.append(Note("no_bill_of_materials", f"{missing}.", hint, text=f"{missing}: {hint}"))
 
     def change(self, place: _Place) -> tuple[Annotation, str]:
         """What the card needs, not yet written; and the text of the pull request."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..answers.lineage import Candidate, Verdict
 from ..architecture.align import Alignment
 from ..checkpoints.view import View
-from ..errors import ArgumentError
+from ..errors import ArgumentError, Note
 from ..parallel import world
 from . import compare, notes
 from .combine import apply_tree, related_candidates
@@ -34,7 +34,7 @@ class Weighed:
     judged: tuple[Candidate, ...] = ()
     rest: tuple[Candidate, ...] = ()
     none: float | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     by_others: int = 0
 
 
@@ -49,7 +49,7 @@ class Evidence(Protocol):
 
     def weigh(self, known: Weighed) -> Weighed: ...
 
-    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[str]]: ...
+    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[Note]]: ...
 
 
 class Weights:
@@ -76,7 +76,7 @@ class Weights:
             notes=(*known.notes, *told), by_others=known.by_others + reading.readings.bytes_by_others,
         )  # fmt: skip
 
-    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[str]]:
+    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[Note]]:
         """Nothing more to say."""
         return list(ranked), []
 
@@ -120,7 +120,7 @@ class Features:
             notes=(*known.notes, *evidence_notes([*judged, *rest], self._settings)),
         )  # fmt: skip
 
-    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[str]]:
+    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[Note]]:
         """Nothing more to say."""
         return list(ranked), []
 
@@ -150,7 +150,7 @@ class Detector:
             known, judged=tuple(judged), rest=tuple(rest), none=none, by_others=known.by_others + by_others
         )  # fmt: skip
 
-    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[str]]:
+    def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[Note]]:
         """A reason where the detector and the weights disagree."""
         if not self._question.opened:
             return list(ranked), []
@@ -177,11 +177,10 @@ def expected_bytes(question: Question, options: Options) -> int:
 
     needed = evidence.expected_bytes(question.source, question.opened, settings_of(question, options))
     if needed > options.max_bytes:
-        raise ArgumentError(
-            f"Features would read up to {needed:,} bytes of {1 + len(question.opened)} models, more than "
-            f"max_bytes={options.max_bytes:,}. Choose an earlier tap; and give a `step`, since of remote models each "
-            "step tried is read again."
-        )
+        much = f"Features would read up to {needed:,} bytes of {1 + len(question.opened)} models, more than"
+        less = "Choose an earlier tap; and give a `step`, since of remote models each step tried is read again."
+        text = f"{much} max_bytes={options.max_bytes:,}. {less}"
+        raise ArgumentError(Note("argument", f"{much} the limit of {options.max_bytes:,}. {less}", text=text))
     return needed
 
 

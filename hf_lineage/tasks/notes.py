@@ -12,6 +12,7 @@ from ..answers.layers import BlockOrigin
 from ..answers.lineage import Candidate, Claim
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
+from ..errors import Note, join_notes
 from ..weights.evidence import WeightsComparison
 from ..weights.mixture import exact_average
 from ..weights.reader import Readings
@@ -21,60 +22,72 @@ from .session import Aligned, some
 TOLD = 5  # candidates whose trouble is told where none can be read
 
 
-def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) -> list[str]:
+def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) -> list[Note]:
     """For `trace_layers`."""
     notes = _left_out(*_defects(readings))
     if plan.sampled:
-        notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may differ.")
+        share = f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may differ."
+        notes.append(Note("sampled", share))
     untested = [block.block for block in origins if block.index is not None and block.p_value is None]
     if untested:
         why = "the sample is too small for that" if plan.sampled else "none are known there"
-        notes.append(f"No p-value for {some(untested)}: the test needs {MIN_UNITS} hidden units of a layer; {why}.")
+        missing = f"No p-value for {some(untested)}: the test needs {MIN_UNITS} hidden units of a layer; {why}."
+        notes.append(Note("no_p_value", missing))
     return notes
 
 
-def of_search(rules: Mapping[str, Sequence[str]], requests: int, cut_short: Sequence[str]) -> list[str]:
+def of_search(rules: Mapping[str, Sequence[str]], requests: int, cut_short: Sequence[Note]) -> list[Note]:
     """For candidates that nobody named: which rules led to how many of them; nothing of those the child declares."""
     if all(rule.startswith("declared") for found in rules.values() for rule in found[:1]):
         return list(cut_short)
     counts = Counter(found[0] for found in rules.values() if found)
     told = ", ".join(f"{rule} ({count})" if count > 1 else rule for rule, count in counts.most_common(5))
-    return [f"Candidates were searched for, with {requests} requests, and found by: {told}.", *cut_short]
+    found_by = f"Candidates were searched for, with {requests} requests, and found by: {told}."
+    return [Note("searched", found_by), *cut_short]
 
 
-def of_copies(candidates: Sequence[Candidate]) -> list[str]:
+def of_copies(candidates: Sequence[Candidate]) -> list[Note]:
     """For a parent of which there are equal copies: mirrors are common on the Hub."""
     copies = [ref for c in candidates[:1] for ref in c.facts.get("copies", ())]
     if not copies:
         return []
-    return [f"{candidates[0].ref} has an equal copy: {some(copies)}. The weights cannot tell which of them was used."]
+    text = f"{candidates[0].ref} has an equal copy: {some(copies)}. The weights cannot tell which of them was used."
+    return [Note("equal_copies", text)]
 
 
-def of_unreadable(candidates: Sequence[Candidate]) -> str:
+def of_unreadable(candidates: Sequence[Candidate]) -> Note:
     """For a question none of whose candidates could be read: why, of the first ones."""
-    told = [f"{candidate.ref}: {' '.join(candidate.reasons)}" for candidate in candidates[:TOLD]]
+    why = [join_notes("model_unreadable", c.reasons).prefixed(f"{c.ref}: ") for c in candidates[:TOLD]]
     more = [f"So it is with {len(candidates) - TOLD} more."] if len(candidates) > TOLD else []
-    return " ".join(["No candidate could be read.", *told, *more])
+    return join_notes("no_candidate_read", ["No candidate could be read.", *why, *more])
 
 
-def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparison) -> list[str]:
+def of_one_unreadable(ref: str, *reasons: str) -> Note:
+    """For a candidate that could not be read, beside others that could."""
+    return join_notes("model_unreadable", reasons).prefixed(f"{ref} could not be read: ")
+
+
+def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparison) -> list[Note]:
     """For `trace`."""
-    notes = []
+    notes: list[Note] = []
     if plan.sampled:
-        notes.append(f"A sample was read: {100 * plan.share:.2g} % of the weights; distances are estimates.")
-    if plan.sampled and any(len(item.equal) == len(item.compared) for item in comparison.evidence.values()):
-        notes.append("All that was read of a candidate is equal; --sample all tells a copy from a partial change.")
-    if any(item.at_floor for item in comparison.evidence.values()):
         notes.append(
-            "No random permutation came near a candidate's: its p-value is as small as so many draws can show."
+            Note("sampled", f"A sample was read: {100 * plan.share:.2g} % of the weights; distances are estimates.")
         )
+    if plan.sampled and any(len(item.equal) == len(item.compared) for item in comparison.evidence.values()):
+        equal, hint = "All that was read of a candidate is equal", "--sample all tells a copy from a partial change."
+        notes.append(Note("equal_in_sample", f"{equal}.", hint, text=f"{equal}; {hint}"))
+    if any(item.at_floor for item in comparison.evidence.values()):
+        floor = "No random permutation came near a candidate's: its p-value is as small as so many draws can show."
+        notes.append(Note("p_value_floor", floor))
     bad = {name for item in comparison.evidence.values() for name in item.left_out}
     notes += _left_out(comparison.child_defects, bad)
     if comparison.evidence and all(item.log10_p is None for item in comparison.evidence.values()):
         why = "none of this architecture are known"
         if architecture.orders:
             why = "the sample is too small for that, read more" if plan.sampled else "its layers have fewer"
-        notes.append(f"No p-value: the permutation test needs layers of at least {MIN_UNITS} hidden units; {why}.")
+        missing = f"No p-value: the permutation test needs layers of at least {MIN_UNITS} hidden units; {why}."
+        notes.append(Note("no_p_value", missing))
     return notes
 
 
@@ -84,7 +97,7 @@ def of_merges(
     comparable: Sequence[Aligned],
     judged: Sequence[Candidate],
     child: str,
-) -> list[str]:
+) -> list[Note]:
     """For a child that no single candidate explains: an average of several, or put together from several.
 
     Fine-tuned since, it is not noticed here. `comparable`: the candidates as they were read.
@@ -107,7 +120,8 @@ def of_merges(
     if not told:
         return []
     options = " ".join(f"-c {refs[k]}" for k in sources)
-    return [f"A merge: its weights are {told}. Block by block: hf-lineage layers {child} {options}"]
+    hint = f"Block by block: hf-lineage layers {child} {options}"
+    return [Note("merge_found", f"A merge: its weights are {told}.", hint)]
 
 
 def _assembled(readings: Readings, names: Sequence[str], related: Sequence[int]) -> list[int]:
@@ -137,29 +151,33 @@ def _defects(readings: Readings) -> tuple[dict[str, str], set[str]]:
     return lost, bad
 
 
-def _left_out(lost: Mapping[str, str], bad: AbstractSet[str]) -> list[str]:
+def _left_out(lost: Mapping[str, str], bad: AbstractSet[str]) -> list[Note]:
     zeros, broken = ([n for n in lost if (lost[n] == "zeros") is zero] for zero in (True, False))
     theirs = sorted({*bad} - {*lost})
-    notes = [f"Left out, all zeros in the child: {some(zeros)}."] if zeros else []
-    notes += [f"Left out, NaN or Inf in the child: {some(broken)}."] if broken else []
-    return notes + ([f"Left out, NaN, Inf or all zeros in a candidate: {some(theirs)}."] if theirs else [])
+    found = (
+        ("zeros_left_out", "all zeros in the child", zeros),
+        ("broken_left_out", "NaN or Inf in the child", broken),
+        ("candidate_left_out", "NaN, Inf or all zeros in a candidate", theirs),
+    )
+    return [Note(code, f"Left out, {why}: {some(names)}.") for code, why, names in found if names]
 
 
 def of_folders(
     claims: Sequence[Claim], candidates: Sequence[Candidate], same: Callable[[str, Candidate], bool]
-) -> list[str]:
+) -> list[Note]:
     """For claims that a local folder was taken for, by its name."""
-    notes = []
+    notes: list[Note] = []
     for claim in claims:
         folders = [c.ref for c in candidates if c.ref[0] in "./~" and c.ref != claim.ref and same(claim.ref, c)]
         if claim.status != "not_testable" and folders:
-            notes.append(f"The folder {folders[0]} was taken for {claim.ref}, by its name.")
+            notes.append(Note("folder_for_claim", f"The folder {folders[0]} was taken for {claim.ref}, by its name."))
     return notes
 
 
-def of_adapter(child: Checkpoint, base: Checkpoint) -> str:
+def of_adapter(child: Checkpoint, base: Checkpoint) -> Note:
     """For both, of an adapter."""
-    return (
+    sentence = (
         f"{child.ref.name} is a LoRA adapter and holds no copy of a base; the base its adapter_config.json declares, "
         f"{base.ref.name}, was traced in its place."
     )
+    return Note("adapter_base_traced", sentence)

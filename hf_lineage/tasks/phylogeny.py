@@ -19,7 +19,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.claims import claims_of
 from ..checkpoints.opener import model_identity
 from ..checkpoints.view import View
-from ..errors import ArgumentError, CheckpointError, NothingToCompareError
+from ..errors import ArgumentError, CheckpointError, Note, NothingToCompareError, join_notes, prefixed
 from ..parallel import together
 from ..trees.build import Branch, BuiltTrees
 from ..trees.clustering import scikit_learn
@@ -96,7 +96,7 @@ def phylogeny(
     with session_of(session, token, allow_pickle) as session:
         opened, left_out, notes = _open(session, models)
         if not opened:
-            raise NothingToCompareError(f"No model could be read. {_some_reasons(left_out)}")
+            raise NothingToCompareError(_with_reasons("No model could be read.", left_out))
         trees = _Trees(session, _ids(opened), left_out, notes)
         before = session.bytes_read
         for kind in _by_architecture(session, opened):
@@ -107,7 +107,7 @@ def phylogeny(
             else:
                 trees.alone(view for view in kind if trees.ids[_key(view)] not in trees.left_out)
         if not trees.nodes:
-            raise NothingToCompareError(f"No model could be judged. {_some_reasons(trees.left_out)}")
+            raise NothingToCompareError(_with_reasons("No model could be judged.", trees.left_out))
         notes = [*trees.notes, *skipped(opened)]
         return trees.answer(method, notes, options.cost(session, trees.by_others))
 
@@ -137,24 +137,25 @@ def read_aligned_models(models: Iterable[Model], *, seed: int = 0) -> AlignedMod
         trees = _Trees(session, _ids(opened), left_out, notes)
         found = _read(session, opened, trees, Options(seed=seed))
         if found is None or left_out:
-            raise NothingToCompareError(f"Expected models of one architecture. {_some_reasons(left_out)}")
+            raise NothingToCompareError(_with_reasons("Expected models of one architecture.", left_out))
         return found
 
 
-def _open(session: Session, models: Iterable[Model]) -> tuple[list[View], dict[str, str], list[str]]:
+def _open(session: Session, models: Iterable[Model]) -> tuple[list[View], dict[str, str], list[Note]]:
     """(models, why others are left out, notes)."""
     if models is None or isinstance(models, (str, Path)) or hasattr(models, "state_dict"):
         raise ArgumentError(f"Expected a list of models, got a single {type(models).__name__}.")
     wanted = list(models)
     if not wanted:
-        raise ArgumentError("Expected models to make a tree of, got none. Name some: hf-lineage tree org/a org/b …")
+        none = "Expected models to make a tree of, got none."
+        raise ArgumentError(none, "Name some: hf-lineage tree org/a org/b …")
     opened, refused = session.opener.open_all(wanted, "models")
-    left_out = {candidate.ref: " ".join(candidate.reasons) for candidate in refused}
+    left_out: dict[str, str] = {c.ref: join_notes("model_unreadable", c.reasons) for c in refused}
     kept: dict[tuple, View] = {}
     notes = []
     for model in sorted(opened, key=lambda model: (model.ref, model.requested)):
         if model_identity(model) in kept:
-            notes.append(f"{model.ref.name} was named more than once and counts once.")
+            notes.append(Note("named_twice", f"{model.ref.name} was named more than once and counts once."))
         elif model.adapter_base:
             left_out[_name(model)] = f"a LoRA adapter of {model.adapter_base} holds no weights of its own"
         else:
@@ -193,8 +194,10 @@ def _ids(models: Sequence[Checkpoint]) -> dict[tuple[ModelRef, str], str]:
     }
 
 
-def _some_reasons(left_out: Mapping[str, str]) -> str:
-    return " ".join(f"{ref}: {why}" for ref, why in list(left_out.items())[:3])
+def _with_reasons(sentence: str, left_out: Mapping[str, str]) -> Note:
+    """A sentence with why the first three models were left out."""
+    why = [prefixed(f"{ref}: ", why) for ref, why in list(left_out.items())[:3]]
+    return join_notes("nothing_to_compare", [sentence, *why])
 
 
 def _pooled(answer: _Trees) -> dict[str, Any]:
@@ -221,7 +224,7 @@ def _read(session: Session, kind: Models, trees: _Trees, options: Options) -> Al
         try:
             readings = session.read_aligned(seen, aligned, plan, options)
         except CheckpointError as error:  # the pivot's: of the others it is kept in `failed`
-            trees.leave_out(pivot, str(error))
+            trees.leave_out(pivot, error.note)
             kind = others
             continue
         trees.by_others += readings.bytes_by_others
@@ -259,19 +262,21 @@ def _statistics(
     found = distinct_models(readings, kind[0].architecture, kind, alignments, seed)
     trees.notes += _broken(readings, kind[0].architecture.trunk, kind)
     if found is None:
-        trees.notes.append(f"{_name(kind[0])} and {len(kind) - 1} others share no matrix of which rows could be kept.")
+        shared = f"{_name(kind[0])} and {len(kind) - 1} others share no matrix of which rows could be kept."
+        trees.notes.append(Note("no_common_matrix", shared))
     return found
 
 
-def _broken(readings: Readings, trunk: Sequence[str], models: Sequence[View]) -> list[str]:
+def _broken(readings: Readings, trunk: Sequence[str], models: Sequence[View]) -> list[Note]:
     """A note for each model that holds NaN, Inf or only zeros in some tensors, which then take part for nobody."""
     bad = {
         i: [name for name in trunk if name in readings.moments and not finite(readings, name, i)]
         for i in range(len(models))
     }
     return [
-        f"{_name(models[i])}: left out for NaN, Inf or only zeros: {some(names)}." for i, names in bad.items() if names
-    ]
+        Note("candidate_left_out", f"{_name(models[i])}: left out for NaN, Inf or only zeros: {some(names)}.")
+        for i, names in bad.items() if names
+    ]  # fmt: skip
 
 
 @dataclass
@@ -281,7 +286,7 @@ class _Trees:
     session: Session
     ids: Mapping[tuple[ModelRef, str], str]
     left_out: dict[str, str]
-    notes: list[str]
+    notes: list[Note]
     claims: bool = True  # whether the files of the models are asked what they say of each other
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
@@ -290,7 +295,7 @@ class _Trees:
     by_others: int = 0  # bytes that other processes read
     hidden: int = 0
 
-    def answer(self, method: str, notes: Sequence[str], cost: Mapping[str, Any]) -> Phylogeny:
+    def answer(self, method: str, notes: Sequence[Note], cost: Mapping[str, Any]) -> Phylogeny:
         """Everything so far."""
         edges = tuple(sorted(self.edges, key=lambda e: (e.child, e.parent)))
         left_out = dict(sorted(self.left_out.items()))
@@ -305,7 +310,8 @@ class _Trees:
     def alone(self, models: Iterable[View]) -> None:
         """Models that nothing can be compared with: each a tree of its own."""
         for model in models:
-            self.notes.append(f"{self.ids[_key(model)]} is the only one of its architecture, and was not read.")
+            only = f"{self.ids[_key(model)]} is the only one of its architecture, and was not read."
+            self.notes.append(Note("only_of_architecture", only))
             self._node(model, self._group(), 1)
             self.roots.append(self.ids[_key(model)])
 

@@ -24,7 +24,7 @@ from ..answers.search import CandidateSearch, FoundCandidate
 from ..checkpoints.checkpoint import Checkpoint, FileCheckpoint
 from ..checkpoints.claims import claims_of
 from ..checkpoints.opener import model_identity
-from ..errors import ArgumentError, LineageError
+from ..errors import ArgumentError, LineageError, Note, join_notes
 from .options import versions
 from .session import Session, base_of, session_of, some
 
@@ -96,7 +96,7 @@ class Search:
         self._listed: dict[str, Listed] = {}
         self._expanded: set[str] = set()  # those whose children were listed
         self._asked_around: set[str] = set()
-        self._troubles: list[str] = []
+        self._troubles: list[Note] = []
         self._broken_listings = 0
         # requests and bytes of the search, and those of others who use the opener: a trace that reads weights
         self._used = self._elsewhere = (0, 0)
@@ -134,7 +134,7 @@ class Search:
             try:
                 self._look(self._rings.pop(0)())
             except LineageError as error:
-                self.trouble(str(error))
+                self.trouble(error.note)
                 self._rings = []
             if len(self.refs) > before:
                 return True
@@ -155,15 +155,16 @@ class Search:
         return self._used[0]
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Note]:
         """What cut the search short, if anything did."""
         lost = [f"{p.ref} ({p.reason.partition(': ')[0]})" for p in self._found.values() if p.status == "unreadable"]
-        unread = [f"Found, but could not be read: {some(lost, 3)}."] if lost else []
-        return [*dict.fromkeys(self._troubles), *unread, *([self._spent] if self._spent else [])]
+        unread = [Note("search_unreadable", f"Found, but could not be read: {some(lost, 3)}.")] if lost else []
+        spent = [Note("search_limit", self._spent)] if self._spent else []
+        return [*dict.fromkeys(self._troubles), *unread, *spent]
 
-    def trouble(self, error: str) -> None:
+    def trouble(self, error: Note) -> None:
         """Note what ended the search."""
-        self._troubles.append(f"The search stopped early: {error}")
+        self._troubles.append(error.prefixed("The search stopped early: ", "search_failed"))
 
     def rules(self, ref: str) -> tuple[str, ...]:
         """Why a candidate was looked at; nothing for one that was not found here."""
@@ -213,7 +214,7 @@ class Search:
         try:
             raw = self.child.repo.read_optional("README.md", TEXT) if self.child.repo else b""
         except LineageError as error:
-            self._troubles.append(f"The card's text was not searched: {error}")
+            self._troubles.append(error.note.prefixed("The card's text was not searched: ", "search_incomplete"))
             return ""
         match = _TRAINED.search(raw.decode("utf-8", "replace"))
         return match[1] if match and match[1] == match[2] and is_repo_id(match[1]) else ""
@@ -308,7 +309,7 @@ class Search:
             self._broken_listings += 1
             if self._broken_listings > 1:
                 raise
-            self._troubles.append(f"A listing broke off ({rule}): {error}")
+            self._troubles.append(error.note.prefixed(f"A listing broke off ({rule}): ", "search_incomplete"))
 
     @property
     def _public(self) -> bool:
@@ -386,7 +387,7 @@ class Search:
                     created=listed.created,
                 )  # fmt: skip
             if name in failed:
-                self._found[name] = replace(proposal, reason=" ".join(failed[name].reasons))
+                self._found[name] = replace(proposal, reason=join_notes("model_unreadable", failed[name].reasons))
                 continue
             first = self._known_as.setdefault(model_identity(ready[name]), name)
             if first == name:

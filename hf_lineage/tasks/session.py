@@ -17,7 +17,7 @@ from ..checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
 from ..checkpoints.claims import claims_of
 from ..checkpoints.opener import Opener, model_identity
 from ..checkpoints.view import View
-from ..errors import ArgumentError, CheckpointError, LimitError, LineageError, NoCandidatesError
+from ..errors import ArgumentError, CheckpointError, LimitError, LineageError, NoCandidatesError, Note, join_notes
 from ..weights.reader import Readings, read_aligned
 from ..weights.sampling import Plan, make_plan, sample_budget
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..hub.client import Hub
     from .options import Options, Sample
 
+NAME_SOME = ("Name some: -c org/name.", "candidates=[…].")  # hints, for the command line and for Python
 LEAST_SAMPLE = 100_000  # bytes of a model below which a smaller sample is no advice
 UNITS_PER_MODEL, UNITS_IN_ALL = 64 << 20, 1 << 30  # bytes of hidden units kept in memory
 Aligned = tuple[Checkpoint, Alignment]  # a model and how it lines up with the child
@@ -152,7 +153,7 @@ class Question:
     claims: tuple[Claim, ...]
     opened: tuple[Checkpoint, ...]
     unreadable: tuple[Candidate, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     modules: tuple[Any, ...]
 
     @property
@@ -189,16 +190,12 @@ def ask(session: Session, child: Model, candidates: Iterable[Model]) -> Question
     claims = claims_of(ours)
     source = base_of(ours, session.opener) if ours.adapter_base else ours
     if not wanted:
-        raise NoCandidatesError(
-            f"Expected candidate parents of `{ours.ref.name}`, got none. Name some: -c org/name, or candidates=[…]."
-        )
+        raise NoCandidatesError(f"Expected candidate parents of `{ours.ref.name}`, got none.", *NAME_SOME)
     opened, unreadable = session.opener.open_all(wanted)
     opened, notes = _distinct(opened, ours)
     if not opened and not unreadable:
-        raise NoCandidatesError(
-            f"A model is not its own parent: expected candidates other than `{ours.ref.name}`. {' '.join(notes)} "
-            "Name others."
-        )
+        other = f"A model is not its own parent: expected candidates other than `{ours.ref.name}`."
+        raise NoCandidatesError(join_notes("no_candidates", [other, *notes, "Name others."]))
     ordered = tuple(sorted(opened, key=lambda model: (model.ref, model.requested)))
     modules = tuple(model for model in (child, *wanted) if hasattr(model, "state_dict"))
     return Question(session, ours, source, tuple(claims), ordered, tuple(unreadable), tuple(notes), modules)
@@ -214,18 +211,20 @@ def base_of(adapter: Checkpoint, opener: Opener) -> Checkpoint:
     try:
         return opener.open(base)
     except LineageError as error:
-        raise CheckpointError(f"`{adapter.ref.name}` is a LoRA adapter; its base cannot be opened: {error}") from error
+        why = error.note.prefixed(f"`{adapter.ref.name}` is a LoRA adapter; its base cannot be opened: ")
+        raise CheckpointError(why) from error
 
 
-def _distinct(opened: Sequence[Checkpoint], child: Checkpoint) -> tuple[list[Checkpoint], list[str]]:
+def _distinct(opened: Sequence[Checkpoint], child: Checkpoint) -> tuple[list[Checkpoint], list[Note]]:
     """Without the child itself and without what is named twice; a note for each."""
     kept: dict[tuple, Checkpoint] = {}
     notes = []
     for checkpoint in opened:
         if model_identity(checkpoint) == model_identity(child):
-            notes.append(f"{checkpoint.requested} is the child itself and was dropped from the candidates.")
+            dropped = f"{checkpoint.requested} is the child itself and was dropped from the candidates."
+            notes.append(Note("child_dropped", dropped))
         elif model_identity(checkpoint) in kept:
-            notes.append(f"{checkpoint.ref.name} was named more than once and counts once.")
+            notes.append(Note("named_twice", f"{checkpoint.ref.name} was named more than once and counts once."))
         else:
             kept[model_identity(checkpoint)] = checkpoint
     return list(kept.values()), sorted(notes)
@@ -268,9 +267,9 @@ def within(max_bytes: int | None, needed: int, models: int) -> None:
         hint = (
             f"Sample less, for example {share} bytes" if share >= LEAST_SAMPLE else "Allow more, or name fewer models"
         )
-        raise LimitError(
-            f"This would read about {needed:,} bytes of {models} models, more than max_bytes={max_bytes:,}. {hint}."
-        )
+        much = f"This would read about {needed:,} bytes of {models} models, more than"
+        text = f"{much} max_bytes={max_bytes:,}. {hint}."
+        raise LimitError(Note("limit", f"{much} the limit of {max_bytes:,}.", f"{hint}.", text=text))
 
 
 def paired(architecture: Architecture, aligned: Sequence[Aligned]) -> list[str]:
@@ -295,10 +294,10 @@ def unjudged(model: Checkpoint, status: Status, *reasons: str) -> Candidate:
     return Candidate(model.ref.name, model.requested, model.ref.revision, status=status, reasons=reasons)
 
 
-def skipped(models: Sequence[Checkpoint]) -> list[str]:
+def skipped(models: Sequence[Checkpoint]) -> list[Note]:
     """A note for each model of which tensors of an unknown dtype were left out."""
     return [
-        f"{model.ref.name}: tensors of an unknown dtype were left out: {some(model.skipped)}."
+        Note("unknown_dtype", f"{model.ref.name}: tensors of an unknown dtype were left out: {some(model.skipped)}.")
         for model in models if model.skipped
     ]  # fmt: skip
 

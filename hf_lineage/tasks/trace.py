@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from ..answers.base import Progress
 from ..answers.lineage import Candidate, Lineage, Verdict
-from ..errors import ArgumentError, LineageError, NoCandidateReadError, NoCandidatesError, NothingToCompareError
+from ..errors import (
+    ArgumentError,
+    LineageError,
+    NoCandidateReadError,
+    NoCandidatesError,
+    Note,
+    NothingToCompareError,
+    join_notes,
+)
 from ..parallel import together, world
 from . import notes, verdict
 from .combine import is_enough, log10_raw, merge_answers, unrelated
@@ -16,7 +24,7 @@ from .compare import line_up
 from .evidence import EVIDENCE, Weighed, expected_bytes
 from .options import Networks, Options, names_of
 from .search import Search
-from .session import LEAST_SAMPLE, Question, Session, ask, session_of, skipped
+from .session import LEAST_SAMPLE, NAME_SOME, Question, Session, ask, session_of, skipped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,15 +156,14 @@ def _search(child: Model, session: Session, options: Options) -> Lineage:
         except ArgumentError as error:  # max_bytes: it may hold the candidates so far and not those of a wider ring
             if lineage is None:
                 raise
-            search.trouble(str(error))
+            search.trouble(error.note)
             break
         if is_enough(lineage) or "weights" not in options.evidence:
             break
     if lineage is None:
-        raise trouble or NoCandidatesError(
-            f"Expected candidate parents of `{ours.ref.name}`: it declares none, and none was found on the Hub "
-            f"({search.requests} requests). {' '.join([*search.notes, 'Name some: -c org/name, or candidates=[…].'])}"
-        )
+        none = f"Expected candidate parents of `{ours.ref.name}`: it declares none, and none was found on the Hub "
+        said = [f"{none}({search.requests} requests).", *search.notes, Note("no_candidates", "", *NAME_SOME)]
+        raise trouble or NoCandidatesError(join_notes("no_candidates", said))
     return _found_by(lineage, search)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..answers.base import Progress
 from ..answers.layers import LayerLineage
 from ..checkpoints.checkpoint import Checkpoint
-from ..errors import LineageError, NoCandidatesError, NothingToCompareError
+from ..errors import LineageError, NoCandidatesError, Note, NothingToCompareError, join_notes
 from ..parallel import together, world
 from ..weights.block_matching import Block, BlockMatches, align_blocks, match_blocks
 from ..weights.block_origins import LayerReadings, block_facts, block_origins, block_scores, equal_block_notes
@@ -18,7 +18,19 @@ from . import notes
 from .evidence import settings_of
 from .options import Networks, Options, names_of
 from .search import Search
-from .session import Aligned, Question, Session, ask, budget_of, plan_reading, session_of, shared_rows, skipped, within
+from .session import (
+    NAME_SOME,
+    Aligned,
+    Question,
+    Session,
+    ask,
+    budget_of,
+    plan_reading,
+    session_of,
+    shared_rows,
+    skipped,
+    within,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,13 +97,11 @@ class _Blocks:
     """What is known so far: fields of the answer, notes, bytes that other processes read. `labels`: the candidates'."""
 
     labels: tuple[str, ...]
-    fields: dict[str, Any] = field(
-        default_factory=lambda: {"candidates": (), "blocks": (), "places": {}, "scores": {}}
-    )  # fmt: skip
-    notes: tuple[str, ...] = ()
+    fields: dict[str, Any] = field(default_factory=lambda: {"candidates": (), "blocks": (), "places": {}, "scores": {}})
+    notes: tuple[Note, ...] = ()
     by_others: int = 0
 
-    def with_notes(self, *more: str) -> _Blocks:
+    def with_notes(self, *more: Note) -> _Blocks:
         return replace(self, notes=(*self.notes, *more))
 
 
@@ -105,7 +115,8 @@ def _sources(child: Model, session: Session) -> list[str]:
     if not refs:
         raise NoCandidatesError(
             f"Expected models that `{ours.ref.name}` could be made of: it declares none, and none was found on the "
-            "Hub. Name some: -c org/name, or candidates=[…]."
+            "Hub.",
+            *NAME_SOME,
         )
     return refs
 
@@ -143,7 +154,7 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
     study = LayerReadings(readings, architecture, seen, blocks, tuple(kept), refs, options.alpha, options.seed)
     facts = block_facts(study)
     made = infer_merge_method(study, facts, block_origins(study, facts))
-    told += [f"{refs[k]} could not be read: {error}" for k, error in readings.failed.items()]
+    told += [notes.of_one_unreadable(refs[k], error.note) for k, error in readings.failed.items()]
     told += [*notes.of_layers(plan, readings, made.origins), *equal_block_notes(made.origins)]
     fields = {
         "candidates": refs, "blocks": made.origins, "method": made.method, "mixture": made.mixture,
@@ -192,23 +203,25 @@ def _labels(models: Sequence[Checkpoint]) -> tuple[str, ...]:
 
 def _with_blocks(
     question: Question, labels: Sequence[str], blocks: Sequence[Block], places: Sequence[BlockMatches | LineageError]
-) -> tuple[list[Aligned], list[BlockMatches], tuple[str, ...], list[str]]:
+) -> tuple[list[Aligned], list[BlockMatches], tuple[str, ...], list[Note]]:
     """The candidates that have a block for any of the child's, lined up, with their labels; a note for each other."""
     aligned: list[Aligned] = []
     kept: list[BlockMatches] = []
     refs = []
-    told = [f"{each.ref} could not be read: {' '.join(each.reasons)}" for each in question.unreadable]
+    told = [notes.of_one_unreadable(each.ref, *each.reasons) for each in question.unreadable]
     for (view, by_name), label, found in zip(question.aligned(), labels, places, strict=True):
         if isinstance(found, LineageError):
-            told.append(f"{view.ref.name} could not be read: {found}")
+            told.append(notes.of_one_unreadable(view.ref.name, found.note))
         elif view.adapter_base:
-            told.append(f"{view.ref.name} is a LoRA adapter and holds no blocks; name its base, {view.adapter_base}.")
+            holds_none = f"{view.ref.name} is a LoRA adapter and holds no blocks; name its base, {view.adapter_base}."
+            told.append(Note("adapter_without_blocks", holds_none))
         elif all(j is None for j in found.best):
-            told.append(f"{view.ref.name} has no block of a kind and shape of the child's: {by_name.explain()}.")
+            no_block = f"{view.ref.name} has no block of a kind and shape of the child's: {by_name.explain()}."
+            told.append(Note("no_common_block", no_block))
         else:
             aligned.append((view, align_blocks(question.child, blocks, view, found, by_name)))
             kept.append(found)
             refs.append(label)
     if not aligned:
-        raise NothingToCompareError(f"No candidate has a block to compare. {' '.join(told)}")
+        raise NothingToCompareError(join_notes("nothing_to_compare", ["No candidate has a block to compare.", *told]))
     return aligned, kept, tuple(refs), told

@@ -137,7 +137,7 @@ def compression_marks(matrices: Sequence[torch.Tensor]) -> frozenset[str]:
 
 def defects(readings: Readings, architecture: Architecture, models: Sequence[Checkpoint]) -> dict[int, str]:
     """Model → why it cannot take part: unreadable, or mostly NaN, Inf or zeros."""
-    found = {i + 1: str(error) for i, error in readings.failed.items()}
+    found: dict[int, str] = {i + 1: error.note for i, error in readings.failed.items()}
     trunk = [name for name in architecture.trunk if name in readings.moments]
     total = sum(models[0][name].count for name in trunk)
     for i in range(len(models)):

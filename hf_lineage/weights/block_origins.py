@@ -17,6 +17,7 @@ import numpy as np
 from ..answers.layers import BlockKind, BlockOrigin, Share
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
+from ..errors import Note
 from .block_matching import MIN_BLOCK_SHARE, Block, BlockMatches
 from .evidence import candidate_test
 from .mixture import ROUNDING, Fit, cosines, select_sources, simplex, task_arithmetic, with_stderr
@@ -138,15 +139,18 @@ def block_scores(layers: LayerReadings, facts: Sequence[BlockFacts], candidate: 
     return scores
 
 
-def equal_block_notes(origins: Sequence[BlockOrigin]) -> list[str]:
+def equal_block_notes(origins: Sequence[BlockOrigin]) -> list[Note]:
     """A note for each group of candidates that hold equal blocks, between which nothing decides."""
     groups: dict[tuple[str, ...], int] = {}
     for origin in origins:
         if same := tuple(origin.facts.get("same", ())):
             groups[same] = groups.get(same, 0) + 1
     return [
-        f"{' and '.join(same)} hold the same weights in {count} of {len(origins)} blocks: which of them those came "
-        "from, or in what proportion, cannot be told."
+        Note(
+            "equal_blocks",
+            f"{' and '.join(same)} hold the same weights in {count} of {len(origins)} blocks: which of them those came "
+            "from, or in what proportion, cannot be told.",
+        )
         for same, count in groups.items()
     ]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ...errors import BrokenFileError
+from ...errors import BrokenFileError, Note
 from ..checkpoint import SHARDS, FileCheckpoint, Source
 from ..dtypes import BITS
 from ..entry import Entry
@@ -31,7 +31,7 @@ def header_length(prefix: bytes, size: int, where: str) -> int:
     if len(prefix) < 8 or size < 8:
         _broken(where, f"expected a safetensors file, got {size} bytes")
     if prefix[:8] == b"version ":
-        _broken(where, "it is a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
+        _broken(where, "it is a git-lfs pointer, not the weights", "run `git lfs pull` in its folder")
     length = int.from_bytes(prefix[:8], "little")
     if length > size - 8:
         _broken(where, f"its header claims {length:,} bytes, but the file has only {size:,}")
@@ -127,8 +127,10 @@ def _load_json(raw: bytes, where: str) -> dict[str, Any]:
     return document
 
 
-def _broken(where: str, why: str) -> NoReturn:
-    raise BrokenFileError(f"`{where}` is broken: {why}. Download or export it again.")
+def _broken(where: str, why: str, hint: str = "") -> NoReturn:
+    broken, again = f"`{where}` is broken: {why}", "Download or export it again."
+    text = f"{broken}; {hint}. {again}" if hint else f"{broken}. {again}"
+    raise BrokenFileError(Note("broken_file", f"{broken}. {again}", hint, text=text))
 
 
 def open_shards(repo: LocalRepo | HubRepo, index: str) -> FileCheckpoint:

@@ -84,8 +84,8 @@ def read_list(file: str | Path) -> list[Member]:
         text = raw.decode("utf-8-sig")
     except OSError as error:
         raise ArgumentError(
-            f"Expected a file with a repo id a line, got `{name}`: {error.strerror}. For one model: "
-            "echo org/name | hf-lineage audit -"
+            f"Expected a file with a repo id a line, got `{name}`: {error.strerror}.",
+            "For one model: echo org/name | hf-lineage audit -",
         ) from error
     except UnicodeDecodeError as error:
         raise ArgumentError(f"Expected text in UTF-8, got something else in `{name}`.") from error
@@ -139,7 +139,7 @@ def _of_author(hub: Hub, author: str, moment: datetime | None, most: int) -> Ite
         yield Member(model.id)
     if empty:
         raise ModelNotFoundError(
-            f"Expected models of `{author}`, the Hub lists none. For private ones log in with `hf auth login`."
+            f"Expected models of `{author}`, the Hub lists none.", "For private ones log in with `hf auth login`."
         )
 
 
