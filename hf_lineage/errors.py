@@ -19,6 +19,7 @@
     ├── CardError                     a model card cannot be edited, or the Hub refuses it
     ├── NothingToCompareError         weights were read, but none of them can be judged
     │   └── NoCandidateReadError      none of the candidates could be read
+    ├── MissingExtraError             a package that only one extra installs is not there
     └── ProcessLostError              one of several processes died, hangs or failed
 
 Each error and each note has a code of `CODES`, a sentence for everybody (what was expected, what came instead, what
@@ -54,6 +55,7 @@ CODES: Mapping[str, str] = {
     "card": "a model card cannot be edited, or the Hub refuses it",
     "nothing_to_compare": "weights were read, but none of them can be judged",
     "no_candidate_read": "none of the candidates could be read",
+    "missing_extra": "a package that only one extra installs is not there",
     "process_lost": "one of several processes died, hangs or failed",
     # of notes: candidates
     "child_dropped": "the child is one of its own candidates and was dropped",
@@ -294,6 +296,21 @@ class NoCandidateReadError(NothingToCompareError):
     """None of the candidates could be read; the note says why, of the first ones."""
 
     code = "no_candidate_read"
+
+
+class MissingExtraError(LineageError):
+    """A package is missing that only the extra `extra` installs.
+
+    >>> print(MissingExtraError("Expected datasets, found none", "papers"))
+    Expected datasets, found none: pip install 'hf_lineage[papers]'.
+    """
+
+    code = "missing_extra"
+
+    def __init__(self, sentence: str, extra: str = "") -> None:
+        hint = f"pip install 'hf_lineage[{extra}]'."
+        text = f"{sentence}: {hint}"
+        super().__init__(sentence if isinstance(sentence, Note) else Note(self.code, f"{sentence}.", hint, text=text))
 
 
 class ProcessLostError(LineageError):

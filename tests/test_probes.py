@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_lineage.errors import ArgumentError
+from hf_lineage.errors import ArgumentError, MissingExtraError
 from hf_lineage.features.networks import Images, Tokens
 from hf_lineage.features.probes import probes
 
@@ -197,7 +197,7 @@ class TestDataset:
 
     def test_a_missing_package_names_the_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "datasets", None)
-        with pytest.raises(ArgumentError, match=r"pip install 'hf_lineage\[papers\]'"):
+        with pytest.raises(MissingExtraError, match=r"pip install 'hf_lineage\[papers\]'"):
             probes("lab/images", GREY)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..answers.refs import is_repo_id, printable
-from ..errors import ArgumentError, Note
+from ..errors import ArgumentError, MissingExtraError
 from .networks import Images, Tokens
 
 if TYPE_CHECKING:
@@ -213,8 +213,7 @@ def _dataset(name: str, inputs: Images | Tokens, count: int, seed: int, token: s
         import datasets
     except ImportError as error:
         needed = f"Probes from the dataset `{name}` need the package datasets"
-        hint = "pip install 'hf_lineage[papers]'."
-        raise ArgumentError(Note("argument", f"{needed}.", hint, text=f"{needed}: {hint}")) from error
+        raise MissingExtraError(needed, "papers") from error
     try:
         stream = datasets.load_dataset(name, split=split or "train", streaming=True, token=token)
         rows = list(islice(stream.shuffle(seed=seed, buffer_size=2 * count), count))

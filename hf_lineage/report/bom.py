@@ -13,7 +13,7 @@ from uuid import NAMESPACE_URL, uuid5
 from ..answers.base import SCHEMA
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
-from ..errors import LineageError, Note
+from ..errors import MissingExtraError
 from .section import at_commit, candidate_of, essentials, on_hub, sources
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def cyclonedx(lineage: Lineage, layers: LayerLineage | None = None, digests: Map
     """JSON of one component, the child, whose pedigree has the parent or, of a merge, its sources.
 
     `digests`: SHA-256 of the child's weights, hexadecimal, by file. What was measured are properties `hf_lineage:…`
-    (CycloneDX property taxonomy). Raises `LineageError` where cyclonedx-python-lib is missing.
+    (CycloneDX property taxonomy). Raises `MissingExtraError` where cyclonedx-python-lib is missing.
     Source: CycloneDX 1.6 (ECMA-424), `component.pedigree.ancestors`; package URL type `huggingface`.
     """
     try:
@@ -37,8 +37,7 @@ def cyclonedx(lineage: Lineage, layers: LayerLineage | None = None, digests: Map
         from cyclonedx.output.json import JsonV1Dot6
     except ImportError as error:
         missing = "Expected cyclonedx-python-lib for a bill of materials, found none"
-        hint = "pip install 'hf_lineage[bom]'."
-        raise LineageError(Note("error", f"{missing}.", hint, text=f"{missing}: {hint}")) from error
+        raise MissingExtraError(missing, "bom") from error
     child = _component(lineage.child.name, lineage.child.revision)
     named = [_component(ref, revision) for ref, revision in ancestors(lineage, layers)]
     if named:

@@ -24,7 +24,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from ..errors import LineageError
+from ..errors import MissingExtraError
 from ..weights.permutation_test import seed_of
 from .pair_statistics import distance2
 
@@ -156,16 +156,14 @@ RULES: dict[str, Callable[[np.ndarray], int]] = {"majority": majority, "minimum"
 
 
 def scikit_learn() -> ModuleType:
-    """The package, with what the clusterings use of it. Raises `LineageError` where the extra `papers` is missing."""
+    """The package, with what the clusterings use of it. Raises `MissingExtraError` without the extra `papers`."""
     try:
         import sklearn
         import sklearn.cluster
         import sklearn.exceptions
         import sklearn.metrics
     except ImportError as error:
-        raise LineageError(
-            "Expected scikit-learn for a clustering method, found none: pip install 'hf_lineage[papers]'."
-        ) from error
+        raise MissingExtraError("Expected scikit-learn for a clustering method, found none", "papers") from error
     return sklearn
 
 
