@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import save, save_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hf_lineage.experiments.families import Family, Member, train_family, train_trees, train_twins, train_unrelated
 
 pytest_plugins = ["hf_lineage.testing"]
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # for space_app, which is no test
+# A test that uses one of these is an integration test: they train, or start a server or a process
+INTEGRATION = {"browser", "hub_server", "nursery", "recorder", "space"}
+PROCESSES = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
+FORBIDDEN = PROCESSES | {"socket.bind", "socket.connect"}
 
 WIDTHS = (48, 96, 64, 10)
 Tensors = dict[str, torch.Tensor]
@@ -40,6 +45,52 @@ def net(seed: int, base: Tensors | None = None, change: float = 0.3, widths: tup
             fresh = torch.randn(shape, generator=generator) / widths[i - 1] ** 0.5
             result[name] = fresh if base is None else base[name] + change * fresh
     return result
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test is `integration` by its fixtures, by hand, or as a large one; else `unit`, doctests too."""
+    for item in items:
+        started = INTEGRATION.intersection(getattr(item, "fixturenames", ()))
+        if started or any(item.get_closest_marker(name) for name in ("large", "hub")):
+            item.add_marker("integration")
+        if item.get_closest_marker("integration") is None:
+            item.add_marker("unit")
+
+
+class Guard:
+    """While a unit test and its fixtures run, a new process, a socket and a step of training raise."""
+
+    def __init__(self) -> None:
+        self.test: str | None = None
+        sys.addaudithook(lambda event, _: self.refuse(event) if event in FORBIDDEN else None)
+        register_optimizer_step_pre_hook(lambda *_: self.refuse("a training step"))
+
+    def refuse(self, what: str) -> None:
+        if self.test:
+            pytest.fail(f"{what} in {self.test}: mark it `integration`")
+
+    @contextmanager
+    def watching(self, item: pytest.Item) -> Iterator[None]:
+        self.test = item.name if item.get_closest_marker("unit") else None
+        try:
+            yield
+        finally:
+            self.test = None
+
+
+GUARD = Guard()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with GUARD.watching(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with GUARD.watching(item):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ def local(tmp_path: Path) -> Local:
     return Local(tmp_path)
 
 
-@pytest.fixture(params=["folder", "repo"])
+@pytest.fixture(params=["folder", pytest.param("repo", marks=pytest.mark.integration)])
 def said(request: pytest.FixtureRequest) -> Any:
     """The claims of a child with these files, once as a folder and once as a repo."""
     if request.param == "folder":

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.integration
+
 
 def test_demo(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hf_lineage", "demo", "--out", "family"]

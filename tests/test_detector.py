@@ -284,6 +284,7 @@ class TestSplits:
             split(toy(2, 1))
 
 
+@pytest.mark.integration
 class TestTraining:
     def test_it_learns_what_the_pairs_show(self) -> None:
         train_, valid, test = split3(toy(6, 10))
@@ -390,6 +391,7 @@ def save_toys(folder: Path, seed: int = 0) -> Path:
     return folder / "table.json"
 
 
+@pytest.mark.integration
 class TestCommand:
     def test_a_table_becomes_a_detector_with_a_card(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         table, out = save_toys(tmp_path), tmp_path / "detector"

@@ -47,7 +47,9 @@ def trained(nursery: Nursery) -> dict[str, list[Pair]]:
     return found
 
 
-@pytest.fixture(params=["random", "narrow", *ARCHITECTURES])
+@pytest.fixture(
+    params=["random", "narrow", *(pytest.param(name, marks=pytest.mark.integration) for name in ARCHITECTURES)]
+)
 def parent(request: pytest.FixtureRequest) -> Tensor:
     """One matrix of a parent, random or trained."""
     generator = torch.Generator().manual_seed(3)

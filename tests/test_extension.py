@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub.cli.extensions import EXTENSIONS_ROOT, ExtensionManifest
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 SAID = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hf-lineage"]["description"]

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 # A process in which the packages of the extras cannot be imported, whatever is installed
 WITHOUT = "import sys\nfor name in {names!r}: sys.modules[name] = None\n"

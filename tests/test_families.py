@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from hf_lineage.errors import ArgumentError
 from hf_lineage.experiments.families import ACCURACY, SIZES, Family, Member, build, train_family, train_unrelated
 
+pytestmark = pytest.mark.integration
+
 SMALL = {"widths": [512, 256, 128]}
 SHALLOW: dict[str, dict] = {
     "fc": SMALL, "resnet": {}, "vit": {"depth": 2},

@@ -210,10 +210,12 @@ HELP = "from hf_lineage.cli import main\ntry: main(['trace', '--help'])\nexcept 
 HEAVY = {"torch", "numpy", "huggingface_hub", "transformers", "timm", "matplotlib", "scipy", "accelerate"}
 
 
+@pytest.mark.integration
 def test_help_imports_nothing_heavy() -> None:
     assert not imported_by(HELP) & HEAVY
 
 
+@pytest.mark.integration
 def test_and_the_test_above_can_fail() -> None:
     assert imported_by("import hf_lineage; hf_lineage.trace") & HEAVY
 
@@ -227,10 +229,12 @@ assert lineage.verdict == "parent"
 UNUSED = {"transformers", "timm", "torchvision", "matplotlib", "sklearn", "pandas", "gradio", "networkx", "datasets"}
 
 
+@pytest.mark.integration
 def test_tracing_by_weights_imports_what_it_uses(folders: dict[str, Path]) -> None:
     assert not imported_by(TRACED, folders["child"], folders["parent"]) & UNUSED
 
 
+@pytest.mark.integration
 def test_and_the_tests_above_can_fail(folders: dict[str, Path]) -> None:
     drawn = TRACED + "lineage.plot(); hl.phylogeny(sys.argv[1:3], method='mother')"
     assert imported_by(drawn, folders["child"], folders["parent"]) & UNUSED == {"matplotlib", "networkx"}

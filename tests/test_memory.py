@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 GB = 1 << 30
 LIMIT = 1400 << 20  # bytes of anonymous memory: torch and its thread pools take up to 1 GB of it
 

@@ -117,6 +117,7 @@ class TestWorld:
         with pytest.raises(ZeroDivisionError):
             together(lambda: 1 / 0)()
 
+    @pytest.mark.integration
     def test_nothing_heavy_without_a_launcher(self) -> None:
         code = (
             "import sys; from hf_lineage.parallel import world, together; world().gather(together(lambda: 1)());"
@@ -207,6 +208,7 @@ def questions(make_net, tmp_path: Path) -> list:
     ]  # fmt: skip
 
 
+@pytest.mark.integration
 def test_three_processes_say_what_one_says(questions: list) -> None:
     script = python("-c", QUESTIONS, json.dumps(questions))
     done = subprocess.run(script, capture_output=True, text=True, check=True)
@@ -235,6 +237,7 @@ def flat(value: object, path: str = "") -> dict[str, object]:
     )
 
 
+@pytest.mark.integration
 def test_torchrun_prints_one_answer(folders: Folders) -> None:
     child, *others = (str(folders[name]) for name in ("child", "parent", "stranger"))
     address = ("--nproc_per_node", 2, "--master_addr", "127.0.0.1", "--master_port", free_port())
@@ -249,6 +252,7 @@ def test_torchrun_prints_one_answer(folders: Folders) -> None:
         assert two[path] == (pytest.approx(value, rel=1e-8) if isinstance(value, float) else value), path
 
 
+@pytest.mark.integration
 def test_accelerate_launch_with_one_process(folders: Folders) -> None:
     launch = python("-m", "accelerate.commands.launch", "--cpu", "--num_processes", 1, "-m", "hf_lineage")
     run = [*launch, "trace", str(folders["child"]), "-c", str(folders["parent"]), "--json"]
@@ -272,6 +276,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("accident", "words"),
     [
@@ -318,6 +323,7 @@ attempt(lambda: here.gather(0))
 """
 
 
+@pytest.mark.integration
 def test_what_fails_in_one_fails_in_all() -> None:
     told = processes([python("-c", PROMISES)] * 3, TORCH_CPP_LOG_LEVEL="FATAL")
     assert [code for code, _, _ in told] == [0, 0, -9], told

@@ -905,6 +905,7 @@ class TestCommandLine:
         assert "\x1b" not in out
 
 
+@pytest.mark.integration
 class TestProcesses:
     @pytest.fixture(autouse=True)
     def _alone(self, monkeypatch: pytest.MonkeyPatch) -> None:

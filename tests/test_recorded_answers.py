@@ -58,6 +58,7 @@ def test_requests_can_be_ignored_and_order_matters() -> None:
     assert "order" in next(answers.differences(OLD, dict(reversed(OLD.items()))))
 
 
+@pytest.mark.integration
 def test_compare_fails_at_a_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answers.main(["record", str(tmp_path), "--only", "trace-none"]) == 0
     assert answers.main(["compare", str(tmp_path), "--only", "trace-none"]) == 0

@@ -352,6 +352,7 @@ def run(code: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA bounds anonymous memory on Linux only")
 def test_a_model_that_does_not_fit_streams_through() -> None:
     read, norm, grown = run(STREAM)

@@ -519,6 +519,7 @@ class TestHub:
 SCRIPT = "import sys, hf_lineage; print(hf_lineage.trace_layers(sys.argv[1], sys.argv[2:]).to_json(None))"
 
 
+@pytest.mark.integration
 def test_two_processes_give_one_answer(ask: Shelf) -> None:
     merge = str(ask.put("merge", linear([PARENT, STRANGER], [0.6, 0.4])))
     others = [str(ask.folder / name) for name in ("parent", "stranger")]

@@ -259,6 +259,7 @@ class TestMatch:
         score = match_units(one, two, ORDERS[architecture], READS[architecture]).score
         assert score is not None and score < 0.1
 
+    @pytest.mark.integration
     def test_trained_children(self, tmp_path: Path) -> None:
         """Two trained roots on one core: their disguised children, tuned at rates up to 1e-2, are told apart."""
         family = train_family(tmp_path, "fc", roots=2, children=2, seed=5, sizes={"widths": [64, 48]}, same_recipe=True)
