@@ -41,6 +41,7 @@ HOME = {
     "cyclonedx": {"report"},
     "packageurl": {"report"},
     "click": {"cli"},
+    "rich": {"report"},
     "tqdm": {"cli"},
     "pytest": {"testing"},
 }

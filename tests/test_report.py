@@ -11,8 +11,9 @@ import pytest
 import hf_lineage.answers.base
 from hf_lineage.answers.lineage import Candidate, Claim, Lineage
 from hf_lineage.answers.refs import ModelRef, printable
+from hf_lineage.report.format import code, p_text, shorten
 from hf_lineage.report.plots import plot_family, plot_lineage
-from hf_lineage.report.sentences import code, explanation, p_text, sentence, shorten
+from hf_lineage.report.sentences import explanation, sentence
 from hf_lineage.report.text import markdown, table
 
 BLOCKS = {
@@ -119,7 +120,7 @@ def test_markdown_has_everything() -> None:
     ],
 )
 def test_p_values_for_people(log10_p: float | None, text: str) -> None:
-    assert p_text(Candidate("a", "a", log10_p=log10_p)) == text
+    assert p_text(log10_p) == text
 
 
 def test_small_helpers() -> None:

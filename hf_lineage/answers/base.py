@@ -61,6 +61,13 @@ class MeasuredAnswer(Answer):
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
 
+    @abc.abstractmethod
+    def to_text(self, width: int = 80) -> str:
+        """The answer as a table in at most `width` columns."""
+
+    def __str__(self) -> str:
+        return self.to_text()
+
     def cost(self) -> dict[str, Any]:
         """The fields that say how the answer was reached, in the order of the JSON contract."""
         return {"bytes_read": self.bytes_read, "seconds": self.seconds, "versions": self.versions}

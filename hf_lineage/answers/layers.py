@@ -143,5 +143,6 @@ class LayerLineage(StatisticalAnswer):
         told = f"{len(self.blocks)} blocks, {len(self.candidates)} candidates"
         return f"LayerLineage({self.child.name!r}, method={self.method!r}, {told})"
 
-    def __str__(self) -> str:
-        return report("layers.table")(self)
+    def to_text(self, width: int = 80) -> str:
+        """The answer as a table in at most `width` columns."""
+        return report("layers.table")(self, width)

@@ -115,5 +115,6 @@ class Lineage(StatisticalAnswer):
         count = len(self.candidates)
         return f"Lineage({self.child.name!r}, {self.verdict!r}, parent={self.parent!r}, {count} candidates)"
 
-    def __str__(self) -> str:
-        return report("text.table")(self)
+    def to_text(self, width: int = 80) -> str:
+        """The answer as a table in at most `width` columns."""
+        return report("text.table")(self, width)

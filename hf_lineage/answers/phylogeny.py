@@ -126,5 +126,6 @@ class Phylogeny(StatisticalAnswer):
         named = sum(not node.hidden for node in self.nodes)
         return f"Phylogeny({named} models, {len(self.groups)} groups, {len(self.edges)} edges, method={self.method!r})"
 
-    def __str__(self) -> str:
-        return report("tree_text.table")(self)
+    def to_text(self, width: int = 80) -> str:
+        """The answer as a table in at most `width` columns."""
+        return report("tree_text.table")(self, width)

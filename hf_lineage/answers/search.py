@@ -63,5 +63,6 @@ class CandidateSearch(MeasuredAnswer):
     def __repr__(self) -> str:
         return f"CandidateSearch({self.child.name!r}, {len(self.refs)} comparable of {len(self.candidates)})"
 
-    def __str__(self) -> str:
-        return report("search.table")(self)
+    def to_text(self, width: int = 80) -> str:
+        """The answer as a table in at most `width` columns."""
+        return report("search.table")(self, width)

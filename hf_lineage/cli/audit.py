@@ -116,7 +116,9 @@ class _Output:
     def end(self) -> None:
         """Say what it came to."""
         if self._form == "human":
-            click.echo(self._report.table(self.records))
+            from ..report.console import terminal_width
+
+            click.echo(self._report.table(self.records, terminal_width()))
         elif self._form != "quiet":
             say(self._report.summary(self.records))
 

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..answers.base import MeasuredAnswer
 from ..answers.refs import printable
 from ..errors import ArgumentError, LineageError, ProcessLostError
 from ..parallel import world
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
+    from ..answers.annotation import Annotation
     from ..answers.base import Progress
+    from ..answers.layers import LayerLineage
+    from ..answers.lineage import Lineage
+    from ..answers.phylogeny import Phylogeny
+    from ..answers.search import CandidateSearch
 
-    class Answer(Protocol):
-        def to_json(self) -> str: ...
-        def to_markdown(self) -> str: ...
+    Shown = Annotation | CandidateSearch | LayerLineage | Lineage | Phylogeny
 
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -86,7 +88,7 @@ def mode(form: str) -> str:
     return "agent" if os.environ.get("AI_AGENT") or os.environ.get("AGENT") else "human"
 
 
-def show(answer: Answer, form: str, ids: Iterable[str | None]) -> None:
+def show(answer: Shown, form: str, ids: Iterable[str | None]) -> None:
     """Print an answer: a table for people, Markdown without shortened names for agents, JSON, or nothing but `ids`."""
     match mode(form):
         case "json":
@@ -97,7 +99,9 @@ def show(answer: Answer, form: str, ids: Iterable[str | None]) -> None:
             for name in filter(None, ids):
                 click.echo(printable(name))
         case _:
-            click.echo(str(answer))
+            from ..report.console import terminal_width
+
+            click.echo(answer.to_text(terminal_width()) if isinstance(answer, MeasuredAnswer) else str(answer))
 
 
 def check_picture(path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..answers.base import SCHEMA, Progress
 from ..answers.lineage import Lineage
+from ..report.format import p_text, shorten
 from ..report.plots import plot_family
-from ..report.sentences import p_text, shorten
 from ..tasks.trace import trace
 from .families import Family, Member, train_family
 
@@ -65,7 +65,7 @@ def _rows(family: Family, lineages: Sequence[Lineage]) -> list[str]:
         if lineage.verdict in ("parent", "common_origin"):  # "~": related; the weights leave open who came first
             said = ("" if lineage.parent else "~") + "/".join(Path(lineage.candidates[0].ref).parts[-2:])
         rows.append(
-            f"{shorten(child.name, 21):<21} {claim.ref:<17} {said:<17} {p_text(lineage.candidates[0]):>8}  "
+            f"{shorten(child.name, 21):<21} {claim.ref:<17} {said:<17} {p_text(lineage.candidates[0].log10_p):>8}  "
             f"{claim.status.replace('_', ' ')}"
         )
     return rows

@@ -1,11 +1,11 @@
-"""An audit as a table for 80 columns, Markdown, tab-separated lines and SARIF 2.1.0. Strangers wrote the names."""
+"""An audit as a table, Markdown, tab-separated lines and SARIF 2.1.0. Names in it are untrusted text."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from ..answers.audit import BY_ID, MEANING, RULES, Rule
 from ..answers.refs import printable
-from .sentences import code, shorten
-from .text import WIDTH, size_text
+from .console import NARROW, WIDTH, Column, labelled, row_lines
+from .format import bytes_text, code, count_text, p_text
 
 if TYPE_CHECKING:
     from ..answers.audit import AuditRecord, Finding
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 HUB = "https://huggingface.co"
 SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
-ROOM = WIDTH - 25  # of both names, beside status, p-value and the gaps
+TABLE = (
+    Column("status"), Column("model", name=True), Column("names", name=True), Column("p-value", right=True),
+)  # fmt: skip
 COLUMNS = ("status", "model", "revision", "claims", "parent", "p_value", "probability", "relation", "reason")
 
 
@@ -38,28 +40,24 @@ def summary(records: Sequence[AuditRecord]) -> str:
     counts = Counter(record.status for record in records)
     told = ", ".join(f"{counts[status]} {_words(status)}" for status in RULES if counts[status])
     fresh = [record for record in records if not record.resumed]
-    cost = f"{size_text(sum(r.bytes_read for r in fresh))} in {sum(r.seconds for r in fresh):.1f} s"
+    cost = f"{bytes_text(sum(r.bytes_read for r in fresh))} in {sum(r.seconds for r in fresh):.1f} s"
     kept = len(records) - len(fresh)
-    models = "1 model" if len(records) == 1 else f"{len(records)} models"
+    models = count_text(len(records), "model")
     journal = f" ({kept} as of the journal)" if kept else ""
     return f"{models}{journal}: {told or 'nothing to audit'}; read {cost}"
 
 
-def table(records: Sequence[AuditRecord]) -> str:
-    """Every model, worst first, in at most 80 columns; below what is wrong, why."""
-    names = [max([5, *(len(printable(text)) for text in column)]) for column in _shown(records)]
-    model = min(names[0], max(28, ROOM - names[1]))
-    base = min(names[1], ROOM - model)
-    lines = [f"{'status':<12}  {'model':<{model}}  {'names':<{base}}  p-value"] if records else []
-    for record in worst_first(records):
-        name, claimed = shorten(printable(_name(record)), model), shorten(printable(_claimed(record)), base)
-        lines.append(f"{_words(record.status):<12}  {name:<{model}}  {claimed:<{base}}  {_p(record.p_value)}".rstrip())
+def table(records: Sequence[AuditRecord], width: int = WIDTH) -> str:
+    """Every model, worst first, in at most `width` columns; below what is wrong, why."""
+    ranked = worst_first(records)
+    rows = [[_words(r.status), printable(_name(r)), printable(_claimed(r)), _p(r)] for r in ranked]
+    drawn = row_lines(TABLE, rows, width) if rows else []
+    lines = [*drawn[0]] if drawn else []
+    for record, row in zip(ranked, drawn[1:], strict=True):
+        lines += row
         if record.findings:
-            lines += textwrap.wrap(
-                printable(record.reason), WIDTH, initial_indent=" " * 14, subsequent_indent=" " * 14,
-                break_on_hyphens=False,
-            )  # fmt: skip
-    return "\n".join([*lines, *([""] if lines else []), *textwrap.wrap(summary(records), WIDTH)])
+            lines += labelled(" " * (14 if width >= NARROW else 4), printable(record.reason), width)
+    return "\n".join([*lines, *([""] if lines else []), *labelled("", summary(records), width)])
 
 
 def markdown(records: Sequence[AuditRecord], complete: bool = True) -> str:
@@ -72,7 +70,7 @@ def markdown(records: Sequence[AuditRecord], complete: bool = True) -> str:
         claims = " ".join(code(ref) for ref in dict.fromkeys(claim.ref for claim in record.claims))
         parent = code(record.parent) if record.parent else ""
         why = code(record.reason.replace("`", "'")) if record.reason else ""
-        p_value = _p(record.p_value).replace("<", "&lt;")
+        p_value = _p(record).replace("<", "&lt;")
         rows.append(f"| {_words(record.status)} | {code(_name(record))} | {claims} | {p_value} | {parent} | {why} |")
     counts = Counter(record.status for record in records)
     meaning = ["| status | models | means |", "|---|---:|---|"]
@@ -167,10 +165,6 @@ def _message(text: str) -> str:
     return re.sub(r"[\[\]{}<>|\\]", "?", printable(text)).replace("://", ": ").replace("`", "'")
 
 
-def _shown(records: Sequence[AuditRecord]) -> tuple[list[str], list[str]]:
-    return [_name(record) for record in records], [_claimed(record) for record in records]
-
-
 def _name(record: AuditRecord) -> str:
     """The model, with the revision if one was asked for."""
     _, at, revision = record.requested.partition("@")
@@ -187,7 +181,8 @@ def _words(status: str) -> str:
     return status.replace("_", " ")
 
 
-def _p(value: float | None) -> str:
-    if value is None:
+def _p(record: AuditRecord) -> str:
+    """The p-value of a record; a p of 0 has left the range of floats."""
+    if record.p_value is None:
         return "-"
-    return "<1e-300" if value < 1e-300 else f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}"
+    return p_text(math.log10(record.p_value) if record.p_value > 0 else -math.inf)

@@ -14,7 +14,7 @@ from typing import Any
 from ..answers.layers import LayerLineage
 from ..answers.lineage import PARENT_RELATIONS, Lineage
 from ..errors import CardError, Note
-from .section import END, START, candidate_of, code, is_up_to_date, on_hub, sources
+from .section import END, START, candidate_of, is_up_to_date, on_hub, quoted, sources
 
 MAX_CARD = 10 << 20  # bytes of a README.md that is edited
 MAX_METADATA = 1_000_000  # characters of YAML that are added to: PyYAML takes a second for them
@@ -115,7 +115,7 @@ def put_metadata(text: str, wanted: Metadata, load: Load, confirmed: Collection[
     missing = {key: value for key, value in wanted.items() if key not in found}
     notes = []
     if "base_model_relation" in found and found["base_model_relation"] != wanted.get("base_model_relation"):
-        declared = code(str(found["base_model_relation"]))
+        declared = quoted(str(found["base_model_relation"]))
         notes.append(Note(KEPT, f"The card declares `base_model_relation` {declared}, which was left as it is."))
     for result in _extended(block, missing, newline):
         again = BLOCK.search(result)
@@ -159,12 +159,12 @@ def _declared(value: Any, found: str | list[str], confirmed: Collection[str]) ->
     declared, names = ([one] if isinstance(one, str) else one for one in (value, found))
     if isinstance(declared, list) and declared and (declared == names or all(one in confirmed for one in declared)):
         return []
-    says = code(", ".join(names))
+    says = quoted(", ".join(names))
     if not value:
         return [Note(KEPT, f"The card has an empty `base_model`, which was left as it is; the weights say {says}.")]
     text = ", ".join(str(one) for one in declared) if isinstance(declared, list) else str(declared)
     sentence = (
-        f"The card declares `base_model` {code(text)}, which was left as it is; of the models that were compared the "
+        f"The card declares `base_model` {quoted(text)}, which was left as it is; of the models that were compared the "
         f"weights say {says}."
     )
     return [Note(KEPT, sentence)]

@@ -1,26 +1,31 @@
-"""A `LayerLineage` as text: a table for 80 columns, and Markdown. Names come from strangers and are cleaned here."""
+"""A `LayerLineage` as text: a table, and Markdown. Names in it are untrusted text and are cleaned here."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from ..answers.layers import BlockOrigin, LayerLineage, Share
-from ..answers.lineage import Candidate
 from ..answers.refs import printable
-from .sentences import Show, code, p_text, short, shorten
-from .text import WIDTH, _wrap, size_text
+from .console import WIDTH, Column, labelled, labelled_table
+from .console import table as draw_table
+from .format import code, count_text, listed_text, p_text, short
+from .sentences import Show
+from .text import commit_text, cost_text
 
 Row = tuple[BlockOrigin, ...]
-BLOCK, MOVED = 21, 12  # widest columns
+COLUMNS = (
+    Column("block", name=True), Column("origin", name=True), Column("", name=True), Column("share", right=True),
+    Column("left", right=True), Column("p-value", right=True), Column("kind"),
+)  # fmt: skip
 UNKNOWN = "(unknown)"
 SHOWN = 0.005  # a share below it is not shown
-VARIES = 0.02  # a slerp's t that differs by more between blocks is told as a range
-NOBODY = {"none": "(none of these)", "undecided": "(not to be told)"}
+VARIES = 0.02  # a slerp's t that differs by more between blocks is given as a range
+NO_ORIGIN = {"none": "(none of these)", "undecided": "(not to be told)"}
 FROM_DELTAS = {
     "task_arithmetic": ("changes", "task arithmetic"),
     "ties": ("changes, trimmed where they are small or disagree in sign,", "TIES"),
@@ -28,32 +33,25 @@ FROM_DELTAS = {
 }
 
 
-def table(layers: LayerLineage) -> str:
-    """The whole answer in at most 80 columns; consecutive blocks whose lines would read the same share one."""
-    revision = f" @ {layers.child.revision[:10]}" if layers.child.revision else ""
+def table(layers: LayerLineage, width: int = WIDTH) -> str:
+    """The whole answer in at most `width` columns; consecutive blocks whose lines would read the same share one."""
     lines = [
-        f"child    {shorten(printable(layers.child.name), WIDTH - 9 - len(revision))}{revision}",
-        *_wrap("made     ", sentence(layers)),
-        *_mixture(layers),
+        *labelled("child    ", commit_text(layers.child), width),
+        *labelled("made     ", sentence(layers), width),
+        *_mixture(layers, width),
         "",
     ]
     cells = [cell for row in fold(layers) for cell in _cells(layers, row)]
     if cells:
         share = "match" if "weights" not in layers.evidence else "share"
-        cells.insert(0, ("block", "origin", "", share, "left", "p-value", "kind"))
-    first, moved = (min(most, max([len(c[i]) for c in cells], default=0)) for i, most in ((0, BLOCK), (2, MOVED)))
-    middle = min(max([len(c[1]) for c in cells], default=0), WIDTH - 35 - first - moved)
-    for block, origin, where, share, left, p, kind in cells:
-        names = (
-            f"{shorten(block, first):<{first}}  {shorten(origin, middle):<{middle}} {shorten(where, moved):<{moved}}"
-        )
-        lines.append(f"  {names} {share:>5} {left:>4} {p:>7}  {kind}".rstrip())
+        heads = [column._replace(head=share) if column.head == "share" else column for column in COLUMNS]
+        used = [i for i in range(len(heads)) if heads[i].head or any(cell[i] for cell in cells)]
+        lines += draw_table([heads[i] for i in used], [[cell[i] for i in used] for cell in cells], width)
     lines.append("")
     for head, texts in (("because  ", layers.reasons), ("note     ", layers.notes)):
         for text in texts:
-            lines += _wrap(head, printable(text))
-    lines.append(f"read     {size_text(layers.bytes_read)} in {layers.seconds:.1f} s, seed {layers.seed}")
-    return "\n".join(lines)
+            lines += labelled(head, printable(text), width)
+    return "\n".join([*lines, cost_text(layers)])
 
 
 def markdown(layers: LayerLineage) -> str:
@@ -61,15 +59,15 @@ def markdown(layers: LayerLineage) -> str:
     rows = ["| block | origin | share | left | p-value | kind |", "|---|---|---:|---:|---:|---|"]
     for row in fold(layers):
         for block, origin, where, share, left, p, kind in _cells(layers, row):
-            foreign = origin if origin in (UNKNOWN, "-", *NOBODY.values()) else code(origin)
+            foreign = origin if origin in (UNKNOWN, "-", *NO_ORIGIN.values()) else code(origin)
             moved = f" ← {code(where.removeprefix('<- '))}" if where else ""
             rows.append(f"| {code(block) if block else ''} | {foreign}{moved} | {share} | {left} | {p} | {kind} |")
     shares = [f"- {code(s.ref)}: {_weight(s)} of the whole model" for s in layers.mixture if len(layers.mixture) > 1]
     if shares and (layers.unknown or 0.0) >= SHOWN:
         shares.append(f"- unknown: {layers.unknown:.3f} of the whole model")
-    remarks = [f"- {code(text)}" for text in (*layers.reasons, *layers.notes)]
+    notes = [f"- {code(text)}" for text in (*layers.reasons, *layers.notes)]
     head = [f"## Layers of {code(layers.child.name)}", "", sentence(layers, code), ""]
-    return "\n".join([*head, *rows, "", *shares, *remarks]) + "\n"
+    return "\n".join([*head, *rows, "", *shares, *notes]) + "\n"
 
 
 def sentence(layers: LayerLineage, show: Show | None = None) -> str:
@@ -92,8 +90,8 @@ def percent(share: float) -> str:
     >>> percent(0.0123), percent(3e-8)
     ('1.2 %', 'less than 0.001 %')
     """
-    told = f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.2g}"
-    return f"{told} %" if share >= 1e-5 else "less than 0.001 %"
+    figure = f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.2g}"
+    return f"{figure} %" if share >= 1e-5 else "less than 0.001 %"
 
 
 def fold(layers: LayerLineage) -> list[Row]:
@@ -137,46 +135,56 @@ def number(path: str) -> str:
 
 
 def _made(layers: LayerLineage, name: Show) -> str:
-    facts, blocks = layers.facts, [b for b in layers.blocks if b.index is not None] or list(layers.blocks)
+    """How the model was made, by the method that was found."""
+    blocks = [b for b in layers.blocks if b.index is not None] or list(layers.blocks)
     if not layers.candidates:
         return "Undecided: no candidate has a block to compare with it."
-    if layers.method == "single":
-        ref = next((b.parent for b in blocks if b.parent), layers.candidates[0])
-        return f"All {_count(len(blocks))} come from {name(ref)}, {_kinds(blocks)}."
-    if layers.method == "passthrough":
-        return f"Put together from whole blocks (passthrough): {_parents(blocks, name)}."
-    if layers.method == "linear":
-        return f"An average of weights (linear): {_listed([f'{s.weight:.3g} {name(s.ref)}' for s in layers.mixture])}."
-    if layers.method == "slerp" and "slerp" in facts:
-        about, by_block = facts["slerp"], [block.facts["t"] for block in blocks if "t" in block.facts]
-        t = f"t = {about['t']:.3g} ± {about.get('stderr', 0.0):.1g}"
-        if by_block and max(by_block) - min(by_block) > VARIES:
-            t = f"t from {min(by_block):.2f} to {max(by_block):.2f} by block"
-        return f"Interpolated on the sphere (slerp) from {name(about['base'])} to {name(about['other'])}, {t}."
-    if layers.method in FROM_DELTAS and layers.method in facts:
-        what, called = FROM_DELTAS[layers.method]
-        deltas = [f"{delta['weight']:.3g} {name(delta['ref'])}" for delta in facts[layers.method]["deltas"]]
-        return f"{name(facts[layers.method]['base'])}, to which {what} were added ({called}): {_listed(deltas)}."
-    if layers.method is not None:
-        return f"Put together in several ways ({layers.method.replace('_', ' ')}): {_kinds(blocks)}."
+    match layers.method:
+        case "single":
+            ref = next((b.parent for b in blocks if b.parent), layers.candidates[0])
+            return f"All {count_text(len(blocks), 'block')} come from {name(ref)}, {_kinds(blocks)}."
+        case "passthrough":
+            return f"Put together from whole blocks (passthrough): {_parents(blocks, name)}."
+        case "linear":
+            shares = listed_text([f"{s.weight:.3g} {name(s.ref)}" for s in layers.mixture])
+            return f"An average of weights (linear): {shares}."
+        case "slerp" if "slerp" in layers.facts:
+            return _slerp(layers.facts["slerp"], blocks, name)
+        case str(method) if method in FROM_DELTAS and method in layers.facts:
+            return _deltas(layers.facts[method], *FROM_DELTAS[method], name)
+        case str(method):
+            return f"Put together in several ways ({method.replace('_', ' ')}): {_kinds(blocks)}."
     if "weights" not in layers.evidence:
         kinds = " and ".join(layers.evidence)
         return f"By {kinds} alone, which name the nearest candidate and no origin: {_parents(blocks, name)}."
     if all(block.kind == "none" for block in blocks):
-        return f"None of its {_count(len(blocks))} shows an origin in the {len(layers.candidates)} compared."
+        many = count_text(len(blocks), "block")
+        return f"None of its {many} shows an origin in the {len(layers.candidates)} compared."
     return f"How it was made does not show: {_kinds(blocks)}."
 
 
-def _mixture(layers: LayerLineage) -> Iterator[str]:
+def _slerp(about: Mapping[str, Any], blocks: Sequence[BlockOrigin], name: Show) -> str:
+    by_block = [block.facts["t"] for block in blocks if "t" in block.facts]
+    t = f"t = {about['t']:.3g} ± {about.get('stderr', 0.0):.1g}"
+    if by_block and max(by_block) - min(by_block) > VARIES:
+        t = f"t from {min(by_block):.2f} to {max(by_block):.2f} by block"
+    return f"Interpolated on the sphere (slerp) from {name(about['base'])} to {name(about['other'])}, {t}."
+
+
+def _deltas(about: Mapping[str, Any], what: str, called: str, name: Show) -> str:
+    """A base to which changes were added. `what`: the changes in words; `called`: the name of the method."""
+    deltas = listed_text([f"{delta['weight']:.3g} {name(delta['ref'])}" for delta in about["deltas"]])
+    return f"{name(about['base'])}, to which {what} were added ({called}): {deltas}."
+
+
+def _mixture(layers: LayerLineage, width: int) -> list[str]:
     """The shares of the whole model, where there are several."""
     if len(layers.mixture) < 2:
-        return
-    named = [(shorten(printable(s.ref), 44), _weight(s)) for s in sorted(layers.mixture, key=lambda s: -s.weight)]
+        return []
+    named = [[printable(s.ref), _weight(s)] for s in sorted(layers.mixture, key=lambda s: -s.weight)]
     if (layers.unknown or 0.0) >= SHOWN:
-        named.append((UNKNOWN, f"{layers.unknown:.3f}"))
-    wide = max(len(name) for name, _ in named)
-    for place, (name, weight) in enumerate(named):
-        yield f"{'mixture  ' if place == 0 else ' ' * 9}{name:<{wide}}  {weight}"
+        named.append([UNKNOWN, f"{layers.unknown:.3f}"])
+    return labelled_table("mixture  ", (Column("", name=True), Column("")), named, width)
 
 
 def _cells(layers: LayerLineage, row: Row) -> Iterator[tuple[str, str, str, str, str, str, str]]:
@@ -187,13 +195,13 @@ def _cells(layers: LayerLineage, row: Row) -> Iterator[tuple[str, str, str, str,
     first, last = row[0], row[-1]
     label = _label(layers, first.block) + (f" - {_label(layers, last.block)}" if len(row) > 1 else "")
     worst = max((b.log10_p for b in row if b.log10_p is not None), default=None)  # of a run, the weakest evidence
-    p = p_text(Candidate("", "", log10_p=worst))
+    p = p_text(worst)
     unknown = first.unknown or 0.0
     most = max((b.residual for b in row if b.residual is not None), default=0.0)
     left = percent(most).replace(" ", "") if SHOWN <= most < math.inf else ""
     found = [(i, s) for i, s in enumerate(sources(layers, first)) if i == 0 or abs(s.weight) >= SHOWN]
     if not found:
-        yield label, NOBODY.get(first.kind, "-"), "", _share(unknown) if unknown else "", "", p, first.kind
+        yield label, NO_ORIGIN.get(first.kind, "-"), "", _share(unknown) if unknown else "", "", p, first.kind
         return
     for place, share in found:
         where = ""
@@ -235,23 +243,15 @@ def _position(layers: LayerLineage, share: Share) -> int:
 def _kinds(blocks: list[BlockOrigin]) -> str:
     words = {"equal": "unchanged", "mixture": "a mixture", "none": "from none of them", "undecided": "undecided"}
     counts = Counter(block.kind for block in blocks)
-    return _listed([f"{count} {words.get(kind, kind)}" for kind, count in counts.most_common()])
+    return listed_text([f"{count} {words.get(kind, kind)}" for kind, count in counts.most_common()])
 
 
 def _parents(blocks: list[BlockOrigin], name: Show) -> str:
     counts = Counter(block.parent for block in blocks if block.parent is not None)
-    told = [f"{count} of {name(ref)}" for ref, count in counts.most_common()]
+    parts = [f"{count} of {name(ref)}" for ref, count in counts.most_common()]
     moved, lost = sum(block.moved for block in blocks), sum(block.parent is None for block in blocks)
-    told += [f"{lost} from none of them"] if lost else []
-    return _listed(told) + (f"; {moved} stood elsewhere there" if moved else "")
-
-
-def _listed(texts: list[str]) -> str:
-    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts) or "nothing"
-
-
-def _count(blocks: int) -> str:
-    return f"{blocks} block{'s' if blocks != 1 else ''}"
+    parts += [f"{lost} from none of them"] if lost else []
+    return listed_text(parts) + (f"; {moved} stood elsewhere there" if moved else "")
 
 
 def _share(weight: float) -> str:

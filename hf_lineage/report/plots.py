@@ -16,8 +16,9 @@ from matplotlib.patches import Rectangle
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
 from ..answers.refs import printable
+from .format import p_text, shorten
 from .layers import number, sources
-from .text import candidate_name, p_text, shorten
+from .sentences import candidate_name
 
 PARENT, OTHER, LINE = "#1b6ca8", "#b8c4ce", "#c0392b"
 COLOURS = ("#8a6d3b", "#6b8e23", "#9467bd", "#c07f2f", "#7f7f7f", "#d17aa0", "#2ca0a0")
@@ -141,7 +142,7 @@ def _evidence_bars(axes: Axes, compared: Sequence[Candidate], lineage: Lineage) 
     axes.set_xlabel("−log10 p (logarithmic above 10)")
     axes.set_title("evidence of a common origin", fontsize=10)
     for place, c in enumerate(compared):
-        axes.annotate(f" p {p_text(c)}", (heights[place], place), va="center", fontsize=8)
+        axes.annotate(f" p {p_text(c.log10_p)}", (heights[place], place), va="center", fontsize=8)
     axes.legend(loc="lower right", frameon=False)
 
 
@@ -277,7 +278,7 @@ def _title(lineage: Lineage) -> str:
     best = next((c for c in lineage.candidates if c.status == "compared"), None)
     said = lineage.verdict.replace("_", " ")
     if lineage.parent and best:
-        said = f"{said} {_short(lineage.parent)}, probability {best.probability:.3f}, p {p_text(best)}"
+        said = f"{said} {_short(lineage.parent)}, probability {best.probability:.3f}, p {p_text(best.log10_p)}"
     return f"{_short(lineage.child.name)}: {said}"
 
 

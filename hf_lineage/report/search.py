@@ -1,4 +1,4 @@
-"""`CandidateSearch` as text. Names come from strangers and are cleaned here."""
+"""A `CandidateSearch` as text. Names in it are untrusted text and are cleaned here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from collections.abc import Iterator
 
 from ..answers.refs import printable
 from ..answers.search import CandidateSearch, FoundCandidate
-from .sentences import code, shorten
-from .text import WIDTH, _wrap, size_text
+from .console import WIDTH, Column, labelled
+from .console import table as draw_table
+from .format import bytes_text, code, number_text, parameters_text
+from .text import commit_text
 
+COLUMNS = (
+    Column("candidate", name=True), Column("alike", right=True), Column("params", right=True),
+    Column("found by", name=True),
+)  # fmt: skip
 STATUS = {
     "comparable": "comparable",
     "not_comparable": "another architecture",
@@ -17,33 +23,27 @@ STATUS = {
 MAX_NOT_COMPARABLE_ROWS = 40  # rows of models that cannot be compared
 
 
-def table(found: CandidateSearch) -> str:
-    """At most 80 columns: the comparable models, then what else was looked at, in brief."""
-    revision = f" @ {found.child.revision[:10]}" if found.child.revision else ""
+def table(found: CandidateSearch, width: int = WIDTH) -> str:
+    """The comparable models, then in brief what else was looked at, in at most `width` columns."""
     lines = [
-        f"child    {shorten(printable(found.child.name), WIDTH - 9 - len(revision))}{revision}",
-        *_wrap("found    ", summary(found)),
+        *labelled("child    ", commit_text(found.child), width),
+        *labelled("found    ", summary(found), width),
         "",
     ]
-    ready = [candidate for candidate in found.candidates if candidate.status == "comparable"]
-    if ready:
-        wide = min(max(24, *(len(printable(p.ref)) for p in ready)), WIDTH - 41)
-        lines.append(f"  {'candidate':<{wide}} alike  params  found by")
-        for p in ready:
-            later = " (newer)" if p.later else ""
-            also = f" +{len(p.rules) - 1}" if len(p.rules) > 1 else ""
-            rules = _cut(printable(p.rules[0]), WIDTH - wide - 18 - len(also + later)) + also + later
-            numbers = f"{p.similarity:>5.2f} {_count(p.parameters):>7}"
-            lines.append(f"  {shorten(printable(p.ref), wide):<{wide}} {numbers}  {rules}")
-        lines.append("")
-    rest = [candidate for candidate in found.candidates if candidate.status != "comparable"]
-    for p in rest[:MAX_NOT_COMPARABLE_ROWS]:
-        lines += _wrap("  ", printable(f"{p.ref}: {STATUS[p.status]}; {p.reason or _rules(p)}"))
+    rows = [
+        [printable(c.ref), number_text(c.similarity, ".2f"), parameters_text(c.parameters), _found_by(c)]
+        for c in found.candidates if c.status == "comparable"
+    ]  # fmt: skip
+    if rows:
+        lines += [*draw_table(COLUMNS, rows, width), ""]
+    rest = [c for c in found.candidates if c.status != "comparable"]
+    for c in rest[:MAX_NOT_COMPARABLE_ROWS]:
+        lines += labelled("  ", printable(f"{c.ref}: {STATUS[c.status]}; {c.reason or _rules(c)}"), width)
     if len(rest) > MAX_NOT_COMPARABLE_ROWS:
         lines.append(f"  … and {len(rest) - MAX_NOT_COMPARABLE_ROWS} more that cannot be compared")
-    lines += [line for note in found.notes for line in _wrap("note     ", printable(note))]
-    lines.append(f"read     {found.requests} requests, {size_text(found.bytes_read)} in {found.seconds:.1f} s")
-    return "\n".join(lines)
+    lines += [line for note in found.notes for line in labelled("note     ", printable(note), width)]
+    cost = f"{found.requests} requests, {bytes_text(found.bytes_read)} in {found.seconds:.1f} s"
+    return "\n".join([*lines, *labelled("read     ", cost, width)])
 
 
 def markdown(found: CandidateSearch) -> str:
@@ -69,31 +69,17 @@ def _cells(p: FoundCandidate) -> Iterator[str]:
     yield code(p.ref)
     yield code(p.revision[:10]) if p.revision else ""
     yield "" if p.similarity is None else f"{p.similarity:.3f}"
-    yield _count(p.parameters)
+    yield parameters_text(p.parameters)
     yield code(_rules(p))
     why = f": {code(p.reason)}" if p.reason else ""
     yield STATUS[p.status] + why + (", created after the child" if p.later else "")
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+def _found_by(c: FoundCandidate) -> str:
+    """The strongest rule, how many others there are, and whether the Hub says that the model is newer."""
+    also = f" +{len(c.rules) - 1}" if len(c.rules) > 1 else ""
+    return printable(c.rules[0]) + also + (" (newer)" if c.later else "")
 
 
 def _rules(p: FoundCandidate) -> str:
     return "; ".join(p.rules)
-
-
-def _count(parameters: int | None) -> str:
-    """Parameters for people.
-
-    >>> _count(3_060), _count(86_567_656), _count(None)
-    ('3.1K', '86.6M', '-')
-    """
-    if parameters is None:
-        return "-"
-    value = float(parameters)
-    for unit in ("", "K", "M", "B"):
-        if value < 1000 or unit == "B":
-            return f"{value:.1f}{unit}" if unit else str(parameters)
-        value /= 1000
-    raise AssertionError

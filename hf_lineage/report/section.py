@@ -17,11 +17,12 @@ from typing import Any
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
 from ..answers.refs import is_repo_id, printable
+from .format import code, p_text
 from .layers import markdown as layers_markdown
 from .layers import sentence as layers_sentence
 from .layers import unexplained
 from .privacy import is_local
-from .sentences import Show, claim_text, p_text, sentence, shorten
+from .sentences import Show, claim_text, sentence
 
 START, END = "<!-- hf-lineage:start -->", "<!-- hf-lineage:end -->"
 SCHEMA = "hf_lineage/card/1"
@@ -45,7 +46,7 @@ def section(
         "",
         "## Model lineage",
         "",
-        headline(lineage, layers, code),
+        headline(lineage, layers, quoted),
         "",
         confidence(lineage, layers),
         "",
@@ -115,9 +116,9 @@ def description(
     lineage: Lineage, layers: LayerLineage | None = None, *, remarks: Sequence[str] = (), added: Sequence[str] = ()
 ) -> str:
     """What the pull request says to the owner of the repo; `added`: the keys of metadata that it adds."""
-    of_layers = [layers_sentence(layers, code), ""] if layers is not None and not sources(lineage, layers) else []
+    of_layers = [layers_sentence(layers, quoted), ""] if layers is not None and not sources(lineage, layers) else []
     lines = [
-        headline(lineage, layers, code),
+        headline(lineage, layers, quoted),
         "",
         confidence(lineage, layers),
         "",
@@ -125,7 +126,7 @@ def description(
         *_listed([*_claims(lineage), *remarks]),
         *_reproduce(lineage, layers),
         "This was read from the weights by hf_lineage. It adds a section to the card"
-        + (f", and {' and '.join(code(key) for key in added)} to its metadata" if added else "")
+        + (f", and {' and '.join(quoted(key) for key in added)} to its metadata" if added else "")
         + "; no line that was there is changed. What stands between the two `hf-lineage` comments is replaced when it "
         "is run again. If it is wrong, close this and say why.",
     ]
@@ -173,13 +174,13 @@ def confidence(lineage: Lineage, layers: LayerLineage | None = None) -> str:
     figures = [of, f"level α = {lineage.alpha:g}"]
     if layers is not None and (merged := sources(lineage, layers)):
         worst = max(_log10_p(lineage, layers, ref) or 0.0 for ref in merged)
-        figures.insert(0, f"p-values {p_text(Candidate('', '', log10_p=worst))} at most")
+        figures.insert(0, f"p-values {p_text(worst)} at most")
         return f"How sure: **very sure that all of them share its origin** ({', '.join(figures)})."
     if lineage.none_probability is not None:
         figures.insert(1, f"probability that none of them is the parent {lineage.none_probability:.3f}")
     best = compared[0] if compared else None
     if best is not None and best.p_value is not None:
-        figures.insert(0, f"p-value {p_text(best)}")
+        figures.insert(0, f"p-value {p_text(best.log10_p)}")
     if best is not None and best.probability is not None:
         figures.insert(0, f"probability {best.probability:.3f}")
     word = "open"
@@ -197,15 +198,15 @@ def licences(child: Mapping[str, Any], parent: Mapping[str, Any] | None, ref: st
 
     Both mappings have the fields `license`, `license_name`, `gated` of a card; the parent's is None if it was not read.
     """
-    name = code(ref)
+    name = quoted(ref)
     if parent is None:
         return [f"The card of {name} could not be read: its licence was not compared."]
     mine, theirs = _licence(child), _licence(parent)
     told = []
     if theirs and not mine:
-        told.append(f"The card of {name} declares the licence {code(theirs)}; this card declares none.")
+        told.append(f"The card of {name} declares the licence {quoted(theirs)}; this card declares none.")
     elif theirs and mine and mine.lower() != theirs.lower():
-        told.append(f"The card of {name} declares the licence {code(theirs)}; this card declares {code(mine)}.")
+        told.append(f"The card of {name} declares the licence {quoted(theirs)}; this card declares {quoted(mine)}.")
     if parent.get("gated") and not child.get("gated"):
         told.append(f"Access to {name} is gated; access to this model is not.")
     return told
@@ -216,14 +217,9 @@ def at_commit(ref: str, revision: str | None) -> str:
     return f"{ref}@{revision}" if revision else ref
 
 
-def code(text: str) -> str:
-    """A foreign text as inline code: nothing in it can end the code, the cell, the line or a comment.
-
-    >>> code("a`|<!--@b\\\\"), code(" ")
-    ('`a???!--@b?`', '`?`')
-    """
-    safe = re.sub(r"[`|<>\\]", "?", printable(text))
-    return f"`{shorten(safe, MAX_NAME_CHARACTERS) or '?'}`"
+def quoted(text: str) -> str:
+    """A foreign text as inline code of bounded length."""
+    return code(text, MAX_NAME_CHARACTERS)
 
 
 def _licence(card: Mapping[str, Any]) -> str:
@@ -237,10 +233,10 @@ def _licence(card: Mapping[str, Any]) -> str:
 def _candidates(lineage: Lineage, merged: Sequence[str] = ()) -> list[str]:
     rows = ["| candidate | commit | probability | p-value | distance | relation |", "|---|---|---:|---:|---:|---|"]
     for c in lineage.candidates[:MAX_ROWS]:
-        name = code(c.ref) + (" (local copy)" if is_local(c.ref) else "")
-        commit = code(c.revision[:10]) if c.revision else ""
+        name = quoted(c.ref) + (" (local copy)" if is_local(c.ref) else "")
+        commit = quoted(c.revision[:10]) if c.revision else ""
         probability = "-" if merged else _text(c.probability, ".3f")  # that it alone is the parent
-        figures = [probability, p_text(c), _text(c.distance, ".3g")]
+        figures = [probability, p_text(c.log10_p), _text(c.distance, ".3g")]
         relation = "source of the merge" if c.ref in merged else (c.relation or "").replace("_", " ")
         if c.status != "compared":
             figures, relation = ["", "", ""], c.status.replace("_", " ")
@@ -253,14 +249,12 @@ def _candidates(lineage: Lineage, merged: Sequence[str] = ()) -> list[str]:
 
 def _layers(layers: LayerLineage, pictures: bool) -> list[str]:
     """The table of `report/layers.py`, cut after so many rows."""
-    # a path of blanks alone would be an empty piece of code, which is none
-    lines = [line.replace("``", "`?`") for line in layers_markdown(layers).splitlines()]
-    head, rows = 2, [line for line in lines if line.startswith("|")]
+    head, rows = 2, [line for line in layers_markdown(layers).splitlines() if line.startswith("|")]
     more = len(rows) - head - MAX_LAYER_ROWS
     return [
         "### Layers",
         "",
-        layers_sentence(layers, code),
+        layers_sentence(layers, quoted),
         "",
         *rows[: head + MAX_LAYER_ROWS],
         "",
@@ -279,17 +273,16 @@ def _layers_data(lineage: Lineage, layers: LayerLineage) -> dict[str, Any]:
 def _claims(lineage: Lineage) -> list[str]:
     """What somebody declares and the weights do not bear out; the rest is no news on a card."""
     told = [claim for claim in lineage.claims if claim.status in ("contradicted", "relative")]
-    return [f"The {claim.source} names {code(claim.ref)}: {claim_text(lineage, claim)}." for claim in told]
+    return [f"The {claim.source} names {quoted(claim.ref)}: {claim_text(lineage, claim)}." for claim in told]
 
 
 def _notes(lineage: Lineage, layers: LayerLineage | None) -> list[str]:
-    notes = [code(note) for note in dict.fromkeys([*lineage.notes, *(layers.notes if layers else ())])]
+    notes = [quoted(note) for note in dict.fromkeys([*lineage.notes, *(layers.notes if layers else ())])]
     more = len(notes) - MAX_NOTES
     local = [c for c in lineage.candidates if is_local(c.ref)]
-    said = [f"A local copy is shown by its folder's name: {', '.join(code(c.ref) for c in local[:3])}"] if local else []
-    if len(local) > 3:
-        said[0] += f" and {len(local) - 3} more"
-    return [*said, *notes[:MAX_NOTES], *([f"and {more} more notes in `lineage.json`"] if more > 0 else [])]
+    names = ", ".join(quoted(c.ref) for c in local[:3]) + (f" and {len(local) - 3} more" if len(local) > 3 else "")
+    copies = [f"A local copy is shown by its folder's name: {names}"] if local else []
+    return [*copies, *notes[:MAX_NOTES], *([f"and {more} more notes in `lineage.json`"] if more > 0 else [])]
 
 
 def _listed(texts: Sequence[str]) -> list[str]:

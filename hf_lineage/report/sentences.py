@@ -1,12 +1,12 @@
-"""A `Lineage` in plain sentences: one, or as many as it takes. Names come from strangers and are cleaned here."""
+"""A `Lineage` in plain sentences: one, or as many as it takes. Names in it are untrusted text and are cleaned here."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, Lineage
 from ..answers.refs import printable
+from .format import p_text, short
 
 Show = Callable[[str], str]
 CLAIMS = {
@@ -36,7 +36,7 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
         return "Undecided: no candidate could be compared with it."
     best = compared[0]
     name = (show or short)(candidate_name(best))
-    others = f"p {p_text(best)} " + (
+    others = f"p {p_text(best.log10_p)} " + (
         f"among {len(compared)} candidates" if len(compared) > 1 else "for the one candidate"
     )
     if lineage.verdict == "identical":
@@ -145,42 +145,9 @@ def candidate_name(candidate: Candidate) -> str:
     return candidate.requested if "@" in candidate.requested else candidate.ref
 
 
-def p_text(candidate: Candidate) -> str:
-    """A p-value for people: `0.031`, `2e-12`, `<1e-300`; `-` where there is none."""
-    log10_p = candidate.log10_p
-    if log10_p is None:
-        return "-"
-    if log10_p < -300:
-        return "<1e-300"
-    if log10_p >= -3:
-        return f"{10**log10_p:.3f}"
-    exponent = int(log10_p // 1)
-    mantissa = round(10 ** (log10_p - exponent))
-    return f"{mantissa}e{exponent}" if mantissa < 10 else f"1e{exponent + 1}"
-
-
 def smallest(compared: list[Candidate]) -> str:
     """The smallest p-value."""
-    return p_text(min(compared, key=lambda c: 0.0 if c.log10_p is None else c.log10_p))
-
-
-def shorten(text: str, width: int) -> str:
-    """The text, its middle cut out if it is longer than `width`; both ends of a path tell something.
-
-    >>> shorten("organisation/a-long-model-name", 20)
-    'organisati…odel-name'
-    """
-    return text if len(text) <= width else f"{text[: width // 2]}…{text[-(width - width // 2 - 1) :]}"
-
-
-def short(ref: str) -> str:
-    """A foreign name in a sentence."""
-    return shorten(printable(ref), 56)
-
-
-def code(text: str) -> str:
-    """A foreign name as inline code that cannot leave its cell or become markup."""
-    return f"`{re.sub(r'[`|<>]', '?', printable(text))}`"
+    return p_text(min((c.log10_p for c in compared if c.log10_p is not None), default=None))
 
 
 def _ranking(best: Candidate, others: list[Candidate]) -> list[str]:

@@ -26,8 +26,8 @@ from matplotlib.path import Path as Curve
 from ..answers.phylogeny import Phylogeny
 from ..answers.refs import printable
 from ..errors import ArgumentError
+from .format import shorten
 from .plots import COLOURS, PARENT
-from .sentences import shorten
 from .tree_text import MISSING, Drawn, Tie, grow, relation, summary
 
 MAX_TREE_MODELS, MAX_INCHES = 40, 48.0  # models drawn as trees unless asked otherwise; inches of either side

@@ -1,20 +1,21 @@
-"""A `Phylogeny` as text: trees for 80 columns, Markdown, Newick, a graph. Names come from strangers and are cleaned."""
+"""A `Phylogeny` as text: trees, Markdown, Newick, a graph. Names in it are untrusted text and are cleaned here."""
 
 from __future__ import annotations
 
 import math
 import re
-import textwrap
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ..answers.base import fields_of
 from ..answers.phylogeny import Edge, Node, Phylogeny
 from ..answers.refs import printable
-from .sentences import Show, code, short, shorten
-from .text import WIDTH, _wrap, size_text
+from .console import NARROW, WIDTH, labelled
+from .format import cells, code, count_text, number_text, short, shorten
+from .sentences import Show
+from .text import cost_text
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -23,7 +24,7 @@ DEEP, DEEP_LIST = 5, 24  # levels of indentation in the table and in Markdown; w
 MISSING = "an ancestor that is not in the set"
 WORDS = {"identical": "identical copy", "head_changed": "head changed", "partial": "partly tuned", "none": "-"}
 FACTS = {"quantized": ("bits", "{} bits"), "pruned": ("zeros", "{:.0%}"), "adapter": ("rank", "rank {}")}
-MARKS = "~  which of the two came first could not be told", "!  the models' own files say the reverse"
+UNDIRECTED, REVERSED = "which of the two came first could not be told", "the models' own files say the reverse"
 BARE = re.compile(r"[A-Za-z0-9./?\-]+")  # a Newick label without quotes; unquoted, an underscore would mean a blank
 Columns: TypeAlias = list[tuple[str, int]]  # heads and widths
 
@@ -177,28 +178,28 @@ def _original(nodes: dict[str, Node], node: str) -> str:
     return seen[-1]
 
 
-def table(phylogeny: Phylogeny) -> str:
-    """The whole answer in at most 80 columns."""
+def table(phylogeny: Phylogeny, width: int = WIDTH) -> str:
+    """The whole answer in at most `width` columns."""
     drawn = grow(phylogeny)
     edges = [edge for edge in phylogeny.edges if edge.parent in drawn.nodes and edge.child in drawn.nodes]
-    lines = [*_wrap("forest   ", f"{summary(phylogeny, drawn)}."), ""]
-    columns = _columns(edges)
-    lines += [_aligned("", columns, None)] * bool(columns)
+    lines = [*labelled("forest   ", f"{summary(phylogeny, drawn)}.", width), ""]
+    page = _Page(drawn, _columns(edges), _fitting(drawn, edges, width))
+    lines += [page.aligned("", None)] * bool(page.columns)
     for tops in drawn.families:
         rows = (row for top in tops for row in drawn.rows(top))
-        lines += [*_wrap("group    ", about(phylogeny, drawn, tops))]
-        lines += [*(line for row in rows for line in _lines(drawn, row, columns)), ""]
+        lines += labelled("group    ", about(phylogeny, drawn, tops), width)
+        lines += [*(line for row in rows for line in page.lines(row)), ""]
     lines += ["no relatives in this set:"] * bool(drawn.alone)
-    lines += [f"  {shorten(name(drawn, node), WIDTH - 2)}" for node in drawn.alone]
+    lines += [f"  {shorten(name(drawn, node), width - 2)}" for node in drawn.alone]
     for ref, why in phylogeny.left_out.items():
-        lines += [f"left out {shorten(printable(ref), WIDTH - 9)}", *_wrap(" " * 9, printable(why))]
+        lines += labelled("left out ", printable(ref), width)
+        lines += labelled(" " * 9, printable(why), width)
     lines += [""] * bool(drawn.alone or phylogeny.left_out)
-    lines += MARKS[:1] * any(not edge.directed for edge in edges)
-    lines += MARKS[1:] * any(edge.claimed == "reversed" for edge in edges)
+    lines += labelled("~  ", UNDIRECTED, width) * any(not edge.directed for edge in edges)
+    lines += labelled("!  ", REVERSED, width) * any(edge.claimed == "reversed" for edge in edges)
     for note in phylogeny.notes:
-        lines += _wrap("note     ", printable(note))
-    lines.append(f"read     {size_text(phylogeny.bytes_read)} in {phylogeny.seconds:.1f} s, seed {phylogeny.seed}")
-    return "\n".join(lines)
+        lines += labelled("note     ", printable(note), width)
+    return "\n".join([*lines, cost_text(phylogeny)])
 
 
 def summary(phylogeny: Phylogeny, drawn: Drawn) -> str:
@@ -207,12 +208,12 @@ def summary(phylogeny: Phylogeny, drawn: Drawn) -> str:
     undirected = sum(not edge.directed for edge in phylogeny.edges)
     alone = f" ({len(drawn.alone)} without relatives)" if drawn.alone else ""
     said = [
-        _count(len(phylogeny.nodes) - hidden, "model"),
-        f"{_count(len(phylogeny.groups), 'group')}{alone}",
-        _count(len(phylogeny.edges), "edge") + (f" ({undirected} undirected)" if undirected else ""),
+        count_text(len(phylogeny.nodes) - hidden, "model"),
+        f"{count_text(len(phylogeny.groups), 'group')}{alone}",
+        count_text(len(phylogeny.edges), "edge") + (f" ({undirected} undirected)" if undirected else ""),
     ]
-    said += [f"{_count(hidden, 'ancestor')} missing from the set"] if hidden else []
-    said += [f"{_count(len(phylogeny.left_out), 'model')} left out"] if phylogeny.left_out else []
+    said += [f"{count_text(hidden, 'ancestor')} missing from the set"] if hidden else []
+    said += [f"{count_text(len(phylogeny.left_out), 'model')} left out"] if phylogeny.left_out else []
     return f"{said[0]} in {', '.join(said[1:])}"
 
 
@@ -222,7 +223,9 @@ def about(phylogeny: Phylogeny, drawn: Drawn, tops: tuple[str, ...], show: Show 
     named = sum(node.group == group and not node.hidden for node in phylogeny.nodes)
     roots = [root for root in phylogeny.roots if root in drawn.nodes and drawn.nodes[root].group == group]
     known = [MISSING if drawn.nodes[root].hidden else (show or short)(root) for root in roots]
-    return f"{_count(named, 'model')}, {'from ' + ' and '.join(known) if known else 'which came first is not known'}"
+    return (
+        f"{count_text(named, 'model')}, {'from ' + ' and '.join(known) if known else 'which came first is not known'}"
+    )
 
 
 def name(drawn: Drawn, node: str, show: Show = printable) -> str:
@@ -241,27 +244,84 @@ def relation(edge: Edge) -> str:
 
 def made_of(ties: list[Tie], show: Show) -> str:
     """Which models a merge was made of, the heaviest first."""
-    parts = [show(tie.node) + (f" ({_number(tie.edge.weight)})" if tie.edge.weight is not None else "") for tie in ties]
+    parts = [
+        show(tie.node) + (f" ({number_text(tie.edge.weight)})" if tie.edge.weight is not None else "") for tie in ties
+    ]
     return f"merge of {', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _lines(drawn: Drawn, row: Row, columns: Columns) -> Iterator[str]:
-    """A node with its numbers, what it was merged of, its copies; or one line of reference to it."""
-    lead = _lead(row)
-    room = WIDTH - sum(width + 2 for _, width in columns) - len(lead)
-    if row.reference:
-        place = drawn.merged.get(row.node, [Tie("", row.edge)] if row.edge else [])[0].node
-        where = f", below {printable(place)}" if place not in ("", row.above) else ", drawn elsewhere"
-        told = printable(row.node) + where * (len(printable(row.node) + where) <= room - 2)
-        yield _aligned(f"{lead}({shorten(told, room - 2)})", columns, row.edge)
-        return
-    yield _aligned(lead + shorten(name(drawn, row.node), room), columns, row.edge)
-    under = " " * len(_deep(row)) + _upright((*row.bars[-DEEP:], row.more))
-    if row.node in drawn.merged:
-        told = made_of(drawn.merged[row.node], lambda ref: shorten(printable(ref), 30))
-        yield from textwrap.wrap(told, WIDTH, initial_indent=under, subsequent_indent=under, break_on_hyphens=False)
-    for copy in drawn.copies[row.node]:
-        yield f"{under}= {shorten(printable(copy), WIDTH - len(under) - 2)}"
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Where the lines of trees go: at the left the nodes, at the right the numbers of their edges."""
+
+    drawn: Drawn
+    columns: Columns
+    width: int
+
+    def lines(self, row: Row) -> Iterator[str]:
+        """A node with its numbers, what it was merged of, its copies; or one line of reference to it."""
+        lead, drawn = _lead(row), self.drawn
+        room = self.room - len(lead)
+        if row.reference:
+            place = drawn.merged.get(row.node, [Tie("", row.edge)] if row.edge else [])[0].node
+            where = f", below {printable(place)}" if place not in ("", row.above) else ", drawn elsewhere"
+            text = printable(row.node)
+            text += where * (cells(text + where) <= room - 2)
+            yield from self.numbered(f"{lead}({shorten(text, room - 2)})", row)
+            return
+        yield from self.numbered(lead + shorten(name(drawn, row.node), room), row)
+        under = self.under(row)
+        if row.node in drawn.merged:
+            text = made_of(drawn.merged[row.node], lambda ref: shorten(printable(ref), 30))
+            yield from labelled(under, text, self.width, under)
+        for copy in drawn.copies[row.node]:
+            yield f"{under}= {shorten(printable(copy), self.width - len(under) - 2)}"
+
+    @property
+    def room(self) -> int:
+        """Columns for a node."""
+        return self.width - sum(width + 2 for _, width in self.columns) * (self.width >= NARROW)
+
+    def under(self, row: Row) -> str:
+        """What stands in front of further lines about a node."""
+        return " " * len(_deep(row)) + _upright((*row.bars[-DEEP:], row.more))
+
+    def numbered(self, text: str, row: Row) -> Iterator[str]:
+        """A node with the numbers of its edge: beside it, or below it where the page is narrow."""
+        if self.width >= NARROW:
+            yield self.aligned(text, row.edge)
+            return
+        yield text
+        if row.edge is not None:
+            numbers = _numbers(row.edge)
+            yield f"{self.under(row)}{' '.join(numbers[head] for head, _ in self.columns)}"
+
+    def aligned(self, text: str, edge: Edge | None) -> str:
+        """A text at the left and an edge's numbers at the right, or the heads of the columns."""
+        if edge is None and text:
+            return text
+        if edge is None and self.width < NARROW:
+            return " ".join(head for head, _ in self.columns)
+        shown = {head: head for head, _ in self.columns} if edge is None else _numbers(edge)
+        numbers = [f"{shown[h]:<{w}}" if h == "relation" else f"{shown[h]:>{w}}" for h, w in self.columns]
+        return f"{text}{' ' * (self.room - cells(text))}  {'  '.join(numbers)}".rstrip()
+
+
+def _fitting(drawn: Drawn, edges: Sequence[Edge], width: int) -> int:
+    """Columns that trees need, at least 80 of those that there are: numbers far from names could not be followed."""
+    rows = (row for tops in drawn.families for top in tops for row in drawn.rows(top))
+    longest = max((len(_lead(row)) + cells(name(drawn, row.node)) for row in rows), default=0)
+    return min(width, max(WIDTH, longest + sum(wide + 2 for _, wide in _columns(edges))))
+
+
+def _numbers(edge: Edge) -> dict[str, str]:
+    """What the columns show of an edge, by their heads."""
+    return {
+        "prob.": number_text(edge.probability, ".3f"),
+        "order": number_text(edge.direction, ".3f"),
+        "distance": number_text(edge.distance),
+        "relation": relation(edge) + (" !" if edge.claimed == "reversed" else ""),
+    }
 
 
 def _lead(row: Row) -> str:
@@ -280,36 +340,11 @@ def _upright(bars: tuple[bool, ...]) -> str:
     return "".join("│  " if bar else "   " for bar in bars)
 
 
-def _columns(edges: list[Edge]) -> Columns:
+def _columns(edges: Sequence[Edge]) -> Columns:
     """The heads and widths of the columns that are needed."""
     words = max((len(relation(edge)) + 2 * (edge.claimed == "reversed") for edge in edges), default=0)
     order = [("order", 5)] if any(edge.direction is not None for edge in edges) else []
     return [("prob.", 5), *order, ("distance", 8), ("relation", max(8, words))] if edges else []
-
-
-def _aligned(text: str, columns: Columns, edge: Edge | None) -> str:
-    """The text at the left and an edge's numbers at the right, or the heads of the columns."""
-    told = {head: head for head, _ in columns}
-    if edge is not None:
-        told = {
-            "prob.": _number(edge.probability, ".3f"),
-            "order": _number(edge.direction, ".3f"),
-            "distance": _number(edge.distance),
-            "relation": relation(edge) + (" !" if edge.claimed == "reversed" else ""),
-        }
-    elif text:
-        return text
-    wide = WIDTH - sum(width + 2 for _, width in columns)
-    cells = [f"{told[head]:<{width}}" if head == "relation" else f"{told[head]:>{width}}" for head, width in columns]
-    return f"{text:<{wide}}  {'  '.join(cells)}".rstrip()
-
-
-def _number(value: float | None, form: str = ".3g") -> str:
-    return f"{value:{form}}" if value is not None and math.isfinite(value) else "-"
-
-
-def _count(many: int, what: str) -> str:
-    return f"{many} {what}{'s' if many != 1 else ''}"
 
 
 def markdown(phylogeny: Phylogeny) -> str:
@@ -333,7 +368,7 @@ def _items(drawn: Drawn, row: Row) -> Iterator[str]:
     if row.edge is not None:
         numbers = (("probability", row.edge.probability, ".3f"), ("distance", row.edge.distance, ".3g"))
         said[0] += f": {relation(row.edge)}"
-        said += [f"{what} {_number(value, form)}" for what, value, form in numbers if value is not None]
+        said += [f"{what} {number_text(value, form)}" for what, value, form in numbers if value is not None]
         said += [] if row.edge.directed else ["which of the two came first could not be told"]
         said += ["its files say the reverse"] if row.edge.claimed == "reversed" else []
     if row.above is not None and len(row.bars) > DEEP_LIST:

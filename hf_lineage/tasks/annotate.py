@@ -27,7 +27,7 @@ from ..report.bom import ancestors, cyclonedx, statement
 from ..report.card import BLOCK, MAX_CARD, SURE_ENOUGH, current, decode, edit, wanted
 from ..report.diff import diff
 from ..report.privacy import is_local, public, renaming
-from ..report.section import TITLE, asked, code, description, headline, licences, section
+from ..report.section import TITLE, asked, description, headline, licences, quoted, section
 
 if TYPE_CHECKING:
     from ..hub.cards import CardRepository
@@ -102,7 +102,7 @@ class _Draft:
                 with suppress(LineageError):
                     about[c.ref] = cards().terms(ModelRef("hub", c.ref, c.revision))
         self.notes = [
-            Note("private_model_named", f"{code(ref)} is private: the card would name it.")
+            Note("private_model_named", f"{quoted(ref)} is private: the card would name it.")
             for ref, terms in about.items()
             if terms and terms.get("private")
         ]
@@ -213,7 +213,7 @@ def _on_hub(
         try:
             url = cards.commit(
                 name, found.make(), title="Update model lineage" if pull else TITLE,
-                text=text if create_pr else headline(draft.lineage, draft.layers, code), parent=head,
+                text=text if create_pr else headline(draft.lineage, draft.layers, quoted), parent=head,
                 revision=pull.ref if pull else None, create_pr=create_pr and pull is None,
             )  # fmt: skip
             return replace(found, url=pull.url if pull else url)
