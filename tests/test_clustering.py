@@ -194,12 +194,16 @@ def blurred(seed: int) -> np.ndarray:
     return x
 
 
+def guided(x: np.ndarray, how: clustering.Algorithm, setting: float, distances: np.ndarray) -> clustering._Guided:
+    return clustering._Guided(x, how, setting, distances, "majority")
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_k_means_in_rounds_without_parents_is_k_means(seed: int) -> None:
     """With ρ = 0 from the same start, scikit-learn's own run ends in the same clusters."""
     x = points(blurred(seed)).coordinates
     how, none = ALGORITHMS["kmeans"], np.zeros((1, 18))
-    ours = clustering._rounds(x, how, 3, 0.0, none, "majority", seed)
+    ours = clustering._rounds(guided(x, how, 3, none), 0.0, seed)
     assert how.start is not None
     theirs = KMeans(3, init=how.start(x, 3, seed), n_init=1, tol=0).fit(x)
     assert of_labels(ours) == of_labels(theirs.labels_)
@@ -225,13 +229,13 @@ def test_k_means_in_rounds_with_parents_against_a_loop(seed: int) -> None:
             for draw in distances[:, members]:
                 wins[int(draw.argmin())] += 1
             centres[c] = x[members[int(np.argmax(wins))]]
-    assert of_labels(clustering._rounds(x, how, 3, 1.0, distances, "majority", seed)) == of_labels(labels)
+    assert of_labels(clustering._rounds(guided(x, how, 3, distances), 1.0, seed)) == of_labels(labels)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_mean_shift_in_rounds_without_parents_is_mean_shift(seed: int) -> None:
     x = points(stars(seed=seed)[0]).coordinates
-    ours = clustering._rounds(x, ALGORITHMS["meanshift"], 4.5, 0.0, np.zeros((1, 16)), "majority", seed)
+    ours = clustering._rounds(guided(x, ALGORITHMS["meanshift"], 4.5, np.zeros((1, 16))), 0.0, seed)
     assert of_labels(ours) == of_labels(MeanShift(bandwidth=4.5).fit(x).labels_)
 
 
@@ -252,11 +256,11 @@ def test_the_probability_is_that_of_the_highest_silhouette(algorithm: str) -> No
 def test_of_equal_silhouettes_the_smaller_probability_is_taken(monkeypatch) -> None:
     """Every probability with clusters of its own, two of them equally good."""
     scores = {0.0: 0.1, 0.25: 0.5, 0.5: 0.2, 0.75: 0.5, 1.0: 0.3}
-    monkeypatch.setattr(clustering, "_rounds", lambda x, how, setting, rho, *rest: np.array([rho]))
+    monkeypatch.setattr(clustering, "_rounds", lambda guided, rho, seed: np.array([rho]))
     monkeypatch.setattr(clustering, "_within", lambda x, labels: 0.0)
     monkeypatch.setattr(clustering, "_silhouette", lambda x, labels: scores[float(labels[0])])
     nothing = np.zeros((1, 1))
-    assert clustering._along(nothing, ALGORITHMS["kmeans"], 2, None, nothing, "majority", 0) == [0.25]
+    assert clustering._along(guided(nothing, ALGORITHMS["kmeans"], 2, nothing), None, 0) == [0.25]
 
 
 def test_the_number_of_clusters_is_that_of_the_highest_silhouette() -> None:

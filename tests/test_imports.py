@@ -127,11 +127,6 @@ LONG = {
     "features/evidence.py:_at",
     "report/tree_plot.py:_draw_node",
     "testing/writes.py:_push",
-    "trees/build.py:_tree",
-    "trees/clustering.py:_along",
-    "trees/clustering.py:_rounds",
-    "trees/groups.py:_merge",
-    "trees/spanning.py:_contradiction",
 }  # fmt: skip
 
 

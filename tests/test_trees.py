@@ -15,7 +15,7 @@ from hf_lineage.trees.groups import MAX_TESTS_PER_GROUP_PAIR, Grouping, related_
 from hf_lineage.trees.hidden_ancestors import hidden_distances, insert_hidden_ancestors
 from hf_lineage.trees.mixtures import mixtures
 from hf_lineage.trees.pair_statistics import Matrix, PairStatistics, compute_pair_statistics, distance2
-from hf_lineage.trees.rooting import EDGE, PATH, Signals, features, root
+from hf_lineage.trees.rooting import EDGE, PATH, Signals, features, root_posterior
 from hf_lineage.trees.spanning import (
     Edge,
     cut_gap,
@@ -388,7 +388,7 @@ def test_equal_models_have_no_signal() -> None:
     gram = units.double().flatten(1).numpy() @ units.double().flatten(1).numpy().T
     signals = Signals(compute_pair_statistics([Matrix("m", 120, units)], [gram]))
     assert not signals.edge(0, 1).any() and signals.cosine(0, 1, 2) == 0 == signals.relative_distance(0, 1)
-    assert root(signals, {(0, 1)}, [0, 1]).probability == pytest.approx([0.5, 0.5])
+    assert root_posterior(signals, {(0, 1)}, [0, 1]).probability == pytest.approx([0.5, 0.5])
 
 
 def test_a_matrix_that_did_not_change_says_nothing() -> None:
@@ -408,7 +408,7 @@ def test_directions_and_roots_are_shares_of_one(hidden: int) -> None:
     for seed in range(5):
         signals, members = Signals(random_kin(6, seed)), [*range(6), *range(-1, -1 - hidden, -1)]
         edges = random_tree(members, seed)
-        found = root(signals, edges, members)
+        found = root_posterior(signals, edges, members)
         assert found.probability.sum() == pytest.approx(1) and (found.probability >= 0).all()
         assert found.order == tuple(members) and found.root == members[int(np.argmax(found.probability))]
         assert found.precedence.keys() == edges | {(b, a) for a, b in edges}
@@ -422,17 +422,17 @@ def test_directions_and_roots_are_shares_of_one(hidden: int) -> None:
 
 def test_the_root_does_not_depend_on_the_order_of_models() -> None:
     signals, edges = Signals(random_kin(6, 4)), random_tree(range(6), 4)
-    straight, turned = root(signals, edges, range(6)), root(signals, edges, [3, 1, 5, 0, 2, 4])
+    straight, turned = root_posterior(signals, edges, range(6)), root_posterior(signals, edges, [3, 1, 5, 0, 2, 4])
     for i, probability in zip(turned.order, turned.probability, strict=True):
         assert straight.probability[i] == pytest.approx(probability)
 
 
 def test_a_tree_of_two_and_of_one() -> None:
     signals = Signals(random_kin(3, 2))
-    found = root(signals, {(0, 2)}, [2, 0])
+    found = root_posterior(signals, {(0, 2)}, [2, 0])
     assert found.precedence[0, 2] == pytest.approx(found.probability[1]) and found.probability.sum() == pytest.approx(1)
     assert features(signals, {(0, 2)}, [2, 0])[0] == pytest.approx(-features(signals, {(0, 2)}, [2, 0])[1])
-    assert root(signals, set(), [1]).root == 1 and root(signals, set(), [1]).precedence == {}
+    assert root_posterior(signals, set(), [1]).root == 1 and root_posterior(signals, set(), [1]).precedence == {}
 
 
 def test_a_known_edge_counts_so_many_nats(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,9 +440,9 @@ def test_a_known_edge_counts_so_many_nats(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("hf_lineage.trees.rooting.CERTAIN", 20.0)
     for seed in range(4):
         signals, edges = Signals(random_kin(5, seed)), random_tree(range(5), seed)
-        free = root(signals, edges, range(5)).precedence
+        free = root_posterior(signals, edges, range(5)).precedence
         for a, b in free:
-            told = root(signals, edges, range(5), [(a, b)]).precedence
+            told = root_posterior(signals, edges, range(5), [(a, b)]).precedence
             shift = math.log(told[a, b] / told[b, a]) - math.log(free[a, b] / free[b, a])
             assert shift == pytest.approx(20.0, abs=1e-6)
 
@@ -452,15 +452,15 @@ def test_known_edges_are_obeyed() -> None:
     for seed in range(10):
         signals = Signals(random_kin(2, seed))
         for pair in ((0, 1), (1, 0)):
-            assert root(signals, {(0, 1)}, [0, 1], [pair]).precedence[pair] > 0.999
+            assert root_posterior(signals, {(0, 1)}, [0, 1], [pair]).precedence[pair] > 0.999
     family = Family(PARENTS, 2, 0.3)
     known = list(nx.bfs_tree(nx.Graph(list(family.truth)), 0).edges)
-    found = root(Signals(family.statistics), family.truth, range(8), known)
+    found = root_posterior(Signals(family.statistics), family.truth, range(8), known)
     assert found.root == 0 and all(found.precedence[pair] > 0.999 for pair in known)
 
 
 def test_the_root_of_a_star_is_its_middle() -> None:
-    found = root(Signals(star(5)), {(0, k) for k in range(1, 6)}, range(6))
+    found = root_posterior(Signals(star(5)), {(0, k) for k in range(1, 6)}, range(6))
     assert found.root == 0 and found.probability[0] > 0.99
 
 

@@ -1,1 +1,1 @@
-"""A set of models → a directed phylogeny: what each pair shares, who is related, the trees, their direction."""
+"""A set of models → a directed phylogeny: pair statistics, related groups, trees, their roots."""

@@ -1,4 +1,4 @@
-"""What a forest has to beat: trees from distances, norms or kurtosis alone, for groups that were found elsewhere."""
+"""Baselines of `phylogeny`: trees from distances, norms or kurtosis alone, for groups that are given."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ KURTOSIS_WEIGHT = 0.3  # of the mean distance: what MoTHer's authors use through
 
 
 def by_distance(points: Points, groups: Sequence[Sequence[int]]) -> list[int | None]:
-    """Each group's minimum spanning tree on d²ᵢⱼ = ‖xᵢ − xⱼ‖², rooted at its member of smallest norm.
+    """Each group's minimum spanning tree on d²ᵢⱼ = ‖xᵢ − xⱼ‖², rooted at its model of smallest norm.
 
     groups: the indices of related models. The result is each model's parent, (M,), None for roots and for models in no
-    group; ties by index. METHODS §5, "tree", the baseline there.
+    group; ties by index. docs/methods.md, *Phylogeny*.
     """
     import networkx as nx
 
@@ -34,7 +34,7 @@ def by_distance(points: Points, groups: Sequence[Sequence[int]]) -> list[int | N
 
 
 def by_norms(points: Points, groups: Sequence[Sequence[int]]) -> list[int | None]:
-    """Each group a star around its member of smallest norm: fake initialisations in expectation (METHODS §4).
+    """Each group a star around its model of smallest norm: the expectation of Neural Phylogeny's fake initialisations.
 
     groups: the indices of related models. The result is each model's parent, (M,), None for the stars' centres and for
     models in no group; ties by index.
@@ -42,9 +42,9 @@ def by_norms(points: Points, groups: Sequence[Sequence[int]]) -> list[int | None
     parents: list[int | None] = [None] * len(points.gram)
     norms = points.norms2
     for members in map(sorted, groups):
-        for member in members:
-            centre = min(members, key=norms.__getitem__)
-            parents[member] = None if member == centre else centre
+        centre = min(members, key=norms.__getitem__) if members else None
+        for model in members:
+            parents[model] = None if model == centre else centre
     return parents
 
 

@@ -1,29 +1,36 @@
-"""From what is known of all pairs of one architecture's models to the trees they make."""
+"""From the pair statistics of one architecture's models to their trees."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..weights.direction import origin_position
-from .groups import Grouping, related_groups
+from .groups import Grouping, PairTest, related_groups
 from .hidden_ancestors import hidden_distances, insert_hidden_ancestors
 from .mixtures import Mixture, fit, mixtures
 from .pair_statistics import PairStatistics
-from .rooting import Rooted, Signals, between, numbers, root
+from .rooting import RootPosterior, Signals, between, numbers, root_posterior
 from .spanning import Edge, cut_gap, edge, neighbours, resample, resolve_contradictions, side, spanning_tree
 from .without_gradient import WithoutGradient
 
-MAX_NEIGHBOURS = 8  # neighbours of an edge that are asked whether untouched weights confirm it
+MAX_NEIGHBOURS = 8  # of an edge's end that are asked whether weights without gradient confirm the edge
+
+OneWay = Callable[[int, int], bool | None]  # (i, j) → j was made of i (True), i of j (False), or either (None)
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One edge: models count from 0, unnamed ancestors down from −1. `first`: that `parent` came first, None where the
-    edge is undirected; `merge`: the child is one, `weight`: of this parent in it, where that is known."""
+    """One edge of a tree, from parent to child.
+
+    parent, child: models count from 0, unnamed ancestors down from −1.  direction: the probability that `parent` came
+    first, in [0.5, 1]; None where the edge is undirected.  probability: that the two are neighbours in the tree, in
+    [0, 1]; None where the method gives none.  merge: whether the child is a merge; weight: of this parent in it, where
+    that is known.
+    """
 
     parent: int
     child: int
@@ -35,8 +42,11 @@ class Branch:
 
 @dataclass(slots=True)
 class BuiltTrees:
-    """The trees of one architecture: `groups` of models and unnamed ancestors, `roots`: root of each where it is
-    known."""
+    """The trees of one architecture.
+
+    groups: the nodes of each tree, unnamed ancestors (below 0) included.  roots: the root of each where it is known.
+    distances: squared distances ‖xᵢ − xⱼ‖² along edges, as far as they are known.  grouping: the partition behind them.
+    """
 
     groups: list[list[int]]
     branches: list[Branch]
@@ -45,86 +55,197 @@ class BuiltTrees:
     grouping: Grouping
 
 
-def build_trees(
-    statistics: PairStatistics, test: Callable[[int, int], float | None],
-    one_way: Callable[[int, int], bool | None], alpha: float,
-) -> BuiltTrees:  # fmt: skip
-    """Groups by the permutation test, in each the tree of information, unnamed ancestors, merges, and the root.
+def build_trees(statistics: PairStatistics, test: PairTest, one_way: OneWay, alpha: float) -> BuiltTrees:
+    """The method `information`: groups by the permutation test, in each the tree of information with its root.
 
-    test(i, j): log10 p of two models. one_way(i, j): whether what was done between the two can only have made j of i
-    (True) or i of j (False), None where it says nothing.
+    The steps: exact merges (`mixtures.py`); groups (`groups.py`); in each group the maximum spanning tree of the mutual
+    information (Chow and Liu 1968), corrected by weights without gradient (`spanning.py`); unnamed ancestors
+    (`hidden_ancestors.py`); the posterior of the root, which directs the edges (`rooting.py`); and a calibrated
+    probability for each edge (`evidence_of_edges`).
+
+    test(i, j): log10 p of two models, None where no test applies.  one_way(i, j): whether what was done between the
+    two can only have made j of i (True) or i of j (False), None where it may be either.  alpha: family-wise error over
+    all pairs, in (0, 1).
     """
-    signals, without_gradient = Signals(statistics), WithoutGradient([matrix.units for matrix in statistics.matrices])
     merges = {merge.model: merge for merge in mixtures(statistics.gram, range(statistics.models))}
+    grouping = _grouped(statistics, test, alpha, merges)
+    sources = {i: {j for k, j in grouping.merge_sources if k == i} for i, _ in grouping.merge_sources}
+    builder = _Builder(
+        statistics, Signals(statistics), WithoutGradient([matrix.units for matrix in statistics.matrices]),
+        merges, sources, one_way, BuiltTrees([], [], [], {}, grouping),
+    )  # fmt: skip
+    for group in grouping.groups:
+        builder.add(sorted(group))
+    return builder.built
+
+
+def _grouped(statistics: PairStatistics, test: PairTest, alpha: float, merges: Mapping[int, Mixture]) -> Grouping:
+    """The related groups, each exact merge in the group of its heaviest source."""
     plain = [i for i in range(statistics.models) if i not in merges]  # an exact merge must not join what it was made of
     inner = np.ix_(plain, plain)
     grouping = related_groups(
         statistics.information[inner], statistics.similar[inner], lambda i, j: test(plain[i], plain[j]), alpha
     )
-    grouping.groups = [[plain[i] for i in members] for members in grouping.groups]
+    grouping.groups = [[plain[i] for i in group] for group in grouping.groups]
     grouping.merge_sources = [(plain[i], plain[j]) for i, j in grouping.merge_sources]
     for merge in merges.values():
-        next(members for members in grouping.groups if merge.sources[0] in members).append(merge.model)
-    _below_merges(grouping, statistics.information, [*merges])
-    built = BuiltTrees([], [], [], {}, grouping)
-    sources = {i: {j for k, j in grouping.merge_sources if k == i} for i, _ in grouping.merge_sources}
-    for members in grouping.groups:
-        own = {i: merges[i] for i in members if i in merges}
-        _tree(built, statistics, signals, without_gradient, sorted(members), sources, own, one_way)
-    return built
+        next(group for group in grouping.groups if merge.sources[0] in group).append(merge.model)
+    _move_below_merges(grouping, statistics.information, [*merges])
+    return grouping
 
 
-def _below_merges(grouping: Grouping, information: np.ndarray, merges: Sequence[int]) -> None:
-    """What looks like a merge and is nearest to a known one descends from that: into its group, without links of its
-    own."""
+def _move_below_merges(grouping: Grouping, information: np.ndarray, merges: Sequence[int]) -> None:
+    """A model that looks like a merge and is nearest to an exact one descends from that: it moves into its group and
+    has no sources of its own."""
     for one in {one for one, _ in grouping.merge_sources}:
         nearest = max((k for k in range(len(information)) if k != one), key=lambda k: information[one, k])
         if nearest in merges:
-            next(members for members in grouping.groups if one in members).remove(one)
-            next(members for members in grouping.groups if nearest in members).append(one)
+            next(group for group in grouping.groups if one in group).remove(one)
+            next(group for group in grouping.groups if nearest in group).append(one)
             grouping.merge_sources = [link for link in grouping.merge_sources if link[0] != one]
-    grouping.groups = [members for members in grouping.groups if members]
+    grouping.groups = [group for group in grouping.groups if group]
 
 
-def _tree(
-    built: BuiltTrees, statistics: PairStatistics, signals: Signals, without_gradient: WithoutGradient,
-    members: Sequence[int], sources: Mapping[int, set[int]], merges: Mapping[int, Mixture],
-    one_way: Callable[[int, int], bool | None],
-) -> None:  # fmt: skip
-    barred = {edge(m.model, source) for m in merges.values() for source in m.sources[1:] if source in members}
-    information = _within(statistics.information, members, barred)
-    local = resolve_contradictions(spanning_tree(information), information, members, without_gradient)
-    for mixed in merges.values():
-        local = _hung(local, members.index(mixed.model), members.index(mixed.sources[0]), len(members))
-    edges = {edge(members[a], members[b]) for a, b in local}
-    sure = _probabilities(local, statistics, members, barred, information, without_gradient)
-    tree, hidden = _ancestors(edges, members, signals, without_gradient, merges)
-    shift = sum(i < 0 for group in built.groups for i in group)  # each unnamed ancestor has a number of its own
-    tree = {edge(*(i - shift if i < 0 else i for i in pair)) for pair in tree}
-    hidden = {h - shift: near for h, near in hidden.items()}
-    nodes = [*members, *hidden]
-    known = [pair for a, b in sorted(tree) if (pair := _known(a, b, merges, sources, one_way))]
-    found = root(signals, tree, nodes, known)
-    least = numbers()["root"]["sure"]
-    for a, b in sorted(tree):
-        parent, child = (a, b) if found.precedence[a, b] >= 0.5 else (b, a)
-        first = found.precedence[parent, child]
-        probability = sure.get((a, b))
-        if (merge := merges.get(child)) and parent in merge.sources:
-            weights = dict(zip(merge.sources, merge.weights, strict=True))
-            built.branches += [
-                Branch(k, child, 1.0, probability if k == parent else None, True, w) for k, w in weights.items()
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """All that decides the trees of one architecture; `built` grows by one tree with each group added."""
+
+    statistics: PairStatistics
+    signals: Signals
+    without_gradient: WithoutGradient
+    merges: Mapping[int, Mixture]
+    sources: Mapping[int, set[int]]  # of merges of unrelated groups: their sources in other groups
+    one_way: OneWay
+    built: BuiltTrees
+
+    def add(self, members: Sequence[int]) -> None:
+        """Build the tree of one group, `members` in ascending order."""
+        built, squared = self.built, self.signals.squared_distances
+        merges = {i: self.merges[i] for i in members if i in self.merges}
+        group = _Group(self.statistics, self.without_gradient, members, merges)
+        edges = group.edges()
+        probabilities = group.probabilities(edges)
+        named = {edge(members[a], members[b]) for a, b in edges}
+        tree, hidden = self._with_ancestors(named, members, merges)
+        nodes = [*members, *hidden]
+        decided = [pair for a, b in sorted(tree) if (pair := self._decided(a, b, merges))]
+        posterior = root_posterior(self.signals, tree, nodes, decided)
+        for a, b in sorted(tree):
+            self._add_branch(posterior, (a, b), probabilities.get((a, b)), decided)
+        for i in members:
+            if i in self.sources:
+                self._add_sources(i, sorted(self.sources[i]))
+        built.groups.append(nodes)
+        built.roots.append(_known_root(posterior))
+        built.distances |= {edge(a, b): squared[a, b] for a, b in tree if min(a, b) >= 0}
+        built.distances |= hidden_distances(hidden, squared)
+
+    def _with_ancestors(
+        self, edges: set[Edge], members: Sequence[int], merges: Mapping[int, Mixture]
+    ) -> tuple[set[Edge], dict[int, tuple[int, ...]]]:
+        """The tree with unnamed ancestors, each with a number that no other tree uses."""
+        tree, hidden = self._ancestors(edges, members, merges)
+        shift = sum(i < 0 for group in self.built.groups for i in group)
+        tree = {edge(*(i - shift if i < 0 else i for i in pair)) for pair in tree}
+        return tree, {h - shift: near for h, near in hidden.items()}
+
+    def _ancestors(
+        self, edges: set[Edge], members: Sequence[int], merges: Mapping[int, Mixture]
+    ) -> tuple[set[Edge], dict[int, tuple[int, ...]]]:
+        """Of two models alone, an ancestor where the origin lies between the two; none beside exact merges."""
+        signals = self.signals
+        if len(members) == 2:
+            a, b = members
+            squared = signals.squared_distances[a, b]
+            # the pivot of these products is zero, so the first one's row is the model itself
+            norm, cross = signals.norm2[a], (signals.norm2[a] + signals.norm2[b] - squared) / 2
+            if between(origin_position(np.array([[norm, cross - norm], [cross - norm, squared]]), 1)):
+                return {(-1, a), (-1, b)}, {-1: (a, b)}
+        if merges:
+            return edges, {}
+        return insert_hidden_ancestors(edges, members, signals, self.without_gradient)
+
+    def _decided(self, a: int, b: int, merges: Mapping[int, Mixture]) -> Edge | None:
+        """(parent, child) where something other than the signals decides it."""
+        if min(a, b) < 0:
+            return None
+        for parent, child in ((a, b), (b, a)):
+            if child in merges and parent in merges[child].sources:
+                return parent, child
+            if child in self.sources and parent not in self.sources:
+                return parent, child
+        forward = self.one_way(a, b)
+        return None if forward is None else (a, b) if forward else (b, a)
+
+    def _add_branch(
+        self, posterior: RootPosterior, pair: Edge, probability: float | None, decided: Sequence[Edge]
+    ) -> None:
+        """The branch of one edge; to an exact merge, one from each of its sources."""
+        parent, child = pair if posterior.precedence[pair] >= 0.5 else (pair[1], pair[0])
+        merge = self.merges.get(child)
+        if merge and parent in merge.sources:
+            self.built.branches += [
+                Branch(source, child, 1.0, probability if source == parent else None, True, weight)
+                for source, weight in zip(merge.sources, merge.weights, strict=True)
             ]
-        else:
-            linked = child in sources and (parent, child) in known
-            built.branches.append(Branch(parent, child, first if first >= least else None, probability, linked))
-    for i in members:
-        if i in sources:
-            _weigh(built, statistics.gram, i, sorted(sources[i]))
-    built.groups.append(nodes)
-    built.roots.append(_top(found, least))
-    built.distances |= {edge(a, b): signals.squared_distances[a, b] for a, b in tree if min(a, b) >= 0}
-    built.distances |= hidden_distances(hidden, signals.squared_distances)
+            return
+        first = posterior.precedence[parent, child]
+        direction = first if first >= numbers()["root"]["sure"] else None
+        is_merge = child in self.sources and (parent, child) in decided
+        self.built.branches.append(Branch(parent, child, direction, probability, is_merge))
+
+    def _add_sources(self, merge: int, sources: Sequence[int]) -> None:
+        """A merge of unrelated groups: a branch from each source in another group, and weights for all its parents."""
+        branches = self.built.branches
+        own = [k for k, b in enumerate(branches) if b.child == merge and b.merge]
+        weights, _ = fit(self.statistics.gram, merge, [*(branches[k].parent for k in own), *sources])
+        for k, weight in zip(own, weights, strict=False):
+            branches[k] = replace(branches[k], weight=float(weight))
+        branches += [
+            Branch(source, merge, 1.0, None, True, float(weight))
+            for source, weight in zip(sources, weights[len(own) :], strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One group's undirected tree; its edges count the models from 0 in the order of `members`."""
+
+    statistics: PairStatistics
+    without_gradient: WithoutGradient
+    members: Sequence[int]
+    merges: Mapping[int, Mixture]
+
+    def edges(self) -> set[Edge]:
+        """The spanning tree, corrected, with each exact merge on its heaviest source."""
+        information = self._within(self.statistics.information)
+        tree = resolve_contradictions(spanning_tree(information), information, self.members, self.without_gradient)
+        for merge in self.merges.values():
+            tree = _hung(tree, self.members.index(merge.model), self.members.index(merge.sources[0]), len(self.members))
+        return tree
+
+    def probabilities(self, tree: set[Edge]) -> dict[Edge, float]:
+        """The calibrated probability of each edge, by the models' own numbers; 1 for a group of two."""
+        members = self.members
+        if len(members) < 3:
+            return {edge(members[a], members[b]): 1.0 for a, b in tree}
+        pieces = np.array([self._within(piece) for piece in self.statistics.pieces])
+        information = self._within(self.statistics.information)
+        rows = evidence_of_edges(tree, pieces, members, information, self.without_gradient)
+        fitted = numbers()["edge"]
+        scores = {pair: fitted["offset"] + float(np.array(fitted["weights"]) @ row) for pair, row in rows.items()}
+        return {edge(members[a], members[b]): 1 / (1 + math.exp(-score)) for (a, b), score in scores.items()}
+
+    def _within(self, information: np.ndarray) -> np.ndarray:
+        """The information among members; nothing between a merge and its lighter sources, which are no path to one
+        another."""
+        found = information[np.ix_(self.members, self.members)].copy()
+        index = {model: i for i, model in enumerate(self.members)}
+        for merge in self.merges.values():
+            for source in merge.sources[1:]:
+                if source in index:
+                    found[index[merge.model], index[source]] = found[index[source], index[merge.model]] = 0.0
+        return found
 
 
 def _hung(tree: set[Edge], merge: int, source: int, models: int) -> set[Edge]:
@@ -134,49 +255,23 @@ def _hung(tree: set[Edge], merge: int, source: int, models: int) -> set[Edge]:
     return (tree - {edge(merge, toward)}) | {edge(merge, source)}
 
 
-def _weigh(built: BuiltTrees, gram: np.ndarray, merge: int, sources: Sequence[int]) -> None:
-    """A merge of unrelated groups: a branch from each source in another group, and weights for all its parents."""
-    own = [k for k, b in enumerate(built.branches) if b.child == merge and b.merge]
-    parents = [*(built.branches[k].parent for k in own), *sources]
-    weights, _ = fit(gram, merge, parents)
-    for k, weight in zip(own, weights, strict=False):
-        built.branches[k] = replace(built.branches[k], weight=float(weight))
-    built.branches += [
-        Branch(source, merge, 1.0, None, True, float(weight))
-        for source, weight in zip(sources, weights[len(own) :], strict=True)
-    ]
-
-
-def _within(information: np.ndarray, members: Sequence[int], barred: Iterable[Edge]) -> np.ndarray:
-    """The information among members; nothing between a merge and its lighter sources, which are no path to one
-    another."""
-    found = information[np.ix_(members, members)].copy()
-    place = {model: i for i, model in enumerate(members)}
-    for a, b in barred:
-        found[place[a], place[b]] = found[place[b], place[a]] = 0.0
-    return found
-
-
-def _probabilities(
-    tree: set[Edge], statistics: PairStatistics, members: Sequence[int], barred: set[Edge], information: np.ndarray,
-    without_gradient: WithoutGradient,
-) -> dict[Edge, float]:  # fmt: skip
-    """The calibrated probability of each edge (`evidence_of_edges`)."""
-    if len(members) < 3:
-        return {edge(members[a], members[b]): 1.0 for a, b in tree}
-    pieces = np.array([_within(piece, members, barred) for piece in statistics.pieces])
-    rows = evidence_of_edges(tree, pieces, members, information, without_gradient)
-    n = numbers()["edge"]
-    scores = {pair: n["offset"] + float(np.array(n["weights"]) @ row) for pair, row in rows.items()}
-    return {edge(members[a], members[b]): 1 / (1 + math.exp(-score)) for (a, b), score in scores.items()}
+def _known_root(posterior: RootPosterior) -> int | None:
+    return posterior.root if float(posterior.probability.max()) >= numbers()["root"]["sure"] else None
 
 
 def evidence_of_edges(
     tree: set[Edge], pieces: np.ndarray, members: Sequence[int], information: np.ndarray,
     without_gradient: WithoutGradient, seed: int = 0,
 ) -> dict[Edge, np.ndarray]:  # fmt: skip
-    """What the probability of an edge is made of: how often it is in the trees of the bootstraps over pieces, by how
-    much it leads across its cut, whether untouched weights confirm it or put it there. (4,) each."""
+    """What the probability of an edge is made of, (4,) each: the inputs of a logistic regression.
+
+    The share of bootstraps over pieces (Felsenstein 1985) whose maximum spanning tree has the edge, in [0, 1]; by how
+    much it leads across its cut (`cut_gap`), within ±0.1 and divided by it; whether weights without gradient confirm
+    it; whether they put it there, against the spanning tree of all pieces.
+
+    tree: edges between 0, …, M − 1, whose numbers in `without_gradient` are `members`.  pieces: (P, M, M), nats;
+    information: (M, M), their sum.  seed: of the bootstrap.
+    """
     often = dict.fromkeys(tree, 0)
     count = 0
     for weights in resample(len(pieces), seed):
@@ -196,43 +291,3 @@ def evidence_of_edges(
             [often[a, b] / count, min(max(gaps[a, b], -0.1), 0.1) / 0.1, any(votes), (a, b) not in plain], dtype=float
         )
     return found
-
-
-def _ancestors(
-    edges: set[Edge],
-    members: Sequence[int],
-    signals: Signals,
-    without_gradient: WithoutGradient,
-    merges: Mapping[int, Mixture],
-) -> tuple[set[Edge], dict[int, tuple[int, ...]]]:
-    """The tree with unnamed ancestors. Of two models alone, where the origin lies between the two."""
-    if len(members) == 2:
-        a, b = members
-        # the pivot of these products is zero, so the first one's row is the model itself
-        norm, cross = signals.norm2[a], (signals.norm2[a] + signals.norm2[b] - signals.squared_distances[a, b]) / 2
-        away = np.array([[norm, cross - norm], [cross - norm, signals.squared_distances[a, b]]])
-        if between(origin_position(away, 1)):
-            return {(-1, a), (-1, b)}, {-1: (a, b)}
-    if merges:
-        return edges, {}
-    return insert_hidden_ancestors(edges, members, signals, without_gradient)
-
-
-def _known(
-    a: int, b: int, merges: Mapping[int, Mixture], sources: Mapping[int, set[int]],
-    one_way: Callable[[int, int], bool | None],
-) -> Edge | None:  # fmt: skip
-    """(parent, child) where something other than the signals decides it."""
-    if min(a, b) < 0:
-        return None
-    for parent, child in ((a, b), (b, a)):
-        if child in merges and parent in merges[child].sources:
-            return parent, child
-        if child in sources and parent not in sources:
-            return parent, child
-    told = one_way(a, b)
-    return None if told is None else (a, b) if told else (b, a)
-
-
-def _top(found: Rooted, least: float) -> int | None:
-    return found.root if float(found.probability.max()) >= least else None

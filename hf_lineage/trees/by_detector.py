@@ -1,4 +1,4 @@
-"""The learned method of `phylogeny`: what was read of the models → the Phylogeny Detector → a forest."""
+"""The learned method of `phylogeny`: pair statistics → the Phylogeny Detector → trees."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def detect(aligned: AlignedModels, alpha: float, seed: int) -> BuiltTrees:
-    """The forest in which the most edges are expected to be right; `alpha` and `seed` change nothing.
+    """The trees in which the most edges are expected to be right; `alpha` and `seed` change nothing.
 
-    `probability` of an edge is that of either direction, `first` the share of its own: both are exact sums over all
-    forests (`detector/decoding.py`).
+    The probability of an edge is that of either direction, its direction the share of its own: both are exact sums over
+    all spanning forests (`detector/decoding.py`).
     """
     from ..detector.decoding import likeliest, marginals
 
@@ -60,7 +60,7 @@ def crops(statistics: PairStatistics, matrices: int, size: int) -> tuple[Tensor,
 
 
 def products(statistics: PairStatistics) -> tuple[Tensor, Tensor]:
-    """(gram, information a weight) of all models, (M, M) float64 each."""
+    """(inner products, mutual information per weight) of all models, (M, M) float64 each."""
     weights = sum(matrix.units[0].numel() for matrix in statistics.matrices)
     return torch.from_numpy(statistics.gram), torch.from_numpy(statistics.information) / weights
 
@@ -74,9 +74,10 @@ def _built(aligned: AlignedModels, parents: list[int | None], pairs: Tensor) -> 
     groups: dict[int, list[int]] = {}
     for child, parent in enumerate(parents):
         if parent is not None:
-            own, turned = float(pairs[parent, child]), float(pairs[child, parent])
-            branches.append(Branch(parent, child, max(0.5, own / (own + turned)), min(1.0, own + turned)))
-        groups.setdefault(_top(parents, child), []).append(child)
+            forward, reverse = float(pairs[parent, child]), float(pairs[child, parent])
+            either = forward + reverse
+            branches.append(Branch(parent, child, max(0.5, forward / either), min(1.0, either)))
+        groups.setdefault(_root(parents, child), []).append(child)
     distances = {
         edge(b.parent, b.child): float(aligned.statistics.squared_distances[b.parent, b.child]) for b in branches
     }
@@ -84,7 +85,7 @@ def _built(aligned: AlignedModels, parents: list[int | None], pairs: Tensor) -> 
     return BuiltTrees([list(group) for group in members], branches, [*groups], distances, Grouping(members))
 
 
-def _top(parents: list[int | None], model: int) -> int:
+def _root(parents: list[int | None], model: int) -> int:
     while (parent := parents[model]) is not None:
         model = parent
     return model

@@ -7,7 +7,7 @@ whose entries in matrix t are independent with mean 0 and variance σₜ²
     ‖xᵢ − z‖² − ‖z‖² = Gᵢᵢ − 2⟨xᵢ, z⟩,    cov(⟨xᵢ, z⟩, ⟨xⱼ, z⟩) = Σₜ σₜ² (Gₜ)ᵢⱼ.
 
 In expectation the nearer of two models is the one of smaller norm; it wins a draw with probability
-Φ((‖xⱼ‖² − ‖xᵢ‖²) / (2·sd⟨xᵢ − xⱼ, z⟩)). Neural Phylogeny: ICLR 2025; METHODS §4.
+Φ((‖xⱼ‖² − ‖xᵢ‖²) / (2·sd⟨xᵢ − xⱼ, z⟩)). Neural Phylogeny: ICLR 2025; docs/methods.md, *Phylogeny*.
 
 What was left open there is settled without the truth: how many clusters, the bandwidth and the mixing probability are
 those of the highest silhouette (Rousseeuw 1987), the mean over models of (b − a)/max(a, b).
@@ -32,7 +32,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NOTHING = 1e-13  # of the largest squared norm: rounding
-DRAWS = 100  # of each proxy
+DRAWS = 100  # fake initialisations of each proxy
 ROUNDS = 50  # of a clustering, at most
 STARTS = 10  # of k-means
 STRUCTURE = 0.25  # a silhouette up to which "no substantial structure" was found (Kaufman & Rousseeuw 1990, ch. 2)
@@ -42,10 +42,10 @@ RHOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """M aligned models, known by the inner products of their matrices (raw weights, float64).
+    """M aligned models as points, given by the inner products of their matrices (raw weights, float64).
 
-    `grams`: one (M, M) per matrix of the trunk, of the flattened copies; `shapes`: the matrices' (out, in, *kernel).
-    Raises ValueError where the two do not match.
+    grams: one (M, M) per matrix of the trunk, ⟨xᵢ, xⱼ⟩ of the flattened weights.  shapes: of the matrices, (out, in,
+    *kernel). Raises ValueError where the two do not match.
     """
 
     grams: tuple[np.ndarray, ...]
@@ -112,8 +112,8 @@ def fake_distances(points: Points, proxy: str, draws: int, seed: int) -> np.ndar
     z has independent entries of mean 0 and variance σₜ² in matrix t, so (⟨xᵢ, z⟩)ᵢ has mean 0 and covariance
     Σₜ σₜ² Gₜ. Its law is Gaussian: exactly for the proxies "gaussian" and "kaiming", by the central limit theorem for
     "uniform" and "xavier", entries being thousands. It is drawn from that law; no weight is read again. ‖z‖² is the
-    same for all models, so leaving it out decides nothing within a draw. Neural Phylogeny (ICLR 2025), METHODS §4.
-    Raises ValueError for another proxy.
+    same for all models, so leaving it out decides nothing within a draw. Neural Phylogeny (ICLR 2025). Raises
+    ValueError for another proxy.
     """
     if proxy not in PROXIES:
         raise ValueError(f"Expected a proxy out of {', '.join(PROXIES)}, got {proxy!r}.")
@@ -238,12 +238,12 @@ ALGORITHMS: dict[str, Algorithm] = {
 def after_clustering(
     points: Points, algorithm: str, *, clusters: int | None = None, rule: str = "majority", seed: int = 0
 ) -> list[int | None]:
-    """Cluster the models, then make the member that is nearest to fake initialisations the parent of its cluster.
+    """Cluster the models; the one that is nearest to fake initialisations is the parent of its cluster.
 
-    Votes are pooled over the four proxies, `DRAWS` each. The result is each model's parent, None for a cluster's own.
-    algorithm: "kmeans", "meanshift" or "agglomerative" (average linkage), by scikit-learn. clusters: their number, by
-    silhouette if None: see `_choose`; mean shift finds its own. Neural Phylogeny (ICLR 2025), "after clustering".
-    The same models in another order have the same parents. Raises ValueError for what it does not know.
+    Votes are pooled over the four proxies, `DRAWS` each. The result is each model's parent, (M,), None for the parents
+    themselves. algorithm: "kmeans", "meanshift" or "agglomerative" (average linkage), by scikit-learn. clusters: their
+    number, by silhouette if None (`_choose`); mean shift finds its own. Neural Phylogeny (ICLR 2025), "after
+    clustering". The same models in another order have the same parents. Raises ValueError for what it does not know.
     """
     how = _checked(points, algorithm, clusters, rule)
     points, order = _canonical(points)
@@ -277,7 +277,7 @@ def along_clustering(
     distances = _pooled(points, seed)
     labels, setting = _choose(points, how, clusters, seed)
     if setting is not None:
-        labels = _along(points.coordinates, how, setting, rho, distances, rule, seed)
+        labels = _along(_Guided(points.coordinates, how, setting, distances, rule), rho, seed)
     return _renamed(_stars(labels, distances, rule), order)
 
 
@@ -317,8 +317,8 @@ def _choose(points: Points, how: Algorithm, clusters: int | None, seed: int) -> 
     """Labels (M,) and the setting behind them: the one of the highest silhouette, the first of equals.
 
     Where the number of clusters is left open and no silhouette exceeds `STRUCTURE` (with one or two models there is
-    none), the set is one family or M strangers, and the setting None: independent models are orthogonal, so it is one
-    family if the mean cosine exceeds ½, that is if the models are nearer to one another than to the origin.
+    none), the set is one tree or M unrelated models, and the setting None: independent models are orthogonal, so it is
+    one tree if the mean cosine exceeds ½, that is if the models are nearer to one another than to the origin.
     """
     x = points.coordinates
     if clusters is not None:
@@ -336,31 +336,43 @@ def _choose(points: Points, how: Algorithm, clusters: int | None, seed: int) -> 
 def _without_structure(points: Points) -> np.ndarray:
     gram, size = points.gram, len(points.gram)
     between = (gram.sum() - np.trace(gram)) / max(1, size - 1)
-    strangers = size > 1 and between <= 0.5 * np.trace(gram) and _distinct(points.coordinates) > 1
-    return _copies(points.coordinates) if strangers else np.zeros(size, dtype=int)
+    unrelated = size > 1 and between <= 0.5 * np.trace(gram) and _distinct(points.coordinates) > 1
+    return _copies(points.coordinates) if unrelated else np.zeros(size, dtype=int)
 
 
-def _along(
-    x: np.ndarray, how: Algorithm, setting: float, rho: float | None, distances: np.ndarray, rule: str, seed: int
-) -> np.ndarray:
+@dataclass(frozen=True, slots=True)
+class _Guided:
+    """A clustering in rounds whose centres may be set to parents: points x (M, k), the algorithm with its setting, and
+    the rule that names a cluster's parent by distances (draws, M) to fake initialisations."""
+
+    x: np.ndarray
+    algorithm: Algorithm
+    setting: float
+    distances: np.ndarray
+    rule: str
+
+    def parent(self, members: np.ndarray) -> int:
+        """The parent among some of the models."""
+        return int(members[RULES[self.rule](self.distances[:, members])])
+
+
+def _along(guided: _Guided, rho: float | None, seed: int) -> np.ndarray:
     """Labels of the best probability, and of the best start of each."""
     best: tuple[float, np.ndarray | None] = -math.inf, None
     for probability in RHOS if rho is None else (rho,):
         starts = [
-            _rounds(x, how, setting, probability, distances, rule, seed_of(seed, f"start {start}"))
-            for start in range(how.starts)
+            _rounds(guided, probability, seed_of(seed, f"start {start}")) for start in range(guided.algorithm.starts)
         ]
-        labels = min(starts, key=lambda found: round(_within(x, found), 9))
-        if (score := _silhouette(x, labels)) > best[0]:
+        labels = min(starts, key=lambda found: round(_within(guided.x, found), 9))
+        if (score := _silhouette(guided.x, labels)) > best[0]:
             best = score, labels
     assert best[1] is not None
     return best[1]
 
 
-def _rounds(
-    x: np.ndarray, how: Algorithm, setting: float, rho: float, distances: np.ndarray, rule: str, seed: int
-) -> np.ndarray:
+def _rounds(guided: _Guided, rho: float, seed: int) -> np.ndarray:
     """Rounds from one start until the labels stay."""
+    x, how, setting = guided.x, guided.algorithm, guided.setting
     assert how.start is not None and how.step is not None
     rng = np.random.default_rng(seed_of(seed, "rho"))
     centres = how.start(x, setting, seed)
@@ -373,7 +385,7 @@ def _rounds(
         for label, use_parent in enumerate(rng.random(len(means)) < rho):
             members = np.flatnonzero(labels == label)
             if use_parent and members.size:
-                centres[label] = x[members[RULES[rule](distances[:, members])]]
+                centres[label] = x[guided.parent(members)]
     return labels
 
 
@@ -388,13 +400,14 @@ def _stars(labels: np.ndarray, distances: np.ndarray, rule: str) -> list[int | N
 
 
 def _silhouette(x: np.ndarray, labels: np.ndarray) -> float:
-    """In [−1, 1]; 0, as of a model on its own, for one cluster and for as many as models. Rounded: equals are equal."""
+    """The mean silhouette (Rousseeuw 1987), in [−1, 1]; 0 for one cluster and for as many clusters as models. Rounded,
+    so that equals are equal."""
     count = len(np.unique(labels))
     return round(float(scikit_learn().metrics.silhouette_score(x, labels)), 9) if 1 < count < len(x) else 0.0
 
 
 def _within(x: np.ndarray, labels: np.ndarray) -> float:
-    """Squared distances to the clusters' means, of those to the mean of all: k-means' own criterion, in [0, 1]."""
+    """Σ‖x − its cluster's mean‖² / Σ‖x − mean of all‖²: the criterion of k-means, in [0, 1]."""
     means = np.stack([x[labels == label].mean(0) for label in labels])
     return float(((x - means) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
 

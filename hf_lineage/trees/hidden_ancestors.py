@@ -1,4 +1,4 @@
-"""Ancestors that are missing from the set: where several relatives meet at a place none of them stands at."""
+"""Ancestors that are missing from the set: inserted where several related models have a common path to a node."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ SHARED_DRIFT_COSINE = 0.45  # of two deltas, seen from their neighbour: more tha
 def insert_hidden_ancestors(
     edges: Iterable[Edge], members: Sequence[int], signals: Signals, without_gradient: WithoutGradient | None = None
 ) -> tuple[set[Edge], dict[int, tuple[int, ...]]]:
-    """(edges with unnamed ancestors −1, −2, … put in, ancestor → the neighbours it was put between).
+    """(the tree with unnamed ancestors −1, −2, … inserted; ancestor → the neighbours it was inserted between).
 
     Seen from their own parent, the deltas of two children are nearly orthogonal; seen from a third child of a parent
     that is missing, they have the way to it in common: cosine ½ if all moved equally far. So neighbours of a node that
-    have more than `SHARED_DRIFT_COSINE` in common, pairwise, hang on an ancestor of their own beside it, unless weights
+    have more than `SHARED_DRIFT_COSINE` in common, pairwise, become children of a new node beside it, unless weights
     without gradient show that the node is between them: siblings that learned the same task share as much. A child
     that moved much less than its siblings takes the position of their missing parent: nothing shows that.
+    docs/methods.md, *Phylogeny*.
     """
     tree = {edge(a, b) for a, b in edges}
     found: dict[int, tuple[int, ...]] = {}
@@ -44,7 +45,7 @@ def insert_hidden_ancestors(
 
 
 def _gathered(tree: set[Edge], found: dict[int, tuple[int, ...]], hidden: int, signals: Signals) -> set[Edge]:
-    """The tree with all siblings on their ancestor: which of them the spanning tree made neighbours was chance."""
+    """The tree with all siblings on their ancestor: the spanning tree connects some of them to each other by chance."""
     near = [*found[hidden]]
     for sibling in near:  # it grows
         others = [k for k in near if k != sibling and k >= 0]
@@ -62,7 +63,7 @@ def _gathered(tree: set[Edge], found: dict[int, tuple[int, ...]], hidden: int, s
 def _bundles(
     node: int, near: Sequence[int], signals: Signals, without_gradient: WithoutGradient | None
 ) -> list[tuple[int, ...]]:
-    """Groups of two and more neighbours that have their way to the node in common, each a clique."""
+    """Groups of two or more neighbours with a common path to the node; each pair of a group has it."""
 
     def between(a: int, c: int) -> bool:
         return without_gradient is not None and without_gradient.between(a, node, c) == (1,)
@@ -73,23 +74,27 @@ def _bundles(
     }  # fmt: skip
     groups: list[list[int]] = []
     for a in near:
-        home = next((g for g in groups if all((min(a, b), max(a, b)) in pairs for b in g)), None)
-        if home is None:
+        group = next((g for g in groups if all((min(a, b), max(a, b)) in pairs for b in g)), None)
+        if group is None:
             groups.append([a])
         else:
-            home.append(a)
+            group.append(a)
     return [tuple(group) for group in groups if len(group) > 1]
 
 
-def hidden_distances(hidden: dict[int, tuple[int, ...]], square: np.ndarray) -> dict[Edge, float]:
-    """Squared distances from unnamed ancestors to their neighbours, by Gromov's product of the first with the others:
-    d²(h, a) = mean over pairs of ½(d²(a, b) + d²(a, c) − d²(b, c))."""
+def hidden_distances(hidden: dict[int, tuple[int, ...]], squared: np.ndarray) -> dict[Edge, float]:
+    """Squared distances from unnamed ancestors to their neighbours, the mean Gromov product over pairs of the others:
+
+        d²(h, a) = mean over b, c of ½·(d²(a, b) + d²(a, c) − d²(b, c)), at least 0.
+
+    hidden: ancestor → its neighbours.  squared: (M, M), squared distances. Of two neighbours alone: half of theirs.
+    """
     found = {}
     for h, near in hidden.items():
         for a in near:
             if a < 0:
                 continue
             others = [b for b in near if b != a and b >= 0]
-            products = [(square[a, b] + square[a, c] - square[b, c]) / 2 for b, c in combinations(others, 2)]
-            found[edge(h, a)] = max(0.0, float(np.mean(products))) if products else float(square[a, others[0]]) / 2
+            products = [(squared[a, b] + squared[a, c] - squared[b, c]) / 2 for b, c in combinations(others, 2)]
+            found[edge(h, a)] = max(0.0, float(np.mean(products))) if products else float(squared[a, others[0]]) / 2
     return found

@@ -1,4 +1,4 @@
-"""The methods of `phylogeny` by name: ours, the learned one, and the papers' to compare with."""
+"""The methods of `phylogeny` by name: this project's, the learned one, and those of papers to compare with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _clustering(
 
 
 def _baseline(aligned: AlignedModels, alpha: float, seed: int, find: Callable[..., list[int | None]]) -> BuiltTrees:
-    """The groups are those of the permutation test, which favours it."""
+    """The groups are those of the permutation test, which favours the baseline."""
     grouping = related_groups(aligned.statistics.information, aligned.statistics.similar, aligned.test, alpha)
     return _built(aligned, find(_points(aligned), grouping.groups), grouping)
 

@@ -1,4 +1,4 @@
-"""Which models of a set are averages of others, untouched since: found by least squares on Gram matrices alone."""
+"""Which models of a set are exact averages of others: non-negative least squares on the Gram matrix alone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from ..weights.least_squares import nonnegative_weights
 from ..weights.mixture import MAX_EXACT_RESIDUAL, MAX_SOURCES, MIN_WEIGHT
 
-MAX_SOURCES_TRIED = 24  # nearest models that are looked at as sources
+MAX_SOURCES_TRIED = 24  # the nearest models are tried as sources
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """One merge: its sources, heaviest first, and their weights (≥ 0; of a SLERP they sum to more than 1)."""
+    """One exact merge: its sources, heaviest first, and their weights (≥ 0; of a SLERP they sum to more than 1)."""
 
     model: int
     sources: tuple[int, ...]
@@ -23,11 +23,11 @@ class Mixture:
 
 
 def mixtures(gram: np.ndarray, members: Sequence[int]) -> list[Mixture]:
-    """Members that a non-negative sum of two to five others gives, but for rounding.
+    """The members that are a non-negative sum of two to five others, up to rounding.
 
-    gram: (M, M), products of the models' weights. min ‖x − Σ w·source‖² over w ≥ 0, on the nearest models.
-    A parent is no such sum of its children: of k of them it keeps a k-th of the squared distance. A merge that was
-    fine-tuned afterwards, and negative weights, are not found.
+    min ‖x − Σ w·source‖² over w ≥ 0 (NNLS, Lawson and Hanson 1974), over the nearest models. gram: (M, M), inner
+    products of the models' weights. A parent is no such sum of k of its children: it keeps 1/k of the squared distance.
+    Merges that were fine-tuned afterwards, and negative weights, are not found. docs/methods.md, *Mixing weights*.
     """
     square = np.diag(gram)
     away = np.maximum(square[:, None] + square[None, :] - 2 * gram, 0.0)
@@ -53,7 +53,7 @@ def _mixture(gram: np.ndarray, away: np.ndarray, i: int, members: Sequence[int])
 
 
 def fit(gram: np.ndarray, i: int, among: Sequence[int]) -> tuple[np.ndarray, float]:
-    """(weights ≥ 0, ‖x − Σ w·source‖²) of model i among some others."""
+    """(weights ≥ 0, (K,); ‖x − Σ w·source‖² ≥ 0) of model i as a sum of the K models `among`."""
     inner = gram[np.ix_(among, among)]
     if not np.diag(inner).all():
         return np.zeros(len(among)), float(gram[i, i])

@@ -1,7 +1,8 @@
-"""What one pass over M aligned models leaves behind about every pair of them.
+"""What one pass over M aligned models says about every pair: distances, mutual information, signals of direction.
 
-A fine-tuned unit is roughly `a · parent's unit + noise` with its own a, so a family is a tree-shaped Gaussian model for
-each hidden unit, and its edges are the maximum spanning tree of the mutual information (Chow and Liu 1968; METHODS §5).
+A fine-tuned unit is about a · (parent's unit) + noise, with its own a. So a set of related models is a tree-shaped
+Gaussian model for each hidden unit, and the edges of the tree are the maximum spanning tree of the mutual information
+(Chow and Liu 1968; docs/methods.md, *Phylogeny* and *Mutual information of units*).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from ..weights.mutual_information import MIN_UNEXPLAINED
 
 MIN_BOOTSTRAP_PIECES = 16  # about, into which the information is cut for the bootstrap: matrices, or runs of rows
 MAX_GRAM_ENTRIES = 1 << 22  # numbers of per-unit Gram matrices made at once: 32 MB
-RELATED_COSINE = 0.5  # cosine from which models are called related where no test applies
-MAX_SPECTRUM_SIZE = 256  # rows and columns of a matrix whose singular values are looked at
-MAX_ASYMMETRY_ENTRIES = 1 << 15  # of one matrix are looked at for the asymmetry of one pair
+RELATED_COSINE = 0.5  # cosine of two models, above which they count as related where no test applies
+MAX_SPECTRUM_SIZE = 256  # rows and columns of a matrix, of which singular values are computed
+MAX_ASYMMETRY_ENTRIES = 1 << 15  # of one matrix, about, for the residual asymmetry of one pair
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """One matrix of the trunk in all models: `size` weights; `units` (M, rows, width) float32, those kept of it."""
+    """One matrix of the trunk in all M models: `size` weights; `units`: the kept rows, (M, rows, width) float32."""
 
     name: str
     size: int
@@ -35,11 +36,12 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class PairStatistics:
-    """M models and T matrices that all of them have. All float64.
+    """Statistics of M models and of the T matrices that all of them have; arrays are float64.
 
-    grams: (T, M, M), products ⟨xᵢ, xⱼ⟩ of the whole matrices.  pieces: (P, M, M), nats, see `shared_information`: of
-    whole matrices, or of runs of their rows where there are few.  kurtosis, entropy: (T, M), excess kurtosis of the
-    weights and spectral entropy of each model's matrix.
+    grams: (T, M, M), inner products ⟨xᵢ, xⱼ⟩ of the whole matrices.  pieces: (P, M, M), mutual information in nats of
+    whole matrices, or of runs of their rows where there are few (`shared_information`).  kurtosis: (T, M), excess
+    kurtosis E(x − μ)⁴/σ⁴ − 3 of the kept weights.  entropy: (T, M), −Σ pₖ log pₖ in nats, pₖ the shares of the squared
+    singular values.
     """
 
     matrices: tuple[Matrix, ...]
@@ -51,6 +53,7 @@ class PairStatistics:
 
     @property
     def models(self) -> int:
+        """M."""
         return self.grams.shape[1]
 
     @cached_property
@@ -60,27 +63,30 @@ class PairStatistics:
 
     @cached_property
     def gram(self) -> np.ndarray:
-        """Products of the models over all matrices, (M, M)."""
+        """Inner products ⟨xᵢ, xⱼ⟩ over all matrices, (M, M)."""
         return self.grams.sum(0)
 
     @cached_property
     def squared_distances(self) -> np.ndarray:
-        """Squared distances over all matrices, (M, M)."""
+        """‖xᵢ − xⱼ‖² over all matrices, (M, M), ≥ 0."""
         return distance2(self.gram)
 
     @cached_property
     def similar(self) -> np.ndarray:
-        """Which models count as related where no test applies, (M, M) bool."""
+        """Which pairs have a cosine above `RELATED_COSINE`, (M, M) bool: related where no test applies."""
         return self.gram > RELATED_COSINE * np.sqrt(np.outer(np.diag(self.gram), np.diag(self.gram)))
 
     @cached_property
     def information(self) -> np.ndarray:
-        """What two models tell about each other in all, (M, M)."""
+        """Mutual information of two models over all pieces, nats, (M, M), ≥ 0, the diagonal 0."""
         return self.pieces.sum(0)
 
     def residual_asymmetry(self, first: int, second: int) -> np.ndarray:
-        """Residual asymmetry of each matrix (`weights/direction.py`), (T,), in [−2, 2]: above 0, `first` came first.
-        Antisymmetric."""
+        """Residual asymmetry of each matrix, (T,), in [−2, 2]; above 0 where `first` looks like the parent.
+
+        backward − forward of `residual_dependences` (`weights/direction.py`; docs/methods.md, *Residual asymmetry*).
+        Antisymmetric in the two models; computed once a pair.
+        """
         if first > second:
             return -self.residual_asymmetry(second, first)
         if (first, second) not in self._asymmetries:
@@ -91,7 +97,7 @@ class PairStatistics:
 
 
 def compute_pair_statistics(matrices: Sequence[Matrix], grams: Sequence[np.ndarray]) -> PairStatistics:
-    """Everything about the pairs, from the kept units and the Gram matrices of the whole matrices."""
+    """The statistics of all pairs, from the kept units and the Gram matrices (M, M) of the whole matrices."""
     return PairStatistics(
         tuple(matrices),
         np.array(grams),
@@ -102,10 +108,14 @@ def compute_pair_statistics(matrices: Sequence[Matrix], grams: Sequence[np.ndarr
 
 
 def products(moments: Moments, rows: Sequence[int], size: int) -> np.ndarray:
-    """⟨xᵢ, xⱼ⟩ of the models themselves from moments around a pivot (row 0), scaled to `size` entries, (M, M)."""
+    """⟨xᵢ, xⱼ⟩ of the models themselves, (M, M), from moments around a pivot.
+
+    With xᵢ = p + δᵢ: ⟨p, p⟩ + ⟨p, δᵢ⟩ + ⟨p, δⱼ⟩ + ⟨δᵢ, δⱼ⟩. rows: of the models in the moments' Gram matrix, 0 for the
+    pivot.  size: entries of the whole matrix, to which the sums over those that were read are scaled.
+    """
     inner, cross = moments.gram[np.ix_(rows, rows)], moments.gram[0, rows].copy()
-    own = np.array(rows) == 0  # the pivot's difference from itself is nothing
-    inner[own, :] = inner[:, own] = cross[own] = 0.0
+    is_pivot = np.array(rows) == 0  # whose difference from itself is 0
+    inner[is_pivot, :] = inner[:, is_pivot] = cross[is_pivot] = 0.0
     return (moments.gram[0, 0] + cross[:, None] + cross[None, :] + inner) * (size / moments.count)
 
 
@@ -116,12 +126,12 @@ def distance2(gram: np.ndarray) -> np.ndarray:
 
 
 def shared_information(units: torch.Tensor) -> np.ndarray:
-    """I_ij = −½ Σ_units d·log(1 − r²), in nats, ≥ 0, for all pairs at once; its diagonal is zero.
+    """I_ij = −½ Σ_units d·log(1 − r²) in nats, ≥ 0, for all pairs at once, (M, M); the diagonal is 0.
 
-    r: the correlation of a unit's d weights in the two models. units: (M, rows, d). As
-    `weights/mutual_information.py` for one pair, where 1 − r² comes from differences;
-    products of float32 numbers are exact in float64, so here it comes from
-    them and is good to about 1e-15. O(M² · rows · d), in pieces of bounded memory.
+    r: the correlation of the d weights of a unit in the two models, with 1 − r² ≥ `MIN_UNEXPLAINED`.  units: (M, rows,
+    d) float32. `weights/mutual_information.py` does the same for one pair, from differences; here 1 − r² comes from
+    products, which are exact for float32 numbers in float64, with an error of about 1e-15. O(M² · rows · d), in pieces
+    of bounded memory. Chow and Liu 1968; docs/methods.md, *Mutual information of units*.
     """
     models, _, width = units.shape
     total = torch.zeros(models, models, dtype=torch.float64)
@@ -167,7 +177,7 @@ def _kurtosis(matrix: torch.Tensor) -> float:
 
 
 def _entropy(matrix: torch.Tensor) -> float:
-    """−Σ pₖ log pₖ of the squared singular values' shares, of the first rows and columns."""
+    """−Σ pₖ log pₖ, nats, pₖ the shares of the squared singular values of the first rows and columns."""
     values = torch.linalg.svdvals(matrix[:MAX_SPECTRUM_SIZE, :MAX_SPECTRUM_SIZE].double()) ** 2
     shares = values / values.sum() if values.sum() > 0 else values
     return float(-(shares * shares.clamp(min=1e-300).log()).sum())

@@ -1,4 +1,4 @@
-"""Models of one architecture, read once: from checkpoints to `PairStatistics`, and what was done to single models."""
+"""Models of one architecture, read once: from checkpoints to `PairStatistics`, and what was done to each of them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ MIN_PRUNED_SHARE = 0.05  # share of zeros that training does not make
 
 @dataclass(frozen=True, eq=False)
 class AlignedModels:
-    """One architecture's different models, as numbers 0, 1, … of `statistics`; `copies[i]`: those that are the same as
-    number i.
+    """The distinct models of one architecture, aligned and read: model i of `models` is model i of `statistics`.
 
-    `indices[i]`: number i among the models that were read, of which the first, the pivot, is the child of `readings`;
-    `alignments[index − 1]` is how another one lines up with it.
+    copies[i]: the models that are equal to model i in every tensor.  indices[i]: the position of model i among all
+    models that were read; the first of these, the pivot, is the child of `readings`, and `alignments[index − 1]` is
+    how another one lines up with it.  seed: of the permutation test's draws.
     """
 
     models: tuple[View, ...]
@@ -43,14 +43,15 @@ class AlignedModels:
     readings: Readings
     statistics: PairStatistics
     seed: int
-    _seen: dict[int, frozenset[str]] = field(default_factory=dict)
+    _marks: dict[int, frozenset[str]] = field(default_factory=dict)
 
     def units(self, i: int) -> dict[str, torch.Tensor]:
-        """The kept rows of every matrix of number i."""
+        """The kept rows of every matrix of model i: name → (rows, width) float32."""
         return {m.name: self.readings.units.matrix(self.indices[i], m.name) for m in self.statistics.matrices}
 
     def test(self, i: int, j: int) -> float | None:
-        """log10 p of the permutation test between two models (`pair_log10_p`); None where it does not apply."""
+        """log10 p of the permutation test between two models, ≤ 0 (`weights/permutation_test.py`: `pair_log10_p`); None
+        where it does not apply."""
         ours, theirs = self.units(i), self.units(j)
         groups = orders_read(self.readings, self.architecture, ours.keys())
         products = {
@@ -60,12 +61,12 @@ class AlignedModels:
         return pair_log10_p(products, self.seed)
 
     def equal(self, i: int, j: int) -> bool:
-        """Whether two trunks are the same numbers in all that was read, so that only their heads differ."""
+        """Whether two trunks are equal in everything that was read, so that only the heads differ."""
         ours, theirs = self.units(i), self.units(j)
         return all(torch.equal(ours[name], theirs[name]) for name in ours) and self._distance(i, j) == 0
 
     def _distance(self, i: int, j: int) -> float:
-        """Σd² over the trunk; what rounding leaves of equal sums counts as nothing."""
+        """Σd² over the trunk, ≥ 0; rounding errors of equal sums count as 0."""
         total = 0.0
         for name in self.architecture.trunk:
             rows = _rows(self.readings, name, (self.indices[i], self.indices[j]))
@@ -74,44 +75,44 @@ class AlignedModels:
         return total
 
     def one_way(self, i: int, j: int) -> bool | None:
-        """Whether what was done runs from i to j only (True), from j to i only (False); None where it may be either."""
+        """Whether j can only be made of i (True) or i of j (False) by what was done; None where it may be either."""
         for a, b, answer in ((i, j, True), (j, i, False)):
             if self.vocabulary_growth(a, b) or self.change(a, b)[0] in ONE_WAY:
                 return answer
         return None
 
     def vocabulary_growth(self, i: int, j: int) -> tuple[int, int] | None:
-        """(rows in i, rows in j) of a token table that grew from i to j."""
+        """(rows in i, rows in j) of a token table that has more rows in j; None where none has."""
         for name in self.architecture.trunk:
             before, after = (self._tokens(self.indices[k], name) for k in (i, j))
             if before and after and before < after:
                 return before, after
         return None
 
-    def _tokens(self, place: int, name: str) -> int:
-        own = max((a.grown[name][0] for a in self.alignments if name in a.grown), default=0)
-        grown = self.alignments[place - 1].grown if place else {}
-        return grown[name][1] if name in grown else own
+    def _tokens(self, index: int, name: str) -> int:
+        in_pivot = max((a.grown[name][0] for a in self.alignments if name in a.grown), default=0)
+        grown = self.alignments[index - 1].grown if index else {}
+        return grown[name][1] if name in grown else in_pivot
 
     def change(self, i: int, j: int) -> tuple[EditKind, dict[str, Any]]:
-        """What was done to i to get j (`weights/edits.py`); looked at only where j has marks that i has not."""
-        if not self._traces(j) - self._traces(i):
+        """What was done to i to get j, with facts (`weights/edits.py`); `other` where j has no mark that i has not."""
+        if not self._marks_of(j) - self._marks_of(i):
             return "other", {}
         made, start = self.units(j), self.units(i)
         sizes = {m.name: m.size for m in self.statistics.matrices}
         return summarise_edits({name: detect_edit(made[name], start[name]) for name in sizes}, sizes)
 
-    def _traces(self, i: int) -> frozenset[str]:
-        if i not in self._seen:
-            self._seen[i] = compression_marks([*self.units(i).values()])
-        return self._seen[i]
+    def _marks_of(self, i: int) -> frozenset[str]:
+        if i not in self._marks:
+            self._marks[i] = compression_marks([*self.units(i).values()])
+        return self._marks[i]
 
 
-def _rows(readings: Readings, name: str, places: Sequence[int]) -> tuple[int, int] | None:
+def _rows(readings: Readings, name: str, indices: Sequence[int]) -> tuple[int, int] | None:
     """Rows of two models in the moments of a tensor, None where one of them lacks it."""
-    if name not in readings.moments or any(p and p - 1 not in readings.candidates_with[name] for p in places):
+    if name not in readings.moments or any(p and p - 1 not in readings.candidates_with[name] for p in indices):
         return None
-    i, j = (readings.row(name, p - 1) if p else 0 for p in places)
+    i, j = (readings.row(name, p - 1) if p else 0 for p in indices)
     return i, j
 
 
@@ -124,7 +125,11 @@ def _square(gram: np.ndarray, i: int, j: int) -> float:
 
 
 def compression_marks(matrices: Sequence[torch.Tensor]) -> frozenset[str]:
-    """Traces that rounding and pruning leave on a model's own weights: `coarse`, `half`, `sparse`."""
+    """What rounding and pruning leave on the weights of one model: a subset of `coarse`, `half`, `sparse`.
+
+    sparse: more than `MIN_PRUNED_SHARE` zeros.  coarse: few different values in the first row of every matrix, so they
+    lie on a lattice.  half: every value is one of bfloat16, or every one of float16. matrices: (rows, width) float32.
+    """
     found = set()
     if sum(int((m == 0).sum()) for m in matrices) > MIN_PRUNED_SHARE * sum(m.numel() for m in matrices):
         found.add("sparse")
@@ -136,7 +141,7 @@ def compression_marks(matrices: Sequence[torch.Tensor]) -> frozenset[str]:
 
 
 def defects(readings: Readings, architecture: Architecture, models: Sequence[Checkpoint]) -> dict[int, str]:
-    """Model → why it cannot take part: unreadable, or mostly NaN, Inf or zeros."""
+    """Model → why it cannot take part: unreadable, or at least `MAX_BROKEN_SHARE` of its trunk NaN, Inf or zeros."""
     found: dict[int, str] = {i + 1: error.note for i, error in readings.failed.items()}
     trunk = [name for name in architecture.trunk if name in readings.moments]
     total = sum(models[0][name].count for name in trunk)
@@ -158,17 +163,18 @@ def _sound(matrix: torch.Tensor) -> bool:
 
 
 def finite(readings: Readings, name: str, i: int) -> bool:
+    """Whether model i's tensor holds neither NaN nor Inf, and is not all zeros."""
     if i == 0:
         return readings.child_usable(name)
     if i - 1 not in readings.candidates_with[name]:
         return True
     moments, row = readings.moments[name], readings.row(name, i - 1)
-    own = moments.gram[0, 0] + 2 * moments.gram[0, row] + moments.gram[row, row]
-    return bool(np.isfinite(own) and own > 0)
+    squared_norm = moments.gram[0, 0] + 2 * moments.gram[0, row] + moments.gram[row, row]
+    return bool(np.isfinite(squared_norm) and squared_norm > 0)
 
 
 def common_matrices(readings: Readings, architecture: Architecture, models: Sequence[Checkpoint]) -> list[str]:
-    """Matrices of the trunk that all models have, finite in all, of which rows were kept."""
+    """The matrices of the trunk that all models have, finite in all, of which rows were kept."""
     return [
         name for name in architecture.trunk
         if name in readings.units and len(models[0][name].shape) > 1
@@ -180,42 +186,41 @@ def common_matrices(readings: Readings, architecture: Architecture, models: Sequ
 def distinct_models(
     readings: Readings, architecture: Architecture, models: Sequence[View], alignments: Sequence[Alignment], seed: int
 ) -> AlignedModels | None:
-    """Everything about the different ones of the models that were read; None where they share no matrix."""
+    """The distinct ones of the models that were read, with their pair statistics; None where they share no matrix."""
     names = common_matrices(readings, architecture, models)
     if not names:
         return None
     copies = _copies(readings, models, names)
-    places = [same[0] for same in copies]
+    indices = [same[0] for same in copies]
     found, grams = [], []
     for name in names:
         size = models[0][name].count
-        found.append(Matrix(name, size, torch.stack([readings.units.matrix(place, name) for place in places])))
-        rows = [readings.row(name, place - 1) if place else 0 for place in places]
+        found.append(Matrix(name, size, torch.stack([readings.units.matrix(index, name) for index in indices])))
+        rows = [readings.row(name, index - 1) if index else 0 for index in indices]
         grams.append(inner_products(readings.moments[name], rows, size))
     return AlignedModels(
-        tuple(models[place] for place in places), tuple(tuple(models[i] for i in same[1:]) for same in copies),
-        tuple(places), tuple(alignments), architecture, readings, compute_pair_statistics(found, grams), seed,
+        tuple(models[index] for index in indices), tuple(tuple(models[i] for i in same[1:]) for same in copies),
+        tuple(indices), tuple(alignments), architecture, readings, compute_pair_statistics(found, grams), seed,
     )  # fmt: skip
 
 
 def _copies(readings: Readings, models: Sequence[View], names: Sequence[str]) -> list[list[int]]:
-    """Models that are the same in every tensor, the heads included: each list begins with the one that stands for
-    it."""
-    similar: dict[bytes, list[int]] = {}
+    """Models that are equal in every tensor, the heads included: each list begins with its representative."""
+    by_digest: dict[bytes, list[int]] = {}
     for i in range(len(models)):
         digest = hashlib.sha256()
         for name in names:
             digest.update(readings.units.matrix(i, name).numpy().tobytes())
-        similar.setdefault(digest.digest(), []).append(i)
+        by_digest.setdefault(digest.digest(), []).append(i)
     groups: list[list[int]] = []
-    for members in similar.values():
+    for members in by_digest.values():
         found: list[list[int]] = []
         for i in members:
-            home = next((group for group in found if _same(readings, models, group[0], i)), None)
-            if home is None:
+            group = next((group for group in found if _same(readings, models, group[0], i)), None)
+            if group is None:
                 found.append([i])
             else:
-                home.append(i)
+                group.append(i)
         groups += found
     return sorted(groups)
 

@@ -9,10 +9,10 @@ a conditional logit (McFadden 1974) whose θ is fitted on families with a known 
 edge points from a to b with the sum of P over the roots on a's side.
 
 φ, of one edge, antisymmetric: which end has the smaller norm (the distance to any zero-mean random start, Neural
-Phylogeny), the residual asymmetry (METHODS §5), kurtosis, spectral entropy; each apart for light and heavy fine-tunes.
+Phylogeny, ICLR 2025), the residual asymmetry, kurtosis, spectral entropy; each apart for light and heavy fine-tunes.
 ψ, of a path: the cosine of a − b and c − b. Siblings share drift, so it is above 0 where b is the parent of both; a
 further fine-tune goes on in the direction of the one before, so it is below 0 where b is between its parent and its
-child.
+child. docs/methods.md, *Phylogeny*.
 """
 
 from __future__ import annotations
@@ -31,54 +31,54 @@ from ..weights.direction import Position, direction_shares
 from .pair_statistics import PairStatistics, distance2
 from .spanning import Edge, neighbours, side
 
-SIGNALS = ("norm", "lean", "kurtosis", "entropy")
-EDGE, PATH = 2 * len(SIGNALS), 4
+SIGNALS = ("norm", "lean", "kurtosis", "entropy")  # as in recorded results; "lean" is the residual asymmetry
+EDGE, PATH = 2 * len(SIGNALS), 4  # lengths of φ and ψ
 HEAVY = 0.1  # relative change between light and heavy fine-tunes
-HALF_ASYMMETRY = 0.02  # a residual asymmetry that counts half
-CERTAIN = 1e3  # what a one-way fact counts for, in nats: more than all signals together
+HALF_ASYMMETRY = 0.02  # the residual asymmetry whose signal is ½
+CERTAIN = 1e3  # nats that a one-way fact counts for: more than all signals together
 DRIFT, WIDE = 0.1, 0.4  # cosines of deltas: what shared drift makes, and more than that
 
 
 @functools.cache
 def numbers() -> dict[str, Any]:
-    """What was fitted, with the seeds and the date it was made from."""
+    """The fitted numbers of `trees/numbers.json`, with the seeds and the date of the fit."""
     return json.loads(files("hf_lineage").joinpath("trees/numbers.json").read_text(encoding="utf-8"))
 
 
 class Signals:
-    """φ and ψ of any two or three of the models, found when asked for."""
+    """φ of any two and ψ of any three models, computed when they are asked for."""
 
     def __init__(self, statistics: PairStatistics) -> None:
         self.statistics = statistics
         self.squared_distances = statistics.squared_distances
         self.norm2 = np.einsum("tii->i", statistics.grams)
-        own = np.einsum("tii->ti", statistics.grams)
-        self._changed = distance2(statistics.grams) > 1e-14 * own[:, :, None]
+        norms2 = np.einsum("tii->ti", statistics.grams)
+        self._changed = distance2(statistics.grams) > 1e-14 * norms2[:, :, None]
         self._edges: dict[Edge, np.ndarray] = {}
 
     def relative_distance(self, a: int, b: int) -> float:
-        """‖a − b‖/√(‖a‖·‖b‖)."""
+        """‖a − b‖/√(‖a‖·‖b‖), ≥ 0; 0 where one of the two is 0."""
         size = np.sqrt(self.norm2[a] * self.norm2[b])
         return float(np.sqrt(self.squared_distances[a, b] / size)) if size > 0 else 0.0
 
     def cosine(self, a: int, b: int, c: int) -> float:
-        """Of a − b and c − b, in [−1, 1]; 0 where one of them is nothing."""
+        """Of a − b and c − b, in [−1, 1]; 0 where one of these is 0."""
         left, right = self.squared_distances[a, b], self.squared_distances[c, b]
         if not (left > 0 and right > 0):
             return 0.0
         return float(np.clip((left + right - self.squared_distances[a, c]) / 2 / np.sqrt(left * right), -1.0, 1.0))
 
     def signs(self, a: int, b: int) -> np.ndarray:
-        """How strongly each signal says that a came before b, (4,), in [−1, 1]."""
+        """How strongly each of `SIGNALS` says that a came before b, (4,), in [−1, 1]; antisymmetric."""
         statistics, size = self.statistics, self._changed[:, a, b] * self.statistics.sizes
         if not size.any() or not self.squared_distances[a, b] > 0:
             return np.zeros(len(SIGNALS))
         size = size / size.sum()
         norm = np.tanh((self.norm2[b] - self.norm2[a]) / self.squared_distances[a, b] / 2)
-        lean = float(size @ statistics.residual_asymmetry(a, b))
+        asymmetry = float(size @ statistics.residual_asymmetry(a, b))
         kurtosis = np.sign(size @ (statistics.kurtosis[:, b] - statistics.kurtosis[:, a]))
         entropy = np.sign(size @ (statistics.entropy[:, a] - statistics.entropy[:, b]))
-        return np.array([norm, lean / (abs(lean) + HALF_ASYMMETRY), kurtosis, entropy])
+        return np.array([norm, asymmetry / (abs(asymmetry) + HALF_ASYMMETRY), kurtosis, entropy])
 
     def edge(self, a: int, b: int) -> np.ndarray:
         """φ(a, b), (8,): the signals, apart for heavy and light fine-tunes."""
@@ -98,7 +98,7 @@ class Signals:
 
 
 @dataclass(frozen=True, slots=True)
-class Rooted:
+class RootPosterior:
     """The posterior of the root of one tree.
 
     order: the nodes.  probability: that order[i] is the root, (M,).  precedence[a, b]: that a came before its neighbour
@@ -111,18 +111,18 @@ class Rooted:
 
     @property
     def root(self) -> int:
-        """The likeliest one."""
+        """The most probable one."""
         return self.order[int(np.argmax(self.probability))]
 
 
 def features(signals: Signals, edges: Iterable[Edge], members: Sequence[int]) -> np.ndarray:
-    """Φ of every member as the root, (M, 12). Negative numbers are unnamed ancestors: nothing is known of them.
+    """Φ of every member as the root, (M, `EDGE` + `PATH`). Negative members are unnamed ancestors, without signals.
 
-    Moving the root along one edge turns that edge and changes what its two ends are for their paths, so that all roots
+    Moving the root along one edge turns that edge, and changes the role of its two ends in their paths; so all roots
     together take no longer than one.
     """
-    place = {node: i for i, node in enumerate(members)}
-    around = neighbours([(place[a], place[b]) for a, b in edges], len(members))
+    index = {node: i for i, node in enumerate(members)}
+    around = neighbours([(index[a], index[b]) for a, b in edges], len(members))
     names = list(members)
 
     def edge(i: int, j: int) -> np.ndarray:
@@ -154,25 +154,29 @@ def features(signals: Signals, edges: Iterable[Edge], members: Sequence[int]) ->
     return found
 
 
-def root(
+def root_posterior(
     signals: Signals, edges: Iterable[Edge], members: Sequence[int], known: Iterable[Edge] = (),
-) -> Rooted:  # fmt: skip
-    """The posterior of the root. `known`: edges (parent, child) that run one way for a reason of their own."""
+) -> RootPosterior:  # fmt: skip
+    """P(root = r) for every member r, a softmax of θ·Φ(r), and what it says of each edge's direction.
+
+    edges: of a tree over `members`, of which negative ones are unnamed ancestors.  known: edges (parent, child) whose
+    direction is decided by something else; roots against it lose `CERTAIN` nats each.
+    """
     edges = sorted(edges)
     scores = features(signals, edges, members) @ np.array(numbers()["root"]["theta"])
-    place = {node: i for i, node in enumerate(members)}
-    around = neighbours([(place[a], place[b]) for a, b in edges], len(members))
-    sides = {(a, b): side(around, place[a], place[b]) for i, j in edges for a, b in ((i, j), (j, i))}
+    index = {node: i for i, node in enumerate(members)}
+    around = neighbours([(index[a], index[b]) for a, b in edges], len(members))
+    sides = {(a, b): side(around, index[a], index[b]) for i, j in edges for a, b in ((i, j), (j, i))}
     for parent, child in known:
         scores = np.where(sides[parent, child], scores, scores - CERTAIN)
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
     first = {pair: min(1.0, float(shares[behind].sum())) for pair, behind in sides.items()}
-    return Rooted(tuple(members), shares, first)
+    return RootPosterior(tuple(members), shares, first)
 
 
 def between(position: Position | None) -> bool:
-    """Whether two models without other relatives parted from a common start, by where the origin lies between them."""
+    """Whether two models have a common origin that is neither of them, by its position on the line between the two."""
     if position is None:
         return False
     return direction_shares((position.t, position.relative_distance)).decided == "between"

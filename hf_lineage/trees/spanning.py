@@ -1,8 +1,8 @@
-"""The undirected tree of one group, and how sure each of its edges is."""
+"""The undirected tree of one group: spanning tree, corrections, bootstrap, and how tree-like the distances are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from scipy.sparse.csgraph import minimum_spanning_tree
@@ -12,12 +12,15 @@ from .without_gradient import WithoutGradient
 Edge = tuple[int, int]  # two models, the smaller number first
 
 BOOTSTRAPS = 100
-MIN_INFORMATION_RATIO = 0.85  # of an edge's information: whatever shares less is no neighbour
-MAX_REWIRINGS_PER_MODEL = 4  # rewirings per model, at most
+MIN_INFORMATION_RATIO = 0.85  # of an edge's information: a model that shares less is no neighbour
+MAX_REWIRINGS_PER_MODEL = 4
 
 
 def spanning_tree(information: np.ndarray) -> set[Edge]:
-    """The maximum spanning tree of a symmetric matrix (M, M): M − 1 edges. (Chow and Liu 1968.)"""
+    """The maximum spanning tree: the M − 1 edges of largest total information (Chow and Liu 1968).
+
+    information: (M, M), nats, symmetric, ≥ 0. Ties are broken by scipy's order.
+    """
     cost = information.max(initial=0.0) * (1 + 1e-6) + 1.0 - information
     np.fill_diagonal(cost, 0.0)
     tree = minimum_spanning_tree(cost).tocoo()
@@ -25,6 +28,7 @@ def spanning_tree(information: np.ndarray) -> set[Edge]:
 
 
 def edge(i: int, j: int) -> Edge:
+    """An undirected edge: the smaller number first."""
     return (i, j) if i < j else (j, i)
 
 
@@ -32,19 +36,26 @@ def resolve_contradictions(
     edges: Iterable[Edge], information: np.ndarray, members: Sequence[int], without_gradient: WithoutGradient,
     weights: np.ndarray | None = None,
 ) -> set[Edge]:  # fmt: skip
-    """The tree in which no path contradicts what untouched weights show (`untouched.py`).
+    """The tree in which no path contradicts what weights without gradient show (`without_gradient.py`).
 
     An edge x–s says that s is between x and whatever lies behind s. Where some y behind s is between x and s, x–s
-    becomes x–y; where x is between s and a neighbour y of s, s–y becomes x–y. `information` (M, M) among `members`,
-    whose numbers in `without_gradient` they are; it says which y are worth a look, and of several takes the first.
+    becomes x–y; where x is between s and a neighbour y of s, s–y becomes x–y. Stops after `MAX_REWIRINGS_PER_MODEL`
+    rewirings per model.
+
+    edges: of a tree over 0, …, M − 1, whose numbers in `without_gradient` are `members`.  information: (M, M), nats; it
+    says which y are worth a look, and of several takes the first.  weights: (T,), how often each matrix counts.
     """
+
+    def possibly_between(x: int, s: int, y: int) -> tuple[int, ...]:
+        return (1,) if y == s else without_gradient.between(members[x], members[s], members[y], weights)
+
     around = neighbours(edges, len(information))
     left = MAX_REWIRINGS_PER_MODEL * len(information)
     waiting = list(range(len(information)))
     while waiting and left:
         x = waiting.pop()
         for s in sorted(around[x]):
-            move = _contradiction(around, x, s, information, members, without_gradient, weights)
+            move = _contradiction(around, x, s, information, possibly_between)
             if move is None:
                 continue
             (i, j), (keep, new) = move
@@ -59,16 +70,16 @@ def resolve_contradictions(
 
 
 def _contradiction(
-    around: Sequence[set[int]], x: int, s: int, information: np.ndarray, members: Sequence[int],
-    without_gradient: WithoutGradient, weights: np.ndarray | None,
+    around: Sequence[set[int]], x: int, s: int, information: np.ndarray,
+    possibly_between: Callable[[int, int, int], tuple[int, ...]],
 ) -> tuple[Edge, Edge] | None:  # fmt: skip
-    """(the edge that cannot be, the one in its place), None where nothing speaks against x–s."""
+    """(the edge that cannot be, the one that replaces it), None where nothing speaks against x–s."""
     behind = np.flatnonzero(side(around, s, x))
     behind = behind[np.argsort(-information[x, behind], kind="stable")]
     for y in map(int, behind):
         if information[x, y] < MIN_INFORMATION_RATIO * information[x, s]:
             return None
-        may = (1,) if y == s else without_gradient.between(members[x], members[s], members[y], weights)
+        may = possibly_between(x, s, y)
         if 1 in may:
             continue
         if 0 in may and y in around[s] and (2 not in may or information[x, s] > information[s, y]):
@@ -88,16 +99,17 @@ def neighbours(edges: Iterable[Edge], models: int) -> list[set[int]]:
 
 
 def resample(pieces: int, seed: int, count: int = BOOTSTRAPS) -> Iterator[np.ndarray]:
-    """How often each piece counts in so many bootstraps, (pieces,)."""
+    """How often each piece counts in each of `count` bootstraps (Efron 1979): (pieces,) that sum to `pieces`."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield rng.multinomial(pieces, np.full(pieces, 1 / pieces)).astype(np.float64)
 
 
 def cut_gap(edges: set[Edge], information: np.ndarray) -> dict[Edge, float]:
-    """By how much each edge is ahead of the next best one across the same cut: 1 − I_next/I_edge, 1 without another.
+    """By how much each edge is ahead of the next best one across the same cut: 1 − I_next/I_edge, at most 1.
 
-    Below 0 where untouched weights chose an edge against the information.
+    1 where no other edge crosses the cut. Below 0 where weights without gradient chose an edge against the information.
+    edges: of a tree over 0, …, M − 1.  information: (M, M), nats.
     """
     gaps = {}
     around = neighbours(edges, len(information))
@@ -106,8 +118,8 @@ def cut_gap(edges: set[Edge], information: np.ndarray) -> dict[Edge, float]:
         across = information[np.ix_(here, ~here)].copy()
         rows, columns = np.flatnonzero(here), np.flatnonzero(~here)
         across[np.searchsorted(rows, i), np.searchsorted(columns, j)] = -np.inf
-        best, own = float(across.max()), float(information[i, j])
-        gaps[i, j] = 1.0 - best / own if np.isfinite(best) and own > 0 else 1.0
+        best, chosen = float(across.max()), float(information[i, j])
+        gaps[i, j] = 1.0 - best / chosen if np.isfinite(best) and chosen > 0 else 1.0
     return gaps
 
 
@@ -125,10 +137,11 @@ def side(around: Sequence[set[int]], i: int, j: int) -> np.ndarray:
 
 
 def four_point(distance2: np.ndarray, seed: int, quartets: int = 1000) -> float | None:
-    """How badly squared distances fail to be a tree's, mean δ in [0, 1]; None below four models.
+    """How badly squared distances fail to be a tree's: the mean δ of random quartets, in [0, 1]; 0 for a tree.
 
-    Of the three sums of opposite distances of four models, a tree makes the two largest equal:
-    δ = (largest − middle)/(largest − smallest) (Holland et al. 2002), over seeded quartets.
+    Of the three sums of opposite distances of four models, a tree makes the two largest equal (the four-point
+    condition): δ = (largest − middle)/(largest − smallest), the δ plot of Holland et al. 2002. distance2: (M, M). None
+    below four models and where all sums are equal.
     """
     models = len(distance2)
     if models < 4:

@@ -1,17 +1,17 @@
-"""Weights that a fine-tune never touched: what they say about the order of three relatives on a path.
+"""Weights without gradient: what they say about the order of three related models on a path.
 
-A weight without a gradient (of a token that does not occur, a dead pixel, a dead unit) stays what it was, or is shrunk
-by decoupled weight decay, all such weights of a matrix by the same factor κ. In 32 bits a coincidence is rare. If s
-lies between x and p, then s shares with both whatever x and p share in this way. So of three relatives that one cannot
-be between the other two which many weights are missing from that the others share, and hardly any from another one:
+A weight without gradient (of a token that does not occur, a dead pixel, a dead unit) keeps its value, or is shrunk by
+decoupled weight decay, all such weights of a matrix by the same factor κ. In 32 bits a coincidence is rare. If s lies
+between x and p, then s shares with both whatever x and p share in this way. So of three related models, the one that
+lacks many weights that the other two share cannot lie between them, if hardly any are lacking from another one:
 
     |(x ∩ p) − s| ≥ MIN_DECISIVE_WEIGHTS and ≥ DECISIVE_RATIO · min(|(x ∩ s) − p|, |(s ∩ p) − x|).
 
 Two siblings of one recipe round alike when decay multiplies by nearly 1, and so share what is not exactly their
-parent's any more. What is within `ROUNDING_WIDTH` of a common factor there therefore counts for nobody.
+parent's any more. So what is within `ROUNDING_WIDTH` of a common factor there is not counted.
 
-Drift that relatives share because they learned the same task pulls them together by every distance; it leaves this
-alone. (Our own; no paper known to us uses it.)
+Related models that learned the same task share drift, which makes every distance between them smaller; it does not
+change these counts. (This project; no paper known to us uses it. docs/methods.md, *Phylogeny*.)
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ DECISIVE_RATIO = 5  # … if they are so many times those that speak against ano
 
 
 class WithoutGradient:
-    """Counts of untouched weights among three models; pairs are compared once and kept as bits."""
+    """Counts of shared weights without gradient among three models; each pair is compared once and kept as bits.
+
+    units: T matrices (M, rows, width) float32, of which at most about `MAX_ENTRIES` a model are compared.
+    """
 
     def __init__(self, units: Sequence[torch.Tensor]) -> None:
         self._units = [matrix[:, :: -(-matrix[0].numel() // MAX_ENTRIES) or 1].flatten(1).numpy() for matrix in units]
@@ -40,16 +43,16 @@ class WithoutGradient:
         self._triples: dict[tuple[int, int, int], np.ndarray] = {}
 
     def shared_by_two(self, a: int, b: int, c: int) -> np.ndarray:
-        """(T, 3): of each matrix, how many weights are shared by b and c only, by a and c only, by a and b only."""
+        """How many weights of each matrix are shared by b and c only, by a and c only, by a and b only: (T, 3)."""
         order = np.argsort((a, b, c), kind="stable")
         i, j, k = key = (min(a, b, c), a + b + c - min(a, b, c) - max(a, b, c), max(a, b, c))
         if key not in self._triples:
             pairs = zip(self._units, self._pair(j, k), self._pair(i, k), self._pair(i, j), strict=True)
             counts = [
                 [
-                    _touched(units[j], units[i], x & ~y & ~z),
-                    _touched(units[i], units[j], y & ~x & ~z),
-                    _touched(units[i], units[k], z & ~x & ~y),
+                    _changed_in_third(units[j], units[i], x & ~y & ~z),
+                    _changed_in_third(units[i], units[j], y & ~x & ~z),
+                    _changed_in_third(units[i], units[k], z & ~x & ~y),
                 ]
                 for units, x, y, z in pairs
             ]
@@ -59,9 +62,9 @@ class WithoutGradient:
         return found
 
     def between(self, a: int, b: int, c: int, weights: np.ndarray | None = None) -> tuple[int, ...]:
-        """Which of the three may lie between the other two, of 0, 1 and 2: all of them where this cannot tell.
+        """Which of a (0), b (1) and c (2) may lie between the other two; all of them where the counts do not decide.
 
-        `weights` (T,): how often each matrix counts.
+        weights: (T,), how often each matrix counts.
         """
         counts = self.shared_by_two(a, b, c)
         total = counts.sum(0) if weights is None else weights @ counts
@@ -75,8 +78,12 @@ class WithoutGradient:
 
 
 def shared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Which weights of two models differ by one common factor κ in [1/3, 3] only, (n,) bool; none where there is no
-    spike among the ratios. Zeros never count."""
+    """Which weights of two models differ by one common factor κ in [1/3, 3] only, (n,) bool.
+
+    κ is the densest ratio, within `SPIKE_WIDTH` of its logarithm. None where the ratios have no spike: too few weights
+    (`MIN_SPIKE_WEIGHTS`, `MIN_SPIKE_SHARE`), or not `MIN_SPIKE_DENSITY` times the density around it. Zeros never count.
+    first, second: (n,) float32.
+    """
     found = np.zeros(first.shape, dtype=bool)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = second.astype(np.float64) / first
@@ -96,11 +103,11 @@ def shared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return found
 
 
-def _touched(one: np.ndarray, other: np.ndarray, bits: np.ndarray) -> int:
-    """How many of the weights that `one` shares with a third model `other` did touch, and not just round elsewhere."""
-    places = np.flatnonzero(np.unpackbits(bits, count=len(one)))
+def _changed_in_third(one: np.ndarray, other: np.ndarray, bits: np.ndarray) -> int:
+    """How many of the weights in `bits` differ in `other` from `one` by more than rounding of their common factor."""
+    shared_at = np.flatnonzero(np.unpackbits(bits, count=len(one)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(np.abs(other[places].astype(np.float64) / one[places]))
+        logs = np.log(np.abs(other[shared_at].astype(np.float64) / one[shared_at]))
     known = np.isfinite(logs)
     middle = np.median(logs[known]) if known.any() else 0.0
     return int((~known | (np.abs(logs - middle) > ROUNDING_WIDTH)).sum())

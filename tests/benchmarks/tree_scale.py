@@ -41,7 +41,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hf_lineage.experiments.families import Member
-from hf_lineage.experiments.phylogenies import Score, score
+from hf_lineage.experiments.phylogenies import Score, reported_edges, score
 
 ROOT = Path(__file__).parents[2]
 CORES = 2
@@ -62,7 +62,7 @@ SAMPLE = "1%"
 STAGES = {
     "opening": ("tasks.phylogeny._open",), "sorting": ("tasks.phylogeny._by_architecture",),
     "reading": ("tasks.session.Session.read_aligned",), "kinship": ("tasks.phylogeny.distinct_models",),
-    "groups": ("trees.build.related_groups",), "trees": ("trees.build._tree",),
+    "groups": ("trees.build.related_groups",), "trees": ("trees.build._Builder.add",),
 }  # fmt: skip
 PARTS = {
     "reading: sums": ("weights.reader.block_moments",), "reading: units": ("weights.units.Units.take",),
@@ -70,9 +70,9 @@ PARTS = {
     "kinship: copies": ("trees.reading._copies",), "kinship: information": ("trees.pair_statistics.shared_information",),
     "kinship: kurtosis": ("trees.pair_statistics._kurtosis",), "kinship: entropy": ("trees.pair_statistics._entropy",),
     "groups: tests": ("trees.reading.AlignedModels.test",), "trees: merges": ("trees.build.mixtures",),
-    "trees: straighten": ("trees.build.resolve_contradictions",), "trees: probabilities": ("trees.build._probabilities",),
-    "trees: untouched": ("trees.without_gradient.WithoutGradient._pair",), "trees: ancestors": ("trees.build._ancestors",),
-    "trees: one way": ("trees.reading.AlignedModels.one_way",), "trees: root": ("trees.build.root",),
+    "trees: straighten": ("trees.build.resolve_contradictions",), "trees: probabilities": ("trees.build._Group.probabilities",),
+    "trees: untouched": ("trees.without_gradient.WithoutGradient._pair",), "trees: ancestors": ("trees.build._Builder._ancestors",),
+    "trees: one way": ("trees.reading.AlignedModels.one_way",), "trees: root": ("trees.build.root_posterior",),
 }  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def measure(members: Sequence[Member], sample: str | None) -> dict[str, Any]:
         tree = phylogeny([member.path for member in members], sample=sample)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     disk = sum((member.path / "model.safetensors").stat().st_size for member in members)
-    found = score(tree, members)
+    found = score(reported_edges(tree), members)
     stages = {name: watch.seconds.get(name, 0.0) for name in STAGES}
     named = {node.id for node in tree.nodes if not node.hidden}
     return {
