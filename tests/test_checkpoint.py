@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hf_lineage.answers.refs import ModelRef
 from hf_lineage.checkpoints.checkpoint import Checkpoint
 from hf_lineage.checkpoints.entry import Slice
+from hf_lineage.checkpoints.formats import FORMATS
+from hf_lineage.checkpoints.local import LocalRepo
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import (
     AccessDeniedError,
@@ -92,6 +95,35 @@ class TestLaws:
         slices = [Slice("scalar", 0, 1), Slice("b.weight", 7, 14), Slice("a.bias", 0, 2), Slice("b.weight", 0, 7)]
         found = checkpoint.read(slices)
         assert [len(f) for f in found] == [1, 7, 2, 7] and torch.equal(found[3], TENSORS["b.weight"][0])
+
+
+def adapter(folder: Path) -> Path:
+    save_file(TENSORS, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "lab/base"}))
+    return folder
+
+
+WRITERS = {"adapter": adapter, "safetensors": single, "pickle": pickled}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+class TestEveryFormat:
+    def test_what_was_written_is_found_and_read_back(self, name: str, tmp_path: Path) -> None:
+        repo = LocalRepo(ModelRef.parse(WRITERS[name](tmp_path)))
+        form = FORMATS[name]
+        checkpoint = form.open(repo, form.find(repo), True)
+        assert {key: tuple(value.shape) for key, value in TENSORS.items()} == {
+            k: e.shape for k, e in checkpoint.items()
+        }
+        assert all(torch.equal(v, TENSORS[k]) for k, v in zip(TENSORS, checkpoint.whole([*TENSORS]), strict=True))
+
+    def test_what_is_not_there_is_not_found(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "README.md").write_text("# Nothing\n")
+        assert FORMATS[name].find(LocalRepo(ModelRef.parse(tmp_path))) == []
+
+
+def test_every_format_has_a_writer() -> None:
+    assert WRITERS.keys() == FORMATS.keys()
 
 
 def test_a_header_costs_a_header(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save, save_file
 
 import hf_lineage as hl
 from hf_lineage.answers.lineage import Claim, Lineage
-from hf_lineage.checkpoints.claims import MOST, claims_of
+from hf_lineage.checkpoints.claims import CLAIM_SOURCES, MAX_CLAIMS, claims_of
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.checkpoints.texts import MAX_TEXT, card_data, yaml_data
 from hf_lineage.errors import HubUnavailableError
@@ -96,6 +96,14 @@ class TestSources:
         write, claim = SOURCES[source]
         assert said(write("lab/parent")) == [Claim(claim.source, "lab/parent", claim.relation)]
 
+    def test_each_of_the_registry_gives_its_own_claims_alone(self, local: Local) -> None:
+        bare = open_checkpoint(local.folder)
+        assert not any(read(bare) for read in CLAIM_SOURCES.values())
+        local(ALL)
+        checkpoint = open_checkpoint(local.folder)
+        for source, read in CLAIM_SOURCES.items():
+            assert {claim.source for claim in read(checkpoint)} == {source}
+
     def test_all_in_order_and_once(self, said: Any) -> None:
         assert said(ALL) == ALL_CLAIMS
 
@@ -172,7 +180,7 @@ class TestRecipe:
     def test_the_base_comes_first_and_there_is_a_limit(self, local: Local) -> None:
         models = [{"model": f"lab/m{i // 2}"} for i in range(500)]
         found = [claim.ref for claim in local(recipe(base_model="lab/base", models=models))]
-        assert found == ["lab/base", *(f"lab/m{i}" for i in range(MOST - 1))]
+        assert found == ["lab/base", *(f"lab/m{i}" for i in range(MAX_CLAIMS - 1))]
 
     def test_the_other_ending(self, local: Local) -> None:
         assert local({"mergekit_config.yaml": "base_model: lab/a\n"}) == [Claim("mergekit", "lab/a", "merge")]

@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import hf_lineage as hl
 from hf_lineage.architecture.align import align
-from hf_lineage.architecture.conventions import canonical_names, fused_parts
+from hf_lineage.architecture.conventions import CONVENTIONS, canonical_names, fused_parts
 from hf_lineage.architecture.describe import describe
 from hf_lineage.checkpoints.checkpoint import Checkpoint
 from hf_lineage.checkpoints.entry import Entry, Slice
@@ -363,3 +363,39 @@ def view_of_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Entry]:
         found |= {f"{name}[{label}]": (stop - first, *shape[1:][-1:]) for label, first, stop in parts.get(name, ())}
         found |= {} if name in parts else {name: shape}
     return entries(found)
+
+
+# For each convention, names that show its sign
+EXAMPLES = {
+    "wrappers": ["module.model.norm.weight", "model.layers._fsdp_wrapped_module.0.bias"],
+    "peft base layer": ["q.base_layer.weight"],
+    "peft trained copy": ["head.modules_to_save.default.bias"],
+    "tensorflow norm": ["embeddings.LayerNorm.gamma", "embeddings.LayerNorm.beta"],
+    "fused parts": ["0.attn.qkv.weight[q]", "0.attn.in_proj_bias[k]", "0.mlp.experts.gate_up_proj[7.up]"],
+    "transformers vit": ["encoder.layer.0.layernorm_before.bias", "encoder.layer.0.attention.attention.key.bias"],
+    "transformers resnet": [
+        "embedder.embedder.convolution.weight", "encoder.stages.1.layers.0.layer.1.normalization.bias",
+    ],
+    "openai clip": ["visual.transformer.resblocks.0.ln_1.bias", "visual.transformer.resblocks.0.mlp.c_fc.bias"],
+    "mixtral experts": ["layers.0.block_sparse_moe.experts.3.w2.weight"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+class TestEveryConvention:
+    def test_it_spells_its_examples_anew_once_and_for_all(self, name: str) -> None:
+        convention, names = CONVENTIONS[name], EXAMPLES[name]
+        assert convention.sign.search("\n".join(names))
+        once = [*canonical_names(names)]
+        assert not {*once} & {*names} and len({*once}) == len(names)
+        assert [*canonical_names(once)] == once
+
+    def test_it_leaves_names_without_its_sign(self, name: str) -> None:
+        plain = ["layers.0.self_attn.q_proj.weight", "layers.0.mlp.up_proj.weight", "norm.weight"]
+        assert [*canonical_names(plain)] == plain
+        if CONVENTIONS[name].sign.pattern:
+            assert not CONVENTIONS[name].sign.search("\n".join(plain))
+
+
+def test_every_convention_has_examples() -> None:
+    assert EXAMPLES.keys() == CONVENTIONS.keys()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hf_lineage.weights.edits import (
+    EDITS,
     added_noise,
     cast_dtype,
     detect_edit,
@@ -130,6 +131,25 @@ class TestLattice:
             rounding_lattice(torch.full((32, 64), value)) is None
             and rounding_lattice(torch.full((1, 64), value)) is None
         )
+
+
+@pytest.mark.parametrize("name", EDITS)
+class TestEveryEdit:
+    """What holds for each member of the registry."""
+
+    def test_nothing_was_done(self, parent: Tensor, name: str) -> None:
+        assert EDITS[name](parent, parent) is None
+
+    def test_the_parent_is_left_as_it_was(self, parent: Tensor, name: str) -> None:
+        before, child = parent.clone(), parent + 1e-3 * parent.abs()
+        EDITS[name](child, parent)
+        assert torch.equal(parent, before)
+
+    def test_a_zero_matrix_breaks_nothing(self, parent: Tensor, name: str) -> None:
+        zeros = torch.zeros_like(parent)
+        for child, start in ((parent, zeros), (zeros, parent), (zeros, zeros)):
+            found = EDITS[name](child, start)
+            assert found is None or found.kind in (*EDITS, "other")
 
 
 class TestCast:

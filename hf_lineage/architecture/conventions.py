@@ -1,7 +1,7 @@
-"""The table of naming conventions: every known spelling of a tensor's name → one, and fused tensors → their parts.
+"""Naming conventions: CONVENTIONS brings every known spelling of a tensor's name to one, FUSED cuts fused tensors.
 
-Canonical is one spelling that is in use already: timm's for ViT and ResNet, transformers' for the rest. A new
-convention is a new row and a new line of the doctest. Nothing here reads a weight.
+Canonical is one spelling that is in use already: timm's for ViT and ResNet, transformers' for the others. A new
+convention is a new row and a new line of the doctest of `canonical_names`. Nothing here reads a weight.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Part = tuple[str, int, int]  # label, first row, row behind the last
 
 
 class Shaped(Protocol):
-    """What the tables need to know of a tensor: `records.Entry` has it."""
+    """What the tables need to know of a tensor; `checkpoints/entry.py` has it."""
 
     @property
     def dtype(self) -> str: ...
@@ -28,15 +28,17 @@ class Shaped(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Convention:
-    """Rows (pattern, spelling), each applied to every name of a checkpoint in which `sign` is found."""
+    """How one library spells names: rows (pattern, canonical spelling) for checkpoints that show its `sign`.
 
-    name: str
+    sign: is searched for in all names of a checkpoint. rows: each is applied to every name, in turn.
+    """
+
     sign: re.Pattern[str]
     rows: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
 
 
-def _convention(name: str, sign: str, *rows: tuple[str, str | Callable[[re.Match[str]], str]]) -> Convention:
-    return Convention(name, re.compile(sign, re.MULTILINE), tuple((re.compile(a), b) for a, b in rows))
+def _convention(sign: str, *rows: tuple[str, str | Callable[[re.Match[str]], str]]) -> Convention:
+    return Convention(re.compile(sign, re.MULTILINE), tuple((re.compile(a), b) for a, b in rows))
 
 
 def _resnet_block(match: re.Match[str]) -> str:
@@ -53,24 +55,29 @@ _STAGE = r"^encoder\.stages\.(?P<stage>\d+)\.layers\.(?P<block>\d+)\."
 _KIND = r"(?P<kind>convolution|normalization)\."
 
 # In this order: the later ones see what the earlier ones made of a name.
-CONVENTIONS: tuple[Convention, ...] = (
-    _convention(
-        "wrappers, and prefixes that come and go when a model is saved with another head", "",
+CONVENTIONS: dict[str, Convention] = {
+    # wrappers, and prefixes that come and go when a model is saved with another head
+    "wrappers": _convention(
+        "",
         (r"(?:^|(?<=\.))(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.", ""),
         (r"^(?:(?:module|model|base_model|bert|roberta|distilbert|electra|deberta|albert|mpnet|vit|deit|beit|"
          r"dinov2|swin|convnext|resnet|transformer|gpt_neox|language_model|backbone)\.)+", ""),
     ),
-    _convention("PEFT: the layer an adapter wraps", r"\.base_layer\.", (r"\.base_layer(?=\.)", "")),
-    _convention(
-        "PEFT: the copy that was trained in full", r"\.modules_to_save\.", (r"\.modules_to_save\.[^.]+(?=\.)", "")
+    # the layer that an adapter of PEFT wraps
+    "peft base layer": _convention(r"\.base_layer\.", (r"\.base_layer(?=\.)", "")),
+    # the copy that PEFT trained in full
+    "peft trained copy": _convention(
+        r"\.modules_to_save\.", (r"\.modules_to_save\.[^.]+(?=\.)", "")
     ),
-    _convention(
-        "TensorFlow's gain and offset of a norm", r"(?i:norm)\w*\.(?:gamma|beta)$",
+    # gain and offset of a norm as TensorFlow calls them
+    "tensorflow norm": _convention(
+        r"(?i:norm)\w*\.(?:gamma|beta)$",
         (r"((?i:norm)\w*)\.gamma$", r"\1.weight"),
         (r"((?i:norm)\w*)\.beta$", r"\1.bias"),
     ),
-    _convention(
-        "parts of a fused tensor, see `cuts`", r"\]$",
+    # parts of a fused tensor, see `fused_parts`
+    "fused parts": _convention(
+        r"\]$",
         (r"\bin_proj_(weight|bias)\[([qkv])\]$", r"\2_proj.\1"),
         (r"\bqkv_proj\.(weight|bias)\[([qkv])\]$", r"\2_proj.\1"),
         (r"\bqkv\.(weight|bias)\[([qkv])\]$", r"\2.\1"),
@@ -78,8 +85,8 @@ CONVENTIONS: tuple[Convention, ...] = (
         (r"\bexperts\.gate_up_proj\[(\d+)\.(gate|up)\]$", r"experts.\1.\2_proj.weight"),
         (r"\bexperts\.down_proj\[(\d+)\]$", r"experts.\1.down_proj.weight"),
     ),
-    _convention(
-        "transformers' ViT, DeiT and DINOv2, in files and (transformers 5) in modules",
+    # ViT, DeiT and DINOv2 of transformers, in files and (transformers 5) in modules
+    "transformers vit": _convention(
         r"^(?:encoder\.layer|layers)\.\d+\.(?:layernorm_before|layer_scale1)\.",
         (r"^(?:encoder\.layer|layers)\.(?=\d+\.)", "blocks."),
         (r"^(blocks\.\d+)\.attention\.(?:attention\.)?([qkv])(?:uery|ey|alue|_proj)\.", r"\1.attn.\2."),
@@ -97,16 +104,16 @@ CONVENTIONS: tuple[Convention, ...] = (
         (r"^(?:cls_)?classifier\.", "head."),
         (r"^distillation_classifier\.", "head_dist."),
     ),
-    _convention(
-        "transformers' ResNet", r"^embedder\.embedder\.convolution\.",
+    "transformers resnet": _convention(
+        r"^embedder\.embedder\.convolution\.",
         (r"^embedder\.embedder\.convolution\.", "conv1."),
         (r"^embedder\.embedder\.normalization\.", "bn1."),
         (_STAGE + r"layer\.(?P<number>\d+)\." + _KIND, _resnet_block),
         (_STAGE + r"shortcut\." + _KIND, _resnet_shortcut),
         (r"^classifier\.1\.", "fc."),
     ),
-    _convention(
-        "OpenAI's CLIP", r"^(?:visual\.transformer\.)?resblocks\.\d+\.ln_1\.",
+    "openai clip": _convention(
+        r"^(?:visual\.transformer\.)?resblocks\.\d+\.ln_1\.",
         (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
         (r"^resblocks\.", "text_model.encoder.layers."),
         (r"(\.layers\.\d+)\.attn\.", r"\1.self_attn."),
@@ -122,15 +129,16 @@ CONVENTIONS: tuple[Convention, ...] = (
         (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
         (r"^ln_final\.", "text_model.final_layer_norm."),
     ),
-    _convention(
-        "Mixtral's experts", r"\.block_sparse_moe\.",
+    "mixtral experts": _convention(
+        r"\.block_sparse_moe\.",
         (r"\.block_sparse_moe\.(experts\.\d+)\.w1\.", r".mlp.\1.gate_proj."),
         (r"\.block_sparse_moe\.(experts\.\d+)\.w3\.", r".mlp.\1.up_proj."),
         (r"\.block_sparse_moe\.(experts\.\d+)\.w2\.", r".mlp.\1.down_proj."),
         (r"\.block_sparse_moe\.", ".mlp."),
     ),
-)  # fmt: skip
+}  # fmt: skip
 
+# Tensors that belong to an adapter, not to the model it adapts
 ADAPTERS_OWN = re.compile(
     r"(?:^|\.)(?:lora_\w+|original_module|ia3_l|hada_\w+|lokr_\w+|vera_lambda_\w|oft_\w+|boft_\w+|"
     r"trainable_tokens_\w+|prompt_embeddings)(?:\.|$)"
@@ -149,38 +157,39 @@ POSITIONS = re.compile(
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """Canonical name → name, one each: a convention that would make two names one is not applied.
 
-    >>> canonical(["bert.pooler.dense.bias", "classifier.bias"])
+    >>> canonical_names(["bert.pooler.dense.bias", "classifier.bias"])
     {'pooler.dense.bias': 'bert.pooler.dense.bias', 'classifier.bias': 'classifier.bias'}
-    >>> canonical(["model.a", "a"])
+    >>> canonical_names(["model.a", "a"])
     {'model.a': 'model.a', 'a': 'a'}
 
     One line per convention:
 
-    >>> [*canonical(["layers._fsdp_wrapped_module.0.bias", "module.model.norm.weight"])]
+    >>> [*canonical_names(["layers._fsdp_wrapped_module.0.bias", "module.model.norm.weight"])]
     ['layers.0.bias', 'norm.weight']
-    >>> [*canonical(["base_model.model.q.base_layer.weight", "base_model.model.head.modules_to_save.default.bias"])]
+    >>> [*canonical_names(["base_model.model.q.base_layer.weight", "model.head.modules_to_save.default.bias"])]
     ['q.weight', 'head.bias']
-    >>> [*canonical(["embeddings.LayerNorm.gamma", "embeddings.LayerNorm.beta", "blocks.0.ls1.gamma"])]
+    >>> [*canonical_names(["embeddings.LayerNorm.gamma", "embeddings.LayerNorm.beta", "blocks.0.ls1.gamma"])]
     ['embeddings.LayerNorm.weight', 'embeddings.LayerNorm.bias', 'blocks.0.ls1.gamma']
-    >>> [*canonical(["0.attn.qkv.weight[q]", "0.attn.in_proj_bias[k]", "0.mlp.experts.gate_up_proj[7.up]"])]
+    >>> [*canonical_names(["0.attn.qkv.weight[q]", "0.attn.in_proj_bias[k]", "0.mlp.experts.gate_up_proj[7.up]"])]
     ['0.attn.q.weight', '0.attn.k_proj.bias', '0.mlp.experts.7.up_proj.weight']
-    >>> [*canonical(["vit.encoder.layer.0.layernorm_before.bias", "vit.encoder.layer.0.attention.attention.key.bias"])]
+    >>> block = "vit.encoder.layer.0."
+    >>> [*canonical_names([block + "layernorm_before.bias", block + "attention.attention.key.bias"])]
     ['blocks.0.norm1.bias', 'blocks.0.attn.k.bias']
-    >>> [*canonical(["vit.layers.0.layernorm_before.bias", "vit.layers.0.attention.k_proj.bias"])]
+    >>> [*canonical_names(["vit.layers.0.layernorm_before.bias", "vit.layers.0.attention.k_proj.bias"])]
     ['blocks.0.norm1.bias', 'blocks.0.attn.k.bias']
     >>> stem, stage = "resnet.embedder.embedder.", "resnet.encoder.stages.1.layers.0."
-    >>> [*canonical([stem + "convolution.weight", stage + "layer.1.normalization.bias"])]
+    >>> [*canonical_names([stem + "convolution.weight", stage + "layer.1.normalization.bias"])]
     ['conv1.weight', 'layer2.0.bn2.bias']
-    >>> [*canonical([stem + "convolution.weight", stage + "shortcut.convolution.weight"])]
+    >>> [*canonical_names([stem + "convolution.weight", stage + "shortcut.convolution.weight"])]
     ['conv1.weight', 'layer2.0.downsample.0.weight']
-    >>> [*canonical(["visual.transformer.resblocks.0.ln_1.bias", "transformer.resblocks.0.mlp.c_fc.bias"])]
+    >>> [*canonical_names(["visual.transformer.resblocks.0.ln_1.bias", "transformer.resblocks.0.mlp.c_fc.bias"])]
     ['vision_model.encoder.layers.0.layer_norm1.bias', 'text_model.encoder.layers.0.mlp.fc1.bias']
-    >>> [*canonical(["model.layers.0.block_sparse_moe.experts.3.w2.weight"])]
+    >>> [*canonical_names(["model.layers.0.block_sparse_moe.experts.3.w2.weight"])]
     ['layers.0.mlp.experts.3.down_proj.weight']
     """
     names = list(names)
     short = names
-    for convention in CONVENTIONS:
+    for convention in CONVENTIONS.values():
         if convention.sign.search("\n".join(short)):
             spelled = short
             for pattern, spelling in convention.rows:
@@ -190,13 +199,13 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def fused_parts(entries: Mapping[str, Shaped]) -> dict[str, list[Part]]:
-    """Where fused tensors are cut: name → its parts, which cover its rows one after the other.
+    """Where fused tensors are cut: name → its parts (label, first row, row behind the last), which cover its rows.
 
     A row is what the last axis holds: a bias has one element a row, experts (e, rows, columns) are counted through.
     """
     found: dict[str, list[Part]] = {}
     for name, entry in entries.items():
-        for pattern, rule in _FUSED:
+        for pattern, rule in FUSED.items():
             match = pattern.search(name)
             parts = rule(entry.shape, name[: match.start("own")], entries) if match and entry.count else None
             if not parts:
@@ -251,14 +260,14 @@ def _equal(rows: int, labels: Iterable[str]) -> list[Part]:
     return [(label, i * step, (i + 1) * step) for i, label in enumerate(labels)]
 
 
-# Not cut: GPT-NeoX's `query_key_value` interleaves q, k and v head by head, so that none of them is a row range, and
-# other models store thirds under that name; GPT-2's `c_attn` is (in, out), its parts are columns.
-_FUSED: tuple[
-    tuple[re.Pattern[str], Callable[[tuple[int, ...], str, Mapping[str, Shaped]], list[Part] | None]], ...
-] = (
-    (re.compile(r"(?:^|\.)(?P<own>qkv(?:\.base_layer)?\.weight)$"), _thirds),
-    (re.compile(r"(?:^|\.)(?P<own>in_proj_weight)$"), _thirds),
-    (re.compile(r"(?:^|\.)(?P<own>qkv_proj(?:\.base_layer)?\.weight)$"), _grouped),
-    (re.compile(r"(?:^|\.)(?P<own>gate_up_proj(?:\.base_layer)?\.weight)$"), _halves),
-    (re.compile(r"(?:^|\.)experts\.(?P<own>gate_up_proj|down_proj)$"), _experts),
-)
+# Fused tensors: pattern of the name → how its rows are cut. Not cut: GPT-NeoX's `query_key_value` interleaves q, k and
+# v head by head, so that none of them is a row range, and other models store thirds under that name; GPT-2's `c_attn`
+# is (in, out), its parts are columns.
+_Rule = Callable[[tuple[int, ...], str, Mapping[str, Shaped]], list[Part] | None]
+FUSED: dict[re.Pattern[str], _Rule] = {
+    re.compile(r"(?:^|\.)(?P<own>qkv(?:\.base_layer)?\.weight)$"): _thirds,
+    re.compile(r"(?:^|\.)(?P<own>in_proj_weight)$"): _thirds,
+    re.compile(r"(?:^|\.)(?P<own>qkv_proj(?:\.base_layer)?\.weight)$"): _grouped,
+    re.compile(r"(?:^|\.)(?P<own>gate_up_proj(?:\.base_layer)?\.weight)$"): _halves,
+    re.compile(r"(?:^|\.)experts\.(?P<own>gate_up_proj|down_proj)$"): _experts,
+}

@@ -312,7 +312,7 @@ def _chain(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
 def natural_key(name: str) -> list[tuple[int, str]]:
     """A key by which `layers.10` comes after `layers.9`; numbers are compared by their length and then as text.
 
-    >>> sorted(["h.10", "h.9", "h.x"], key=natural)
+    >>> sorted(["h.10", "h.9", "h.x"], key=natural_key)
     ['h.9', 'h.10', 'h.x']
     """
     parts = ((part, part.lstrip("0")) for part in re.split("([0-9]+)", name))

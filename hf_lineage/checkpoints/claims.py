@@ -1,9 +1,10 @@
-"""Who could be the parent, and why we think so: what the child itself declares."""
+"""Which parents a model declares in its own files: CLAIM_SOURCES is the registry of the files that are read."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from ..answers.refs import is_repo_id
 from .checkpoint import Checkpoint
 from .local import LocalRepo
 
-MOST = 16  # claims of one file that are looked at
+MAX_CLAIMS = 16  # of one file that are examined
 
-# The Hub's repos without an owner; none are added any more. Any other single word is the name of a folder somewhere.
+# The Hub's repos without an owner; none are added any more. Any other single word is a folder on somebody's machine.
 _OWNERLESS = re.compile(
     r"albert-(?:base|large|xlarge|xxlarge)-v[12]"
     r"|bert-base-(?:(?:german-|multilingual-)?cased|(?:multilingual-)?uncased|chinese|german-dbmdz-(?:un)?cased)"
@@ -26,7 +27,7 @@ _OWNERLESS = re.compile(
     r"|t5-(?:small|base|large|3b|11b)|xlnet-(?:base|large)-cased"
     r"|xlm-(?:clm-(?:ende|enfr)-1024|mlm-[a-z0-9-]+)|xlm-roberta-(?:base|large(?:-finetuned-conll0[23]-[a-z]+)?)"
 )
-# `output/run-3` is spelled like a repo id: what training scripts call their folders is not taken for one
+# `output/run-3` is spelled like a repo id: the usual names of training folders are not taken for one
 _FOLDER = re.compile(
     r"(?:(?:pre)?trained|saved?|ckpts?|checkpoints?|data|exp|experiments?|logs?|lightning_logs|models?|out|outputs?"
     r"|(?:pretrained|saved|trained)_models?|results?|runs?|te?mp|weights|work_dirs|workspace)/.*"
@@ -36,23 +37,44 @@ _FOLDER = re.compile(
 
 
 def claims_of(checkpoint: Checkpoint) -> list[Claim]:
-    """Parents that the child's own files name, in this order: the card's `base_model`, what `config.json` was loaded
-    from (`_name_or_path`), the adapter's base, and the models of a mergekit recipe.
+    """The parents that the child's own files name, by each of CLAIM_SOURCES in turn, without repetition.
 
-    Such files are written by anybody: what is not spelled like a repo id is passed over, and so is the child itself.
+    Such files are written by anybody: what is not spelled like a repo id is left out, and so is the child itself.
     """
-    card, loaded_from = checkpoint.card, checkpoint.config.get("_name_or_path")
-    base, relation = card.get("base_model"), card.get("base_model_relation")
+    claims = [claim for source in CLAIM_SOURCES.values() for claim in source(checkpoint)]
+    return [claim for claim in dict.fromkeys(claims) if not _is_self(claim.ref, checkpoint)]
+
+
+def _by_card(checkpoint: Checkpoint) -> list[Claim]:
+    """`base_model` in the card's metadata, one or several, with `base_model_relation`."""
+    base, relation = checkpoint.card.get("base_model"), checkpoint.card.get("base_model_relation")
     relation = relation if relation in ("finetune", "adapter", "quantized", "merge") else None
     named = [base] if isinstance(base, str) else base if isinstance(base, list) else []
-    claims = [Claim("card", ref, relation) for ref in named[:MOST] if isinstance(ref, str) and is_repo_id(ref)]
-    if isinstance(loaded_from, str) and _is_on_hub(loaded_from):
-        claims.append(Claim("config", loaded_from))
-    if checkpoint.adapter_base and is_repo_id(checkpoint.adapter_base):
-        claims.append(Claim("adapter", checkpoint.adapter_base, "adapter"))
+    return [Claim("card", ref, relation) for ref in named[:MAX_CLAIMS] if isinstance(ref, str) and is_repo_id(ref)]
+
+
+def _by_config(checkpoint: Checkpoint) -> list[Claim]:
+    """What `config.json` was loaded from (`_name_or_path`)."""
+    loaded_from = checkpoint.config.get("_name_or_path")
+    return [Claim("config", loaded_from)] if isinstance(loaded_from, str) and _is_on_hub(loaded_from) else []
+
+
+def _by_adapter(checkpoint: Checkpoint) -> list[Claim]:
+    """The base that an adapter's config names."""
+    base = checkpoint.adapter_base
+    return [Claim("adapter", base, "adapter")] if base and is_repo_id(base) else []
+
+
+def _by_mergekit(checkpoint: Checkpoint) -> list[Claim]:
+    """The models of a mergekit recipe."""
     merged = dict.fromkeys(filter(_is_on_hub, map(_merged_model, _ingredients(checkpoint.recipe))))
-    claims += [Claim("mergekit", ref, "merge") for ref in list(merged)[:MOST]]
-    return [claim for claim in dict.fromkeys(claims) if not _is_self(claim.ref, checkpoint)]
+    return [Claim("mergekit", ref, "merge") for ref in list(merged)[:MAX_CLAIMS]]
+
+
+# What a child declares, in the order of the answer: `Claim.source` → the claims of one kind of file
+CLAIM_SOURCES: dict[str, Callable[[Checkpoint], list[Claim]]] = {
+    "card": _by_card, "config": _by_config, "adapter": _by_adapter, "mergekit": _by_mergekit,
+}  # fmt: skip
 
 
 def _is_on_hub(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +12,13 @@ from ..answers.lineage import Candidate
 from ..answers.refs import ModelRef
 from ..errors import (
     ArgumentError,
-    CheckpointError,
     HubUnavailableError,
     LineageError,
     ModelNotFoundError,
     NoWeightsError,
-    PickleRefusedError,
 )
 from .checkpoint import Checkpoint, MemoryCheckpoint
-from .formats.pickle import PICKLE_ENDINGS, PICKLES, open_pickles
-from .formats.safetensors import open_files, open_shards
+from .formats import FORMATS
 from .local import LocalRepo, repo_of
 
 if TYPE_CHECKING:
@@ -31,12 +27,6 @@ if TYPE_CHECKING:
     from ..hub.client import Hub, HubRepo
 
     Model = str | Path | ModelRef | torch.nn.Module
-
-# Root files in the order they are looked for; the first that is there is the model.
-SAFETENSORS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "open_clip_model.safetensors")
-
-
-ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def open_checkpoint(
@@ -86,56 +76,14 @@ def open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
 
 
 def _open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
-    if set(ADAPTER) <= repo.files and not repo.only:
-        checkpoint = open_files(repo, [ADAPTER[0]])
-        checkpoint.adapter_base = _adapter_base(repo)
-        return checkpoint
-    safetensors = sorted(name for name in repo.files if name.endswith(".safetensors") and "/" not in name)
-    for name in SAFETENSORS:
-        if name in repo.files:
-            return open_files(repo, [name])
-        if f"{name}.index.json" in repo.files:
-            return open_shards(repo, f"{name}.index.json")
-    if repo.only and repo.only.endswith(".safetensors.index.json"):
-        return open_shards(repo, repo.only)
-    if repo.only and repo.only.endswith(".safetensors"):
-        return open_files(repo, [repo.only])
-    if len(safetensors) == 1:
-        return open_files(repo, safetensors)
-    pickles = sorted(name for name in repo.files if name.endswith(PICKLE_ENDINGS) and "/" not in name)
-    named = [name for name in (repo.only, *PICKLES) if name and name in pickles] or pickles[:1]
-    if safetensors:
-        raise NoWeightsError(
-            f"Expected one `model.safetensors` (or its index) in `{repo.ref.name}`, found {len(safetensors)} files: "
-            f"{', '.join(safetensors[:4])}.",
-            "Pass the path of the one that is meant.",
-        )
-    if named or any(name.endswith(".bin.index.json") for name in repo.files):
-        if not allow_pickle:
-            raise PickleRefusedError(
-                f"`{repo.ref.name}` has only pickled weights ({', '.join(pickles[:2])}), which can run code.",
-                "If you trust it, allow them: --allow-pickle.",
-                "allow_pickle=True.",
-            )
-        return open_pickles(repo, named)
+    for form in FORMATS.values():
+        if names := form.find(repo):
+            return form.open(repo, names, allow_pickle)
     found = ", ".join(sorted(name for name in repo.files if name[0] != ".")[:4]) or "no file at all"
     raise NoWeightsError(
         f"Expected a `model.safetensors` in `{repo.ref.name}`, found {found}. "
         "Convert the weights with safetensors, or name another repo."
     )
-
-
-def _adapter_base(repo: LocalRepo | HubRepo) -> str:
-    where = f"{repo.ref.name}/{ADAPTER[1]}"
-    try:
-        base = json.loads(repo.read_small(ADAPTER[1], 1_000_000))["base_model_name_or_path"]
-        if not isinstance(base, str) or not base:
-            raise ValueError("base_model_name_or_path is no text")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"`{where}` names no base model (`base_model_name_or_path`). Name the base as the child instead."
-        ) from error
-    return base
 
 
 class Opener:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class View(Wrapper):
     """A checkpoint whose tensor `name` is replaced by `name[label]` for each (label, first, stop) of `cuts[name]`.
 
-    Rows are what the last axis holds (`conventions.cuts`). The laws of `Checkpoint` hold; what is read and counted is
-    the wrapped checkpoint's.
+    Rows are what the last axis holds (`conventions.fused_parts`). The laws of `Checkpoint` hold; what is read and
+    counted is the wrapped checkpoint's.
     """
 
     def __init__(self, checkpoint: Checkpoint, cuts: Mapping[str, Sequence[tuple[str, int, int]]]) -> None:

@@ -1,11 +1,12 @@
-"""Pickled weights, read by `torch.load(weights_only=True)` where the caller allows it."""
+"""Pickled weights, read by `torch.load(weights_only=True)`, and only where the caller allows it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...errors import BrokenFileError, NoWeightsError
+from ...errors import BrokenFileError, NoWeightsError, PickleRefusedError
+from ..checkpoint import MemoryCheckpoint
 from ..local import LocalRepo
 from .safetensors import MAX_INDEX, parse_index
 
@@ -13,18 +14,35 @@ if TYPE_CHECKING:
     import torch
 
     from ...hub.client import HubRepo
-from ..checkpoint import MemoryCheckpoint
 
-PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "pytorch_model.pt")
-
+PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "pytorch_model.pt")  # in the order of preference
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+INDEX_ENDING = ".bin.index.json"
 
 
-def open_pickles(repo: LocalRepo | HubRepo, names: Sequence[str]) -> MemoryCheckpoint:
+def find_pickles(repo: LocalRepo | HubRepo) -> list[str]:
+    """The file that was named, those of PICKLES, or the first one there is; an index where there is none of these."""
+    pickles = _pickles(repo)
+    named = [name for name in (repo.only, *PICKLES) if name and name in pickles] or pickles[:1]
+    return named or _indexes(repo)[:1]
+
+
+def open_pickles(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: bool) -> MemoryCheckpoint:
+    """The state dict in the first of the files, or in all shards of an index.
+
+    Raises `PickleRefusedError` without `allow_pickle`, `BrokenFileError` for what is no pickle of tensors alone,
+    `NoWeightsError` for one without a tensor.
+    """
     import torch
 
-    indexes = [name for name in sorted(repo.files) if name.endswith(".bin.index.json")]
-    if indexes and (not names or names[0] not in PICKLES):
+    if not allow_pickle:
+        raise PickleRefusedError(
+            f"`{repo.ref.name}` has only pickled weights ({', '.join(_pickles(repo)[:2])}), which can run code.",
+            "If you trust it, allow them: --allow-pickle.",
+            "allow_pickle=True.",
+        )
+    indexes = _indexes(repo)
+    if indexes and names[0] not in PICKLES:
         names = sorted(set(parse_index(repo.read_small(indexes[0], MAX_INDEX), indexes[0]).values()))
     tensors: dict[str, torch.Tensor] = {}
     loaded = 0
@@ -45,3 +63,11 @@ def open_pickles(repo: LocalRepo | HubRepo, names: Sequence[str]) -> MemoryCheck
     if not tensors:
         raise NoWeightsError(f"Expected a state dict in `{repo.ref.name}/{names[0]}`, found no tensor in it.")
     return MemoryCheckpoint(repo.ref, repo.requested, tensors, loaded)
+
+
+def _pickles(repo: LocalRepo | HubRepo) -> list[str]:
+    return sorted(name for name in repo.files if name.endswith(PICKLE_ENDINGS) and "/" not in name)
+
+
+def _indexes(repo: LocalRepo | HubRepo) -> list[str]:
+    return [name for name in sorted(repo.files) if name.endswith(INDEX_ENDING)]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ...errors import BrokenFileError, Note
+from ...errors import BrokenFileError, CheckpointError, Note, NoWeightsError
 from ..checkpoint import SHARDS, FileCheckpoint, Source
 from ..dtypes import BITS
 from ..entry import Entry
@@ -41,7 +41,7 @@ def header_length(prefix: bytes, size: int, where: str) -> int:
 
 
 def parse_header(raw: bytes, size: int, where: str, file: int = 0) -> tuple[dict[str, Entry], list[str]]:
-    """Entries of a header `raw` in a file of `size` bytes, and the names left out for an unknown dtype.
+    """The entries of a header `raw` in a file of `size` bytes, and the tensors left out for an unknown dtype.
 
     The data must be covered by the tensors exactly: no gap, no overlap, nothing outside, each tensor as long as
     its shape and dtype say. Raises `BrokenFileError` with the file's name and what contradicts what.
@@ -133,7 +133,64 @@ def _broken(where: str, why: str, hint: str = "") -> NoReturn:
     raise BrokenFileError(Note("broken_file", f"{broken}. {again}", hint, text=text))
 
 
+# Root files in the order they are looked for; the first that is there, or its index, is the model.
+SAFETENSORS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "open_clip_model.safetensors")
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def find_adapter(repo: LocalRepo | HubRepo) -> list[str]:
+    """The weights of a LoRA adapter in PEFT's layout, if the repo is one."""
+    return [ADAPTER[0]] if set(ADAPTER) <= repo.files and not repo.only else []
+
+
+def open_adapter(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: bool = False) -> FileCheckpoint:
+    """The adapter, which names its base. Raises `CheckpointError` where its config names none."""
+    checkpoint = open_files(repo, names)
+    checkpoint.adapter_base = _adapter_base(repo)
+    return checkpoint
+
+
+def find_safetensors(repo: LocalRepo | HubRepo) -> list[str]:
+    """The file or index that is the model: the one that was named, one of SAFETENSORS, or the only one there is.
+
+    Raises `NoWeightsError` where there are several and nothing says which is meant.
+    """
+    found = sorted(name for name in repo.files if name.endswith(".safetensors") and "/" not in name)
+    for name in SAFETENSORS:
+        for file in (name, f"{name}.index.json"):
+            if file in repo.files:
+                return [file]
+    if repo.only and repo.only.endswith((".safetensors", ".safetensors.index.json")):
+        return [repo.only]
+    if len(found) > 1:
+        raise NoWeightsError(
+            f"Expected one `model.safetensors` (or its index) in `{repo.ref.name}`, found {len(found)} files: "
+            f"{', '.join(found[:4])}.",
+            "Pass the path of the one that is meant.",
+        )
+    return found
+
+
+def open_safetensors(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: bool = False) -> FileCheckpoint:
+    """The model in one file, or in the shards of an index."""
+    return open_shards(repo, names[0]) if names[0].endswith(".index.json") else open_files(repo, names)
+
+
+def _adapter_base(repo: LocalRepo | HubRepo) -> str:
+    where = f"{repo.ref.name}/{ADAPTER[1]}"
+    try:
+        base = json.loads(repo.read_small(ADAPTER[1], 1_000_000))["base_model_name_or_path"]
+        if not isinstance(base, str) or not base:
+            raise ValueError("base_model_name_or_path is no text")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"`{where}` names no base model (`base_model_name_or_path`). Name the base as the child instead."
+        ) from error
+    return base
+
+
 def open_shards(repo: LocalRepo | HubRepo, index: str) -> FileCheckpoint:
+    """All files of an index. Raises `BrokenFileError` where it and they do not agree."""
     where = f"{repo.ref.name}/{index}"
     shard_of = parse_index(repo.read_small(index, MAX_INDEX), where)
     shards = sorted(set(shard_of.values()))
@@ -146,7 +203,7 @@ def open_shards(repo: LocalRepo | HubRepo, index: str) -> FileCheckpoint:
 
 
 def open_files(repo: LocalRepo | HubRepo, names: Sequence[str]) -> FileCheckpoint:
-    """Headers of all files, several at once."""
+    """Files whose tensors together are the model; reads their headers, several at once. Raises `BrokenFileError`."""
     remote = not isinstance(repo, LocalRepo)
 
     def look(job: tuple[int, str]) -> tuple[Source, dict[str, Entry], list[str]]:

@@ -18,7 +18,8 @@ from ...answers.lineage import Candidate, Claim, Lineage
 from ...answers.refs import ModelRef, printable
 from ...checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
 from ...checkpoints.claims import claims_of
-from ...checkpoints.opener import ADAPTER, open_checkpoint
+from ...checkpoints.formats.safetensors import ADAPTER
+from ...checkpoints.opener import open_checkpoint
 from ...checkpoints.texts import MAX_TEXT, json_data
 from ...errors import (
     ArgumentError,
