@@ -1,4 +1,4 @@
-"""Several processes that answer one question: `torchrun` or `accelerate launch` starts them, we share the work.
+"""Several processes that answer one question together, started by `torchrun` or `accelerate launch`.
 
 Sums travel as they are (gloo, whatever the launcher's own backend), so that every process ends with the same answer.
 Without a launcher nothing is imported and nothing is sent.
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 
     Device = str | torch.device
 
-TIMEOUT = 600  # seconds one process waits for the others, unless HF_LINEAGE_TIMEOUT says
+TIMEOUT = 600  # seconds that a process waits for the others; HF_LINEAGE_TIMEOUT sets another
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class World:
-    """Who we are among the processes of this run: `rank` of `size`."""
+    """This process among those of the run: number `rank` of `size`."""
 
     rank: int
     size: int
 
     @property
     def main(self) -> bool:
-        """Whether we are the one that prints."""
+        """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
     def share(self, sizes: Sequence[int]) -> list[int]:
-        """Which items are ours: one run of neighbours, whose sizes sum to Σ/n, give or take the largest item.
+        """The items of this process: one run of neighbours, whose sizes sum to Σ/n, up to the size of one item.
 
-        Runs, because neighbours in a file are cheaper to fetch together. Item i goes to rank ⌊n·m/Σ⌋, where m is the
-        middle of its place when the items lie end to end.
+        Runs, because neighbours in a file are cheaper to fetch together. With the items laid end to end, item i goes to
+        rank ⌊n·m/Σ⌋, where m is the position of its middle.
 
         >>> [World(rank, 2).share([3, 1, 2, 2]) for rank in range(2)]
         [[0, 1], [2, 3]]
@@ -65,7 +65,7 @@ class World:
         return self._exchange("value", value)
 
     def others(self, count: int) -> int:
-        """What the other processes have of something that is counted; all must call this, as `gather`."""
+        """The sum of a count over the other processes; all must call this, as `gather`."""
         return sum(self.gather(count)) - count
 
     def _exchange(self, kind: str, value: Any) -> list[Any]:
@@ -82,7 +82,7 @@ class World:
 
 
 def world() -> World:
-    """Our place among the launcher's processes, from RANK and WORLD_SIZE; alone without them. Imports nothing.
+    """This process among the launcher's, from RANK and WORLD_SIZE; one alone without them. Imports nothing.
 
     >>> world()
     World(rank=0, size=1)
@@ -95,7 +95,8 @@ def world() -> World:
 
 
 def together(function: Callable[P, R]) -> Callable[P, R]:
-    """In every process of a launcher: none returns before all have, and what fails in one is an error in all.
+    """A decorator for what all processes of a launcher call: none returns before all have, a failure in one is one in
+    all.
 
     The same error in all of them stays what it is; one of a single process becomes a `ProcessLostError` that names it.
     """
@@ -126,10 +127,10 @@ def devices(wanted: Device | Sequence[Device]) -> tuple[torch.device, ...]:
 
     if not isinstance(wanted, (str, torch.device)):
         return tuple(torch.device(one) for one in wanted)
-    place = torch.device(wanted)
-    count = torch.cuda.device_count() if place.type == "cuda" and place.index is None else 0
+    device = torch.device(wanted)
+    count = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 0
     if not count:
-        return (place,)
+        return (device,)
     if world().size > 1:
         return (torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count),)
     return tuple(torch.device("cuda", i) for i in range(count))
@@ -202,7 +203,7 @@ def _lost(size: int, wait: timedelta, text: str) -> ProcessLostError:
 
 
 def _text(error: Exception) -> str:
-    """An error's words for the other processes; a bug's with the place it came from."""
+    """The message of an error for the other processes; for a bug with file and line."""
     if isinstance(error, LineageError):
         return str(error)
     last = traceback.extract_tb(error.__traceback__)[-1]

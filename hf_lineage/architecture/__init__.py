@@ -1,1 +1,1 @@
-"""What the tensors of a checkpoint are, and what lines up with what, told from names and shapes."""
+"""What the tensors of a model are, and how two models are aligned, from names and shapes alone."""

@@ -1,4 +1,4 @@
-"""Which tensor of a candidate lines up with which of the child."""
+"""Alignment: which tensor of a candidate is compared with which of the child."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .conventions import POSITIONS, VOCABULARY, Shaped, canonical_names
-from .describe import COMPARABLE, FLOATS, GROWN, Architecture, describe, short_names
+from .describe import FLOATS, MIN_COVERAGE, MIN_SHARED_VOCABULARY, Architecture, describe, short_names
 
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Which tensor of the candidate lines up with which of the child: child's name → candidate's name.
+    """Which tensor of the candidate is compared with which of the child.
 
-    `coverage` is the share of the child's trunk, in elements, that has a partner; `unmatched` says for each of the
-    child's weights without one, why. `grown`: pairs of which one has more rows (child's, candidate's), tables with
-    a row per token; the rows of the shorter line up with the first of the longer, and only those count.
+    pairs: child's name → candidate's name. unmatched: the child's weights without a partner, and why. coverage: share
+    of the child's trunk, in elements, that has a partner, in [0, 1]. grown: tables with a row per token of which one
+    has more rows, (child's, candidate's); the rows of the shorter are the first of the longer, and only those are
+    compared.
     """
 
     pairs: dict[str, str]
@@ -25,11 +26,11 @@ class Alignment:
 
     @property
     def comparable(self) -> bool:
-        """Whether enough lines up to judge the candidate."""
-        return self.coverage >= COMPARABLE
+        """Whether enough of the child has a partner to compare the candidate."""
+        return self.coverage >= MIN_COVERAGE
 
     def explain(self) -> str:
-        """Why the candidate is not comparable: the share that lines up, and the first tensor that does not."""
+        """Why the candidate is not comparable: the share with a partner, and the first tensor without one."""
         share = f"{100 * self.coverage:.0f} % of the child's weights have a partner of the same name and shape"
         if not self.unmatched:
             return share
@@ -40,7 +41,7 @@ class Alignment:
 def align(
     child: Mapping[str, Shaped], candidate: Mapping[str, Shaped], architecture: Architecture | None = None
 ) -> Alignment:
-    """Line up two checkpoints by canonical name and equal shape; `architecture` is the child's, if known already."""
+    """Align two checkpoints by canonical name and equal shape; `architecture` is the child's, if already known."""
     ours, short_of, theirs = architecture or describe(child), short_names(child), canonical_names(candidate)
     pairs: dict[str, str] = {}
     unmatched: dict[str, str] = {}
@@ -76,14 +77,14 @@ def covers(candidate: Mapping[str, Shaped], theirs: Architecture, alignment: Ali
         if own := partner_of.get(name):
             rows = alignment.grown.get(own)
             matched += _shared(candidate[name].count, rows and (rows[1], rows[0]))
-    return matched >= COMPARABLE * total > 0
+    return matched >= MIN_COVERAGE * total > 0
 
 
 def is_grown(short: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
     """Whether one of two tables with a row per token begins with the rows of the other, by name and shapes."""
     if not VOCABULARY.search(short) or len(ours) != 2 or ours[1:] != theirs[1:]:
         return False
-    return min(ours[0], theirs[0]) >= GROWN * max(ours[0], theirs[0])
+    return min(ours[0], theirs[0]) >= MIN_SHARED_VOCABULARY * max(ours[0], theirs[0])
 
 
 def _misfit(short: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> str:

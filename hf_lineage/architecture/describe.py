@@ -1,7 +1,6 @@
-"""What the tensors of a checkpoint are, told from their names: weights or not, head or trunk, block, hidden units.
+"""What the tensors of a checkpoint are, from names and shapes: weights or not, head or trunk, block, hidden units.
 
-A naming convention is a row of a table (`architecture/conventions.py`); nothing here reads a weight or runs a model's
-code.
+The rules of names are tables (here, and `conventions.py`); nothing here reads a weight or runs a model's code.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from itertools import pairwise
 from .conventions import ADAPTERS_OWN, Shaped, canonical_names
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4"})
-COMPARABLE = 0.5  # share of the child's trunk a candidate must have, tensor by tensor, to be compared at all
-GROWN = 0.5  # share of the longer vocabulary the shorter one must have, to be its beginning
+MIN_COVERAGE = 0.5  # of the child's trunk that a candidate must have, tensor by tensor, to be compared
+MIN_SHARED_VOCABULARY = 0.5  # of the longer table that the shorter one must have, to be its beginning
 
-# buffers: counters, running statistics of the data, masks, tables that are computed
+# Buffers: counters, running statistics of the data, masks, tables that are computed
 _NOT_WEIGHTS = re.compile(
     r"(?:^|\.)(?:num_batches_tracked|running_mean|running_var|position_ids|token_type_ids|inv_freq|masked_bias|"
     r"attn_mask|relative_position_index|relative_coords_table)$|(?:^|\.)h\.\d+\.attn\.bias$"
@@ -35,7 +34,12 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """Matrices `order.rows` have the hidden units for rows, `order.columns` for columns. `taller`: see below."""
+    """Where the hidden units of one layer are: the rows of a matrix, and the columns of those that read them.
+
+    rows: pattern of the matrix's name; its group `order` names the order of the units. columns: modules of that order
+    whose matrices read the units. taller: only if the matrix has more rows than columns, which distinguishes GPT-2's
+    (in, out) layout from a Linear of the same name. transposed: the matrix is stored (in, out).
+    """
 
     rows: re.Pattern[str]
     columns: tuple[str, ...]
@@ -43,10 +47,9 @@ class _Rule:
     transposed: bool = False
 
 
-# Where the rows of a matrix are the hidden units of one layer, in an order that training leaves arbitrary. `order`
-# names that order; tensors of one order (gate and up) are tested together. `taller`: only if it has more rows
-# than columns, which tells GPT-2's (in, out) layout from a Linear of the same name. A matrix counts only if another
-# one of its module reads exactly its rows: fused gate-and-up and grouped convolutions have fewer symmetries.
+# Matrices whose rows are hidden units, in an order that training leaves arbitrary; matrices of one order (gate and up)
+# are tested together. A matrix counts only if another one of its module reads exactly its rows: fused gate-and-up and
+# grouped convolutions have fewer symmetries.
 _UNIT_ROWS: tuple[_Rule, ...] = (
     _Rule(
         re.compile(r"(?P<order>.*\bmlp)\.(?:gate_proj|up_proj|fc1|fc1_g|fc1_x|w1|dense_h_to_4h)\.weight"),
@@ -67,11 +70,11 @@ _UNIT_ROWS: tuple[_Rule, ...] = (
     _Rule(re.compile(r"(?P<order>.*)\.pwconv1\.weight"), ("pwconv2",)),
 )
 _INNER_NORMS = ("norm", "ffn_ln", "grn")  # between the two matrices of a feed-forward layer
-# Rows of the convolutions inside a residual block, all but its last one: the next one must read them.
+# Convolutions inside a residual block, all but its last one: the next one must read their rows.
 _INNER_CONV = re.compile(r"(?P<stem>.*\b(?:layer\d+\.\d+|blocks\.\d+)\.conv|.*\blayers\.\d+\.layer\.)"
                          r"(?P<number>\d)(?P<tail>\.weight|\.convolution\.weight)")  # fmt: skip
 
-# Projections whose columns are the residual stream. Not those of cross-attention, which read another stream.
+# Projections whose columns are the residual stream; not those of cross-attention, which read another stream
 _PROJECTION = re.compile(
     r"(?:^|.*\.)(?:attn|attention|self_attn|self_attention|SelfAttention|attention\.self|attention\.attention)\."
     r"(?:(?:[qkv]|qkv|[qkv]_proj|qkv_proj|query|key|value|[qkv]_lin|w[qkv]|query_key_value|Wqkv|W_pack|q_a_proj|"
@@ -87,13 +90,13 @@ _BRANCH = re.compile(r"(?P<block>layer\d+\.\d+)\.(?:downsample|shortcut)\.")
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The tensors of one checkpoint, told apart by name and shape.
+    """What the tensors of one checkpoint are, by name and shape.
 
-    `weights` are the float tensors that take part, in a stable order, `heads` those of them that a new task
-    replaces; `left_out` says why any other does not; `orders` maps a hidden-unit order to the matrices whose rows
-    are its units, `reads` to those whose columns (second axis) are, a head among them if it follows a chain, and
-    `vectors` to the one-dimensional tensors indexed by them. `residual` maps a residual stream to the matrices
-    whose columns are its channels: they read it, or in GPT-2's (in, out) layout write it.
+    weights: the float tensors that take part, in a stable order; heads: those of them that a new task replaces.
+    left_out: every other tensor, and why. blocks: each weight's block, by its path, or "stem" or "head". orders: a
+    hidden-unit order → the matrices whose rows are its units; reads: → those whose columns (second axis) are, a head
+    among them if it follows a chain; vectors: → the one-dimensional tensors indexed by them. residual: a residual
+    stream → the matrices whose columns are its channels: they read it, or in GPT-2's (in, out) layout write it.
     """
 
     weights: tuple[str, ...]
@@ -112,7 +115,7 @@ class Architecture:
 
 
 def describe(entries: Mapping[str, Shaped]) -> Architecture:
-    """Tell the tensors of a checkpoint apart. An unknown convention still has weights, only no hidden units."""
+    """What each tensor is. A model of an unknown convention has weights all the same, but no hidden units."""
     plain = canonical_names(entries)
     left_out: dict[str, str] = {}
     for short, name in plain.items():
@@ -151,7 +154,7 @@ def describe(entries: Mapping[str, Shaped]) -> Architecture:
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Name → canonical name."""
+    """Each name → its canonical name."""
     return {name: short for short, name in canonical_names(names).items()}
 
 
@@ -178,7 +181,7 @@ def _named(found: Mapping[str, Iterable[str]], weights: Mapping[str, str]) -> di
 
 @dataclass(frozen=True, slots=True)
 class _Units:
-    """Order → tensors that have its units for rows, for columns, for elements."""
+    """Hidden-unit order → tensors that have its units as rows, as columns, as elements; filled while names are read."""
 
     rows: dict[str, list[str]]
     columns: dict[str, list[str]]
@@ -188,7 +191,7 @@ class _Units:
         self, order: str, row: str, columns: Iterable[str], vectors: Iterable[str],
         shapes: Mapping[str, tuple[int, ...]],
     ) -> None:  # fmt: skip
-        """One more matrix of an order, if another one reads exactly its rows."""
+        """Add a matrix to an order, if one of `columns` reads exactly its rows."""
         readers = [name for name in columns if name != row and _reads(shapes.get(name, ()), shapes[row])]
         rows = self.rows.setdefault(order, [])
         if readers and (not rows or shapes[rows[0]][0] == shapes[row][0]):
@@ -204,7 +207,7 @@ def _chain_units(units: _Units, shapes: Mapping[str, tuple[int, ...]], chain: li
 
 
 def _ruled(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[_Rule, str]]:
-    """The row of the table that applies to a tensor, and its order."""
+    """Matrix → the rule of _UNIT_ROWS that applies to it, and its order."""
     found = {}
     for short, shape in shapes.items():
         for rule in _UNIT_ROWS if len(shape) > 1 else ():
@@ -240,7 +243,7 @@ def _inner_units(units: _Units, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def _streams(shapes: Mapping[str, tuple[int, ...]], ruled: Iterable[str]) -> dict[str, list[str]]:
-    """Residual streams of transformers: one, called `stream`, or one per tower or stage, called by its path."""
+    """Residual streams of transformers: one, named `stream`, or one for each tower or stage, named by its path."""
     readers = {*ruled, *(name for name in shapes if _PROJECTION.fullmatch(name))}
     for name, shape in shapes.items():
         conv1d = _CONV1D_PROJECTION.fullmatch(name)
@@ -258,7 +261,7 @@ def _streams(shapes: Mapping[str, tuple[int, ...]], ruled: Iterable[str]) -> dic
 
 
 def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
-    """Residual streams of a ResNet, called by the stage that makes them; its first block still reads the one before.
+    """Residual streams of a ResNet, named by the stage that makes them; its first block still reads the one before.
 
     >>> small = {"layer1.0.conv1.weight": (4, 4, 3, 3), "layer1.1.conv1.weight": (4, 4, 3, 3)}
     >>> wider = {"layer2.0.conv1.weight": (8, 4, 3, 3), "layer2.1.conv1.weight": (8, 8, 3, 3)}
@@ -282,7 +285,7 @@ def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
 
 
 def _reads(reader: tuple[int, ...], rows: tuple[int, ...]) -> bool:
-    """Whether a matrix takes exactly these rows as its inputs: not so where gate and up are fused, or groups differ.
+    """Whether a matrix takes exactly these rows as its inputs; not so where gate and up are fused, or groups differ.
 
     >>> _reads((32, 64), (64, 32)), _reads((32, 64), (128, 32)), _reads((64, 4, 3, 3), (64, 64, 1, 1))
     (True, False, False)
@@ -299,8 +302,8 @@ def _chain(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     matrices = [name for name, shape in shapes.items() if len(shape) > 1]
     if len(matrices) < 2 or any(len(shapes[name]) != 2 for name in matrices):
         return []
-    # one numbered series; a head called `head` or `classifier` comes last whatever its name. Encoder and decoder, or
-    # q, k, v and o, may fit each other without being a chain.
+    # One numbered series, then possibly a head. Encoder and decoder, or q, k, v and o, may fit each other without being
+    # a chain.
     series = {re.sub(r"\d+\.weight$", "#", name) for name in matrices if not _HEAD.match(name)}
     if len(series) != 1 or not min(series).endswith("#"):
         return []
@@ -310,7 +313,7 @@ def _chain(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
-    """A key by which `layers.10` comes after `layers.9`; numbers are compared by their length and then as text.
+    """A sort key by which `layers.10` comes after `layers.9`; numbers are compared by their length and then as text.
 
     >>> sorted(["h.10", "h.9", "h.x"], key=natural_key)
     ['h.9', 'h.10', 'h.x']

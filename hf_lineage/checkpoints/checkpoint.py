@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from ..hub.client import HubRepo
 
-SHARDS = 8  # files looked at or read at once
+FILES_AT_ONCE = 8  # of one model that are read in parallel
 
 RECIPES = ("mergekit_config.yml", "mergekit_config.yaml")
-MAX_RECIPE = 1 << 18  # bytes of a mergekit recipe that are looked at; a longer one is passed over
+MAX_RECIPE = 1 << 18  # bytes of a mergekit recipe; a longer one is ignored
 
 
 class Source(Protocol):
@@ -71,7 +71,7 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
 
     @cached_property
     def architecture(self) -> Architecture:
-        """Which of the tensors are what, told from names and shapes when first asked for."""
+        """What the tensors are, by names and shapes; worked out when first asked for."""
         return describe(self)
 
     def __getitem__(self, name: str) -> Entry:
@@ -104,7 +104,7 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
 
 
 class Wrapper(Checkpoint):
-    """Another view of a checkpoint: what is read and counted is the wrapped one's."""
+    """A checkpoint that shows another one differently; what is read and counted is the wrapped one's."""
 
     def __init__(self, checkpoint: Checkpoint, entries: dict[str, Entry]) -> None:
         super().__init__(checkpoint.ref, checkpoint.requested, entries)
@@ -131,7 +131,7 @@ class FileCheckpoint(Checkpoint):
         self._room = 0  # bytes that may still be kept
 
     def keep(self, room: int) -> None:
-        """Remember what is read from now on, up to so many bytes: the same may be asked for again."""
+        """Cache what is read from now on, up to `room` bytes in all: the same slices may be asked for again."""
         self._room = room
 
     @property
@@ -162,7 +162,7 @@ class FileCheckpoint(Checkpoint):
                 result[position] = decode(buffer, self[piece.name].dtype, piece)
 
         if self._remote and len(wanted) > 1:
-            with ThreadPoolExecutor(min(SHARDS, len(wanted)), thread_name_prefix="hf-lineage-shard") as pool:
+            with ThreadPoolExecutor(min(FILES_AT_ONCE, len(wanted)), thread_name_prefix="hf-lineage-shard") as pool:
                 list(pool.map(read_file, wanted))
         else:
             for file in wanted:
@@ -178,7 +178,7 @@ class FileCheckpoint(Checkpoint):
 
 
 class MemoryCheckpoint(Checkpoint):
-    """Tensors that are in memory already: a module, or a pickled state dict after `torch.load`."""
+    """Tensors in memory: those of a module, or of a pickled state dict after `torch.load`."""
 
     def __init__(self, ref: ModelRef, requested: str, tensors: Mapping[str, torch.Tensor], loaded: int = 0) -> None:
         names = {dtype: name for name, dtype in torch_dtypes().items()}

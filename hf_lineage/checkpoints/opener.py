@@ -133,7 +133,8 @@ class Opener:
     def open_all(self, models: Sequence[Model], called: str = "candidates") -> tuple[list[Checkpoint], list[Candidate]]:
         """Open several at once; what cannot be opened comes back as an `unreadable` candidate with the reason.
 
-        Modules are called by their place in the caller's argument: `candidates[2]`."""
+        Modules are named by their index in the caller's argument: `candidates[2]`.
+        """
         refs = [ModelRef.parse(model) if isinstance(model, (str, Path)) else model for model in models]
         for ref in refs:  # before threads could race to make the client
             self._client(ref)

@@ -1,4 +1,4 @@
-"""A checkpoint some of whose tensors are replaced by others in memory."""
+"""A checkpoint with replaced tensors, such as hidden units in another order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class Overlay(Wrapper):
-    """`checkpoint` with `tensors` in place of its own of the same names; what is read of those costs nothing."""
+    """A checkpoint some of whose tensors are replaced by `tensors`, which lie in memory: reading those costs
+    nothing."""
 
     def __init__(self, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
         self._upper = MemoryCheckpoint(checkpoint.ref, checkpoint.requested, tensors)

@@ -1,4 +1,4 @@
-"""Cards, configs and recipes: text that a stranger wrote, read within bounds."""
+"""Cards, configs and recipes: untrusted text, parsed within bounds of size, depth and time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def card_data(raw: bytes) -> dict:
 
 
 def json_data(raw: bytes) -> dict:
-    """A JSON object that a stranger wrote; empty where it is none or cannot be read."""
+    """An untrusted JSON object; empty where it is none or cannot be read."""
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError):
@@ -29,7 +29,7 @@ def json_data(raw: bytes) -> dict:
 
 
 def yaml_data(raw: bytes) -> dict:
-    """A YAML mapping that a stranger wrote; empty where it is none or cannot be read."""
+    """An untrusted YAML mapping; empty where it is none or cannot be read."""
     try:
         data = yaml.load(raw.decode("utf-8-sig"), _BoundedLoader)
     except Exception:  # PyYAML trips over values it does not expect in any way: `!!bool x` is a KeyError

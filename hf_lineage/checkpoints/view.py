@@ -1,4 +1,4 @@
-"""A checkpoint seen through its parts: fused tensors cut into named row ranges, long tables shortened."""
+"""A view of a checkpoint: fused tensors are cut into named row ranges, long tables shortened."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class View(Wrapper):
 
     def __init__(self, checkpoint: Checkpoint, cuts: Mapping[str, Sequence[tuple[str, int, int]]]) -> None:
         entries: dict[str, Entry] = {}
-        places: dict[str, tuple[str, int]] = {}
+        origins: dict[str, tuple[str, int]] = {}
         for name, entry in checkpoint.items():
             parts = [(f"{name}[{label}]", first, stop) for label, first, stop in cuts.get(name, ())]
             if not parts or any(key in checkpoint for key, _, _ in parts):  # names are the author's: no key twice
-                entries[name], places[name] = entry, (name, 0)
+                entries[name], origins[name] = entry, (name, 0)
                 continue
             for key, first, stop in parts:
                 entries[key] = _rows(entry, key, first, stop)
-                places[key] = (name, first * _width(entry))
+                origins[key] = (name, first * _width(entry))
         super().__init__(checkpoint, entries)
         for name, value in vars(checkpoint).items():  # whatever a checkpoint knows of its model besides its tensors
             if not name.startswith("_") and name != "architecture":
                 setattr(self, name, value)
-        self._places = places
+        self._origins = origins
 
     @cached_property
     def config(self) -> dict:
@@ -64,7 +64,7 @@ class View(Wrapper):
         return shorter
 
     def _translate(self, piece: Slice) -> Slice:
-        name, offset = self._places[piece.name]
+        name, offset = self._origins[piece.name]
         if not 0 <= piece.start <= piece.stop <= self[piece.name].count:  # the wrapped tensor goes on behind the part
             raise IndexError(f"Expected a slice within 0 to {self[piece.name].count} of {piece.name!r}, got {piece}.")
         return Slice(name, offset + piece.start, offset + piece.stop)

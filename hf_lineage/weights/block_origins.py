@@ -62,7 +62,7 @@ class LayerReadings:
 
 @dataclass(frozen=True, slots=True)
 class BlockFacts:
-    """What the readings say of one block of the child, in place `position` of `LayerReadings.blocks`.
+    """What the readings say of one block of the child, number `position` of `LayerReadings.blocks`.
 
     names: the matrices compared, of the candidates `kept`. grams: of each matrix, in full size, row 0 the child, then
     the differences of the candidates from it, as in `Moments`; gram: their sum; centred: the same sum around each
@@ -390,7 +390,7 @@ def _by_relatives(facts: BlockFacts, fit: Fit) -> float:
 
 
 def _foreign_tensors(facts: BlockFacts, first: int) -> dict[int, list[str]]:
-    """Tensors of the block that came from a source unrelated to `first`, by its place in `kept`.
+    """Tensors of the block that came from a source unrelated to `first`, by its index in `kept`.
 
     Nearer to it by NEARER_FACTOR, and correlated. A relative may be nearer in tensors that hardly changed without being
     a source.

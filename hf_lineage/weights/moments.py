@@ -91,7 +91,7 @@ class Moments:
     def gap_stderr(self, total: int) -> np.ndarray:
         """Standard error of the mean of (xᵢ − x₀)² − (xⱼ − x₀)² under the same sampling, (M, M).
 
-        The two are read at the same places, so the difference is known better than either.
+        The two are read at the same entries, so that the difference has a smaller error than either.
         """
         fourth, second = np.diag(self.squares), np.diag(self.gram)
         squares = fourth[:, None] + fourth[None, :] - 2 * self.squares

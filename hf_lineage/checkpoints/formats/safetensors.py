@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...errors import BrokenFileError, CheckpointError, Note, NoWeightsError
-from ..checkpoint import SHARDS, FileCheckpoint, Source
+from ..checkpoint import FILES_AT_ONCE, FileCheckpoint, Source
 from ..dtypes import BITS
 from ..entry import Entry
 from ..local import LocalRepo
@@ -216,7 +216,7 @@ def open_files(repo: LocalRepo | HubRepo, names: Sequence[str]) -> FileCheckpoin
             first += source.read([(len(first), 8 + length)])[0]
         return source, *parse_header(bytes(first[8 : 8 + length]), source.size, where, index)
 
-    with ThreadPoolExecutor(min(SHARDS, len(names))) as pool:
+    with ThreadPoolExecutor(min(FILES_AT_ONCE, len(names))) as pool:
         looked = list(pool.map(look, enumerate(names)))
     entries: dict[str, Entry] = {}
     for (_, found, _), name in zip(looked, names, strict=True):
