@@ -291,15 +291,15 @@ class _Page:
         if self.width >= NARROW:
             yield self.aligned(text, row.edge)
             return
-        yield text
+        yield text.rstrip()
         if row.edge is not None:
-            numbers = _numbers(row.edge)
-            yield f"{self.under(row)}{' '.join(numbers[head] for head, _ in self.columns)}"
+            numbers = " ".join(_numbers(row.edge)[head] for head, _ in self.columns)
+            yield self.under(row)[: max(0, self.width - len(numbers))] + numbers
 
     def aligned(self, text: str, edge: Edge | None) -> str:
         """A text at the left and an edge's numbers at the right, or the heads of the columns."""
         if edge is None and text:
-            return text
+            return text.rstrip()
         if edge is None and self.width < NARROW:
             return " ".join(head for head, _ in self.columns)
         shown = {head: head for head, _ in self.columns} if edge is None else _numbers(edge)
