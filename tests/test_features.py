@@ -681,7 +681,7 @@ import torch, timm, hf_lineage as hl
 from hf_lineage.features import evidence, streaming
 torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_DATA, (1600 << 20,) * 2)
-evidence.IN_MEMORY = int(sys.argv[1])
+evidence.MAX_BYTES_IN_MEMORY = int(sys.argv[1])
 lineage = hl.trace(sys.argv[2], sys.argv[3:], evidence="features", probes=2, taps="blocks.5", step=0.1)
 candidate = lineage.candidates[0]
 if candidate.status != "compared":
