@@ -110,13 +110,13 @@ def test_relatives_behind_a_model_speak_for_it() -> None:
 
 def features(**other: float) -> Features:
     plain = {
-        "kinship": 50.0, "exists": 20.0, "tested": 1.0, "ahead": 1.0, "ahead_z": 50.0, "first": -0.01, "between": -5.0,
-        "moved": -1.5, "entries": 12.0, "candidates": 3, "kin": 1,
+        "relatedness": 50.0, "exists": 20.0, "tested": 1.0, "ahead": 1.0, "ahead_z": 50.0, "first": -0.01, "between": -5.0,
+        "moved": -1.5, "entries": 12.0, "candidates": 3, "related": 1,
     }  # fmt: skip
     return Features(**{**plain, **other})  # type: ignore[arg-type]
 
 
-STRANGER = features(kinship=0.3, exists=0.4, ahead=-1.0, ahead_z=-50.0, first=-0.7, between=-2.0, moved=0.3)
+STRANGER = features(relatedness=0.3, exists=0.4, ahead=-1.0, ahead_z=-50.0, first=-0.7, between=-2.0, moved=0.3)
 
 
 def test_the_probability_of_a_clear_parent() -> None:
@@ -126,7 +126,7 @@ def test_the_probability_of_a_clear_parent() -> None:
 
 
 def test_strangers_have_no_parent() -> None:
-    assert probabilities([features(**{**vars_of(STRANGER), "ahead": 0.01, "ahead_z": 1.0, "kin": 0})] * 3)[1] > 0.8
+    assert probabilities([features(**{**vars_of(STRANGER), "ahead": 0.01, "ahead_z": 1.0, "related": 0})] * 3)[1] > 0.8
     assert probabilities([])[1] == 1.0
 
 
@@ -136,7 +136,7 @@ def vars_of(item: Features) -> dict[str, float]:
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=9, max_size=9))
 def test_no_feature_runs_away(values: list[float]) -> None:
-    names = ["kinship", "exists", "tested", "ahead", "ahead_z", "moved", "entries"]
+    names = ["relatedness", "exists", "tested", "ahead", "ahead_z", "moved", "entries"]
     odd = features(**dict(zip(names, values, strict=False)))
     shares, none = probabilities([odd, features()])
     assert np.isfinite(shares).all() and 0 <= none <= 1

@@ -47,9 +47,9 @@ def comparison(items: Sequence[WeightsEvidence]) -> WeightsComparison:
 
 def pair(
     same: bool = True, kind: str = "other", back: str = "other", grown: dict[str, tuple[int, int]] | None = None,
-    disguise: dict[str, Any] | None = None,
+    permutation: dict[str, Any] | None = None,
 ) -> verdict.Pair:  # fmt: skip
-    return verdict.Pair(same, frozenset("wb"), grown or {}, lambda: (kind, {}), lambda: (back, {}), disguise)
+    return verdict.Pair(same, frozenset("wb"), grown or {}, lambda: (kind, {}), lambda: (back, {}), permutation)
 
 
 def judge(*items: WeightsEvidence, pairs: Sequence[verdict.Pair] = ()) -> tuple[list[Candidate], float | None]:
@@ -86,8 +86,8 @@ def test_the_order_of_the_candidates_does_not_matter(items: list[WeightsEvidence
 def test_a_parent_has_what_design_asks_for(items: list[WeightsEvidence]) -> None:
     judged, _ = judge(*items)
     ranked = sorted(judged, key=verdict.order)
-    said, parent = verdict.conclude(ranked, ALPHA)
-    assert (parent is not None) == (said in ("parent", "identical"))
+    decided, parent = verdict.conclude(ranked, ALPHA)
+    assert (parent is not None) == (decided in ("parent", "identical"))
     if parent:
         best = ranked[0]
         assert best.ref == parent and best.p_value is not None and best.probability is not None
@@ -137,22 +137,22 @@ def test_tokens_are_added_to_a_parent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("t", "moved", "relation", "said"),
+    ("t", "moved", "relation", "decided"),
     [
         (0.0, 0.3, "finetune", "candidate"), (0.5, 0.3, "common_origin", "neither"), (1.0, 0.3, "descendant", "child"),
         (0.0, 0.01, "common_origin", None), (1.0, 0.01, "common_origin", None),
     ],
 )  # fmt: skip
-def test_who_came_first(t: float, moved: float, relation: str, said: str | None) -> None:
+def test_who_came_first(t: float, moved: float, relation: str, decided: str | None) -> None:
     """Far moves tell, light ones do not; without an order there is no parent."""
     best = one(found(-20, moved, t=t))
-    assert best.relation == relation and best.facts["first"] == said
+    assert best.relation == relation and best.facts["first"] == decided
     assert conclude(found(-20, moved, t=t))[0] == ("parent" if relation == "finetune" else "common_origin")
 
 
 def test_a_disguise_names_a_relative_and_no_parent() -> None:
     stranger, hidden = found(-0.2, 1.4), found(-0.3, 0.4)
-    judged, _ = judge(stranger, hidden, pairs=[pair(), pair(disguise={"score": 0.99})])
+    judged, _ = judge(stranger, hidden, pairs=[pair(), pair(permutation={"score": 0.99})])
     assert judged[1].relation == "common_origin" and judged[1].facts["disguise"] == {"score": 0.99}
     assert judged[0].relation == "none" and (judged[1].probability or 0) > (judged[0].probability or 0)
 

@@ -92,8 +92,8 @@ def pairs(families: Sequence[Family]) -> list[Pair]:
     for family in families:
         for kind, candidate, child in _related(family):
             lineage = trace(child.path, [candidate.path])
-            seen = lineage.candidates[0].evidence["weights"]
-            t, reach = seen["origin"]["t"], seen["origin"]["reach"]
+            origin = lineage.candidates[0].evidence["weights"]["origin"]
+            t, reach = origin["t"], origin["reach"]
             back = max(reach**2 + 1 - 2 * t, 0.0) ** 0.5  # |child|²/|Δ|²
             found.append((kind, t, reach, back))
     return found
@@ -156,7 +156,7 @@ def _safest(numbers: dict[str, float], older: np.ndarray, twins: np.ndarray) -> 
 def example(question: Any, lineage: Any) -> tuple[np.ndarray, int]:
     """The features of a question's candidates, (candidates, features), and the parent's place, −1 for none."""
     compared = [c for c in lineage.candidates if c.status == "compared"]
-    rows = np.array([calibration.Features(**c.evidence["calibration"]).vector() for c in compared])
+    rows = np.array([c.evidence["calibration"].vector() for c in compared])
     parent = str(question.parent.path) if question.parent else None
     return rows, next((i for i, c in enumerate(compared) if c.ref == parent), -1)
 

@@ -71,7 +71,7 @@ def annotate(
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Destination:
     """Where a card is: its bytes, and what can be asked of the files beside it."""
 
     card: bytes
@@ -108,10 +108,10 @@ class _Draft:
         ]
         self.unsure: Note | None = None
         if lineage.verdict == "parent" and not self.wanted and lineage.candidates[0].probability is not None:
-            said = f"{lineage.candidates[0].probability:.3f}"
+            probability = f"{lineage.candidates[0].probability:.3f}"
             self.unsure = Note(
                 "base_model_not_added",
-                f"No `base_model` is added: that takes a probability of {SURE_ENOUGH}, and this one is {said}.",
+                f"No `base_model` is added: that takes a probability of {SURE_ENOUGH}, and this one is {probability}.",
             )
         if lineage.verdict == "identical" and not self.wanted:
             self.unsure = Note(
@@ -123,7 +123,7 @@ class _Draft:
             missing, hint = "No bill of materials", "pip install 'hf_lineage[bom]'."
             self.notes.append(Note("no_bill_of_materials", f"{missing}.", hint, text=f"{missing}: {hint}"))
 
-    def change(self, place: _Place) -> tuple[Annotation, str]:
+    def change(self, destination: _Destination) -> tuple[Annotation, str]:
         """What the card needs, not yet written; and the text of the pull request."""
         from ..checkpoints.texts import yaml_data
 
@@ -131,8 +131,8 @@ class _Draft:
             block = BLOCK.search(text.removeprefix("\ufeff"))
             return yaml_data(block[2].encode()) if block else {}
 
-        old = decode(place.card)
-        mine = {**metadata(old), "gated": place.gated}
+        old = decode(destination.card)
+        mine = {**metadata(old), "gated": destination.gated}
         remarks = [text for ref, terms in self.terms.items() for text in licences(mine, terms, ref)]
         new, notes = edit(
             old, section(self.lineage, self.layers, remarks=remarks), self.wanted, yaml_data, self.confirmed
@@ -144,18 +144,18 @@ class _Draft:
         added = [key for key in metadata(new) if key not in mine]
         told = description(self.lineage, self.layers, remarks=[*notes, *remarks], added=added)
         if current(old) is None:
-            self._spare(place)
+            self._spare(destination)
 
         def make() -> dict[str, bytes]:
-            return self._files(new.encode(), place.digests())
+            return self._files(new.encode(), destination.digests())
 
         return Annotation(diff(old, new), True, None, self._names(), (*self.notes, *notes), make), told
 
-    def _spare(self, place: _Place) -> None:
+    def _spare(self, destination: _Destination) -> None:
         """Raise `CardError` where somebody else's files have our names."""
-        taken = [name for name in self._names() if name != "README.md" and place.has(name)]
+        taken = [name for name in self._names() if name != "README.md" and destination.has(name)]
         with suppress(ValueError, RecursionError):
-            data = json.loads(place.read("lineage.json")) if "lineage.json" in taken else {}
+            data = json.loads(destination.read("lineage.json")) if "lineage.json" in taken else {}
             if isinstance(data, dict) and data.get("schema") == SCHEMA:  # of a section that was taken out
                 return
         if taken:
@@ -227,9 +227,9 @@ def _on_hub(
     )
 
 
-def _in_repo(cards: CardRepository, repo: HubRepo, lineage: Lineage) -> _Place:
+def _in_repo(cards: CardRepository, repo: HubRepo, lineage: Lineage) -> _Destination:
     traced = ModelRef("hub", repo.ref.name, lineage.child.revision or repo.ref.revision)
-    return _Place(
+    return _Destination(
         cards.card(repo, MAX_CARD), repo.files.__contains__, lambda name: repo.read_optional(name, MAX_CARD),
         lambda: cards.digests(traced), cards.terms(repo.ref)["gated"],
     )  # fmt: skip
@@ -260,11 +260,11 @@ def _in_folder(
     if not folder.is_dir():
         raise ArgumentError(f"Expected a folder with a model, got `{ref.name}`.")
     draft = _Draft(lineage, layers, lambda: CardRepository(token))
-    place = _Place(
+    destination = _Destination(
         _read(folder / "README.md"), lambda name: os.path.lexists(folder / name), lambda name: _read(folder / name),
         lambda: folder_digests(folder),
     )  # fmt: skip
-    found, _ = draft.change(place)
+    found, _ = draft.change(destination)
     if push and found.changed:
         found.save(folder)
         return replace(found, url=(folder / "README.md").as_uri())

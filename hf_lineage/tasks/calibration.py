@@ -22,7 +22,7 @@ import numpy as np
 
 from ..answers.base import Evidence, fields_of
 
-MOST = 8  # candidates of one question when the numbers were fitted; more count as so many
+MAX_CANDIDATES = 8  # candidates of one question when the numbers were fitted; more count as so many
 
 
 @functools.cache
@@ -35,14 +35,14 @@ def numbers() -> dict[str, Any]:
 class Features(Evidence):
     """What the probability is made of, for one candidate.
 
-    kinship: Fisher's z of the correlation with the child, √(n − 3)·atanh r.  exists: −log10 of the raw p-value.
+    relatedness: Fisher's z of the correlation with the child, √(n − 3)·atanh r.  exists: −log10 of the raw p-value.
     tested: whether there is one.  ahead: log distance ratio to the nearest other candidate.  ahead_z: the same in
     standard errors of the sample.  first, between: logs of the shares of `Direction`.  moved: log of the change
-    relative to the candidate's norm.  entries: log of the number read.  candidates, kin: how many there are, and how
-    many of kinship above 4.
+    relative to the candidate's norm.  entries: log of the number read.  candidates, related: how many there are, and
+    how many of relatedness above 4.
     """
 
-    kinship: float
+    relatedness: float
     exists: float
     tested: float
     ahead: float
@@ -52,22 +52,23 @@ class Features(Evidence):
     moved: float
     entries: float
     candidates: int
-    kin: int
+    related: int
 
     def to_dict(self) -> dict[str, Any]:
-        """All features."""
-        return fields_of(self)
+        """All features, under the names of the JSON contract."""
+        names = {"relatedness": "kinship", "related": "kin"}
+        return {names.get(name, name): value for name, value in fields_of(self).items()}
 
     def vector(self) -> np.ndarray:
         """The features, bounded: no single one can run away. (16,)"""
-        kinship, z = _within(self.kinship, -2.0, 12.0), _within(self.ahead_z, -8.0, 8.0)
+        relatedness, z = _within(self.relatedness, -2.0, 12.0), _within(self.ahead_z, -8.0, 8.0)
         ahead, exists = _within(self.ahead, -1.0, 1.0), _within(self.exists, 0.0, 12.0)
         return np.array([
-            kinship / 6, math.tanh(kinship / 3), self.tested, exists / 6, math.tanh(exists / 3),
+            relatedness / 6, math.tanh(relatedness / 3), self.tested, exists / 6, math.tanh(exists / 3),
             2 * ahead, math.tanh(8 * ahead), z / 4, math.tanh(z),
             max(self.first, -5.0) / 2, math.exp(self.first), max(self.between, -5.0) / 2,
             _within(self.moved, -5.0, 1.5) / 2, _within(self.entries - 8, -4.0, 5.0) / 4,
-            math.log(min(self.candidates, MOST)), math.log1p(min(self.kin, MOST)),
+            math.log(min(self.candidates, MAX_CANDIDATES)), math.log1p(min(self.related, MAX_CANDIDATES)),
         ])  # fmt: skip
 
 

@@ -123,8 +123,8 @@ def apply_tree(
     above = [edge for edge in tree.edges if edge.directed and edge.child == me]
     if me is None or len(above) != 1 or above[0].probability is None:
         return list(candidates), none
-    edge, places = above[0], [ids.get((c.ref, c.revision)) for c in candidates]
-    twins = [i for i, place in enumerate(places) if place == edge.parent]  # the tree's own, and its copies
+    edge, nodes = above[0], [ids.get((c.ref, c.revision)) for c in candidates]
+    twins = [i for i, place in enumerate(nodes) if place == edge.parent]  # the tree's own, and its copies
     if not twins:  # an ancestor that is missing from the set
         return list(candidates), none
     at = max(twins, key=lambda i: candidates[i].probability or 0.0)
@@ -132,9 +132,9 @@ def apply_tree(
     others = [0.0 if i == at else c.probability or 0.0 for i, c in enumerate(candidates)]
     most = (1 - none) * (1 - above[0].probability * (edge.direction or 0.5))
     scale = min(1.0, most / sum(others)) if sum(others) else 0.0
-    settled = []
-    for i, (c, inside) in enumerate(zip(candidates, places, strict=True)):
-        told: dict[str, Any] = {"probability": others[i] * scale if i != at else 1 - none - sum(others) * scale}
+    result = []
+    for i, (c, inside) in enumerate(zip(candidates, nodes, strict=True)):
+        changes: dict[str, Any] = {"probability": others[i] * scale if i != at else 1 - none - sum(others) * scale}
         if inside is not None:
             relation, first = _relation(c, edge, me, inside, tree)
             facts = {**c.facts, "first": first or c.facts.get("first")}
@@ -144,9 +144,9 @@ def apply_tree(
                 **c.evidence,
                 "tree": TreeEvidence(len(tree.nodes), inside == edge.parent, edge.probability, edge.direction),
             }
-            told |= {"relation": relation, "facts": facts, "evidence": evidence}
-        settled.append(replace(c, **told))
-    return settled, none
+            changes |= {"relation": relation, "facts": facts, "evidence": evidence}
+        result.append(replace(c, **changes))
+    return result, none
 
 
 def _relation(c: Candidate, edge: Edge, me: str, inside: str, tree: Phylogeny) -> tuple[Relation, str | None]:

@@ -67,13 +67,13 @@ class Weights:
         judged, none = compare.judge(question, reading, options)
         if options.tree and none is not None:
             judged, none = self._by_tree(reading, judged, none)
-        told = [*notes.of_trace(reading.plan, question.architecture, reading.comparison)]
-        told += notes.of_merges(
+        messages = [*notes.of_trace(reading.plan, question.architecture, reading.comparison)]
+        messages += notes.of_merges(
             reading.readings, question.architecture, reading.aligned, judged, question.source.ref.name
         )
         return replace(
             known, judged=tuple(judged), rest=(*known.rest, *compare.refused(reading)), none=none,
-            notes=(*known.notes, *told), by_others=known.by_others + reading.readings.bytes_by_others,
+            notes=(*known.notes, *messages), by_others=known.by_others + reading.readings.bytes_by_others,
         )  # fmt: skip
 
     def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[Note]]:

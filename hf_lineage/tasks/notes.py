@@ -19,7 +19,7 @@ from ..weights.reader import Readings
 from ..weights.sampling import MIN_UNITS, Plan
 from .session import Aligned, some
 
-TOLD = 5  # candidates whose trouble is told where none can be read
+MAX_REASONS = 5  # candidates whose trouble is told where none can be read
 
 
 def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) -> list[Note]:
@@ -41,8 +41,8 @@ def of_search(rules: Mapping[str, Sequence[str]], requests: int, cut_short: Sequ
     if all(rule.startswith("declared") for found in rules.values() for rule in found[:1]):
         return list(cut_short)
     counts = Counter(found[0] for found in rules.values() if found)
-    told = ", ".join(f"{rule} ({count})" if count > 1 else rule for rule, count in counts.most_common(5))
-    found_by = f"Candidates were searched for, with {requests} requests, and found by: {told}."
+    described = ", ".join(f"{rule} ({count})" if count > 1 else rule for rule, count in counts.most_common(5))
+    found_by = f"Candidates were searched for, with {requests} requests, and found by: {described}."
     return [Note("searched", found_by), *cut_short]
 
 
@@ -57,8 +57,8 @@ def of_copies(candidates: Sequence[Candidate]) -> list[Note]:
 
 def of_unreadable(candidates: Sequence[Candidate]) -> Note:
     """For a question none of whose candidates could be read: why, of the first ones."""
-    why = [join_notes("model_unreadable", c.reasons).prefixed(f"{c.ref}: ") for c in candidates[:TOLD]]
-    more = [f"So it is with {len(candidates) - TOLD} more."] if len(candidates) > TOLD else []
+    why = [join_notes("model_unreadable", c.reasons).prefixed(f"{c.ref}: ") for c in candidates[:MAX_REASONS]]
+    more = [f"So it is with {len(candidates) - MAX_REASONS} more."] if len(candidates) > MAX_REASONS else []
     return join_notes("no_candidate_read", ["No candidate could be read.", *why, *more])
 
 
@@ -102,8 +102,8 @@ def of_merges(
 
     Fine-tuned since, it is not noticed here. `comparable`: the candidates as they were read.
     """
-    kin = {(c.ref, c.revision) for c in judged if c.relation != "none"}
-    related = {i: m.ref.name for i, (m, _) in enumerate(comparable) if (m.ref.name, m.ref.revision) in kin}
+    related_refs = {(c.ref, c.revision) for c in judged if c.relation != "none"}
+    related = {i: m.ref.name for i, (m, _) in enumerate(comparable) if (m.ref.name, m.ref.revision) in related_refs}
     names = [name for name in architecture.trunk if {*related} <= {*readings.candidates_with.get(name, ())}]
     names = [name for name in names if all(readings.usable(name, i) for i in related)]
     if len(related) < 2 or not names:
@@ -111,17 +111,17 @@ def of_merges(
     rows = {name: [0, *(readings.row(name, i) for i in related)] for name in names}
     gram = np.sum([readings.moments[name].gram[np.ix_(rows[name], rows[name])] for name in names], axis=0)
     refs = [*related.values()]
-    told, sources = "", []
+    described, sources = "", []
     if fit := exact_average(gram, range(len(refs))):
         sources = sorted(fit.support, key=lambda k: -fit.weights[k])
-        told = f"an average of {_and([f'{refs[k]} ({fit.weights[k]:.2f})' for k in sources])}"
+        described = f"an average of {_and([f'{refs[k]} ({fit.weights[k]:.2f})' for k in sources])}"
     elif len(sources := _assembled(readings, names, [*related])) > 1:
-        told = f"put together from tensors of {_and([refs[k] for k in sources])}"
-    if not told:
+        described = f"put together from tensors of {_and([refs[k] for k in sources])}"
+    if not described:
         return []
     options = " ".join(f"-c {refs[k]}" for k in sources)
     hint = f"Block by block: hf-lineage layers {child} {options}"
-    return [Note("merge_found", f"A merge: its weights are {told}.", hint)]
+    return [Note("merge_found", f"A merge: its weights are {described}.", hint)]
 
 
 def _assembled(readings: Readings, names: Sequence[str], related: Sequence[int]) -> list[int]:
@@ -129,13 +129,13 @@ def _assembled(readings: Readings, names: Sequence[str], related: Sequence[int])
 
     Frozen layers do not look so: what equals a sibling in them equals their parent.
     """
-    own: set[int] = set()
+    unique: set[int] = set()
     for name in names:
         gram, rows = readings.moments[name].gram, [readings.row(name, i) for i in related]
         equal = [k for k, row in enumerate(rows) if gram[row, row] == 0.0]
         if len(equal) == 1 and name in readings.units:
-            own |= {*equal}
-    return sorted(own)
+            unique |= {*equal}
+    return sorted(unique)
 
 
 def _and(texts: Sequence[str]) -> str:

@@ -109,20 +109,20 @@ def _answer(question: Question, options: Options) -> Lineage:
     if all(candidate.status == "unreadable" for candidate in ranked):
         raise NoCandidateReadError(notes.of_unreadable(ranked))
     concluded, parent = verdict.conclude(ranked, options.alpha)
-    told = [*question.notes, *known.notes]
+    messages = [*question.notes, *known.notes]
     for kind in kinds:
         ranked, more = kind.of_verdict(ranked, concluded)
-        told += more
+        messages += more
     if question.is_adapter:
         concluded, ranked = _as_adapter(concluded, parent, ranked)
-        told.insert(0, notes.of_adapter(question.asked, question.source))
+        messages.insert(0, notes.of_adapter(question.asked, question.source))
     same = question.session.opener.same_model
     claims, undeclared = verdict.weigh_claims(question.claims, ranked, parent, same, circular=question.is_adapter)
-    told += notes.of_folders(claims, ranked, same)
+    messages += notes.of_folders(claims, ranked, same)
     return Lineage(
         child=question.asked.ref, requested=question.asked.requested, verdict=concluded, parent=parent,
         none_probability=known.none, candidates=tuple(ranked), claims=tuple(claims), undeclared=tuple(undeclared),
-        notes=(*told, *skipped([question.source, *question.opened])),
+        notes=(*messages, *skipped([question.source, *question.opened])),
         **options.cost(question.session, known.by_others),
     )  # fmt: skip
 
@@ -170,9 +170,9 @@ def _search(child: Model, session: Session, options: Options) -> Lineage:
 def _found_by(lineage: Lineage, search: Search) -> Lineage:
     """The answer with the rule that led to each candidate, and what the search itself has to say."""
     rules = world().gather({c.ref: search.rules(c.ref) for c in lineage.candidates})[0]
-    told = world().gather(notes.of_search(rules, search.requests, search.notes))[0]
+    messages = world().gather(notes.of_search(rules, search.requests, search.notes))[0]
     found = tuple(replace(c, facts={**c.facts, "found_by": rules[c.ref]}) for c in lineage.candidates)
-    return replace(lineage, candidates=found, notes=(*told, *notes.of_copies(found), *lineage.notes))
+    return replace(lineage, candidates=found, notes=(*messages, *notes.of_copies(found), *lineage.notes))
 
 
 def _ring(child: Model, refs: Sequence[str], before: Lineage | None, session: Session, options: Options) -> Lineage:

@@ -138,12 +138,12 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
     budget = budget_of(whole, question.candidates, architecture.weights, options.sample)
     half = None if budget is None else max(1, budget // 2)
     before = session.bytes_read
-    blocks, places = match_blocks(
+    blocks, matches = match_blocks(
         whole, architecture, question.candidates, budget=half, seed=options.seed, progress=options.progress,
         expect=lambda needed: within(options.max_bytes, beside + needed, 1 + len(question.opened)),
     )  # fmt: skip
     placing = session.bytes_read - before
-    aligned, kept, refs, told = _with_blocks(question, known.labels, blocks, places)
+    aligned, kept, refs, messages = _with_blocks(question, known.labels, blocks, matches)
     seen = whole.first_rows(shared_rows(aligned))
     plan = plan_reading(seen, architecture, aligned, half, options, beside + placing)
     readings = session.read_aligned(seen, aligned, plan, options)
@@ -154,8 +154,8 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
     study = LayerReadings(readings, architecture, seen, blocks, tuple(kept), refs, options.alpha, options.seed)
     facts = block_facts(study)
     made = infer_merge_method(study, facts, block_origins(study, facts))
-    told += [notes.of_one_unreadable(refs[k], error.note) for k, error in readings.failed.items()]
-    told += [*notes.of_layers(plan, readings, made.origins), *equal_block_notes(made.origins)]
+    messages += [notes.of_one_unreadable(refs[k], error.note) for k, error in readings.failed.items()]
+    messages += [*notes.of_layers(plan, readings, made.origins), *equal_block_notes(made.origins)]
     fields = {
         "candidates": refs, "blocks": made.origins, "method": made.method, "mixture": made.mixture,
         "unknown": made.unknown, "residual": made.residual, "facts": made.facts, "reasons": made.reasons,
@@ -163,7 +163,7 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
         "scores": {ref: block_scores(study, facts, k) for k, ref in enumerate(refs)},
     }  # fmt: skip
     by_others = known.by_others + world().others(placing) + readings.bytes_by_others
-    return replace(known.with_notes(*told), fields=fields, by_others=by_others)
+    return replace(known.with_notes(*messages), fields=fields, by_others=by_others)
 
 
 def _by_networks(question: Question, known: _Blocks, options: Options) -> _Blocks:
@@ -178,8 +178,8 @@ def _by_networks(question: Question, known: _Blocks, options: Options) -> _Block
         from ..features.grafting import graft
 
         grafts = graft(question.source, question.child, lined, settings, options.progress)
-        fields, told = block_facts(known.fields, grafts, known.labels, metric)
-        known = replace(known.with_notes(*told), fields=fields)
+        fields, messages = block_facts(known.fields, grafts, known.labels, metric)
+        known = replace(known.with_notes(*messages), fields=fields)
     if "detector" in options.evidence:
         from ..detector import blocks as learned
 
@@ -187,8 +187,8 @@ def _by_networks(question: Question, known: _Blocks, options: Options) -> _Block
             options.networks.detector, session.opener, question.source, question.child, lined, settings,
             options.progress,
         )  # fmt: skip
-        fields, told = block_facts(known.fields, grafts, known.labels, name, "detector")
-        known = replace(known.with_notes(*told), fields=fields)
+        fields, messages = block_facts(known.fields, grafts, known.labels, name, "detector")
+        known = replace(known.with_notes(*messages), fields=fields)
     return replace(known, by_others=known.by_others + world().others(session.bytes_read - before))
 
 
@@ -202,26 +202,28 @@ def _labels(models: Sequence[Checkpoint]) -> tuple[str, ...]:
 
 
 def _with_blocks(
-    question: Question, labels: Sequence[str], blocks: Sequence[Block], places: Sequence[BlockMatches | LineageError]
+    question: Question, labels: Sequence[str], blocks: Sequence[Block], matches: Sequence[BlockMatches | LineageError]
 ) -> tuple[list[Aligned], list[BlockMatches], tuple[str, ...], list[Note]]:
     """The candidates that have a block for any of the child's, lined up, with their labels; a note for each other."""
     aligned: list[Aligned] = []
     kept: list[BlockMatches] = []
     refs = []
-    told = [notes.of_one_unreadable(each.ref, *each.reasons) for each in question.unreadable]
-    for (view, by_name), label, found in zip(question.aligned(), labels, places, strict=True):
+    messages = [notes.of_one_unreadable(each.ref, *each.reasons) for each in question.unreadable]
+    for (view, by_name), label, found in zip(question.aligned(), labels, matches, strict=True):
         if isinstance(found, LineageError):
-            told.append(notes.of_one_unreadable(view.ref.name, found.note))
+            messages.append(notes.of_one_unreadable(view.ref.name, found.note))
         elif view.adapter_base:
             holds_none = f"{view.ref.name} is a LoRA adapter and holds no blocks; name its base, {view.adapter_base}."
-            told.append(Note("adapter_without_blocks", holds_none))
+            messages.append(Note("adapter_without_blocks", holds_none))
         elif all(j is None for j in found.best):
             no_block = f"{view.ref.name} has no block of a kind and shape of the child's: {by_name.explain()}."
-            told.append(Note("no_common_block", no_block))
+            messages.append(Note("no_common_block", no_block))
         else:
             aligned.append((view, align_blocks(question.child, blocks, view, found, by_name)))
             kept.append(found)
             refs.append(label)
     if not aligned:
-        raise NothingToCompareError(join_notes("nothing_to_compare", ["No candidate has a block to compare.", *told]))
-    return aligned, kept, tuple(refs), told
+        raise NothingToCompareError(
+            join_notes("nothing_to_compare", ["No candidate has a block to compare.", *messages])
+        )
+    return aligned, kept, tuple(refs), messages

@@ -22,8 +22,9 @@ from ..weights.permutation_test import holm
 from .calibration import Features, probabilities
 
 UNKNOWN = Direction(1 / 3, 1 / 3, 1 / 3)  # units put in order lose the scales that would tell who came first
-MATCHED = 4.0  # what a disguise that was seen through counts for in place of −log10 p: no stranger in 13,873 has it
-KIN = 4.0  # Fisher's z of a correlation above which a candidate counts as kin when the features are made
+# What hidden units that were put in order count for in place of −log10 p: none of 13,873 unrelated models has them
+PERMUTATION_EVIDENCE = 4.0
+RELATED_Z = 4.0  # Fisher's z of a correlation above which a candidate counts as related in the features
 FROZEN = 0.05  # share of the compared weights that must be untouched to speak of frozen parts
 
 
@@ -34,7 +35,7 @@ class Pair:
     `same_names`: its tensors are exactly the child's, heads included.  `trunk`: the child's trunk as far as it was
     read, None where rows of it were left out.  `grown`: rows of token tables (child's, its).
     `made`, `undone`: what was done to it to get the child, and the reverse (`relation.summarise`), asked if needed.
-    `disguise`: how its hidden units were found in another order, None if they were not.
+    `permutation`: how its hidden units were found in another order, None if they were not.
     """
 
     same_names: bool
@@ -42,7 +43,7 @@ class Pair:
     grown: Mapping[str, tuple[int, int]]
     made: Callable[[], tuple[str, dict[str, Any]]]
     undone: Callable[[], tuple[str, dict[str, Any]]]
-    disguise: dict[str, Any] | None = None
+    permutation: dict[str, Any] | None = None
 
 
 def judge(
@@ -57,11 +58,11 @@ def judge(
     tested = [i for i, item in enumerate(found) if item.log10_p is not None]
     adjusted = dict(zip(tested, holm([found[i].log10_p or 0.0 for i in tested]), strict=True))
     related = [i for i in tested if adjusted[i] <= math.log10(alpha)]
-    related += [i for i, pair in enumerate(pairs) if pair.disguise and i not in related]
+    related += [i for i, pair in enumerate(pairs) if pair.permutation and i not in related]
     orders = [
-        UNKNOWN if pair.disguise else _direction(comparison.gram, found, i, related) for i, pair in enumerate(pairs)
+        UNKNOWN if pair.permutation else _direction(comparison.gram, found, i, related) for i, pair in enumerate(pairs)
     ]
-    if nearest := sorted((found[i].distance or 0.0, i) for i in related if not pairs[i].disguise)[:1]:
+    if nearest := sorted((found[i].distance or 0.0, i) for i in related if not pairs[i].permutation)[:1]:
         orders[nearest[0][1]] = _one_way(pairs[nearest[0][1]]) or orders[nearest[0][1]]
     features = _features(found, pairs, orders)
     copies = _copies(found, pairs)
@@ -73,8 +74,8 @@ def judge(
     for i, (candidate, item, pair) in enumerate(zip(candidates, found, pairs, strict=True)):
         facts = _facts(item, heads, sizes)
         relation: Relation | None = _relation(item, pair, facts, orders[i], i in related, i == best)
-        if relation == "common_origin" and i != best and orders[best].decided == "parent" and not pair.disguise:
-            relation = _beside(comparison.gram, found, best, i, facts)
+        if relation == "common_origin" and i != best and orders[best].decided == "parent" and not pair.permutation:
+            relation = _seen_from_best(comparison.gram, found, best, i, facts)
         if relation == "none" and (item.log10_p is None or item.at_floor):
             relation = None  # not tested, or the draws cannot show as small a p as this many candidates ask for
         judged.append(
@@ -172,7 +173,7 @@ def _copies(found: Sequence[WeightsEvidence], pairs: Sequence[Pair]) -> tuple[np
 
 
 def _same_trunk(item: WeightsEvidence, pair: Pair) -> bool:
-    whole = pair.trunk and not pair.disguise and not pair.grown
+    whole = pair.trunk and not pair.permutation and not pair.grown
     return bool(whole and pair.trunk is not None and item.equal.issuperset(pair.trunk))
 
 
@@ -181,10 +182,10 @@ def _by_information(shares: np.ndarray, found: Sequence[WeightsEvidence], group:
 
     Unit by unit this ranks a parent before its own parent where their distances from the child hardly differ.
     """
-    told = {i: told for i in group if (told := found[i].information) is not None}
+    information = {i: information for i in group if (information := found[i].information) is not None}
     result = shares.copy()
-    order = sorted(told, key=lambda i: -told[i])
-    result[order] = sorted((shares[i] for i in told), reverse=True)
+    order = sorted(information, key=lambda i: -information[i])
+    result[order] = sorted((shares[i] for i in information), reverse=True)
     return result
 
 
@@ -192,12 +193,12 @@ def _copied(item: WeightsEvidence, pair: Pair) -> bool:
     return pair.same_names and item.equal.issuperset((*item.compared, *item.left_out))
 
 
-def _direction(gram: np.ndarray, found: Sequence[WeightsEvidence], own: int, related: Sequence[int]) -> Direction:
-    others = [k + 1 for k in related if k != own] if own in related else []
-    item = found[own]
+def _direction(gram: np.ndarray, found: Sequence[WeightsEvidence], index: int, related: Sequence[int]) -> Direction:
+    others = [k + 1 for k in related if k != index] if index in related else []
+    item = found[index]
     return direction_shares(
         _pair(item.origin),
-        [(p.t, p.relative_distance) for p in relative_positions(gram, own + 1, others)],
+        [(p.t, p.relative_distance) for p in relative_positions(gram, index + 1, others)],
         item.changed_entries,
     )
 
@@ -207,17 +208,17 @@ def _pair(position: Position | None) -> tuple[float, float] | None:
 
 
 def _features(found: Sequence[WeightsEvidence], pairs: Sequence[Pair], orders: Sequence[Direction]) -> list[Features]:
-    kinship = [
+    relatedness = [
         math.sqrt(max(item.entries - 3, 0)) * math.atanh(min(max(item.correlation, -0.999999), 0.999999))
         for item in found
     ]
-    kin = sum(z > KIN for z in kinship)
+    related_count = sum(z > RELATED_Z for z in relatedness)
     features = []
     for i, (item, pair, order) in enumerate(zip(found, pairs, orders, strict=True)):
         features.append(
             Features(
-                kinship=kinship[i],
-                exists=max(-(item.log10_p or 0.0), MATCHED if pair.disguise else 0.0),
+                relatedness=relatedness[i],
+                exists=max(-(item.log10_p or 0.0), PERMUTATION_EVIDENCE if pair.permutation else 0.0),
                 tested=float(item.log10_p is not None),
                 ahead=item.margin,
                 ahead_z=item.margin_z,
@@ -226,7 +227,7 @@ def _features(found: Sequence[WeightsEvidence], pairs: Sequence[Pair], orders: S
                 moved=math.log(max(item.moved, 1e-9)),
                 entries=math.log(max(item.entries, 1)),
                 candidates=len(found),
-                kin=kin,
+                related=related_count,
             )
         )
     return features
@@ -246,14 +247,14 @@ def _relation(
     item: WeightsEvidence, pair: Pair, facts: dict[str, Any], order: Direction, related: bool, best: bool
 ) -> Relation:  # fmt: skip
     """What the weights show of one candidate; adds the measured facts that support it."""
-    if pair.disguise:
-        facts["disguise"] = pair.disguise
+    if pair.permutation:
+        facts["disguise"] = pair.permutation
     if _same_trunk(item, pair):
         return "identical" if _copied(item, pair) else "head_changed"
     if not related:
         return "none"
     facts["first"] = {"parent": "candidate", "between": "neither", "descendant": "child"}.get(order.decided or "")
-    if pair.disguise:
+    if pair.permutation:
         return "common_origin"
     if not best:
         return "descendant" if facts["first"] == "child" else "common_origin"
@@ -281,13 +282,15 @@ def _one_way(pair: Pair) -> Direction | None:
     return Direction(0.0, 0.0, 1.0) if pair.undone()[0] in ONE_WAY else None
 
 
-def _beside(gram: np.ndarray, found: Sequence[WeightsEvidence], best: int, own: int, facts: dict[str, Any]) -> Relation:
+def _seen_from_best(
+    gram: np.ndarray, found: Sequence[WeightsEvidence], best: int, index: int, facts: dict[str, Any]
+) -> Relation:
     """Another relative, seen from the best one: a sibling of the child if the best one came before it too."""
-    position = origin_position(_seen_from(gram, own + 1), best + 1)
-    said = direction_shares(_pair(position), entries=found[own].entries).decided
-    if said == "parent":
+    position = origin_position(_seen_from(gram, index + 1), best + 1)
+    decided = direction_shares(_pair(position), entries=found[index].entries).decided
+    if decided == "parent":
         return "sibling"
-    if said == "descendant":
+    if decided == "descendant":
         facts["first"], facts["ancestor"] = "candidate", True
     return "common_origin"
 

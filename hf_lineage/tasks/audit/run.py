@@ -135,24 +135,24 @@ class _Auditor:
     def _examine(self, model: Model, empty: AuditRecord) -> AuditRecord:
         child = self._files(model)
         claims = tuple(claims_of(child))
-        told = replace(empty, ref=child.ref.name, revision=child.ref.revision, claims=claims)
+        known = replace(empty, ref=child.ref.name, revision=child.ref.revision, claims=claims)
         if not claims and not self._search:
-            return replace(told, status="no_claim", reason="no file names a base")
+            return replace(known, status="no_claim", reason="no file names a base")
         if child.adapter_base:
-            return _untested(told, _of_adapter(claims))
+            return _untested(known, _of_adapter(claims))
         refs = None if self._search else list(dict.fromkeys(claim.ref for claim in claims))
         self.session.opener.failed.clear()
         try:
             lineage = trace(model, refs, session=self.session, **self._options)
         except NoCandidatesError as error:
             if claims:  # they name the model itself, by an old name
-                return _untested(told, str(error))
-            return replace(told, status="no_claim", reason=f"no file names a base; {NOT_FOUND}")
+                return _untested(known, str(error))
+            return replace(known, status="no_claim", reason=f"no file names a base; {NOT_FOUND}")
         except NothingToCompareError as error:
-            return self._nothing_compared(told, error)
+            return self._nothing_compared(known, error)
         except LineageError as error:
-            return _failed(told, error)
-        return self._judged(told, lineage)
+            return _failed(known, error)
+        return self._judged(known, lineage)
 
     def _files(self, model: Model) -> Checkpoint:
         """The model without its weights: card, configs, recipe."""
@@ -167,22 +167,23 @@ class _Auditor:
             child.adapter_base = base if isinstance(base, str) else None
         return child
 
-    def _nothing_compared(self, told: AuditRecord, error: LineageError) -> AuditRecord:
+    def _nothing_compared(self, known: AuditRecord, error: LineageError) -> AuditRecord:
         """No candidate could be read, or nothing of the child can be compared."""
-        troubles = {claim.ref: self.session.opener.failed.get(claim.ref) for claim in told.claims}
+        troubles = {claim.ref: self.session.opener.failed.get(claim.ref) for claim in known.claims}
         if not any(troubles.values()):  # they could be opened: reading them broke off, or it is not about them
             passing = isinstance(error, NoCandidateReadError)
-            return replace(_untested(told, str(error)), passing=True) if passing else _failed(told, error)
+            return replace(_untested(known, str(error)), passing=True) if passing else _failed(known, error)
         findings = [
-            Finding(_rule("not_testable"), ref, _sources(told.claims, ref), reason=str(trouble or error))
+            Finding(_rule("not_testable"), ref, _sources(known.claims, ref), reason=str(trouble or error))
             for ref, trouble in troubles.items()
         ]
-        return _with(told, "not_testable", findings, any(isinstance(t, HubUnavailableError) for t in troubles.values()))
+        passing = any(isinstance(trouble, HubUnavailableError) for trouble in troubles.values())
+        return _with(known, "not_testable", findings, passing)
 
-    def _judged(self, told: AuditRecord, lineage: Lineage) -> AuditRecord:
+    def _judged(self, known: AuditRecord, lineage: Lineage) -> AuditRecord:
         """The record of a model whose weights were compared."""
-        told = replace(
-            told, claims=lineage.claims, parent=lineage.parent, verdict=lineage.verdict, bytes_read=lineage.bytes_read
+        known = replace(
+            known, claims=lineage.claims, parent=lineage.parent, verdict=lineage.verdict, bytes_read=lineage.bytes_read
         )
         about = {claim.ref: self._candidate(claim.ref, lineage) for claim in lineage.claims}
         merged = _merged(lineage.claims)
@@ -199,7 +200,7 @@ class _Auditor:
         status: Status = next((each for each in RULES if each in found), "no_claim")
         missing = [ref for ref, c in about.items() if c is not None and c.status == "unreadable"]
         troubles = [self.session.opener.failed.get(ref) for ref in missing]  # none: it opened, reading it broke off
-        record = _with(told, status, findings, any(t is None or isinstance(t, HubUnavailableError) for t in troubles))
+        record = _with(known, status, findings, any(t is None or isinstance(t, HubUnavailableError) for t in troubles))
         if status == "confirmed":
             best = lineage.candidates[0]
             record = replace(record, p_value=best.p_value, probability=best.probability, relation=best.relation)
@@ -249,7 +250,7 @@ def _sources(claims: Sequence[Claim], ref: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(claim.source for claim in claims if claim.ref == ref))
 
 
-def _with(told: AuditRecord, status: Status, findings: Sequence[Finding], passing: bool = False) -> AuditRecord:
+def _with(known: AuditRecord, status: Status, findings: Sequence[Finding], passing: bool = False) -> AuditRecord:
     """The record with its findings, worst first; the first one's figures and all reasons are the record's."""
     order = [rule.id for rule in RULES.values() if rule]
     ranked = sorted(findings, key=lambda finding: order.index(finding.rule))
@@ -257,25 +258,25 @@ def _with(told: AuditRecord, status: Status, findings: Sequence[Finding], passin
     several = len({finding.base for finding in ranked}) > 1
     reasons = [f"{f.base}: {f.reason}" if several and f.sources else f.reason for f in ranked]
     reason = "; ".join(dict.fromkeys(text.removesuffix(".") for text in reasons))
-    return replace(told, status=status, findings=tuple(ranked), reason=reason, passing=passing, **figures)
+    return replace(known, status=status, findings=tuple(ranked), reason=reason, passing=passing, **figures)
 
 
-def _finding(told: AuditRecord, why: str) -> AuditRecord:
-    return _with(told, "failed", [Finding(_rule("failed"), reason=why)])
+def _finding(known: AuditRecord, why: str) -> AuditRecord:
+    return _with(known, "failed", [Finding(_rule("failed"), reason=why)])
 
 
-def _failed(told: AuditRecord, error: LineageError) -> AuditRecord:
-    return replace(_finding(told, str(error)), passing=isinstance(error, HubUnavailableError))
+def _failed(known: AuditRecord, error: LineageError) -> AuditRecord:
+    return replace(_finding(known, str(error)), passing=isinstance(error, HubUnavailableError))
 
 
-def _untested(told: AuditRecord, why: str) -> AuditRecord:
+def _untested(known: AuditRecord, why: str) -> AuditRecord:
     """None of the claims can be tested, all for one reason."""
-    refs = dict.fromkeys(claim.ref for claim in told.claims)
+    refs = dict.fromkeys(claim.ref for claim in known.claims)
     rule = _rule("not_testable")
-    findings = [Finding(rule, ref, _sources(told.claims, ref), reason=why) for ref in refs] or [
+    findings = [Finding(rule, ref, _sources(known.claims, ref), reason=why) for ref in refs] or [
         Finding(rule, reason=why)
     ]
-    return _with(told, "not_testable", findings)
+    return _with(known, "not_testable", findings)
 
 
 def _of_adapter(claims: Sequence[Claim]) -> str:
@@ -310,11 +311,11 @@ def _kin(lineage: Lineage) -> str:
 
 def _why(status: Status, found: Candidate | None, lineage: Lineage) -> str:
     """What the weights say of a claimed base, as a sentence without its subject."""
-    told = {"contradicted": "no sign of a common origin", "relative": "they share an origin, but it is not the parent"}
-    if status in told:
+    known = {"contradicted": "no sign of a common origin", "relative": "they share an origin, but it is not the parent"}
+    if status in known:
         named = lineage.parent if lineage.parent not in lineage.undeclared else None  # else that is a finding itself
         also = f"the parent is {named}" if named else _kin(lineage) if status == "contradicted" else ""
-        return "; ".join(filter(None, (told[status], also)))
+        return "; ".join(filter(None, (known[status], also)))
     if found is not None and found.status != "compared":
         return " ".join(found.reasons)
     return "it was not compared" if found is None else "the weights decide nothing about it"
