@@ -144,3 +144,13 @@ def test_the_gap_of_two_is_known_better_than_either() -> None:
 def test_moments_need_the_same_models() -> None:
     with pytest.raises(ValueError, match="shape"):
         Moments.__add__(block_moments(list(rows(2))), block_moments(list(rows(3))))
+
+
+@pytest.mark.parametrize("models", range(2, 9))
+def test_zeros_have_no_norm_whatever_else_is_there(models: int) -> None:
+    """The terms of a norm around the pivot cancel up to rounding, which depends on how many models there are."""
+    generator = torch.Generator().manual_seed(models)
+    rows = [torch.randn(6144, generator=generator) for _ in range(models)]
+    for position in range(1, models):
+        norms = block_moments([*rows[:position], torch.zeros(6144), *rows[position + 1 :]]).squared_norms()
+        assert norms[position] == 0.0 and (np.delete(norms, position) > 1000).all()

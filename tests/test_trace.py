@@ -150,6 +150,16 @@ class TestVerdict:
         copy = hl.trace(tmp_path / "copy.safetensors", [tmp_path / "parent.safetensors"], sample="10%")
         assert copy.verdict == "parent" and "tells a copy" in " ".join(copy.notes)
 
+    def test_a_candidate_of_zeros_is_no_relative(self, folders: Folders, nets, tmp_path: Path) -> None:
+        """Whoever else is asked: beside four others, rounding once left 1e-15 of the zeros, and they were compared."""
+        zeros = {name: torch.zeros_like(value) if "fc2" in name else value for name, value in nets["parent"].items()}
+        (tmp_path / "zeros").mkdir()
+        save_file(zeros, tmp_path / "zeros" / "model.safetensors")
+        others = [folders[name] for name in ("grandchild", *NAMES)]
+        for count in range(len(others) + 1):
+            lineage = hl.trace(folders["child"], [*others[:count], tmp_path / "zeros"])
+            assert by_name(lineage)["zeros"].status == "not_comparable"
+
     def test_equal_but_for_zeros_is_not_identical(self, folders: Folders, nets, tmp_path: Path) -> None:
         save_file({**nets["parent"], "fc1.bias": torch.zeros(96)}, tmp_path / "zero.safetensors")
         assert hl.trace(tmp_path / "zero.safetensors", [folders["parent"]]).verdict == "parent"

@@ -168,8 +168,7 @@ def finite(readings: Readings, name: str, i: int) -> bool:
         return readings.child_usable(name)
     if i - 1 not in readings.candidates_with[name]:
         return True
-    moments, row = readings.moments[name], readings.row(name, i - 1)
-    squared_norm = moments.gram[0, 0] + 2 * moments.gram[0, row] + moments.gram[row, row]
+    squared_norm = readings.moments[name].squared_norms()[readings.row(name, i - 1)]
     return bool(np.isfinite(squared_norm) and squared_norm > 0)
 
 

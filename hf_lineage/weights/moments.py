@@ -19,6 +19,10 @@ import torch
 CPU_CHUNK = 1 << 14
 
 
+# Squared norm, as a share of the pivot's, below which a tensor counts as zeros: more than rounding in float64 leaves
+NOTHING = 1e-13
+
+
 @dataclass(frozen=True, slots=True)
 class Moments:
     """Sums over `count` entries of one tensor for M aligned checkpoints, float64.
@@ -54,8 +58,12 @@ class Moments:
         return np.maximum(norm[:, None] + norm[None, :] - 2 * differences, 0.0)
 
     def squared_norms(self) -> np.ndarray:
-        """Σ xᵢ² = G₀₀ + 2G₀ᵢ + Gᵢᵢ (of the pivot G₀₀), (M,), never negative."""
-        return np.maximum(self.gram[0, 0] + 2 * self.gram[0] + np.diag(self.gram) - self._pivot_excess(), 0.0)
+        """Σ xᵢ² = G₀₀ + 2G₀ᵢ + Gᵢᵢ (of the pivot G₀₀), (M,), never negative.
+
+        Of a tensor of zeros the three terms cancel up to rounding: below `NOTHING`·G₀₀ the norm is 0.
+        """
+        norms = self.gram[0, 0] + 2 * self.gram[0] + np.diag(self.gram) - self._pivot_excess()
+        return np.where(norms <= NOTHING * self.gram[0, 0], 0.0, norms)
 
     def unexplained(self) -> np.ndarray:
         """1 − r² between the pivot and each checkpoint, (M,), in [0, 1], nan where one of them is constant.
