@@ -26,7 +26,7 @@ from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.features import grafting
 from hf_lineage.features.evidence import PAPER_STEP, Settings
-from hf_lineage.features.grafting import TOKENS, Grafts, graft, origins
+from hf_lineage.features.grafting import MAX_TOKENS, Grafts, graft, origins
 from hf_lineage.features.linearize import GRID
 from hf_lineage.features.networks import build, run_inputs
 from hf_lineage.features.probes import probes
@@ -201,7 +201,7 @@ def test_the_scores_are_those_of_the_paper(zoo: dict[str, Path], kind: str) -> N
                 else:
                     assert scores["taylor"] is None
     if kind == "long":  # 82 tokens
-        assert facts["features"] == TOKENS * SHAPE["embed_dim"]
+        assert facts["features"] == MAX_TOKENS * SHAPE["embed_dim"]
 
 
 @pytest.mark.parametrize("metric", ["l2", "cka"])

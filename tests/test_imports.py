@@ -124,7 +124,6 @@ def test_and_that_test_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 MOST_PARAMETERS = 6
 # private functions that still take more; nothing may join them, and who mends one takes it out
 LONG = {
-    "features/evidence.py:_at",
     "report/tree_plot.py:_draw_node",
     "testing/writes.py:_push",
 }  # fmt: skip

@@ -197,7 +197,8 @@ class TestLaws:
     def test_identity_symmetry_range(self, name: str, pair: tuple[Tensor, Tensor]) -> None:
         F, G = pair
         value, best = similarity(name, F, G), similarity(name, G, G)
-        assert math.isfinite(value) and value <= best + 1e-9
+        better = value - best if METRICS[name].higher_is_better else best - value
+        assert math.isfinite(value) and better <= 1e-9
         assert value == pytest.approx(similarity(name, G, F), rel=1e-9, abs=1e-12)
         low, high = (-math.inf, 0.0) if name in NORMS else (0.0, 1.0)
         assert low - 1e-9 <= value <= high + 1e-9
@@ -227,7 +228,7 @@ class TestLaws:
     def test_closer_is_more_alike(self, name: str) -> None:
         G, noise = draw(40, 4), draw(40, 4, seed=1)
         values = [similarity(name, G + size * noise, G) for size in (0.0, 0.1, 0.5, 2.0)]
-        assert values == sorted(values, reverse=True) and len({*values}) == 4
+        assert values == sorted(values, reverse=METRICS[name].higher_is_better) and len({*values}) == 4
 
     def test_equal_matrices_are_a_maximum(self, name: str) -> None:
         G = draw(6, 4)
@@ -385,8 +386,12 @@ def test_unknown_metrics_are_refused_with_a_hint(name: str, hint: str) -> None:
         similarity(name, draw(3, 4), draw(3, 4))
 
 
-def test_the_registry_is_keyed_by_name() -> None:
-    assert all(metric(name) is m and m.name == name and m.formula for name, m in METRICS.items())
+def test_each_row_of_the_registry_is_whole() -> None:
+    """A formula, one way to compute it, and whether it is one that may be ranked and differentiated."""
+    for name, row in METRICS.items():
+        assert metric(name) is row and row.formula
+        assert (row.of_distance is None) != (row.of_kernels is None)
+        assert isinstance(row.higher_is_better, bool) and isinstance(row.differentiable, bool)
 
 
 def test_all_scores_at_once_are_the_same() -> None:

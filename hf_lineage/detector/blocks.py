@@ -22,7 +22,7 @@ PROBES = 128  # S2.7
 
 
 def graft(
-    ref: str | Path | None, opener: Opener, child: Checkpoint, seen: Checkpoint,
+    ref: str | Path | None, opener: Opener, child: Checkpoint, view: Checkpoint,
     candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings, progress: Progress | None = None,
 ) -> tuple[Grafts, str]:  # fmt: skip
     """(the blocks with the detector's scores, its name): `features.grafting.outputs`, judged by its first feature."""
@@ -38,4 +38,4 @@ def graft(
         return score(judge, weights, [pairs, *others])[: len(features)].tolist()
 
     chosen = replace(settings, probes=PROBES if settings.probes is None else settings.probes, metric="l2", step="auto")
-    return outputs(child, seen, candidates, chosen, scores, judge.name, progress), judge.name
+    return outputs(child, view, candidates, chosen, scores, judge.name, progress), judge.name

@@ -1,1 +1,1 @@
-"""Evidence from what the models compute: features of probe inputs, their derivative, how alike they are."""
+"""Evidence from what models compute: features of probe inputs, their derivative, similarity of features."""

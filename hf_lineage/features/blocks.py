@@ -1,4 +1,4 @@
-"""What grafting says of each block, as the answer of `trace_layers` shows it."""
+"""The evidence of grafting about each block, as fields of the answer of `trace_layers`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint]) -> int:
 def block_facts(
     found: Mapping[str, Any], grafts: Grafts, labels: Sequence[str], metric: str, kind: str = "features"
 ) -> tuple[dict[str, Any], list[Note]]:
-    """(fields of the answer, notes): the facts of the weights' blocks, or blocks of features alone.
+    """(fields of the answer, notes): facts added to the blocks found by weights, or blocks from features alone.
 
-    Alone, `parent` is the candidate whose graft is most alike, `probability` the paper's (S2.7: nearly even for small
-    scores, of which only the order counts), `scores` are the metric's, and `kind` is undecided: no test was made.
-    `kind`: of the evidence, under which the facts stand.
+    From features alone, `parent` is the candidate of the highest score, `probability` the paper's (S2.7: nearly even
+    for small scores, of which only the order counts), `scores` are the metric's, and each block is undecided, since no
+    test was made.  kind: of the evidence, the key of its facts.  Raises `NothingToCompareError` where no candidate was
+    grafted.
     """
     if not grafts.found:
         why = [prefixed(f"{labels[i]}: ", reason) for i, reason in grafts.refused.items()]
@@ -54,9 +55,9 @@ def block_facts(
         for row, name in enumerate(grafts.names)
     }
     if found["blocks"]:
-        elsewhere = sorted({*facts} - {block.block for block in found["blocks"]})
-        if elsewhere:
-            unknown = f"{kind.capitalize()} of {', '.join(elsewhere)} are left out: no block of that name is known."
+        unmatched = sorted({*facts} - {block.block for block in found["blocks"]})
+        if unmatched:
+            unknown = f"{kind.capitalize()} of {', '.join(unmatched)} are left out: no block of that name is known."
             notes.append(Note("features_left_out", unknown))
         blocks = [replace(b, facts={**b.facts, **facts.get(b.block, {})}) for b in found["blocks"]]
         return {**found, "blocks": tuple(blocks)}, notes
@@ -64,9 +65,9 @@ def block_facts(
     scores = {}
     for i, each in grafts.found.items():
         scores[labels[i]] = np.full((len(grafts.names),) * 2, np.nan)
-        for row, told in enumerate(each):
-            if told and metric in told["scores"]:
-                score = told["scores"][metric]
+        for row, fact in enumerate(each):
+            if fact and metric in fact["scores"]:
+                score = fact["scores"][metric]
                 scores[labels[i]][row, row] = score["taylor"] if score["exact"] is None else score["exact"]
     blocks = [_alone(index, name, facts[name], key) for index, name in enumerate(grafts.names)]
     places = dict.fromkeys(refs, grafts.names)

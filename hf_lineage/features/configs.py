@@ -1,4 +1,4 @@
-"""What a stranger's config may ask for: a copy of its plain values, and limits on what is made from it."""
+"""What a foreign config may ask for: a copy of its plain values, and limits on what is made from it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ..errors import CheckpointError
 MAX_INTEGER = 10**6  # in a config; a number of layers stays below MAX_LAYERS
 MAX_LAYERS = 10**4
 MAX_COUNT = 10**9  # positions and rotary bases, which take no memory of their own
-ROOM = 4  # a network may hold so many times the elements, and the tensors, of its checkpoint
-LARGEST = 1 << 27  # elements of one tensor that a constructor may compute, whatever the checkpoint holds
+MAX_SIZE_RATIO = 4  # elements, and tensors, of a network over those of its checkpoint
+MAX_TENSOR_ELEMENTS = 1 << 27  # elements of one tensor that a constructor may compute, whatever the checkpoint holds
 
 # What a config may not choose: where code, weights, kernels and their number format come from.
 _DROPPED = re.compile(
@@ -53,7 +53,7 @@ def _only_sizes(arguments: Any, who: str) -> None:
 
 
 def checked(value: Any, key: str, who: str, known: Callable[[str], bool], depth: int = 0) -> Any:
-    """A copy of a config's value without what is not its to choose, or `CheckpointError` for an absurd one."""
+    """A copy of a config's value without what it may not choose; `CheckpointError` for an absurd one."""
     if key == "model_args" and value is not None:
         _only_sizes(value, who)
     if isinstance(value, dict) and depth < 16:
@@ -80,11 +80,11 @@ def checked(value: Any, key: str, who: str, known: Callable[[str], bool], depth:
     raise CheckpointError(f"Expected plain values in the config of {who}, got `{printable(key)[:80]}` nested too deep.")
 
 
-class _TooMuch(RuntimeError):
-    """A constructor that wants more than its checkpoint can fill."""
+class _TooLargeError(RuntimeError):
+    """A constructor that asks for more than its checkpoint can fill."""
 
 
-class _Frugal(TorchDispatchMode):
+class _SizeLimit(TorchDispatchMode):
     """Refuses an operation whose result, tried out on the meta device first, has more than `limit` elements."""
 
     def __init__(self, limit: int) -> None:
@@ -104,7 +104,7 @@ class _Frugal(TorchDispatchMode):
                 outputs = []
             sizes = [leaf.numel() for leaf in outputs if isinstance(leaf, Tensor)]
             if max(sizes, default=0) > self.limit:
-                raise _TooMuch(f"a tensor of {max(sizes):,} elements")
+                raise _TooLargeError(f"a tensor of {max(sizes):,} elements")
         return func(*args, **kwargs)
 
 
@@ -121,7 +121,7 @@ def _refuse_sockets(event: str, arguments: Any) -> None:
 def building(checkpoint: Checkpoint, who: str) -> Iterator[None]:
     """Parameters go to the meta device as they are made, buffers keep their values; and the limits above hold."""
     elements = sum(entry.count for entry in checkpoint.values())
-    room, tensors = ROOM * elements + 1000, ROOM * len(checkpoint) + 1000
+    room, tensors = MAX_SIZE_RATIO * elements + 1000, MAX_SIZE_RATIO * len(checkpoint) + 1000
     counted = [0, 0]
 
     def on_meta(module: nn.Module, name: str, parameter: Any) -> Any:
@@ -130,7 +130,7 @@ def building(checkpoint: Checkpoint, who: str) -> Iterator[None]:
         counted[0] += parameter.numel()
         counted[1] += 1
         if counted[0] > room or counted[1] > tensors:
-            raise _TooMuch(f"over {counted[0]:,} elements in {counted[1]:,} parameters")
+            raise _TooLargeError(f"over {counted[0]:,} elements in {counted[1]:,} parameters")
         if parameter.is_meta:  # tied ones stay one
             return None
         moved = type(parameter)(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
@@ -143,11 +143,11 @@ def building(checkpoint: Checkpoint, who: str) -> Iterator[None]:
     handle = register_module_parameter_registration_hook(on_meta)
     _BUILDING.active = True
     try:
-        with _Frugal(max(LARGEST, room)):
+        with _SizeLimit(max(MAX_TENSOR_ELEMENTS, room)):
             yield
     except CheckpointError:
         raise
-    except _TooMuch as error:
+    except _TooLargeError as error:
         raise CheckpointError(
             f"Expected a network for the {elements:,} elements in {len(checkpoint):,} tensors of {who}, but its config "
             f"asks for {error}."

@@ -1,7 +1,8 @@
-"""How alike the features of each candidate and of the child are, before and after the step towards the child.
+"""Similarity of the features of each candidate and of the child, before and after the step towards the child.
 
-Linearised candidate: F̄ = F + α T, T = J_p Δ (Neural Lineage, CVPR 2024, §3; METHODS §1). The child is run once, each
-candidate once with its derivative; every metric and every α is arithmetic on three matrices (N, K) after that.
+Linearised candidate: F̄ = F + α T, T = J_p Δ (Neural Lineage, CVPR 2024, §3; docs/methods.md, *Learning-free
+features*). The child is run once, each candidate once with its derivative; after that every metric and every α is
+arithmetic on three matrices (N, K).
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from .linearize import (
     MAX_RELATIVE_CURVATURE,
     Linearised,
     Step,
-    bend,
     check_finite,
     curvature,
     exact,
     features,
+    relative_curvature,
     taylor,
     try_steps,
 )
@@ -45,7 +46,7 @@ from .streaming import stream
 
 Source = str | Path | int | Tensor | None
 
-PROBES = 128  # (N, K) matrices are kept three times, and K is large at shallow taps
+DEFAULT_PROBES = 128  # (N, K) matrices are kept three times, and K is large at shallow taps
 MAX_BYTES_IN_MEMORY = 4 << 30  # float32 weights of candidate and child; above it, and of remote ones: streamed
 PAPER_STEP = 0.01  # where no forward derivative tells how far the linearisation holds
 
@@ -73,7 +74,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeaturesEvidence(Evidence):
-    """How alike the features of one candidate and of the child are, tap by tap.
+    """Similarity of the features of one candidate and of the child, tap by tap.
 
     form: exact, taylor (why_taylor says why) or streamed. probes: how many. lined_up: share of the parameters that have
     a partner in the child, in [0, 1]. taps: the scores of every metric at each, without and with the step. match: the
@@ -95,43 +96,46 @@ class FeaturesEvidence(Evidence):
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """The child's side of every comparison: its features (N, K) at its taps. `seen`: its tensors with their cuts."""
+    """The child's side of every comparison: its features (N, K) at its taps. `view`: its tensors with their cuts."""
 
-    seen: Checkpoint
+    view: Checkpoint
     network: Network
     probes: Tensor
     taps: tuple[str, ...]
     features: Mapping[str, Tensor]
 
 
-def run_child(checkpoint: Checkpoint, seen: Checkpoint, settings: Settings) -> Child:
-    """Build the child's network, make the probes for it and run it up to its last tap."""
+def run_child(checkpoint: Checkpoint, view: Checkpoint, settings: Settings) -> Child:
+    """Build the child's network, make the probes for it and run it up to its last tap.
+
+    Raises `CheckpointError` or `ArgumentError` where it cannot be built or run, or its features hold NaN or Inf.
+    """
     network = build(checkpoint, module_in_memory(checkpoint, settings))
     chosen = taps(network, settings.taps)
     given = probes_for(network, settings)
     found = run(network, checkpoint, given, chosen, settings.device)
     check_finite(found, "the child")
-    return Child(seen, network, given, chosen, found)
+    return Child(view, network, given, chosen, found)
 
 
 def run(
     network: Network, checkpoint: Checkpoint, given: Tensor, chosen: Sequence[str], device: str | torch.device
 ) -> dict[str, Tensor]:
-    """A model's own features (N, K) at taps, streamed where it is large."""
+    """A model's features (N, K) at taps, with its own weights; streamed where it is large."""
     inputs = run_inputs(network, given)
     with running(checkpoint, given):
         if _large(checkpoint):
             found = stream(network.module, CheckpointTensors(network, checkpoint), None, inputs, chosen, device=device)
             return {tap: item.F for tap, item in found.items()}
-        own = weights(network, checkpoint, _needed(network, chosen), device)
-        return features(network.module, own, inputs, chosen)
+        values = weights(network, checkpoint, _needed(network, chosen), device)
+        return features(network.module, values, inputs, chosen)
 
 
 def probes_for(network: Network, settings: Settings) -> Tensor:
     """The probes that the child's network is run on, as many as the metric needs."""
-    made, count = (None, settings.probes) if isinstance(settings.probes, int) else (settings.probes, PROBES)
+    made, count = (None, settings.probes) if isinstance(settings.probes, int) else (settings.probes, DEFAULT_PROBES)
     given = probes(made, network.inputs, count, settings.seed, settings.token)
-    least = metric(settings.metric).least
+    least = metric(settings.metric).min_probes
     if len(given) < least:
         raise ArgumentError(f"Expected at least {least} probes for the metric {settings.metric}, got {len(given)}.")
     return given
@@ -141,13 +145,14 @@ def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint], settings
     """The most bytes that `run_child` and `compare` read, before any is; candidates that cannot be run cost nothing."""
     network = build(child, module_in_memory(child, settings))
     chosen = taps(network, settings.taps)
-    own = total = _bytes(network, child, chosen)
+    of_child = total = _bytes(network, child, chosen)
     for checkpoint in candidates:
         with suppress(LineageError):
             theirs = build(checkpoint, module_in_memory(checkpoint, settings))
             tries = len(GRID) if settings.step == "auto" else 1
             passes = 1 + tries if _large(checkpoint) or _large(child) else 1
-            total += passes * (own + _bytes(theirs, checkpoint, _its_taps(theirs, network, chosen, settings.taps)))
+            used = _matching_taps(theirs, network, chosen, settings.taps)
+            total += passes * (of_child + _bytes(theirs, checkpoint, used))
     return total
 
 
@@ -176,15 +181,16 @@ def compare(
         found, refused = {**found, **theirs}, {**refused, **why}
     found = {i: found[i] for i in sorted(found)}
     for tap in range(min((len(facts["taps"]) for facts in found.values()), default=0)):
-        settle([facts["taps"][tap] for facts in found.values()], settings)
+        score_at_common_step([facts["taps"][tap] for facts in found.values()], settings)
     matches = matching([*found.values()])
     return {i: FeaturesEvidence(**found[i], match=match) for i, match in zip(found, matches, strict=True)}, refused
 
 
 def matching(facts: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The paper's matching probability, mean over taps of softmax_i s(F̄ᵢ, G), of one child's candidates.
+    """The matching probability of each candidate of one child: the mean over taps of softmax_i s(F̄ᵢ, G), in [0, 1].
 
-    A closed set: there is no answer "none of these", and a candidate alone gets 1.
+    They sum to 1: the set is closed, "none of these" is no answer, and a single candidate gets 1. Neural Lineage §3.
+    facts: of each candidate, with "metric" and the "scores" of each of its "taps".
     """
     if not facts:
         return []
@@ -197,20 +203,25 @@ def matching(facts: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def attach(
-    found: Mapping[int, FeaturesEvidence], refused: Mapping[int, str], blanks: Sequence[Candidate],
+    found: Mapping[int, FeaturesEvidence], refused: Mapping[int, str], unjudged: Sequence[Candidate],
     judged: Sequence[Candidate], rest: Sequence[Candidate], names: Sequence[str],
 ) -> tuple[list[Candidate], list[Candidate]]:  # fmt: skip
-    """Each candidate with what its features show; where no weights were asked for, the match is its probability.
+    """(judged, rest) with the features' evidence; without evidence of weights the match is the probability.
 
-    `blanks[i]`: candidate i before anything is known of it; `judged`, `rest`: what the weights made of them.
+    unjudged[i]: candidate i before anything is known of it.  judged, rest: the same after the evidence of weights, if
+    that was asked for.  names: of the kinds of evidence that were asked for.
     """
     if "weights" not in names:
-        judged = [replace(blanks[i], probability=each.match, evidence={"features": each}) for i, each in found.items()]
-        return list(judged), [replace(blanks[i], status="not_comparable", reasons=(why,)) for i, why in refused.items()]
-    places = {(blank.ref, blank.revision, blank.requested): i for i, blank in enumerate(blanks)}
+        shown = [(unjudged[i], evidence) for i, evidence in found.items()]
+        others = [(unjudged[i], why) for i, why in refused.items()]
+        return (
+            [replace(each, probability=evidence.match, evidence={"features": evidence}) for each, evidence in shown],
+            [replace(each, status="not_comparable", reasons=(why,)) for each, why in others],
+        )
+    index = {(each.ref, each.revision, each.requested): i for i, each in enumerate(unjudged)}
 
     def with_features(candidate: Candidate) -> Candidate:
-        i = places.get((candidate.ref, candidate.revision, candidate.requested), -1)
+        i = index.get((candidate.ref, candidate.revision, candidate.requested), -1)
         if i in found:
             return replace(candidate, evidence={**candidate.evidence, "features": found[i]})
         why = (prefixed("features: ", refused[i]),) if i in refused else ()
@@ -220,7 +231,7 @@ def attach(
 
 
 def evidence_notes(candidates: Sequence[Candidate], settings: Settings) -> list[Note]:
-    """How features were compared, in words."""
+    """Notes on how features were compared."""
     seen = [(c, each) for c in candidates if isinstance(each := c.evidence.get("features"), FeaturesEvidence)]
     if not seen:
         return []
@@ -235,8 +246,8 @@ def evidence_notes(candidates: Sequence[Candidate], settings: Settings) -> list[
         "without a relative it names one all the same."
     )
     notes = [Note("features_compared", compared)]
-    bends = [tap["curvature"] for tap in taps if tap["curvature"] is not None]
-    if bends and min(bends) >= MAX_RELATIVE_CURVATURE:
+    curvatures = [tap["curvature"] for tap in taps if tap["curvature"] is not None]
+    if curvatures and min(curvatures) >= MAX_RELATIVE_CURVATURE:
         poor = "No candidate's linearisation holds at that step (error of a tenth or more): scores say little."
         notes.append(Note("linearisation_poor", poor))
     without = sorted({each.why_taylor for _, each in seen if each.why_taylor})
@@ -249,23 +260,26 @@ def evidence_notes(candidates: Sequence[Candidate], settings: Settings) -> list[
 
 
 def candidate_facts(child: Child, checkpoint: Checkpoint, alignment: Alignment, settings: Settings) -> dict[str, Any]:
-    """Run one candidate with its derivative towards the child, and compare at every tap."""
+    """Run one candidate with its derivative towards the child, and compare at every tap.
+
+    Raises `LineageError` where it cannot be run on the child's probes, or compared.
+    """
     network = candidate_network(checkpoint, settings)
     _check_inputs(network.inputs, child.network.inputs)
-    chosen = _its_taps(network, child.network, child.taps, settings.taps)
-    partners = ChildTensors(network, checkpoint, child.seen, alignment)
+    chosen = _matching_taps(network, child.network, child.taps, settings.taps)
+    partners = ChildTensors(network, checkpoint, child.view, alignment)
     inputs = run_inputs(network, child.probes)
-    streamed = _large(checkpoint) or _large(child.seen)
+    streamed = _large(checkpoint) or _large(child.view)
     side: _Linearisation
     if streamed:
         side = _StreamedLinearisation(network, checkpoint, partners, inputs, settings)
     else:
         needed = _needed(network, chosen)
-        own = weights(network, checkpoint, needed, settings.device)
+        start = weights(network, checkpoint, needed, settings.device)
         parameters = dict(network.module.named_parameters(remove_duplicate=False))
         moving = [name for name in needed if name in partners and name in parameters]
-        delta = {name: partners[name].to(settings.device) - own[name] for name in moving}
-        side = InMemoryLinearisation(network.module, own, delta, inputs, settings)
+        delta = {name: partners[name].to(settings.device) - start[name] for name in moving}
+        side = InMemoryLinearisation(network.module, start, delta, inputs, settings)
     with running(checkpoint, child.probes):
         found, why = compare_at_taps(side, chosen, child.taps, child.features, settings)
     return {
@@ -275,18 +289,18 @@ def candidate_facts(child: Child, checkpoint: Checkpoint, alignment: Alignment, 
 
 
 def candidate_network(checkpoint: Checkpoint, settings: Settings) -> Network:
-    """The network of a candidate, whose weights are its own."""
+    """The network of a candidate; `ArgumentError` for an adapter, which has no weights of its own."""
     if checkpoint.adapter_base:
         raise ArgumentError(f"a LoRA adapter holds no weights of its own; name its base, {checkpoint.adapter_base}")
     return build(checkpoint, module_in_memory(checkpoint, settings))
 
 
 def compare_at_taps(
-    side: _Linearisation, chosen: Sequence[str], own: Sequence[str], G: Mapping[str, Tensor], settings: Settings
+    side: _Linearisation, chosen: Sequence[str], child_taps: Sequence[str], G: Mapping[str, Tensor], settings: Settings
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """(rows for `settle`, one for each tap `chosen` of the candidate; why they are in Taylor's form, if so).
+    """(rows for `score_at_common_step`, one for each tap `chosen` of the candidate; why Taylor's form was used, if so).
 
-    `own`: the child's taps in the same order, by which `G` has its features (N, K).
+    child_taps: the child's taps in the same order, by which `G` has its features (N, K).
     """
     why = None
     try:
@@ -296,27 +310,36 @@ def compare_at_taps(
             raise
         linear, why = side.plain(chosen), str(error)
     check_finite(linear, "the candidate")
-    pairs = zip(chosen, own, strict=True)
-    return [_at(side, tap, name, linear[tap], G[name], settings, why) for tap, name in pairs], why
+    pairs = [_Tap(tap, name, linear[tap], G[name]) for tap, name in zip(chosen, child_taps, strict=True)]
+    return [_compare_at(side, tap, settings, why) for tap in pairs], why
 
 
-def _at(
-    side: _Linearisation, tap: str, own: str, linear: Linearised, G: Tensor, settings: Settings, why_taylor: str | None
-) -> dict[str, Any]:
-    """The scores of every metric at one tap, the step, and how far from straight the way there is."""
-    F, T = linear.F, linear.T
-    G = G.to(F.device)
+@dataclass(frozen=True, slots=True)
+class _Tap:
+    """One tap of a candidate beside the child's: their names, the candidate's features and the child's (N, K)."""
+
+    candidate: str
+    child: str
+    linear: Linearised
+    G: Tensor
+
+
+def _compare_at(side: _Linearisation, tap: _Tap, settings: Settings, why_taylor: str | None) -> dict[str, Any]:
+    """The scores of every metric at one tap, the steps tried, and the curvature of the features on the way."""
+    F, T = tap.linear.F, tap.linear.T
+    G = tap.G.to(F.device)
     if F.shape[1] != G.shape[1] and metric(settings.metric).same_width:
         raise ArgumentError(
-            f"Expected as many features at {tap!r} as the child's {G.shape[1]} at {own!r}, got {F.shape[1]}; "
+            f"Expected as many features at {tap.candidate!r} as the child's {G.shape[1]} at {tap.child!r}, "
+            f"got {F.shape[1]}; "
             "the metrics cka and dc compare them nevertheless."
         )
-    about = {"tap": own, "candidate_tap": tap, "features": F.shape[1]}
+    about = {"tap": tap.child, "candidate_tap": tap.candidate, "features": F.shape[1]}
     if why_taylor:
         plain = similarity(settings.metric, F, G)
-        slope = side.slope(tap, gradient(settings.metric, F, G))
+        slope = side.slope(tap.candidate, gradient(settings.metric, F, G))
         return {**about, "tried": [], "scores": {settings.metric: {"plain": plain, "slope": slope, "exact": []}}}
-    tried = side.steps(tap)
+    tried = side.steps(tap.candidate)
     every = scores(F, G, T, [0.0, *(step.value for step in tried)])
     found = {
         name: {
@@ -329,46 +352,46 @@ def _at(
     return {**about, "tried": tried, "scores": found}
 
 
-def settle(rows: Sequence[dict[str, Any]], settings: Settings) -> None:
+def score_at_common_step(rows: Sequence[dict[str, Any]], settings: Settings) -> None:
     """One step for all candidates at one tap, and the scores there, in place; a row is what `compare_at_taps` makes.
 
-    Scores at different steps cannot be compared: at α = 1 a stranger may be at the child, too. The step is the largest
-    that any candidate's own linearisation allows, which a parent's does farthest; all of them were tried there.
+    Scores at different steps cannot be compared: at α = 1 an unrelated model may reach the child, too. The step is the
+    largest that any candidate's linearisation allows, which is the parent's; all candidates were tried there.
     """
-    own = [row["tried"][-1].value for row in rows if row["tried"]]
+    allowed = [row["tried"][-1].value for row in rows if row["tried"]]
     given = PAPER_STEP if settings.step == "auto" else float(settings.step)
-    common = max(own, default=given)
+    common = max(allowed, default=given)
     for row in rows:
         tried = row.pop("tried")
-        place = next((i for i, step in enumerate(tried) if step.value == common), None)
+        at = next((i for i, step in enumerate(tried) if step.value == common), None)
         row["step"] = common
         row["own_step"] = tried[-1].value if tried else None
-        row["curvature"] = None if place is None else tried[place].curvature
+        row["curvature"] = None if at is None else tried[at].curvature
         row["scores"] = {
             name: {
                 "plain": score["plain"],
                 "taylor": None if score["slope"] is None else score["plain"] + common * score["slope"],
-                "exact": None if place is None else score["exact"][place],
+                "exact": None if at is None else score["exact"][at],
             }
             for name, score in row["scores"].items()
         }
 
 
 class _Linearisation(abc.ABC):
-    """One candidate: its linearised features, and how far they bend at each step tried."""
+    """One candidate: its linearised features, and their curvature at each step tried."""
 
     def __init__(self, settings: Settings) -> None:
         self._grid = GRID if settings.step == "auto" else (float(settings.step),)
         self._linear: dict[str, Linearised] = {}
-        self._bends: dict[float, dict[str, float]] = {}  # step → curvature at each tap, of one pass
+        self._curvatures: dict[float, dict[str, float]] = {}  # step → curvature at each tap, of one pass
 
     def steps(self, tap: str) -> Sequence[Step]:
-        """The steps tried at a tap, once `linearised`; what one tap asked for is there for the others."""
+        """The steps tried at a tap, after `linearised`; what was computed for one tap serves the others."""
 
         def at(step: float) -> float:
-            if step not in self._bends:
-                self._bends[step] = self._curvature(step)
-            return self._bends[step][tap]
+            if step not in self._curvatures:
+                self._curvatures[step] = self._curvature(step)
+            return self._curvatures[step][tap]
 
         return try_steps(at, self._grid)
 
@@ -378,7 +401,7 @@ class _Linearisation(abc.ABC):
 
     @abc.abstractmethod
     def plain(self, chosen: Sequence[str]) -> dict[str, Linearised]:
-        """F at every tap, T of zeros."""
+        """F at every tap, with T = 0."""
 
     @abc.abstractmethod
     def slope(self, tap: str, pi: Tensor) -> float:
@@ -386,17 +409,17 @@ class _Linearisation(abc.ABC):
 
     @abc.abstractmethod
     def _curvature(self, step: float) -> dict[str, float]:
-        """At every tap that was linearised."""
+        """The relative curvature at every tap that was linearised."""
 
 
 class InMemoryLinearisation(_Linearisation):
-    """Candidate and Δ fit in memory together; `own`, `delta` by the module's names."""
+    """Candidate and Δ fit in memory together; `start` (its weights) and `delta` by the module's names."""
 
     def __init__(
-        self, module: nn.Module, own: Mapping[str, Tensor], delta: Mapping[str, Tensor], inputs: Any,
+        self, module: nn.Module, start: Mapping[str, Tensor], delta: Mapping[str, Tensor], inputs: Any,
         settings: Settings, batch: int = 32,
     ) -> None:  # fmt: skip
-        self._all: tuple[Any, Any, Any, Any] = module, own, delta, inputs
+        self._all: tuple[Any, Any, Any, Any] = module, start, delta, inputs
         self._batch = batch
         super().__init__(settings)
 
@@ -405,8 +428,8 @@ class InMemoryLinearisation(_Linearisation):
         return self._linear
 
     def plain(self, chosen: Sequence[str]) -> dict[str, Linearised]:
-        module, own, _, inputs = self._all
-        found = features(module, own, inputs, chosen, batch=self._batch)
+        module, start, _, inputs = self._all
+        found = features(module, start, inputs, chosen, batch=self._batch)
         return {tap: Linearised(F, torch.zeros_like(F)) for tap, F in found.items()}
 
     def slope(self, tap: str, pi: Tensor) -> float:
@@ -417,29 +440,29 @@ class InMemoryLinearisation(_Linearisation):
 
 
 class _StreamedLinearisation(_Linearisation):
-    """Block after block: no model is ever whole in memory; each step tried reads both again up to the last tap."""
+    """Module after module: no model is ever whole in memory; each step tried reads both again up to the last tap."""
 
     def __init__(
         self, network: Network, checkpoint: Checkpoint, partners: ChildTensors, inputs: Any, settings: Settings
     ) -> None:
-        self._module, self._own, self._partners = network.module, CheckpointTensors(network, checkpoint), partners
+        self._module, self._start, self._end = network.module, CheckpointTensors(network, checkpoint), partners
         self._inputs, self._device = inputs, settings.device
         super().__init__(settings)
 
     def linearised(self, chosen: Sequence[str]) -> dict[str, Linearised]:
-        self._linear = self._run(self._own, self._partners, chosen)
+        self._linear = self._run(self._start, self._end, chosen)
         return self._linear
 
     def plain(self, chosen: Sequence[str]) -> dict[str, Linearised]:
-        return self._run(self._own, None, chosen)
+        return self._run(self._start, None, chosen)
 
     def slope(self, tap: str, pi: Tensor) -> float:
         raise ArgumentError("Expected a model that fits in memory: the Taylor form is one backward pass through it.")
 
     def _curvature(self, step: float) -> dict[str, float]:
         """As `linearize.curvature`, at all taps by one pass."""
-        moved = self._run(InterpolatedTensors(self._own, self._partners, step), None, [*self._linear])
-        return {tap: bend(found.F, self._linear[tap], step) for tap, found in moved.items()}
+        moved = self._run(InterpolatedTensors(self._start, self._end, step), None, [*self._linear])
+        return {tap: relative_curvature(found.F, self._linear[tap], step) for tap, found in moved.items()}
 
     def _run(
         self, start: Mapping[str, Tensor], end: Mapping[str, Tensor] | None, chosen: Sequence[str]
@@ -448,48 +471,48 @@ class _StreamedLinearisation(_Linearisation):
 
 
 def module_in_memory(checkpoint: Checkpoint, settings: Settings) -> nn.Module | None:
-    """The module itself for one in memory, else the first of them."""
-    own = next((module for module in settings.modules if id(module) == checkpoint.origin), None)
-    return own or (settings.modules[0] if settings.modules else None)
+    """The module of a checkpoint that is in memory; of any other, the first module in memory, or None."""
+    same = next((module for module in settings.modules if id(module) == checkpoint.origin), None)
+    return same or (settings.modules[0] if settings.modules else None)
 
 
-def _its_taps(
-    network: Network, child: Network, own: Sequence[str], asked: str | Sequence[str] | None
+def _matching_taps(
+    network: Network, child: Network, child_taps: Sequence[str], asked: str | Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The candidate's taps for the child's: the same path, or the block at the same place where names differ."""
+    """The candidate's taps for the child's: the same path, or the block at the same position where names differ."""
     if asked is None:
         return taps(network)
     theirs, ours = network.blocks, child.blocks
     known = {path for path, _ in network.module.named_modules()}
     if asked == "blocks" and len(theirs) != len(ours):
         raise ArgumentError(f"Expected as many blocks as the child's {len(ours)}, got {len(theirs)}.")
-    places = {path: place for place, path in enumerate(ours)}
+    position = {path: i for i, path in enumerate(ours)}
     return taps(
         network,
         [
-            theirs[places[tap]] if tap not in known and places.get(tap, len(theirs)) < len(theirs) else tap
-            for tap in own
+            theirs[position[tap]] if tap not in known and position.get(tap, len(theirs)) < len(theirs) else tap
+            for tap in child_taps
         ],
     )
 
 
 @contextmanager
 def running(checkpoint: Checkpoint, probes: Tensor) -> Iterator[None]:
-    """What a network says to probes it does not take, or to a config that does not fit together, in one line."""
+    """Errors of a network on probes that it does not take, or of an inconsistent config, as one line."""
     try:
         yield
     except LineageError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
-        said = (str(error).strip().splitlines() or [""])[0][:200]
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise CheckpointError(
             f"Expected the network of `{checkpoint.ref.name}` to run on probes of {probes.dtype}, shape "
-            f"{tuple(probes.shape)}, got {type(error).__name__}: {printable(said)}"
+            f"{tuple(probes.shape)}, got {type(error).__name__}: {printable(reason)}"
         ) from error
 
 
 def _check_inputs(theirs: Images | Tokens | None, ours: Images | Tokens | None) -> None:
-    def told(inputs: Images | Tokens | None) -> str:
+    def described(inputs: Images | Tokens | None) -> str:
         if isinstance(inputs, Images):
             return f"images of {inputs.channels} x {inputs.height} x {inputs.width}"
         return f"tokens of {inputs.vocabulary:,}" if inputs else "whatever a module takes"
@@ -500,7 +523,7 @@ def _check_inputs(theirs: Images | Tokens | None, ours: Images | Tokens | None) 
     if isinstance(theirs, Tokens) and isinstance(ours, Tokens):
         fits = theirs.vocabulary >= ours.vocabulary
     if not fits:
-        raise ArgumentError(f"Expected inputs like the child's, {told(ours)}, got {told(theirs)}.")
+        raise ArgumentError(f"Expected inputs like the child's, {described(ours)}, got {described(theirs)}.")
 
 
 def _needed(network: Network, chosen: Sequence[str]) -> list[str]:

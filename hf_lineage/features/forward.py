@@ -1,6 +1,6 @@
-"""Running a network on probes up to its last tap, whoever holds the weights: memory or a stream.
+"""Running a network on probes up to its last tap, with weights in memory or streamed.
 
-Nothing is computed behind the last tap: the forward pass ends there, so heads need no weights.
+The forward pass ends at the last tap, so nothing behind it needs weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Weights = Mapping[str, Tensor]
 Arguments = tuple[tuple, dict[str, Any]]  # positional, keyword
 Parts = Callable[[Tensor], tuple[Tensor, ...]]
 
-ALONE = threading.RLock()  # torch's switches and its level of dual numbers are the process's: one network at a time
+EXCLUSIVE = threading.RLock()  # torch's switches and its level of dual numbers are global: one network at a time
 
 
 class NoForwardDerivative(LineageError):
@@ -44,7 +44,7 @@ def collect(
     batch: int,
     device: torch.device,
 ) -> dict[str, tuple[Tensor, ...]]:
-    """What `parts` makes of each tap's output, as (N, K) matrices; `call(args, kwargs)` runs the module on a batch."""
+    """tap → the tensors of `parts(output)` as (N, K) matrices; `call(args, kwargs)` runs the module on a batch."""
     found: dict[str, tuple[Tensor, ...]] = {}
     count = probes(inputs)
 
@@ -165,8 +165,8 @@ def flat(output: Tensor, count: int) -> Tensor:
 
 @contextmanager
 def settled(module: nn.Module) -> Iterator[None]:
-    """Eval mode, and attention written out: fused kernels and fast paths have no forward derivative."""
-    with ALONE:
+    """Eval mode, with the math kernel of attention: fused kernels and fast paths have no forward derivative."""
+    with EXCLUSIVE:
         modes = [(part, part.training) for part in module.modules()]
         fast = torch.backends.mha.get_fastpath_enabled()
         try:
@@ -184,9 +184,9 @@ def settled(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def forward_mode(module: nn.Module) -> Iterator[None]:
-    """Dual numbers without a graph; torch's complaint about an operator becomes NoForwardDerivative, with the place."""
+    """Dual numbers without a graph; torch's error about an operator becomes `NoForwardDerivative` with its module."""
     try:
-        with ALONE, torch.no_grad(), forward_ad.dual_level():
+        with EXCLUSIVE, torch.no_grad(), forward_ad.dual_level():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch scripts its formulas at the first dual number
                 forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
@@ -208,10 +208,10 @@ def with_tangent(output: Tensor) -> tuple[Tensor, Tensor]:
     return primal, torch.zeros_like(primal) if tangent is None else tangent
 
 
-def places(module: nn.Module, kind: str) -> dict[str, list[str]]:
-    """Each place that holds one of the "parameters" or "buffers" → every name of its tensor, its own first.
+def tensor_names(module: nn.Module, kind: str) -> dict[str, list[str]]:
+    """Each attribute that holds one of the "parameters" or "buffers" → all names of its tensor, its own name first.
 
-    A place is one attribute of one module: a tied tensor has several; a module under two paths has each of its once.
+    A tied tensor has several attributes; a module under two paths has each of its attributes once.
     """
     names: dict[int, list[str]] = {}
     for name, tensor in getattr(module, f"named_{kind}")(remove_duplicate=False):
@@ -225,7 +225,7 @@ def places(module: nn.Module, kind: str) -> dict[str, list[str]]:
 
 
 def lookup(mapping: Weights, names: Sequence[str]) -> Tensor | None:
-    """The tensor under the first of the names that is there; asked for once, since `in` may read it too."""
+    """The tensor under the first name that exists, else None; without `in`, since that may read the tensor."""
     for name in names:
         try:
             return mapping[name].detach()
@@ -235,27 +235,27 @@ def lookup(mapping: Weights, names: Sequence[str]) -> Tensor | None:
 
 
 def absent(name: str) -> CheckpointError:
-    """What to raise for a parameter that no weights were given for."""
+    """The error for a parameter without weights."""
     return CheckpointError(f"Expected weights for {name!r}, which is used before the last tap, got none.")
 
 
 def misshapen(name: str, own: Tensor, value: Tensor) -> CheckpointError:
-    """What to raise for weights of another shape than the network's."""
+    """The error for weights of another shape than the network's."""
     return CheckpointError(
         f"Expected shape {tuple(own.shape)} for {name!r}, which is used before the last tap, got {tuple(value.shape)}."
     )
 
 
 def widened(value: Tensor) -> Tensor:
-    """Half precision as float32; what is wider, or whole numbers, as it is."""
+    """Half precision as float32; wider floats and integers as they are."""
     return value.to(_wide(value)) if value.is_floating_point() else value
 
 
 @contextmanager
 def slots(module: nn.Module, get: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Whoever asks a part of the module for a parameter or buffer gets `get(place, own)`; lists show its own.
+    """Parameters and buffers of the module are `get(name, its own)`, while lists of them show the module's own.
 
-    Raise in `get` what is not there: with weights on meta a linear layer computes garbage and says nothing.
+    `get` must raise for missing ones: with weights on meta a linear layer computes garbage without an error.
     """
     kinds = ("_parameters", "_buffers")
     own = [(part, path, kind, part.__dict__[kind]) for path, part in module.named_modules() for kind in kinds]
@@ -271,15 +271,15 @@ def slots(module: nn.Module, get: Callable[[str, Tensor], Tensor]) -> Iterator[N
 class _Slots(dict):
     def __init__(self, own: Mapping[str, Tensor | None], path: str, get: Callable[[str, Tensor], Tensor]) -> None:
         super().__init__(own)
-        self.path, self.get_place = path, get
+        self.path, self.get_tensor = path, get
 
     def __getitem__(self, name: str) -> Tensor | None:
         own = super().__getitem__(name)
-        return own if own is None else self.get_place(f"{self.path}.{name}".lstrip("."), own)
+        return own if own is None else self.get_tensor(f"{self.path}.{name}".lstrip("."), own)
 
 
 class _Reached(BaseException):
-    """The last tap is seen. Not an Exception, so that no model's own `except` swallows it."""
+    """The last tap is reached. Not an Exception, so that no model's own `except` swallows it."""
 
 
 def _tapped(module: nn.Module, tap: str) -> nn.Module:

@@ -1,8 +1,9 @@
 """Which candidate each block of the child came from, by its features: Neural Lineage (CVPR 2024), Fig. 1c and S2.7.
 
-The child's block i is replaced by block i of a candidate, linearised towards the child's: what both make of the input
-that the child's own block had is compared at the output of the block. The child runs once and each block of a
-candidate once, while the child's block has its input at hand, so no two blocks of one model are in memory. METHODS §3.
+The child's block i is replaced by block i of a candidate, linearised towards the child's. Both get the input of the
+child's block, and their outputs are compared. The child runs once, and each block of a candidate once, while the input
+of the child's block is in memory; so no two blocks of one model are. docs/methods.md, *Block origins* and
+*Learning-free features*.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .evidence import (
     module_in_memory,
     probes_for,
     running,
-    settle,
+    score_at_common_step,
 )
 from .forward import Arguments, batches, flat, mapped, settled, tensor_of, visit
 from .lazy_tensors import CachedCheckpoint, CheckpointTensors, ChildTensors, inside
@@ -40,20 +41,20 @@ from .networks import Network, build, run_inputs, taps, weights
 from .similarity import metric as known
 from .streaming import streamed_weights
 
-TOKENS = 64  # of a block's output (N, tokens, width), the first ones are compared: S2.7
+MAX_TOKENS = 64  # of a block's output (N, tokens, width) that are compared, the first ones: S2.7
 BATCH = 32  # probes that go through a candidate's block together
 Facts = dict[str, Any]
 Rows = tuple[Callable[[int], Facts | None], Callable[[Sequence[Facts]], None]]  # one candidate's row; then all rows
-FACTS = ("step", "own_step", "curvature", "features", "scores")  # of one block of one candidate
+FACT_KEYS = ("step", "own_step", "curvature", "features", "scores")  # of one block of one candidate
 
 
 @dataclass(frozen=True, slots=True)
 class Grafts:
-    """How alike each candidate's blocks are to the child's, on the child's inputs.
+    """The similarity of each candidate's blocks and the child's, on the child's inputs.
 
-    `blocks`: module paths of the child, in the order they ran; `names`: their path prefixes in its checkpoint.
-    `found`: candidate → for each block `FACTS`, with the scores of every metric as {"plain", "taylor", "exact"}; None
-    where it has no such block or one of other shapes. `refused`: candidate → why it could not be run at all.
+    blocks: module paths of the child, in the order they ran; names: their path prefixes in its checkpoint.
+    found: candidate → for each block its `FACT_KEYS`, with the scores of every metric as {"plain", "taylor", "exact"};
+    None where it has no such block or one of other shapes.  refused: candidate → why it could not be run at all.
     """
 
     blocks: tuple[str, ...]
@@ -63,15 +64,15 @@ class Grafts:
 
 
 def graft(
-    child: Checkpoint, seen: Checkpoint, candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings,
+    child: Checkpoint, view: Checkpoint, candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings,
     progress: Progress | None = None,
 ) -> Grafts:  # fmt: skip
-    """Compare every block of the child with each candidate's, both given what the child's blocks before it made.
+    """Compare every block of the child with each candidate's, both on the output of the child's blocks before it.
 
-    `seen`: the child through its cuts, as the alignments (child's tensor → candidate's) are. `settings.taps` is not
-    looked at. The child is read twice, each candidate's blocks once, their stems and heads never. Several processes
-    share nothing: each does all of it, with the same answer. `progress` counts blocks. An activation, or another
-    block without parameters, is none; where an operator has no forward derivative, the block's scores are those of
+    view: the child with its fused tensors cut, as the alignments (child's tensor → candidate's) are.  settings: `taps`
+    is not used.  progress: counts blocks. The child is read twice, each candidate's blocks once, their stems and heads
+    never. Several processes share no work: each does all of it, with the same answer. Blocks without parameters, such
+    as activations, are not compared; where an operator has no forward derivative, the block's scores are those of
     `settings.metric` in Taylor's form.
     Raises what `evidence.run_child` does, of the child; a candidate's `LineageError` is in `refused` if none of its
     blocks could be compared, and leaves the block None otherwise.
@@ -84,18 +85,18 @@ def graft(
             side = graft(i, chosen)
             return compare_at_taps(side, [""], [path], {path: G}, chosen)[0][0] if side else None
 
-        return row, lambda rows: settle(rows, chosen)
+        return row, lambda rows: score_at_common_step(rows, chosen)
 
-    return _walk(child, seen, candidates, settings, compare, progress)
+    return _walk(child, view, candidates, settings, compare, progress)
 
 
 def outputs(
-    child: Checkpoint, seen: Checkpoint, candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings,
+    child: Checkpoint, view: Checkpoint, candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings,
     judge: Callable[[Sequence[Tensor], Tensor], Sequence[float]], name: str, progress: Progress | None = None,
 ) -> Grafts:  # fmt: skip
-    """As `graft`, without a derivative: `judge([F of each candidate], G)` scores what the blocks make of one input.
+    """As `graft`, without a derivative: `judge([F of each candidate], G)` scores the outputs of the blocks.
 
-    F, G: (N, K). The scores stand under `name`, as a metric's would.
+    F, G: (N, K). The scores are under `name`, as a metric's would be.
     """
 
     def compare(
@@ -115,23 +116,23 @@ def outputs(
 
         return row, settle_all
 
-    return _walk(child, seen, candidates, settings, compare, progress)
+    return _walk(child, view, candidates, settings, compare, progress)
 
 
 def _walk(
-    child: Checkpoint, seen: Checkpoint, candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings,
+    child: Checkpoint, view: Checkpoint, candidates: Sequence[tuple[Checkpoint, Alignment]], settings: Settings,
     compare: Callable[..., Rows], progress: Progress | None,
 ) -> Grafts:  # fmt: skip
-    """Run the child once; at each block `compare` has what it needs to make each candidate's row, then all of them."""
+    """Run the child once; at each block `compare` makes a row for each candidate, then finishes all rows together."""
     network = build(child, module_in_memory(child, settings))
     given = probes_for(network, settings)
     paths = [path for path in taps(network, "blocks") if path in _blocks(network)]
-    held = CachedCheckpoint(seen)
+    cached = CachedCheckpoint(view)
     others: dict[int, _CandidateBlocks] = {}
     refused: dict[int, str] = {}
     for i, (checkpoint, alignment) in enumerate(candidates):
         try:
-            others[i] = _CandidateBlocks(network, checkpoint, held, alignment, settings)
+            others[i] = _CandidateBlocks(network, checkpoint, cached, alignment, settings)
         except LineageError as error:
             refused[i] = error.note
     rows: dict[str, dict[int, Facts]] = {}
@@ -143,10 +144,10 @@ def _walk(
         check_finite({path: G}, "the child")
         chosen = _at_step(settings, network.module.get_submodule(path))
         row, settle_all = compare(lambda i, how: others[i].side(path, arguments, len(G), how), path, G, chosen)
-        compared = {i: donor.guarded(row, i, given) for i, donor in others.items()}
+        compared = {i: candidate.guarded(row, i, given) for i, candidate in others.items()}
         rows[path] = {i: facts for i, facts in compared.items() if facts}
         settle_all([*rows[path].values()])
-        held.tensors.clear()
+        cached.tensors.clear()
 
     device = torch.device(settings.device)
     with (
@@ -158,19 +159,20 @@ def _walk(
     if progress:
         progress(len(rows), len(rows), "grafting")
     found: dict[int, tuple[Facts | None, ...]] = {}
-    for i, donor in others.items():
-        if donor.why and not any(i in each for each in rows.values()):
-            refused[i] = donor.why
+    for i, candidate in others.items():
+        if candidate.why and not any(i in each for each in rows.values()):
+            refused[i] = candidate.why
         else:
-            found[i] = tuple({key: each[i][key] for key in FACTS} if i in each else None for each in rows.values())
+            found[i] = tuple({key: each[i][key] for key in FACT_KEYS} if i in each else None for each in rows.values())
     return Grafts(tuple(rows), tuple(_name(network, path) for path in rows), found, dict(sorted(refused.items())))
 
 
 def origins(grafts: Grafts, metric: str) -> np.ndarray:
-    """(child blocks × candidates) float64 in [0, 1]: softmax_p (s_p − mean s)/P over the P candidates compared (S2.7).
+    """The matching probabilities softmax_p (s_p − mean s)/P over the P candidates compared (S2.7), in [0, 1].
 
-    s is the score after the step, exact where there is one, else Taylor's. NaN where nothing was compared; the rest of
-    a row sums to 1, also where no candidate is the block's origin: the set is closed. `ArgumentError`: no such metric.
+    (child blocks × candidates) float64, NaN where nothing was compared. s is the score after the step, exact where
+    there is one, else Taylor's. The rest of a row sums to 1, also where no candidate is the block's origin: the set is
+    closed. Raises `ArgumentError` for an unknown metric.
     """
     if not any(each and metric in each["scores"] for facts in grafts.found.values() for each in facts):
         known(metric)
@@ -190,25 +192,25 @@ def origins(grafts: Grafts, metric: str) -> np.ndarray:
 
 
 class _CandidateBlocks:
-    """One candidate; its blocks are read when they are grafted. `why`: what the first one that failed said."""
+    """One candidate, whose blocks are read when they are grafted. `why`: the error of the first block that failed."""
 
     def __init__(
-        self, child: Network, checkpoint: Checkpoint, held: CachedCheckpoint, alignment: Alignment, settings: Settings
+        self, child: Network, checkpoint: Checkpoint, cached: CachedCheckpoint, alignment: Alignment, settings: Settings
     ) -> None:
         self._child, self._checkpoint = child, checkpoint
         self._network = candidate_network(checkpoint, settings)
-        self._partners = ChildTensors(self._network, checkpoint, held, alignment)
-        self._places = _places(child, self._network)
+        self._partners = ChildTensors(self._network, checkpoint, cached, alignment)
+        self._positions = _positions(child, self._network)
         self.why: str | None = None
 
     def side(self, path: str, arguments: Arguments, count: int, settings: Settings) -> InMemoryLinearisation | None:
-        """The block in the place of the child's at `path`, on the child's inputs; None where none fits."""
-        theirs = self._places.get(path)
+        """The candidate's block for the child's at `path`, on the child's inputs; None where none fits."""
+        theirs = self._positions.get(path)
         if theirs is None or not self._fits(theirs, path):
             return None
         module = _Graft(self._network.module.get_submodule(theirs), arguments, count)
-        own, delta = self._weights(theirs, settings.device)
-        return InMemoryLinearisation(module, own, delta, torch.arange(count), settings, _batch(arguments, count))
+        values, delta = self._weights(theirs, settings.device)
+        return InMemoryLinearisation(module, values, delta, torch.arange(count), settings, _batch(arguments, count))
 
     def guarded(self, row: Callable[[int], Facts | None], i: int, given: Tensor) -> Facts | None:
         """`row(i)`; None, and `why`, where the candidate's block cannot be run."""
@@ -220,25 +222,25 @@ class _CandidateBlocks:
             return None
 
     def _fits(self, theirs: str, path: str) -> bool:
-        """Whether the parameters of both blocks line up one by one; running statistics must be there."""
+        """Whether the parameters of both blocks align one by one, and running statistics are stored."""
         stored = inside(self._network.module, theirs)
         part, ours = self._network.module.get_submodule(theirs), self._child.module.get_submodule(path)
-        alike = sum(t.numel() for t in part.parameters()) == sum(t.numel() for t in ours.parameters())
-        there = not any(name in self._network.missing for name in stored.values())
-        return alike and there and all(stored[name] in self._partners for name, _ in part.named_parameters())
+        same_size = sum(t.numel() for t in part.parameters()) == sum(t.numel() for t in ours.parameters())
+        stored_all = not any(name in self._network.missing for name in stored.values())
+        return same_size and stored_all and all(stored[name] in self._partners for name, _ in part.named_parameters())
 
     def _weights(self, theirs: str, device: str | torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The block's tensors and Δ, by the names of a `_Graft`."""
         stored = inside(self._network.module, theirs)
         read = weights(self._network, self._checkpoint, [*stored.values()], device)
-        own = {f"block.{name}": read[tensor] for name, tensor in stored.items()}
+        values = {f"block.{name}": read[tensor] for name, tensor in stored.items()}
         moving = [name for name, _ in self._network.module.get_submodule(theirs).named_parameters()]
         parts = {f"block.{name}": self._partners[stored[name]] for name in moving}
-        return own, {name: value.to(device) - own[name] for name, value in parts.items()}
+        return values, {name: value.to(device) - values[name] for name, value in parts.items()}
 
 
 class _Graft(nn.Module):
-    """A block that is called on some of the probes, by their numbers, as the child's was on all `count` of them."""
+    """A block that is called on some of the probes, given by number, with the arguments of the child's block."""
 
     def __init__(self, block: nn.Module, arguments: Arguments, count: int) -> None:
         super().__init__()
@@ -250,41 +252,40 @@ class _Graft(nn.Module):
 
 
 def _batch(arguments: Arguments, count: int) -> int:
-    """Probes that may go through a block together: all of them where a tensor's first axis could be another one.
+    """Probes that may go through a block together: all of them where a tensor's first axis may not be the probes'.
 
-    So it is with positions (as many as probes, by chance) and with heads folded into the probes' axis (BLOOM).
+    Examples: positions (by chance as many as probes), and heads folded into the axis of probes (BLOOM).
     """
     shapes: list[tuple[int, ...]] = []
 
-    def look(value: Tensor) -> Tensor:
+    def note_shape(value: Tensor) -> Tensor:
         shapes.append(tuple(value.shape))
         return value
 
-    mapped(look, arguments)
+    mapped(note_shape, arguments)
     plain = all(shape[0] in (1, count) and count not in shape[1:] for shape in shapes if shape)
     return BATCH if plain else count
 
 
 def _first(output: Tensor) -> Tensor:
     """(N, tokens, width) → (N, first tokens, width); feature maps and vectors whole."""
-    return output[:, :TOKENS] if output.ndim == 3 else output
+    return output[:, :MAX_TOKENS] if output.ndim == 3 else output
 
 
 def _at_step(settings: Settings, block: nn.Module) -> Settings:
-    """With the paper's step for a single layer: its output is linear in its weights, at 1 all candidates are the child.
-
-    At any smaller step they keep their order, by distance.
+    """With the paper's step for a block of a single layer: its output is linear in its weights, so that at α = 1 every
+    candidate equals the child. At any smaller step the candidates keep their order, by distance.
     """
     single = settings.step == "auto" and not [*block.children()]
     return replace(settings, step=PAPER_STEP) if single else settings
 
 
 def _blocks(network: Network) -> tuple[str, ...]:
-    """Those with parameters: an activation is everybody's."""
+    """The blocks with parameters: without any, all models have the same block."""
     return tuple(path for path in network.blocks if [*network.module.get_submodule(path).parameters()])
 
 
-def _places(child: Network, candidate: Network) -> dict[str, str]:
+def _positions(child: Network, candidate: Network) -> dict[str, str]:
     """The child's block → the candidate's: of the same path or, where none is the same, at the same place."""
     ours, theirs = _blocks(child), _blocks(candidate)
     if {*ours} & {*theirs}:

@@ -1,4 +1,4 @@
-"""Lazy tensors by a network's own names: what a candidate holds, what the child has in its place, what lies between."""
+"""Lazy tensors by a network's names: of a candidate, of the child in their positions, and between the two."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .networks import Network, weights
 
 
 class CheckpointTensors(Mapping[str, Tensor]):
-    """A network's tensors, each read from its checkpoint when it is asked for."""
+    """A network's tensors, each read from its checkpoint when it is requested; float32."""
 
     def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
         self._network, self._checkpoint = network, checkpoint
@@ -25,7 +25,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
             raise KeyError(name)
         return weights(self._network, self._checkpoint, [name])[name]
 
-    def __contains__(self, name: object) -> bool:  # a mapping's own would read the tensor
+    def __contains__(self, name: object) -> bool:  # the default of a mapping would read the tensor
         return name in self._network.names
 
     def __iter__(self) -> Iterator[str]:
@@ -38,8 +38,8 @@ class CheckpointTensors(Mapping[str, Tensor]):
 class ChildTensors(Mapping[str, Tensor]):
     """The child's tensors by the names of a candidate's network, where the two line up entry by entry.
 
-    `child` is seen through its cuts, as the alignment is: a tensor that one side fuses and the other does not is put
-    together from its parts, rows on rows.
+    `child` has its fused tensors cut, as the alignment has: a tensor that one side fuses and the other does not is
+    concatenated from its parts along rows.
     """
 
     def __init__(self, network: Network, candidate: Checkpoint, child: Checkpoint, alignment: Alignment) -> None:
@@ -56,7 +56,7 @@ class ChildTensors(Mapping[str, Tensor]):
 
     @property
     def share(self) -> float:
-        """Share of the candidate's parameters, in elements, that have a partner."""
+        """Share of the candidate's parameters, by elements, that the child has too, in [0, 1]."""
         counts = {name: tensor.numel() for name, tensor in self._network.module.named_parameters()}
         return sum(counts.get(name, 0) for name in self) / max(1, sum(counts.values()))
 
@@ -76,7 +76,7 @@ class ChildTensors(Mapping[str, Tensor]):
 
 
 class InterpolatedTensors(Mapping[str, Tensor]):
-    """θ + α(θ′ − θ), θ′ where there is one."""
+    """θ + α(θ′ − θ) where there is a θ′, else θ."""
 
     def __init__(self, start: Mapping[str, Tensor], end: Mapping[str, Tensor], step: float) -> None:
         self._start, self._end, self._step = start, end, step
@@ -98,7 +98,7 @@ class InterpolatedTensors(Mapping[str, Tensor]):
 
 
 class CachedCheckpoint(Wrapper):
-    """A checkpoint whose tensors stay in `tensors` once they were read: a block of it serves all candidates."""
+    """A checkpoint that keeps read tensors in `tensors`, so that a block is read once for all candidates."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint, dict(checkpoint))

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from ..errors import ArgumentError, CheckpointError
 from .forward import (
-    ALONE,
+    EXCLUSIVE,
     Inputs,
     Parts,
     Weights,
@@ -24,10 +24,10 @@ from .forward import (
     forward_mode,
     lookup,
     misshapen,
-    places,
     probes,
     settled,
     slots,
+    tensor_names,
     watch,
     widened,
     with_tangent,
@@ -35,7 +35,7 @@ from .forward import (
 from .forward import NoForwardDerivative as NoForwardDerivative
 
 GRID = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)  # steps α that are tried, the largest first
-MAX_RELATIVE_CURVATURE = 0.1  # of ‖αT‖: an error below that leaves the linearisation worth its name
+MAX_RELATIVE_CURVATURE = 0.1  # error of the linearisation over ‖αT‖, below which a step is small
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,8 @@ def exact(
     """F and T = J_p Δ at every tap from one forward-mode pass; no activations are kept but the taps'.
 
     `delta` has Δ for the parameters that both models have; for others, and for buffers, Δ = 0. Otherwise as
-    `features`. NoForwardDerivative: an operator has none. METHODS §1, "Exact".
+    `features`. NoForwardDerivative: an operator has none. docs/methods.md, *Learning-free
+    features*, "Exact".
     """
     loaded = _Loaded(module, weights)
     with forward_mode(module):
@@ -95,7 +96,7 @@ def exact(
 def taylor(
     module: nn.Module, weights: Weights, delta: Weights, inputs: Inputs, tap: str, pi: Tensor, *, batch: int = 32
 ) -> float:
-    """⟨Π, T⟩ = ∇θ[Σ_i ⟨Π_i, f(x_i)⟩]·Δ, Π (N, K), by one backward pass a batch. METHODS §1, "Taylor".
+    """⟨Π, T⟩ = ∇θ[Σ_i ⟨Π_i, f(x_i)⟩]·Δ, Π (N, K), by one backward pass per batch (Neural Lineage, Eq. 2).
 
     A batch's activations up to the tap and one gradient per parameter of `delta` are in memory. The same for every
     operator that torch can train; otherwise as `features`.
@@ -130,34 +131,34 @@ def curvature(
     *,
     batch: int = 32,
 ) -> dict[str, float]:
-    """‖f(θ + αΔ) − F − αT‖ / ‖αT‖ per tap, ≥ 0: the error of the linearisation at step α; 0 where nothing moves.
+    """‖f(θ + αΔ) − F − αT‖ / ‖αT‖ per tap, ≥ 0: the relative error of the linearisation at step α; 0 for T = 0.
 
-    A second set of weights is in memory. Small steps drown in rounding: α‖T‖ should stay above 1e-5‖F‖.
+    A second set of weights is in memory. Rounding limits small steps: α‖T‖ should stay above 1e-5‖F‖.
     """
     loaded = _Loaded(module, weights)
     for name, tangent in loaded.along(delta).items():
         loaded.values[name] = loaded.values[name] + step * tangent
     with torch.no_grad():
         moved = loaded.collect(inputs, taps, lambda output: (output,), batch)
-    return {tap: bend(there, linearised[tap], step) for tap, (there,) in moved.items()}
+    return {tap: relative_curvature(there, linearised[tap], step) for tap, (there,) in moved.items()}
 
 
-def bend(moved: Tensor, linearised: Linearised, step: float) -> float:
-    """‖M − F − αT‖ / ‖αT‖ of the features M (N, K) at θ + αΔ, ≥ 0; 0 where nothing moves."""
+def relative_curvature(moved: Tensor, linearised: Linearised, step: float) -> float:
+    """‖M − F − αT‖ / ‖αT‖ of the features M (N, K) at θ + αΔ, ≥ 0; 0 where M = F and T = 0."""
     error, length = _norm(moved - linearised.at(step)), abs(step) * _norm(linearised.T)
     return error / length if length else (float("inf") if error else 0.0)
 
 
-def try_steps(bend_at: Callable[[float], float], steps: Sequence[float] = GRID) -> tuple[Step, ...]:
+def try_steps(curvature_at: Callable[[float], float], steps: Sequence[float] = GRID) -> tuple[Step, ...]:
     """The steps down to the first whose curvature is below `MAX_RELATIVE_CURVATURE` (of `GRID`, the largest), that one
     last.
 
-    If there is none, all of them, the last one not `small`. `bend_at(α)`: the curvature there, see `curvature`, asked
-    once for each; one that is not finite is not small.
+    If there is none, all of them, the last one not `small`. curvature_at(α): see `curvature`, called once for each;
+    a value that is not finite is not small.
     """
     tried = []
     for step in steps:
-        tried.append(Step(step, bend_at(step)))
+        tried.append(Step(step, curvature_at(step)))
         if tried[-1].small:
             break
     return tuple(tried)
@@ -175,7 +176,7 @@ def check_finite(found: Mapping[str, Tensor | Linearised], which: str) -> None:
 
 
 class _Loaded:
-    """A module and a tensor for each of its places; `missing` has the error for using one that has none.
+    """A module and a tensor for each of its tensor_names; `missing` has the error for using one that has none.
 
     One name per place, and nothing tied by `functional_call` itself: where a module stands under two paths, that would
     leave the module altered.
@@ -185,9 +186,9 @@ class _Loaded:
         self.module = module
         self.missing: dict[str, CheckpointError] = {}
         given, own = dict[str, Tensor](), dict[str, Tensor]()
-        with ALONE:  # another thread may run the same module
-            self.parameters = places(module, "parameters")
-            for name, names in (self.parameters | places(module, "buffers")).items():
+        with EXCLUSIVE:  # another thread may run the same module
+            self.parameters = tensor_names(module, "parameters")
+            for name, names in (self.parameters | tensor_names(module, "buffers")).items():
                 path, _, attribute = name.rpartition(".")
                 here, value = getattr(module.get_submodule(path), attribute), lookup(weights, names)
                 if value is not None and value.shape == here.shape:
@@ -202,7 +203,7 @@ class _Loaded:
         self.values = {name: value.to(self.device) for name, value in (own | given).items()}
 
     def along(self, delta: Weights) -> dict[str, Tensor]:
-        """Δ by place, on the values' device and of their kind: only of parameters that have a value."""
+        """Δ by attribute, on the values' device and of their dtype, for parameters that have a value."""
         result = {}
         for name, names in self.parameters.items():
             tangent = None if name in self.missing else lookup(delta, names)

@@ -1,10 +1,10 @@
-"""Networks that can be run, from a config and without running anybody's code; the only home of timm and transformers.
+"""Networks from a config, without running foreign code; the only home of timm and transformers.
 
     build(checkpoint)             a module of a library's class, or of `like`, without weights
     weights(network, checkpoint)  tensors by the module's names, for `torch.func.functional_call`
     taps(network, names)          where its features may be taken
 
-A config is a stranger's text. It may choose a class of the two libraries and its sizes, nothing else: no code, no
+A config is foreign text. It may choose a class of the two libraries and its sizes, nothing else: no code, no
 download (sockets are refused while it is read), no more than a few times the elements its own checkpoint holds.
 """
 
@@ -30,8 +30,8 @@ from ..checkpoints.texts import json_data
 from ..errors import ArgumentError, CheckpointError
 from .configs import building, checked, unknown
 
-LENGTH = 64  # tokens of a probe at most
-SIDE = 224  # pixels of a probe for a network that takes images of any size
+MAX_LENGTH = 64  # tokens of a probe
+DEFAULT_SIDE = 224  # pixels of a probe for a network that takes images of any size
 MAX_SIDE = 4096
 
 
@@ -60,7 +60,7 @@ class Network:
 
     `names`: parameter or buffer of the module → tensor of the checkpoint. `blocks`: module paths in order. `tap`: the
     first of them, or the first ReLU of a plain module. `missing`: parameters that no tensor fills; `weights` makes
-    them NaN, so that nothing they reach is mistaken for a feature.
+    them NaN, so that nothing that depends on them is taken for a feature.
     """
 
     module: nn.Module
@@ -76,7 +76,7 @@ def build(checkpoint: Checkpoint, like: nn.Module | None = None) -> Network:
     """The network a checkpoint belongs to: the class its config names, else a copy of `like` without its weights.
 
     Costs the config (and, for images of transformers, the preprocessor's); no weight is read, `like` stays as it is.
-    Attention is made plain where the class allows it, since fused kernels have no forward-mode derivative.
+    Attention is set to its plain form where the class allows it, since fused kernels have no forward-mode derivative.
     Raises `CheckpointError` where neither library knows the class, the config is not to be trusted, tensors are
     packed, merged or split, or something before the default tap has no tensor.
     """
@@ -117,17 +117,19 @@ def weights(
     is the module's; what is `missing` is NaN.
     """
     module = network.module
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for name in names or ():
-        if name not in own:
-            raise ArgumentError(f"Expected a parameter or buffer of the network, got {name!r}{_near(name, own)}.")
-    wanted = list(dict.fromkeys(own if names is None else names))
+        if name not in tensors:
+            raise ArgumentError(
+                f"Expected a parameter or buffer of the network, got {name!r}{_similar_names(name, tensors)}."
+            )
+    wanted = list(dict.fromkeys(tensors if names is None else names))
     stored = {name: network.names[name] for name in wanted if name in network.names}
     for name, key in stored.items():
         found = checkpoint[key].shape if key in checkpoint else "none"
-        if found != tuple(own[name].shape):
+        if found != tuple(tensors[name].shape):
             raise CheckpointError(
-                f"Expected {key!r} of shape {tuple(own[name].shape)} in `{checkpoint.ref.name}`, found {found}. "
+                f"Expected {key!r} of shape {tuple(tensors[name].shape)} in `{checkpoint.ref.name}`, found {found}. "
                 "Build a network of its own for it."
             )
     read = dict(zip(stored, checkpoint.whole([*stored.values()]), strict=True))
@@ -136,9 +138,9 @@ def weights(
         if name in read:
             tensor = read.pop(name)  # one by one: two copies of a model are one too many
         elif name in network.missing:
-            tensor = torch.full(own[name].shape, math.nan)
+            tensor = torch.full(tensors[name].shape, math.nan)
         else:
-            tensor = own[name].detach().clone()
+            tensor = tensors[name].detach().clone()
         result[name] = tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
     return result
 
@@ -151,7 +153,7 @@ def taps(network: Network, names: str | Sequence[str] | None = None) -> tuple[st
     if names is None:
         return (network.tap,)
     if names == "blocks":
-        return tuple(block for block in network.blocks if not _lost(network.module, block, network.missing))
+        return tuple(block for block in network.blocks if not _missing_before(network.module, block, network.missing))
     known = [path for path, _ in network.module.named_modules() if path]
     asked = (names,) if isinstance(names, str) else tuple(names)
     if not asked:
@@ -159,10 +161,10 @@ def taps(network: Network, names: str | Sequence[str] | None = None) -> tuple[st
     for name in asked:
         if name not in known:
             raise ArgumentError(
-                f"Expected the path of a module as tap, got {name!r}{_near(name, known)}. "
+                f"Expected the path of a module as tap, got {name!r}{_similar_names(name, known)}. "
                 "`[name for name, _ in module.named_modules()]` lists all, taps='blocks' takes every block."
             )
-        if lost := _lost(network.module, name, network.missing):
+        if lost := _missing_before(network.module, name, network.missing):
             raise ArgumentError(f"Expected a tap whose weights are all there, but {name!r} needs {lost[0]!r}.")
     return asked
 
@@ -183,11 +185,11 @@ def upstream(module: nn.Module, tap: str) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-def _lost(module: nn.Module, tap: str, missing: Sequence[str]) -> list[str]:
+def _missing_before(module: nn.Module, tap: str, missing: Sequence[str]) -> list[str]:
     return [name for name in upstream(module, tap) if name in missing] if missing else []
 
 
-def _near(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+def _similar_names(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, [*known], n=4, cutoff=0.4)
     return f"; near it: {', '.join(close)}" if close else ""
 
@@ -283,7 +285,7 @@ def _network(
             child.fused_attn = False  # type: ignore[assignment]
     names, missing = _match(module, checkpoint, _renamed(module, checkpoint, who) if source == "transformers" else {})
     blocks, tap = _blocks(module)
-    if lost := _lost(module, tap, missing):
+    if lost := _missing_before(module, tap, missing):
         shape = tuple(module.state_dict()[lost[0]].shape)
         raise CheckpointError(
             f"Expected a tensor for each parameter of {type(module).__name__} up to {tap!r} in {who}, found none for "
@@ -331,10 +333,10 @@ def _match(
     first: dict[int, str] = {}
     names: dict[str, str] = {}
     for name, tensor in state.items():
-        own = first.setdefault(id(tensor), name)  # tied parameters are one
+        first_name = first.setdefault(id(tensor), name)  # tied parameters are one
         for stored in (renamed.get(name), name, spelled.get(name)):
-            if own not in names and stored is not None and _fits(tensor, checkpoint, stored):
-                names[own] = stored
+            if first_name not in names and stored is not None and _fits(tensor, checkpoint, stored):
+                names[first_name] = stored
     parameters = dict(module.named_parameters())
     needed = [name for name in first.values() if name in parameters or name.endswith(("running_mean", "running_var"))]
     return names, tuple(name for name in needed if name not in names)
@@ -379,8 +381,8 @@ def _chain(module: nn.Module, least: int = 2) -> type | None:
     """The class of what a module is a chain of, if it is one."""
     children = [*module.children()]
     least = 1 if isinstance(module, (nn.ModuleList, nn.Sequential)) else least
-    alike = len(children) >= least and len({type(child) for child in children}) == 1
-    whole = alike and all(_matrices(child) > 1 and [*child.children()] for child in children)
+    uniform = len(children) >= least and len({type(child) for child in children}) == 1
+    whole = uniform and all(_matrices(child) > 1 and [*child.children()] for child in children)
     return type(children[0]) if whole else None
 
 
@@ -415,21 +417,21 @@ def _inputs(module: Any, source: str, checkpoint: Checkpoint, who: str) -> Image
 
 def _transformers_inputs(module: Any, checkpoint: Checkpoint, who: str) -> Images | Tokens:
     """`image_size` and `num_channels` of the config; mean, std and, where the config leaves it open, the size of
-    preprocessor_config.json, at most `SIDE`; where that says nothing either, 0.5, 0.5 and `SIDE`."""
+    preprocessor_config.json, at most `DEFAULT_SIDE`; where that says nothing either, 0.5, 0.5 and `DEFAULT_SIDE`."""
     config = module.config
     if module.main_input_name == "input_ids":
         text = config.get_text_config()
         positions = getattr(text, "max_position_embeddings", None)
-        return Tokens(text.vocab_size, min(positions, LENGTH) if isinstance(positions, int) else LENGTH)
+        return Tokens(text.vocab_size, min(positions, MAX_LENGTH) if isinstance(positions, int) else MAX_LENGTH)
     if module.main_input_name != "pixel_values":
         raise CheckpointError(f"Expected a network for images or text in {who}, got one for {module.main_input_name}.")
     vision = getattr(config, "vision_config", None) or config
     stated = json_data(checkpoint.repo.read_optional("preprocessor_config.json", 10**6)) if checkpoint.repo else {}
     side = _side(getattr(vision, "image_size", None))
     for key in ("crop_size", "size"):
-        side = side or [min(length, SIDE) for length in _side(stated.get(key))]
+        side = side or [min(length, DEFAULT_SIDE) for length in _side(stated.get(key))]
     channels = getattr(vision, "num_channels", 3)
-    return _images(channels, side or [SIDE, SIDE], stated.get("image_mean"), stated.get("image_std"))
+    return _images(channels, side or [DEFAULT_SIDE, DEFAULT_SIDE], stated.get("image_mean"), stated.get("image_std"))
 
 
 def _side(value: Any) -> list[int]:

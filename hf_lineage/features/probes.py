@@ -1,6 +1,6 @@
-"""Probe inputs: made up, from a folder, from a dataset of the Hub, or given; the only home of datasets.
+"""Probe inputs: synthetic, from a folder, from a dataset of the Hub, or given; the only home of datasets.
 
-Two networks are compared on the same probes, so what they show matters little and that they are the same matters much.
+Two networks are compared on the same probes; that they are the same matters more than what they show.
 Colour and grey: a grey channel is repeated for a network that reads colour. Its stem then computes Σ_c W_c x, which
 is the kernel averaged over its input channels times their number: a scale that parent and child share.
 """
@@ -24,7 +24,7 @@ from .networks import Images, Tokens
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-COUNT = 512
+DEFAULT_COUNT = 512  # the paper's
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # PIL knows more, of which some start programs
 MODES = {1: "L", 3: "RGB"}
@@ -33,7 +33,7 @@ MODES = {1: "L", 3: "RGB"}
 def probes(
     source: str | Path | Tensor | None,
     inputs: Images | Tokens | None,
-    count: int = COUNT,
+    count: int = DEFAULT_COUNT,
     seed: int = 0,
     token: str | bool | None = None,
 ) -> Tensor:
@@ -178,7 +178,7 @@ def _stack(pictures: Iterable[tuple[str, Any]], inputs: Images) -> Tensor:
             raise ArgumentError(
                 f"Expected images of at most {pil.MAX_IMAGE_PIXELS:,} pixels, `{name}` has more."
             ) from error
-        except Exception as error:  # decoders fail in every way on bytes a stranger made
+        except Exception as error:  # decoders fail in every way on foreign bytes
             raise ArgumentError(
                 f"Expected an image in `{name}`, got {type(error).__name__}: {printable(str(error))[:200]}."
             ) from error

@@ -1,4 +1,4 @@
-"""How alike two models' features of the same probes are: the metrics of METHODS §1, and their derivative.
+"""Similarity of two models' features of the same probes: the metrics of Neural Lineage, and their derivative.
 
 Neural Lineage (CVPR 2024), §3, compares the features F (N, K) of a candidate with those of the child, G, by s(F, G);
 N probes on the rows, K features. Moving the candidate by a step α along the tangent T = J Δ, towards the child, has
@@ -8,7 +8,7 @@ two forms that agree to first order in α:
     exact    s(F + α·T, G)                          `exact`: any metric
 
 A metric is plain torch operations with forward and backward derivatives, of |F − G| or of the two kernels. The largest
-temporary is of the size of F or G, or (N, N) for cka and dc.
+temporary is of the size of F or G, or (N, N) for cka and dc. docs/methods.md, *Learning-free features*.
 """
 
 from __future__ import annotations
@@ -23,28 +23,34 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 
-P = 4  # of lp
-TEMPERATURE = 0.01  # of lse
+P = 4  # the exponent of lp
+TEMPERATURE = 0.01  # t of lse
 EQUAL = 1e-13  # a squared distance this small beside the rows' squared lengths is rounding: the rows are equal
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """How alike two feature matrices (N, K) are; larger is more alike.
+    """A similarity s of two feature matrices (N, K), one row of `METRICS`.
 
-    identity: s(F, G) ≤ s(G, G).   symmetry: s(F, G) = s(G, F).   order: probes may come in any, the same for both.
-    finite: the value and, if differentiable, its derivative, also where rows or whole matrices are equal.
+    Laws, tested for every row. identity: s(F, G) ≤ s(G, G).  symmetry: s(F, G) = s(G, F).  order: the probes may come
+    in any order, the same for both.  finite: the value and, if differentiable, its derivative, also where rows or whole
+    matrices are equal.
+
+    formula: one line, with D = F − G.  of_distance: float64 |D| (N, K) → scalar, or of_kernels: float64 (N, N), (N, N)
+    → scalar, of `_kernel` of F and of G.  differentiable: whether `gradient` and `taylor` work; linf is not, and needs
+    the exact linearisation.  higher_is_better: whether a larger s means more similar features, as `step`, softmax and
+    ranking assume.
     """
 
-    name: str
-    formula: str  # one line, for reports; D = F − G
-    of_distance: Callable[[Tensor], Tensor] | None  # float64 |D| (N, K) → scalar
-    of_kernels: Callable[[Tensor, Tensor], Tensor] | None = None  # float64 (N, N), (N, N) → scalar, see `_kernel`
-    differentiable: bool = True  # l∞ is not: only the exact linearisation serves it
+    formula: str
+    of_distance: Callable[[Tensor], Tensor] | None = None
+    of_kernels: Callable[[Tensor, Tensor], Tensor] | None = None
+    differentiable: bool = True
+    higher_is_better: bool = True
 
     @property
-    def least(self) -> int:
-        """Probes needed: any two pairs of points are alike to cka and dc."""
+    def min_probes(self) -> int:
+        """Probes needed: 2 for cka and dc, for which all single points are equal."""
         return 2 if self.of_kernels else 1
 
     @property
@@ -53,7 +59,7 @@ class Metric:
         return self.of_kernels is None
 
     def function(self, F: Tensor, G: Tensor) -> Tensor:
-        """s(F, G) of float64 matrices, a scalar that may be differentiated."""
+        """s(F, G) of float64 matrices, a scalar with a derivative."""
         if self.of_kernels:
             return self.of_kernels(_kernel(F), _kernel(G))
         assert self.of_distance
@@ -131,23 +137,20 @@ def _cosine(A: Tensor, B: Tensor) -> Tensor:
 
 
 def _quotient(both: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """both/√(one·other); 0, with derivative 0, where the rows of a matrix are all equal: it says nothing to compare."""
+    """both/√(one·other); 0, with derivative 0, where all rows of one matrix are equal."""
     square = one * other
-    said = square > 0
-    return torch.where(said, both / torch.where(said, square, 1.0).sqrt(), 0.0)
+    defined = square > 0
+    return torch.where(defined, both / torch.where(defined, square, 1.0).sqrt(), 0.0)
 
 
 METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("l1", "−(1/NK) Σ |D|", _l1),
-        Metric("l2", "−(1/NK) Σ D²", _l2),
-        Metric("lp", f"−(1/NK) Σ |D|^{P}", _lp),
-        Metric("linf", "−(1/N) Σ_i max_k |D_ik|", _linf, differentiable=False),
-        Metric("lse", f"−(1/NKt) Σ_i log Σ_k exp(t·|D_ik|), t = {TEMPERATURE}", _lse),
-        Metric("cka", "HSIC(FFᵀ, GGᵀ)/√(HSIC(FFᵀ, FFᵀ)·HSIC(GGᵀ, GGᵀ))", None, _cka),
-        Metric("dc", "dCov²(F, G)/√(dCov²(F, F)·dCov²(G, G))", None, _dc),
-    )
+    "l1": Metric("−(1/NK) Σ |D|", _l1),
+    "l2": Metric("−(1/NK) Σ D²", _l2),
+    "lp": Metric(f"−(1/NK) Σ |D|^{P}", _lp),
+    "linf": Metric("−(1/N) Σ_i max_k |D_ik|", _linf, differentiable=False),
+    "lse": Metric(f"−(1/NKt) Σ_i log Σ_k exp(t·|D_ik|), t = {TEMPERATURE}", _lse),
+    "cka": Metric("HSIC(FFᵀ, GGᵀ)/√(HSIC(FFᵀ, FFᵀ)·HSIC(GGᵀ, GGᵀ))", of_kernels=_cka),
+    "dc": Metric("dCov²(F, G)/√(dCov²(F, F)·dCov²(G, G))", of_kernels=_dc),
 }
 
 
@@ -170,8 +173,7 @@ def similarity(name: str, F: Tensor, G: Tensor) -> float:
     >>> similarity("l2", F, F + 2), round(similarity("cka", F, F + 2), 9)
     (-4.0, 1.0)
     """
-    chosen = metric(name)
-    return float(chosen.function(*_pair(chosen, F, G)))
+    return float(metric(name).function(*_pair(name, F, G)))
 
 
 def gradient(name: str, F: Tensor, G: Tensor) -> Tensor:
@@ -181,12 +183,12 @@ def gradient(name: str, F: Tensor, G: Tensor) -> Tensor:
     """
     chosen = metric(name)
     if not chosen.differentiable:
-        usable = ", ".join(m.name for m in METRICS.values() if m.differentiable)
+        usable = ", ".join(each for each, m in METRICS.items() if m.differentiable)
         raise ArgumentError(
             f"Expected a differentiable metric ({usable}), got {name!r}. Use the exact linearisation with it."
         )
     with torch.inference_mode(False), torch.enable_grad():
-        ours, theirs = _pair(chosen, F, G)
+        ours, theirs = _pair(name, F, G)
         (slope,) = torch.autograd.grad(chosen.function(ours.requires_grad_(), theirs), ours)
     return slope
 
@@ -204,25 +206,28 @@ def exact(name: str, F: Tensor, G: Tensor, T: Tensor, step: float) -> float:
 
 
 def scores(F: Tensor, G: Tensor, T: Tensor, steps: Sequence[float]) -> dict[str, list[float]]:
-    """s(F + αT, G) at every step α of every metric that F and G are wide and many enough for.
+    """s(F + αT, G) for every step α and every metric that fits the widths and the number of probes.
 
-    Equal to `exact` at each, with what they share made once: the checks, F + αT, |D|, and the kernels.
+    Equal to `exact` at each; what the metrics share is computed once: the checks, F + αT, |D|, and the kernels.
     """
     F, G, T = _matrix("F", F), _matrix("G", G), _tangent(F, T, max(map(abs, steps)))
-    fits = [m for m in METRICS.values() if len(F) >= m.least and (F.shape == G.shape or not m.same_width)]
+    fits = {
+        name: m for name, m in METRICS.items()
+        if len(F) >= m.min_probes and (F.shape == G.shape or not m.same_width)
+    }  # fmt: skip
     if len(F) != len(G):
         raise ArgumentError(f"Expected F and G of the same probes, got {len(F)} and {len(G)} rows.")
-    result: dict[str, list[float]] = {m.name: [] for m in fits}
+    result: dict[str, list[float]] = {name: [] for name in fits}
     target = _kernel(G) if len(F) > 1 else None
     for step in steps:
         there = torch.add(F, T, alpha=step) if step else F
         apart = (there - G).abs_() if F.shape == G.shape else None
         kernel = None if target is None else _kernel(there)
-        for m in fits:
+        for name, m in fits.items():
             if m.of_distance and apart is not None:
-                result[m.name].append(float(m.of_distance(apart)))
+                result[name].append(float(m.of_distance(apart)))
             elif m.of_kernels and kernel is not None and target is not None:
-                result[m.name].append(float(m.of_kernels(kernel, target)))
+                result[name].append(float(m.of_kernels(kernel, target)))
     return result
 
 
@@ -234,18 +239,20 @@ def _tangent(F: Tensor, T: Tensor, step: float) -> Tensor:
     return _matrix("T", T)
 
 
-def _pair(chosen: Metric, F: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
+def _pair(name: str, F: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as float64, checked for the metric of that name."""
+    chosen = metric(name)
     F, G = _matrix("F", F), _matrix("G", G)
     if F.shape[0] != G.shape[0]:
         raise ArgumentError(f"Expected F and G of the same probes, got {F.shape[0]} and {G.shape[0]} rows.")
     if chosen.same_width and F.shape != G.shape:
-        others = " and ".join(m.name for m in METRICS.values() if not m.same_width)
+        others = " and ".join(each for each, m in METRICS.items() if not m.same_width)
         raise ArgumentError(
-            f"Expected F and G of one shape for {chosen.name}, got {tuple(F.shape)} and {tuple(G.shape)}. "
+            f"Expected F and G of one shape for {name}, got {tuple(F.shape)} and {tuple(G.shape)}. "
             f"Features of different widths: {others}."
         )
-    if F.shape[0] < chosen.least:
-        raise ArgumentError(f"Expected at least {chosen.least} probes for {chosen.name}, got {F.shape[0]}.")
+    if F.shape[0] < chosen.min_probes:
+        raise ArgumentError(f"Expected at least {chosen.min_probes} probes for {name}, got {F.shape[0]}.")
     return F, G
 
 

@@ -1,6 +1,7 @@
-"""The linearisation of a model larger than memory: weights come when a module asks for them and go when it has run.
+"""The linearisation of a model larger than memory: weights are read when a module needs them, and dropped after it ran.
 
-Forward mode composes module after module, so only the running module's weights and Δ are there. METHODS §6.
+Forward mode composes module after module, so only the running module's weights and Δ are in memory. docs/methods.md,
+*Streaming*.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from .forward import (
     forward_mode,
     lookup,
     misshapen,
-    places,
     probes,
     settled,
     slots,
+    tensor_names,
     widened,
     with_tangent,
 )
@@ -73,17 +74,17 @@ def streamed_weights(
 
 
 class WeightCache:
-    """The weights that are in memory: those that the running modules have asked for."""
+    """The weights in memory: those that the running modules have requested, kept until these have run."""
 
     def __init__(self, module: nn.Module, parent: Weights, child: Weights | None) -> None:
         self.module, self.parent, self.child = module, parent, child
-        self.parameters = places(module, "parameters")
-        self.buffers = places(module, "buffers")
-        self.held: dict[str, Tensor] = {}
-        self.running: list[tuple[torch.device, list[str]]] = []  # with what each has asked for
+        self.parameters = tensor_names(module, "parameters")
+        self.buffers = tensor_names(module, "buffers")
+        self.cached: dict[str, Tensor] = {}
+        self.running: list[tuple[torch.device, list[str]]] = []  # with what each has requested
 
     def call(self, args: tuple, kwargs: dict[str, Any]) -> object:
-        self.held.clear()
+        self.cached.clear()
         self.running.clear()
         return self.module(*args, **kwargs)
 
@@ -92,28 +93,28 @@ class WeightCache:
 
     def leave(self) -> None:
         for name in self.running.pop()[1]:
-            del self.held[name]
+            del self.cached[name]
 
-    def get(self, name: str, own: Tensor) -> Tensor:
-        """The tensor for the place `name`, for as long as the innermost running module runs."""
+    def get(self, name: str, default: Tensor) -> Tensor:
+        """The tensor of parameter or buffer `name`, while the innermost running module runs; before, the module's."""
         if not self.running:
-            return own
-        if name not in self.held:
-            device, asked = self.running[-1]
-            self.held[name] = self._read(name, own, device)
-            asked.append(name)
-        return self.held[name]
+            return default
+        if name not in self.cached:
+            device, requested = self.running[-1]
+            self.cached[name] = self._read(name, default, device)
+            requested.append(name)
+        return self.cached[name]
 
-    def _read(self, name: str, own: Tensor, device: torch.device) -> Tensor:
-        """Parent's value, with child − parent as its tangent where there is one."""
+    def _read(self, name: str, default: Tensor, device: torch.device) -> Tensor:
+        """The parent's value, with child − parent as its tangent where the child has that tensor."""
         names = self.parameters.get(name) or self.buffers[name]
         value = lookup(self.parent, names)
         if value is None:
-            if name in self.parameters or own.is_meta:
+            if name in self.parameters or default.is_meta:
                 raise absent(name)
-            return own.to(device)
-        if value.shape != own.shape:
-            raise misshapen(name, own, value)
+            return default.to(device)
+        if value.shape != default.shape:
+            raise misshapen(name, default, value)
         value = widened(value.to(device))
         other = lookup(self.child, names) if self.child is not None and name in self.parameters else None
         if other is None or other.shape != value.shape or not value.is_floating_point():
@@ -122,7 +123,7 @@ class WeightCache:
 
 
 class _Hook(ModelHook):
-    """On every module, since some use the weights of modules within them without calling those."""
+    """On every module, since some use the weights of modules inside them without calling those."""
 
     def __init__(self, cache: WeightCache, device: torch.device) -> None:
         self.cache, self.device = cache, device
@@ -138,7 +139,7 @@ class _Hook(ModelHook):
 
 @contextmanager
 def _hooked(module: nn.Module, cache: WeightCache, device: Devices) -> Iterator[None]:
-    """Hooks on every part of the module, which is afterwards as it was."""
+    """Hooks on every part of the module, removed afterwards."""
     taken = [path for path, part in module.named_modules() if hasattr(part, "_hf_hook")]
     if taken:
         raise ArgumentError(f"Expected a module without accelerate's hooks, got one on {taken[0]!r}: remove it first.")
