@@ -168,7 +168,7 @@ QUESTIONS = """
 import json, sys
 import hf_lineage as hl
 from hf_lineage.errors import BrokenFileError
-from hf_lineage.hub import local
+from hf_lineage.checkpoints import local
 from hf_lineage.parallel import world
 read, shown = [0], []
 plain = local.LocalFile.read
@@ -264,7 +264,7 @@ def test_accelerate_launch_with_one_process(folders: Folders) -> None:
 ACCIDENT = """
 import os, sys, time
 from hf_lineage import cli, errors
-from hf_lineage.hub import local
+from hf_lineage.checkpoints import local
 plain = local.LocalFile.read
 def read(self, extents):
     if os.environ["RANK"] == "1" and "child" in str(self._path) and extents[0][0] > 8:
@@ -296,7 +296,7 @@ def test_an_accident_is_one_line_from_one_process(folders: Folders, accident: st
 PROMISES = """
 import os, time
 from hf_lineage.errors import LineageError, ModelNotFoundError
-from hf_lineage.hub.checkpoint import open_checkpoint
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.parallel import together, world
 here = world()
 def attempt(work):

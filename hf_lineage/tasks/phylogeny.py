@@ -72,10 +72,10 @@ def phylogeny(
     sample, max_bytes, token, device, allow_pickle, progress, seed, session: as in `trace`.
 
     By `information`: models that the permutation test over hidden units calls related make a group
-    (`trees/groups.py`); in a group the maximum spanning tree of the information that units share (METHODS §5), put
-    right where weights without gradient contradict it (`trees/without_gradient.py`); every edge has a probability
-    from a bootstrap, and a direction where the signals of the whole tree decide its root (`trees/rooting.py`). Missing
-    ancestors get names (`?1`), merges several parents, copies share a node.
+    (`trees/groups.py`); in a group the maximum spanning tree of the information that units share (docs/methods.md,
+    *Phylogeny*), put right where weights without gradient contradict it (`trees/without_gradient.py`); every edge has a
+    probability from a bootstrap, and a direction where the signals of the whole tree decide its root
+    (`trees/rooting.py`). Missing ancestors get names (`?1`), merges several parents, copies share a node.
 
     By `detector`: the Phylogeny Detector that ships (`detector/phylogeny.py`) scores all pairs and "no parent", and the
     forest with the most edges expected to be right is the answer, all of them directed, each with its probability.
