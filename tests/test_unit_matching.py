@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from hf_lineage.errors import ArgumentError
-from hf_lineage.experiments.disguises import permute, rescale
+from hf_lineage.experiments.disguises import DISGUISES, permute, rescale
 from hf_lineage.experiments.families import SIZES, build, train_family
 from hf_lineage.weights.unit_matching import RELATED_SCORE, _draw, _gram, _variance, mantel_test, match_units
 
@@ -76,11 +76,12 @@ def marks(tensors: Tensors) -> Tensors:
 
 class TestDisguises:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
-    def test_function_preserved(self, architecture: str) -> None:
+    @pytest.mark.parametrize("name", DISGUISES)
+    def test_function_preserved(self, name: str, architecture: str) -> None:
         model = network(architecture, 1)
         before, plain = outputs(model, architecture), {k: v.clone() for k, v in model.state_dict().items()}
-        permuted = permute(plain, architecture, 3)
-        for tensors in (permuted, rescale(plain, architecture, 4), rescale(permuted, architecture, 4)):
+        once = DISGUISES[name](plain, architecture, 3)
+        for tensors in (once, *(disguise(once, architecture, 4) for disguise in DISGUISES.values())):
             assert list(tensors) == list(plain) and any(not torch.equal(tensors[k], plain[k]) for k in plain)
             model.load_state_dict(tensors)
             torch.testing.assert_close(outputs(model, architecture), before, atol=1e-4, rtol=1e-4)
@@ -107,17 +108,18 @@ class TestDisguises:
         model.load_state_dict(rescale(permute(plain, "llama", 3), "llama", 4))
         torch.testing.assert_close(outputs(model, "llama"), before, atol=1e-4, rtol=1e-4)
 
-    def test_seeded_and_pure(self) -> None:
+    @pytest.mark.parametrize("name", DISGUISES)
+    def test_seeded_and_pure(self, name: str) -> None:
         plain = network("fc", 1).state_dict()
         copy = {k: v.clone() for k, v in plain.items()}
-        for disguise in (permute, rescale):
-            one, two, other = (disguise(plain, "fc", seed) for seed in (1, 1, 2))
-            assert all(torch.equal(one[k], two[k]) and torch.equal(plain[k], copy[k]) for k in plain)
-            assert not torch.equal(one["fc1.weight"], other["fc1.weight"])
+        one, two, other = (DISGUISES[name](plain, "fc", seed) for seed in (1, 1, 2))
+        assert all(torch.equal(one[k], two[k]) and torch.equal(plain[k], copy[k]) for k in plain)
+        assert not torch.equal(one["fc1.weight"], other["fc1.weight"])
 
-    def test_unknown_architecture(self) -> None:
+    @pytest.mark.parametrize("name", DISGUISES)
+    def test_unknown_architecture(self, name: str) -> None:
         with pytest.raises(ArgumentError, match="fc, resnet"):
-            permute({}, "bert", 0)
+            DISGUISES[name]({}, "bert", 0)
 
 
 def square(n: int, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Disguises: the same function from other weights, since hidden units have no order and often no scale of their own.
+"""DISGUISES: the same function from other weights, since hidden units have no order and often no scale of their own.
 
     permute   hidden units and attention heads in another order
     rescale   hidden units by factors that the reading side takes back (not behind GELU, which has a scale)
@@ -10,7 +10,7 @@ shared, not copied.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +80,14 @@ def rescale(tensors: Mapping[str, Tensor], architecture: str, seed: int) -> dict
         if units.heads:
             _rescale_queries(plain, units, rng)
     return _join(plain, tensors)
+
+
+# (state dict, architecture, seed) → the disguised state dict. Laws, tested for each: the function stays, its arguments
+# too, and the same seed gives the same weights.
+DISGUISES: dict[str, Callable[[Mapping[str, Tensor], str, int], dict[str, Tensor]]] = {
+    "permuted": permute,
+    "rescaled": rescale,
+}
 
 
 def _rescale_queries(plain: dict[str, Tensor], units: _Units, rng: np.random.Generator) -> None:
