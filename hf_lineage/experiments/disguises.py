@@ -82,11 +82,17 @@ def rescale(tensors: Mapping[str, Tensor], architecture: str, seed: int) -> dict
     return _join(plain, tensors)
 
 
+def permute_and_rescale(tensors: Mapping[str, Tensor], architecture: str, seed: int) -> dict[str, Tensor]:
+    """Both, one after the other: hidden units in another order and of another scale."""
+    return rescale(permute(tensors, architecture, seed), architecture, seed)
+
+
 # (state dict, architecture, seed) → the disguised state dict. Laws, tested for each: the function stays, its arguments
 # too, and the same seed gives the same weights.
 DISGUISES: dict[str, Callable[[Mapping[str, Tensor], str, int], dict[str, Tensor]]] = {
     "permuted": permute,
     "rescaled": rescale,
+    "permuted and rescaled": permute_and_rescale,
 }
 
 
