@@ -102,7 +102,7 @@ class TestEndpoints:
         assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
         assert "sign in above" not in str(caught.value) and "hf auth" not in str(caught.value)
 
-    @pytest.mark.parametrize("file", ["README.md", "spaces_app/README.md"])
+    @pytest.mark.parametrize("file", ["docs/guides/space.md", "spaces_app/README.md"])
     def test_what_the_readme_tells_to_run(self, space, file: str, capsys) -> None:
         code = next(
             block for block in re.findall(r"```py(?:thon)?\n(.*?)```", (ROOT / file).read_text(), re.S)
