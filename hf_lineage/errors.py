@@ -108,7 +108,7 @@ CODES: Mapping[str, str] = {
 class Note(str):
     """A text for people that programs read by its fields. It is the text itself wherever a text is expected.
 
-    `code`: of `CODES`. `sentence`: what is to be said everywhere. `hint`: what to type on a command line, a sentence of
+    `code`: of `CODES`. `sentence`: what holds everywhere. `hint`: what to type on a command line, a sentence of
     its own, empty where there is nothing to type. `python`: the same in Python, empty where it is no different.
     The text is the sentence, the hint and the Python hint one after the other, unless `text` gives it.
 

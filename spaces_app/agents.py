@@ -97,8 +97,8 @@ def expose() -> None:
 
 def description(function: Callable[..., str]) -> str:
     """What a function does and returns, in one line: gradio would put a comma between the lines."""
-    told = inspect.getdoc(function) or ""
-    what, returns = told.partition("Args:")[0], told.partition("Returns:")[2]
+    text = inspect.getdoc(function) or ""
+    what, returns = text.partition("Args:")[0], text.partition("Returns:")[2]
     return " ".join(f"{what} Returns: {returns}".split())
 
 

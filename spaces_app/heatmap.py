@@ -90,18 +90,18 @@ def _cell(value: float, equal: bool = False) -> dict[str, Any]:
 
 def _tip(block: dict[str, Any]) -> str:
     """Block, origin, probability, mixture, in one line."""
-    told = [block["block"]]
+    texts = [block["block"]]
     if block["parent"]:
-        told.append(f"origin {block['parent']}, block {block['parent_block']} ({KINDS[block['kind']]})")
+        texts.append(f"origin {block['parent']}, block {block['parent_block']} ({KINDS[block['kind']]})")
     else:
-        told.append(KINDS[block["kind"]])
+        texts.append(KINDS[block["kind"]])
     if block["probability"] is not None:
-        told.append(f"probability {block['probability']:.3f}")
+        texts.append(f"probability {block['probability']:.3f}")
     if block["log10_p"] is not None:
-        told.append(f"p {p_text(block['log10_p'])}")
+        texts.append(f"p {p_text(block['log10_p'])}")
     if len(block["mixture"]) > 1:
         parts = [f"{part['weight']:.3f} ± {part['stderr']:.3f} of {part['ref']}" for part in block["mixture"]]
-        told.append("mixture " + ", ".join(parts))
+        texts.append("mixture " + ", ".join(parts))
     if block["unknown"] and block["unknown"] >= 0.005 and block["parent"]:
-        told.append(f"unknown {block['unknown']:.3f}")
-    return "; ".join(told)
+        texts.append(f"unknown {block['unknown']:.3f}")
+    return "; ".join(texts)

@@ -25,7 +25,7 @@ ALONE = 8.0  # seconds without a look after which a job stops: the page was clos
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far a job is. `total` is 0 until something is being read; `quiet`: seconds since it last said anything."""
+    """How far a job is. `total` is 0 until something is being read; `quiet`: seconds since its last report."""
 
     done: int
     total: int

@@ -48,7 +48,7 @@ def _address(query: Mapping[str, str]) -> str:
 
 
 def from_link(query: Mapping[str, str]) -> Linked:
-    """A link comes from anybody: what is no id is left out of it, and that is told."""
+    """A link comes from anybody: what is no id is left out of it, and the page says so."""
     tab = query.get("tab", "trace")
     child, wrong = _valid([query["child"]] if query.get("child") else [])
     parents, strange = _valid(query.get("parents", "").split(","))
@@ -56,11 +56,11 @@ def from_link(query: Mapping[str, str]) -> Linked:
     trouble = [f"{shown(text)} is no id of a model on the Hub." for text in (*wrong, *strange)[:3]]
     if len(parents) > MAX_CANDIDATES:
         trouble.append(f"Of {len(parents)} candidates the first {MAX_CANDIDATES} are asked about.")
-    told = f"Of the link: {' '.join(trouble)}" if trouble else ""
+    note = f"Of the link: {' '.join(trouble)}" if trouble else ""
     if not child:
-        return Linked("tree" if tab == "tree" else "trace", models="\n".join(models), trouble=told)
+        return Linked("tree" if tab == "tree" else "trace", models="\n".join(models), trouble=note)
     known = tab if tab in TABS else "trace"
-    return Linked(known, child[0], "\n".join(parents[:MAX_CANDIDATES]), "\n".join(models), told)
+    return Linked(known, child[0], "\n".join(parents[:MAX_CANDIDATES]), "\n".join(models), note)
 
 
 def _valid(texts: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""What visitors may ask and how much of it, and what they are told where that goes wrong. No gradio in here."""
+"""What visitors may ask and how much of it, and the sentence for what goes wrong. No gradio in here."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ CLAIMS = {
 }
 SOURCES = {"card": "The model card", "config": "config.json", "adapter": "The adapter", "mergekit": "The merge recipe"}
 MAX_OPEN_ROWS = 12  # candidates that are not folded away
-SILENT = 8.0  # seconds without news after which that is said
+SILENT = 8.0  # seconds without news after which the page says so
 _DRAWING = threading.Lock()  # matplotlib's caches are not made for several threads
 
 
@@ -103,7 +103,7 @@ def note_html(text: str, link: str = "") -> str:
     return page("note", text=text, link=link)
 
 
-def said_html(sentence: str) -> str:
+def arrived_html(sentence: str) -> str:
     """An answer that has arrived, for a screen reader."""
     return page("arrived", sentence=sentence)
 
@@ -128,7 +128,7 @@ def shown(view: View, text: str) -> str:
 
 
 def reasons_of(view: View, candidate: dict[str, Any]) -> list[str]:
-    """What is to be said of a candidate beside its numbers."""
+    """The reasons of a candidate, as the page shows them."""
     return [shown(view, reason) for reason in candidate["reasons"]]
 
 

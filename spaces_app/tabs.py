@@ -18,12 +18,12 @@ from jobs import Job, Progress, Step
 from questions import AT_ONCE, RefusedError, explain, gated_repo
 from show import (
     View,
+    arrived_html,
     diff_html,
     error_html,
     lineage_html,
     note_html,
     progress_html,
-    said_html,
     tree_html,
     view_of,
 )
@@ -113,11 +113,11 @@ class Tab:
             job = Job(lambda progress: run(*asked, own, progress))
             for step in job:
                 yield {self.status: progress_html(step)}
-            shown, said, more = show(job.result(), *asked)
+            shown, sentence, more = show(job.result(), *asked)
         except Exception as error:
             yield {self.status: _error(error, own)}
             return
-        yield {self.status: said_html(said), self.answer: shown, **more}
+        yield {self.status: arrived_html(sentence), self.answer: shown, **more}
 
     def taken(self, *asked: Any) -> Update:
         """The question as a command, as Python and as an address."""
@@ -266,11 +266,11 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
             return {about: note_html(NOTHING)}
         who = f"You are signed in as {profile.username}." if profile else "To open a pull request, sign in above."
         empty = nothing_to_say(lineage)
-        told = (
+        text = (
             f"The card of {lineage.child.name}: {empty or f'its section on lineage, as traced in this session. {who}'}"
         )
         return {
-            about: note_html(told), look: gr.Button(interactive=not empty), send: gr.Button(interactive=False),
+            about: note_html(text), look: gr.Button(interactive=not empty), send: gr.Button(interactive=False),
             status: "", shown: "", ready: None,
         }  # fmt: skip
 
@@ -306,8 +306,8 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
         except Exception as error:
             yield {status: _error(error, own), send: gr.Button(interactive=True)}
             return
-        told = "The pull request is open:" if note.url else "The card says it already: nothing was sent."
-        yield {status: note_html(told, note.url or ""), ready: None}
+        text = "The pull request is open:" if note.url else "The card says it already: nothing was sent."
+        yield {status: note_html(text, note.url or ""), ready: None}
 
     writing: dict[str, Any] = {**HIDDEN, "concurrency_id": "card", "concurrency_limit": 2, "show_progress": "hidden"}
     look.click(preview, [session], [status, shown, send, ready], **writing)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# what a block is to its origin: every tensor equal, tuned, made of several, from none of the candidates, not to be told
+# what a block is to its origin: every tensor equal, tuned, made of several, from none of the candidates, undecided
 BlockKind = Literal["equal", "tuned", "mixture", "none", "undecided"]
 
 Method = Literal["single", "passthrough", "linear", "slerp", "task_arithmetic", "ties", "dare", "mixed"]
@@ -140,8 +140,8 @@ class LayerLineage(StatisticalAnswer):
         return report("plots.plot_layers")(self, path)
 
     def __repr__(self) -> str:
-        told = f"{len(self.blocks)} blocks, {len(self.candidates)} candidates"
-        return f"LayerLineage({self.child.name!r}, method={self.method!r}, {told})"
+        counts = f"{len(self.blocks)} blocks, {len(self.candidates)} candidates"
+        return f"LayerLineage({self.child.name!r}, method={self.method!r}, {counts})"
 
     def to_text(self, width: int = 80) -> str:
         """The answer as a table in at most `width` columns."""

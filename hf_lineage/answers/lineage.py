@@ -27,7 +27,7 @@ PARENT_RELATIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What somebody wrote about a parent, and whether the weights bear it out."""
+    """What a file of the repo declares about a parent, and whether the weights confirm it."""
 
     source: Literal["card", "config", "adapter", "mergekit"]
     ref: str
@@ -96,7 +96,7 @@ class Lineage(StatisticalAnswer):
         return report("sentences.explanation")(self)
 
     def sentence(self) -> str:
-        """The verdict in one plain sentence; names in it are strangers' text, cleaned of control characters."""
+        """The verdict in one plain sentence; names in it are untrusted text, cleaned of control characters."""
         return report("sentences.sentence")(self, printable)
 
     def to_markdown(self) -> str:

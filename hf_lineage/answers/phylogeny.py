@@ -1,4 +1,4 @@
-"""The frozen answer about a set of models: nodes, edges, and the forest they make."""
+"""The answer of `phylogeny`: the models of a set and the edges of descent between them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """One step of descent. Of an undirected edge the two ids are sorted: who came first could not be told.
+    """One step of descent. Of an undirected edge the two ids are sorted: the direction is not known.
 
     `probability`, in [0, 1], that the two are neighbours in the tree, None where the method gives none; `direction`, in
     [0.5, 1], that `parent` came first, None of an undirected edge or where the method gives none. `relation`: what was
@@ -57,9 +57,9 @@ class Edge:
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Phylogeny(StatisticalAnswer):
-    """The answer of `phylogeny`: a forest, one tree for each group of models that share an origin.
+    """The answer of `phylogeny`: one tree for each group of models that share an origin.
 
-    `roots`: the oldest node of each group where that could be told, a model without relatives included. `left_out`: ref
+    `roots`: the oldest node of each group where that is known, a model without relatives included. `left_out`: ref
     → why, of models that could not be read or compared. `quality`: see docs/schema.md.
     """
 
@@ -118,7 +118,7 @@ class Phylogeny(StatisticalAnswer):
         return report("tree_text.markdown")(self)
 
     def plot(self, path: str | Path | None = None, *, style: Literal["auto", "tree", "ring"] = "auto") -> Figure:
-        """Draw the forest: trees for up to about 40 models, else rings with an arc for each ancestor (Neural Lineage,
+        """Draw the trees, for up to about 40 models, or else rings with an arc for each ancestor (Neural Lineage,
         Fig. 1(b)); saved to `path` if given."""
         return report("tree_plot.plot_tree")(self, path, style=style)
 

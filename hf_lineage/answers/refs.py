@@ -1,4 +1,4 @@
-"""References: Hub repo ids, local paths and modules, and what may be printed of a stranger's text."""
+"""References: Hub repo ids, local paths and modules, and how untrusted text is printed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def is_repo_id(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """One line of printable characters: no control code that a stranger wrote can reach a terminal.
+    """One line of printable characters: no control code of untrusted text can reach a terminal.
 
     >>> printable("a\\tb\\x1b[31m")
     'a b?[31m'

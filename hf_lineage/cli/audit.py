@@ -81,7 +81,7 @@ def audit(context: click.Context, file: str | None, author: str | None, collecti
             for record in records:
                 output.add(record)
             complete = True
-        finally:  # what is finished is told and kept, also after Ctrl-C
+        finally:  # what is finished is reported and saved, also after Ctrl-C
             shown.close()
             output.end()
             _save(output.records, found, sarif, markdown, complete)

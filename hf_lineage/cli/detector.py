@@ -93,5 +93,5 @@ def train_detector(out: Path, probes: str | None, patience: int, as_json: bool, 
     with Bar() as progress:
         made = train_families(out, probes=read_probes(probes), patience=patience or None, progress=progress, **options)
     if first:
-        told = {name: value for name, value in made.figures.items() if name != "history"}
-        click.echo(json.dumps(told, indent=2) if as_json else f"{table(told)}\n\ndetector  {out}")
+        figures = {name: value for name, value in made.figures.items() if name != "history"}
+        click.echo(json.dumps(figures, indent=2) if as_json else f"{table(figures)}\n\ndetector  {out}")

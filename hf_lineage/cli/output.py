@@ -1,4 +1,4 @@
-"""What all commands share: where things are said, written and shown while they run."""
+"""What all commands share: options, output, files, and the progress bar."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def say(text: str) -> None:
     """One line on stderr, from the first of several processes."""
     try:
         main = world().main
-    except ArgumentError:  # what is wrong with the launcher's variables must be said, too
+    except ArgumentError:  # what is wrong with the launcher's variables must be printed, too
         main = True
     if main:
         click.echo(text, err=True)

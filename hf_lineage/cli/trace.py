@@ -179,7 +179,7 @@ METHODS = (
     help="How to find the tree; the others are the papers', to compare with.",
 )
 @click.option("--rho", type=float, help="Of the along-… methods, in [0, 1]. Default: chosen without the truth.")
-@reading("Chance that any strangers are joined.", alpha=1e-2)
+@reading("Chance that any unrelated models are joined.", alpha=1e-2)
 @formats
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture.")
 @click.option(

@@ -80,11 +80,11 @@ class CardRepository:
         data, _ = self.hub.get(self._url(ref), {"expand": ["cardData", "gated", "private"]}, f"`{ref}`", ref.name)
         data = data if isinstance(data, dict) else {}
         card = data.get("cardData")
-        told = {name: card.get(name) if isinstance(card, dict) else None for name in ("license", "license_name")}
-        return told | {name: data.get(name) for name in ("gated", "private")}
+        licence = {name: card.get(name) if isinstance(card, dict) else None for name in ("license", "license_name")}
+        return licence | {name: data.get(name) for name in ("gated", "private")}
 
     def weights(self, ref: ModelRef) -> dict[str, tuple[str, str]]:
-        """Blob id and SHA-256 of each file of weights; the digest is empty where the Hub does not tell.
+        """Blob id and SHA-256 of each file of weights; the digest is empty where the Hub does not give it.
 
         Those at the top; only where there are none, those in folders.
         """
@@ -187,7 +187,7 @@ def _written(name: str, token: str | bool | None, pull_request: bool) -> Iterato
                 raise error.__cause__ from None
             raise
         except ValueError as error:  # of the metadata's validation
-            raise CardError(f"The Hub refuses the card of `{name}`{_told(str(error), token)}.") from error
+            raise CardError(f"The Hub refuses the card of `{name}`{_reply(str(error), token)}.") from error
 
 
 def _refused(
@@ -196,24 +196,24 @@ def _refused(
     """Raise what a refused or unanswered write means; come back where `explained` knows better."""
     if not isinstance(error, HfHubHTTPError):
         raise Lost(type(error).__name__) from error
-    status, told = error.response.status_code, _told(error.server_message, token)
+    status, reply = error.response.status_code, _reply(error.server_message, token)
     if status == 412:
         raise Stale from error
     if status >= 500:
         raise Lost(f"HTTP {status}") from error
     if status == 401:
-        raise TokenRefusedError(f"The Hub does not know this token (HTTP 401){told}.", LOGIN, repo=name) from error
+        raise TokenRefusedError(f"The Hub does not know this token (HTTP 401){reply}.", LOGIN, repo=name) from error
     if status == 403:
         what = "open a pull request of" if pull_request else "push to"
         other = "unless the owner has disabled pull requests" if pull_request else "or propose it by a pull request"
         raise WriteRefusedError(
-            f"This token may not {what} `{name}` (HTTP {status}){told}. Use one with write access, {other}.", repo=name
+            f"This token may not {what} `{name}` (HTTP {status}){reply}. Use one with write access, {other}.", repo=name
         ) from error
     if status in (400, 409, 413, 422):
-        raise CardError(f"The Hub refuses the change of `{name}` (HTTP {status}){told}.", repo=name) from error
+        raise CardError(f"The Hub refuses the change of `{name}` (HTTP {status}){reply}.", repo=name) from error
 
 
-def _told(text: str | None, token: str | bool | None) -> str:
+def _reply(text: str | None, token: str | bool | None) -> str:
     """The Hub's own words, in one line, never with a token in them."""
     words = re.sub(r"hf_\w+", "hf_…", printable(text or ""))
     if isinstance(token, str) and token:

@@ -65,7 +65,11 @@ WASTE = 0.05  # … if they are at most this share of the bytes that are wanted
 WORKERS = 8  # ranges in flight
 TRIES = 4  # of one range whose body breaks off
 TIMEOUT = 30.0
-PASSING = (httpx.TimeoutException, httpx.ReadError, httpx.RemoteProtocolError)  # no network at all is told at once
+PASSING = (
+    httpx.TimeoutException,
+    httpx.ReadError,
+    httpx.RemoteProtocolError,
+)  # no network at all is an error at once
 
 
 def _without_signatures(record: logging.LogRecord) -> bool:
@@ -75,7 +79,7 @@ def _without_signatures(record: logging.LogRecord) -> bool:
 
 
 # huggingface_hub warns of every retry, with the url: a signed location opens the file to whoever reads the log. Only
-# that we were told to wait is news; a retry that fails in the end is one line of ours.
+# a request to wait is news; a retry that fails in the end is one line of ours.
 logging.getLogger("huggingface_hub.utils._http").addFilter(_without_signatures)
 
 Extent = tuple[int, int]
@@ -99,7 +103,7 @@ class Hub:
         return is_offline_mode()
 
     def repo(self, ref: ModelRef) -> HubRepo:
-        """The repo at a commit: canonical id, file names, card. One request, none for what a listing told."""
+        """The repo at a commit: canonical id, file names, card. One request, none for a model of a listing."""
         known = self._known.get(ref.name) if ref.revision is None else None
         info = known or self._info(ref, ["sha", "siblings", "cardData", "createdAt", "private"])
         if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
@@ -107,8 +111,8 @@ class Hub:
         return HubRepo(self, ModelRef("hub", info.id, info.sha), str(ref), info)
 
     def know(self, item: dict[str, Any]) -> None:
-        """Keep what a listing told of a model, its commit and files among them."""
-        with suppress(Exception):  # a stranger wrote the card: what cannot be parsed is asked for when needed
+        """Keep the fields of a model in a listing, its commit and files among them."""
+        with suppress(Exception):  # the card is untrusted text: what cannot be parsed is asked for when needed
             info = ModelInfo(**item)
             if COMMIT.fullmatch(info.sha or "") and info.siblings:
                 self._known[info.id] = info

@@ -26,7 +26,7 @@ _SLUG = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,200}")
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One model of a listing, as far as it tells; strangers wrote the card and the config."""
+    """One model of a listing, with the fields that the Hub gives; the card and the config are untrusted text."""
 
     id: str
     sha: str | None

@@ -38,13 +38,13 @@ def worst_first(records: Iterable[AuditRecord]) -> list[AuditRecord]:
 def summary(records: Sequence[AuditRecord]) -> str:
     """How many models of each status, worst first, and what it cost."""
     counts = Counter(record.status for record in records)
-    told = ", ".join(f"{counts[status]} {_words(status)}" for status in RULES if counts[status])
+    by_status = ", ".join(f"{counts[status]} {_words(status)}" for status in RULES if counts[status])
     fresh = [record for record in records if not record.resumed]
     cost = f"{bytes_text(sum(r.bytes_read for r in fresh))} in {sum(r.seconds for r in fresh):.1f} s"
     kept = len(records) - len(fresh)
     models = count_text(len(records), "model")
     journal = f" ({kept} as of the journal)" if kept else ""
-    return f"{models}{journal}: {told or 'nothing to audit'}; read {cost}"
+    return f"{models}{journal}: {by_status or 'nothing to audit'}; read {cost}"
 
 
 def table(records: Sequence[AuditRecord], width: int = WIDTH) -> str:
@@ -85,8 +85,8 @@ def tsv_head() -> str:
 
 def tsv(record: AuditRecord) -> str:
     """One record as a line of tab-separated fields; no field holds a tab or a newline."""
-    told = record.to_dict() | {"model": record.ref, "claims": " ".join(claim.ref for claim in record.claims)}
-    return "\t".join("" if told[name] is None else printable(str(told[name])) for name in COLUMNS)
+    fields = record.to_dict() | {"model": record.ref, "claims": " ".join(claim.ref for claim in record.claims)}
+    return "\t".join("" if fields[name] is None else printable(str(fields[name])) for name in COLUMNS)
 
 
 def sarif(
@@ -134,19 +134,27 @@ def _rule(rule: Rule) -> dict[str, Any]:
 def _result(record: AuditRecord, finding: Finding, index: int, place: Place | None, hub: str) -> dict[str, Any]:
     rule = BY_ID[finding.rule]
     mark = hashlib.sha256("\n".join([record.ref, finding.rule, finding.base or ""]).encode()).hexdigest()[:32]
-    about = f" names {finding.base} ({', '.join(finding.sources)})" if finding.sources else ""
+    claim = f" names {finding.base} ({', '.join(finding.sources)})" if finding.sources else ""
     physical: dict[str, Any] = {"artifactLocation": {"uri": place[0] if place else _card(record, hub)}}
     physical["region"] = {"startLine": place[1] if place else 1}
     figures = {name: getattr(finding, name) for name in ("p_value", "probability", "relation")}
-    told = {"model": record.ref, "revision": record.revision, "base": finding.base, "parent": record.parent, **figures}
+    measured = {
+        "model": record.ref,
+        "revision": record.revision,
+        "base": finding.base,
+        "parent": record.parent,
+        **figures,
+    }
     return {
         "ruleId": rule.id,
         "ruleIndex": index,
         "level": rule.level,
-        "message": {"text": _message(f"{record.ref}{about}: {finding.reason}")},
+        "message": {"text": _message(f"{record.ref}{claim}: {finding.reason}")},
         "locations": [{"physicalLocation": physical}],
         "partialFingerprints": {"primaryLocationLineHash": f"{mark}:1", "hfLineage/v1": mark},
-        "properties": {name: printable(v) if isinstance(v, str) else v for name, v in told.items() if v is not None},
+        "properties": {
+            name: printable(v) if isinstance(v, str) else v for name, v in measured.items() if v is not None
+        },
     }
 
 

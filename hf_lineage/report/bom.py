@@ -55,16 +55,16 @@ def statement(lineage: Lineage, layers: LayerLineage | None = None, digests: Map
     `digests`: SHA-256, hexadecimal, by file. Sign it beside the model: `cosign attest-blob`, or model_signing's keys.
     Source: in-toto attestation framework, Statement v1 (`subject` by digest, `predicateType` a URI).
     """
-    told = essentials(lineage, layers)
-    told["ancestors"] = [at_commit(ref, revision) for ref, revision in ancestors(lineage, layers)]
-    told["schema"] = SCHEMA
-    told["claims"] = [{"source": c.source, "ref": c.ref, "status": c.status} for c in lineage.claims]
-    told["none_probability"] = _rounded(lineage.none_probability)
+    predicate = essentials(lineage, layers)
+    predicate["ancestors"] = [at_commit(ref, revision) for ref, revision in ancestors(lineage, layers)]
+    predicate["schema"] = SCHEMA
+    predicate["claims"] = [{"source": c.source, "ref": c.ref, "status": c.status} for c in lineage.claims]
+    predicate["none_probability"] = _rounded(lineage.none_probability)
     data = {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted((digests or {}).items())],
         "predicateType": PREDICATE,
-        "predicate": told,
+        "predicate": predicate,
     }
     return json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n"
 

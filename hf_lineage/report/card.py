@@ -1,7 +1,7 @@
-"""Surgery on the text of a model card: our section and our lines of metadata go in, every other byte stays.
+"""Edits of a model card's text: our section and our lines of metadata are added, every other byte stays.
 
 The section stands between `START` and `END`, which may come once each, anywhere in the body: also within a block of
-code, since the marks are told apart by nothing but their text. Metadata is added where the author has none.
+code, since nothing but their text marks them. Metadata is added where the author has none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EMPTY = re.compile(r"^\s*---(?:\r\n|\r|\n)(?=---[ \t]*(?:\r\n|\n|$))")  # nothin
 KEPT = "metadata_kept"  # the code of the notes
 COMMENTS = re.compile(r"(?>[ \t]*(?:#[^\r\n]*)?(?:\r\n|\r|\n|$))*+")  # atomic: a line end can be read in two ways
 
-Load = Callable[[bytes], dict]  # reads YAML that a stranger wrote; empty where it cannot be read
+Load = Callable[[bytes], dict]  # reads untrusted YAML; empty where it cannot be read
 Metadata = Mapping[str, str | list[str]]
 
 

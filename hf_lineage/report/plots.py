@@ -1,4 +1,4 @@
-"""With `rings.py` the home of matplotlib: how near each candidate is, block by block, and how sure that is."""
+"""With `tree_plot.py` the home of matplotlib: how near each candidate is, block by block, and how sure that is."""
 
 from __future__ import annotations
 
@@ -170,25 +170,25 @@ def _block_map(axes: Axes, compared: Sequence[Candidate]) -> None:
     axes.set_xlabel("block of the child")
     axes.set_title("change of its weights, relative to the candidate's norm", fontsize=10)
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
-    bar.set_label("0 equal, 1.4 strangers")
+    bar.set_label("0 equal, 1.4 unrelated")
 
 
 def _share_map(axes: Axes, layers: LayerLineage, refs: Sequence[str], row: float) -> None:
     """Colour and number: the share; words: where the block stood. Text only where a row has room for it."""
     values, size = np.zeros((len(layers.blocks), len(refs) + 1)), min(8.5, 0.8 * 72 * row)
     for i, block in enumerate(layers.blocks):
-        said: dict[int, list[str]] = {}
+        texts: dict[int, list[str]] = {}
         for share in sources(layers, block):
             if share.ref not in refs:
                 continue
             column = refs.index(share.ref)
             values[i, column] += share.weight
             moved = [f"from {_shown(number(share.block), 14)}"] if block.moved and share.block else []
-            said[column] = said.get(column, []) + moved
+            texts[column] = texts.get(column, []) + moved
         values[i, -1] = block.unknown or 0.0
         for column, value in enumerate(values[i]):
-            equal = ["="] if block.kind == "equal" and column in said else []
-            words = [*equal, *([f"{value:.2f}"] if 0.005 <= abs(value) < 0.995 else []), *said.get(column, [])]
+            equal = ["="] if block.kind == "equal" and column in texts else []
+            words = [*equal, *([f"{value:.2f}"] if 0.005 <= abs(value) < 0.995 else []), *texts.get(column, [])]
             colour = "w" if value > 0.65 else "k"
             axes.text(column, i, " ".join(words), ha="center", va="center", fontsize=size, color=colour)
         if block.kind in ("none", "undecided"):
@@ -276,10 +276,10 @@ def _shown(text: str, width: int) -> str:
 def _title(lineage: Lineage) -> str:
     """The verdict in a few words; the table has the sentence."""
     best = next((c for c in lineage.candidates if c.status == "compared"), None)
-    said = lineage.verdict.replace("_", " ")
+    verdict = lineage.verdict.replace("_", " ")
     if lineage.parent and best:
-        said = f"{said} {_short(lineage.parent)}, probability {best.probability:.3f}, p {p_text(best.log10_p)}"
-    return f"{_short(lineage.child.name)}: {said}"
+        verdict = f"{verdict} {_short(lineage.parent)}, probability {best.probability:.3f}, p {p_text(best.log10_p)}"
+    return f"{_short(lineage.child.name)}: {verdict}"
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -1,4 +1,4 @@
-"""An answer as strangers may read it: of the folders of whoever asked, the last name only."""
+"""An answer for the public: of local folders it keeps the last name only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A `LayerLineage` as a mergekit recipe (https://github.com/arcee-ai/mergekit): its file format, none of its code.
 
-The body is dumped by yaml, which quotes what strangers named; comments are one line each and hold cleaned names only.
+The body is dumped by yaml, which quotes untrusted names; comments are one line each and hold cleaned names only.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def recipe(layers: LayerLineage) -> str:
     blocks = [block for block in layers.blocks if block.index is not None]
     method = _method(layers, blocks)
     made = [layer for block in blocks if (layer := _layer(layers, block, method))]
-    told = [*_origin(layers), *_ends(layers), *_lost(layers, blocks, method), *_names(layers)]
+    notes = [*_origin(layers), *_ends(layers), *_lost(layers, blocks, method), *_names(layers)]
     if made and len(made[0]) < len(made[-1]):
-        told.append("The last slice has more models than the first: mergekit 0.1 makes the head from too few of them.")
+        notes.append("The last slice has more models than the first: mergekit 0.1 makes the head from too few of them.")
     if not made:
-        told.append("No block has an origin to write down: mergekit will refuse this file.")
+        notes.append("No block has an origin to write down: mergekit will refuse this file.")
     comments = [
-        line for text in told for line in textwrap.wrap(text, 100, initial_indent="# ", subsequent_indent="#   ")
+        line for text in notes for line in textwrap.wrap(text, 100, initial_indent="# ", subsequent_indent="#   ")
     ]
     pinned = _pinned(_body(layers, method, made), layers.revisions)
     body = yaml.safe_dump(pinned, sort_keys=False, default_flow_style=None, width=10_000)
@@ -57,7 +57,7 @@ def recipe(layers: LayerLineage) -> str:
 
 
 def _method(layers: LayerLineage, blocks: Sequence[BlockOrigin]) -> str:
-    """mergekit's name: one method makes a whole file, so blocks of different make become weighted averages."""
+    """mergekit's name: a file has one method, so blocks that were made in different ways become weighted averages."""
     if layers.method in ("single", "passthrough"):
         return "passthrough"
     if layers.method in ("slerp", *DELTAS) and layers.method in layers.facts:
@@ -80,7 +80,7 @@ def _body(layers: LayerLineage, method: str, made: Sequence[Layer]) -> dict[str,
         shared = {"t": _round(_mean(runs[0], 1))} if method == "slerp" else {}
     else:
         body["slices"] = [_slice(run, method) for run in runs]
-    if method == "ties":  # mergekit's default, said all the same: only the ratio of its weights counts
+    if method == "ties":  # mergekit's default, written all the same: only the ratio of its weights counts
         shared["normalize"] = facts.get("normalize", True)
     if "lambda" in facts:
         shared["lambda"] = _round(facts["lambda"])
@@ -255,8 +255,8 @@ def _ends(layers: LayerLineage) -> Iterator[str]:
         if block.index is None:
             called, where = ENDS.get(block.block, (printable(block.block), "first"))
             parts = [share for share in sources(layers, block) if abs(share.weight) >= SHOWN]
-            told = [f"{s.weight:.2f} {printable(s.ref)}" if len(parts) > 1 else printable(s.ref) for s in parts]
-            came = " + ".join(told) or "none of the candidates"
+            origins = [f"{s.weight:.2f} {printable(s.ref)}" if len(parts) > 1 else printable(s.ref) for s in parts]
+            came = " + ".join(origins) or "none of the candidates"
             yield f"The {called} came from {came}; mergekit takes it from the models of the {where} slice."
 
 
@@ -268,10 +268,10 @@ def _lost(layers: LayerLineage, blocks: Sequence[BlockOrigin], method: str) -> I
         layer = _layer(layers, block, method)
         lost.setdefault((block.kind, layer[0].ref if layer else None), []).append(printable(block.block))
     for (kind, ref), names in lost.items():
-        told = ", ".join(names if len(names) < 5 else [*names[:2], f"… {names[-1]} ({len(names)} blocks)"])
+        which = ", ".join(names if len(names) < 5 else [*names[:2], f"… {names[-1]} ({len(names)} blocks)"])
         why = "could not be decided" if kind == "undecided" else "from none of the candidates"
         instead = "left out" if ref is None else f"what is written here is the nearest, of {printable(ref)}"
-        yield f"{told}: {why}. This recipe cannot make that; {'made like the others' if alike else instead}."
+        yield f"{which}: {why}. This recipe cannot make that; {'made like the others' if alike else instead}."
     unknown = max((block.unknown or 0.0 for block in blocks if not _is_lost(block)), default=0.0)
     if unknown >= LIMIT:
         yield f"Up to {100 * unknown:.0f} % of a block is explained by none of the candidates, and missing here."

@@ -1,6 +1,6 @@
 """What a model card says of a `Lineage`: the section, its machine-readable comment, the pull request's text.
 
-The same answer gives the same bytes: no date, no seconds, no bytes read. Names come from strangers: they are shown as
+The same answer gives the same bytes: no date, no seconds, no bytes read. Names are untrusted text: they are shown as
 inline code, from which no markup, mention or link can get out.
 """
 
@@ -39,7 +39,7 @@ EXACT = 0.01  # share of the norm; below it even what looks like a child of the 
 
 
 def section(
-    lineage: Lineage, layers: LayerLineage | None = None, *, remarks: Sequence[str] = (), pictures: bool = True
+    lineage: Lineage, layers: LayerLineage | None = None, *, notes: Sequence[str] = (), pictures: bool = True
 ) -> str:
     """The whole section with its marks, lines ended by a line feed. `lineage` must be fit for the public already."""
     body = [
@@ -53,7 +53,7 @@ def section(
         *_candidates(lineage, sources(lineage, layers)),
         *(["![Candidates: how sure, and how near](lineage/lineage.png)", ""] if pictures else []),
         *(_layers(layers, pictures) if layers is not None else []),
-        *_listed([*_claims(lineage), *remarks, *_notes(lineage, layers)]),
+        *_listed([*_claims(lineage), *notes, *_notes(lineage, layers)]),
         *_reproduce(lineage, layers),
         "The p-value is the chance of such an agreement between models that were trained separately, from starts of "
         "their own. It does not tell a parent from another relative, nor whether anything was permitted.",
@@ -113,7 +113,7 @@ def comment_json(data: Mapping[str, Any]) -> str:
 
 
 def description(
-    lineage: Lineage, layers: LayerLineage | None = None, *, remarks: Sequence[str] = (), added: Sequence[str] = ()
+    lineage: Lineage, layers: LayerLineage | None = None, *, notes: Sequence[str] = (), added: Sequence[str] = ()
 ) -> str:
     """What the pull request says to the owner of the repo; `added`: the keys of metadata that it adds."""
     of_layers = [layers_sentence(layers, quoted), ""] if layers is not None and not sources(lineage, layers) else []
@@ -123,7 +123,7 @@ def description(
         confidence(lineage, layers),
         "",
         *of_layers,
-        *_listed([*_claims(lineage), *remarks]),
+        *_listed([*_claims(lineage), *notes]),
         *_reproduce(lineage, layers),
         "This was read from the weights by hf_lineage. It adds a section to the card"
         + (f", and {' and '.join(quoted(key) for key in added)} to its metadata" if added else "")
@@ -202,14 +202,14 @@ def licences(child: Mapping[str, Any], parent: Mapping[str, Any] | None, ref: st
     if parent is None:
         return [f"The card of {name} could not be read: its licence was not compared."]
     mine, theirs = _licence(child), _licence(parent)
-    told = []
+    facts = []
     if theirs and not mine:
-        told.append(f"The card of {name} declares the licence {quoted(theirs)}; this card declares none.")
+        facts.append(f"The card of {name} declares the licence {quoted(theirs)}; this card declares none.")
     elif theirs and mine and mine.lower() != theirs.lower():
-        told.append(f"The card of {name} declares the licence {quoted(theirs)}; this card declares {quoted(mine)}.")
+        facts.append(f"The card of {name} declares the licence {quoted(theirs)}; this card declares {quoted(mine)}.")
     if parent.get("gated") and not child.get("gated"):
-        told.append(f"Access to {name} is gated; access to this model is not.")
-    return told
+        facts.append(f"Access to {name} is gated; access to this model is not.")
+    return facts
 
 
 def at_commit(ref: str, revision: str | None) -> str:
@@ -272,8 +272,8 @@ def _layers_data(lineage: Lineage, layers: LayerLineage) -> dict[str, Any]:
 
 def _claims(lineage: Lineage) -> list[str]:
     """What somebody declares and the weights do not bear out; the rest is no news on a card."""
-    told = [claim for claim in lineage.claims if claim.status in ("contradicted", "relative")]
-    return [f"The {claim.source} names {quoted(claim.ref)}: {claim_text(lineage, claim)}." for claim in told]
+    news = [claim for claim in lineage.claims if claim.status in ("contradicted", "relative")]
+    return [f"The {claim.source} names {quoted(claim.ref)}: {claim_text(lineage, claim)}." for claim in news]
 
 
 def _notes(lineage: Lineage, layers: LayerLineage | None) -> list[str]:
@@ -335,8 +335,8 @@ def _number(value: float | None) -> float | None:
 
 def _digest(data: Mapping[str, Any], body: Sequence[str]) -> str:
     """Of all that a section says, however its lines end."""
-    said = {name: value for name, value in data.items() if name != "digest"}
-    return hashlib.sha256("\n".join([json.dumps(said, sort_keys=True), *body]).encode()).hexdigest()
+    content = {name: value for name, value in data.items() if name != "digest"}
+    return hashlib.sha256("\n".join([json.dumps(content, sort_keys=True), *body]).encode()).hexdigest()
 
 
 def _holds(known: Any, names: Sequence[str]) -> bool:

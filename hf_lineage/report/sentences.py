@@ -43,18 +43,18 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
         tested = "" if best.log10_p is None else f" ({others})"
         return f"Identical to {name}: every weight is equal{tested}. Which of the two is the copy does not show."
     if lineage.verdict == "parent":
-        told = f"Fine-tuned from {name}, probability {best.probability:.3f}: they share an origin ({others})."
-        return f"{told} {what_was_done(best)}".strip()
+        found = f"Fine-tuned from {name}, probability {best.probability:.3f}: they share an origin ({others})."
+        return f"{found} {what_was_done(best)}".strip()
     if lineage.verdict == "none":
         who = f"None of the {len(compared)} candidates" if len(compared) > 1 else f"Not {name}, the only candidate"
         return f"{who}: no sign of a common origin (smallest p {smallest(compared)})."
     if lineage.verdict == "common_origin":
         if "disguise" in best.facts:
             return f"It shares an origin with {name}, under a disguise: {hidden(best)}."
-        told = f"It shares an origin with {name} ({others}), as models from one random start do too."
+        found = f"It shares an origin with {name} ({others}), as models from one random start do too."
         if best.relation in PARENT_RELATIONS:
-            return f"{told} That this is the parent itself has a probability of only {best.probability:.3f}."
-        return f"{told} {order(best)}"
+            return f"{found} That this is the parent itself has a probability of only {best.probability:.3f}."
+        return f"{found} {order(best)}"
     if "detector" in best.evidence and "weights" not in best.evidence:
         return _by_detector_alone(best, name, lineage.none_probability, len(compared))
     if "features" in best.evidence and "weights" not in best.evidence:
@@ -69,28 +69,33 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
 
 def explanation(lineage: Lineage) -> str:
     """The verdict, what it rests on, and what it does not say, a sentence each."""
-    said = [sentence(lineage)]
+    sentences = [sentence(lineage)]
     compared = [c for c in lineage.candidates if c.status == "compared"]
     best = compared[0] if compared else None
     if best is not None and best.p_value is not None:
-        said.append(
+        sentences.append(
             "The p-value is the chance of such an agreement between models that were trained separately, from starts "
             "of their own; it does not tell a parent from another relative."
         )
     if best is not None and best.relation not in (None, "none", "identical"):
-        said += [*_ranking(best, compared[1:]), *_facts(best)]
+        sentences += [*_ranking(best, compared[1:]), *_facts(best)]
         if lineage.verdict == "parent":
-            said.append(order(best))
+            sentences.append(order(best))
     for other in compared[1:]:
         if other.relation in ("sibling", "descendant", "common_origin"):
-            kin = {"sibling": "a sibling of the child", "descendant": "made from the child"}.get(str(other.relation))
-            kin = kin or ("an ancestor" if other.facts.get("ancestor") else "related too")
-            said.append(f"{short(candidate_name(other))} is {kin}.")
-    said += [*_by_features(compared), *_by_detector(compared)]
+            sentences.append(f"{short(candidate_name(other))} is {_relative(other)}.")
+    sentences += [*_by_features(compared), *_by_detector(compared)]
     if lineage.none_probability is not None and lineage.verdict != "identical":
-        said.append(f"The probability that none of them is the parent: {lineage.none_probability:.3f}.")
-    said += [f"The {claim.source} names {short(claim.ref)}: {CLAIMS[claim.status]}." for claim in lineage.claims]
-    return " ".join(text for text in said if text)
+        sentences.append(f"The probability that none of them is the parent: {lineage.none_probability:.3f}.")
+    sentences += [f"The {claim.source} names {short(claim.ref)}: {CLAIMS[claim.status]}." for claim in lineage.claims]
+    return " ".join(text for text in sentences if text)
+
+
+def _relative(candidate: Candidate) -> str:
+    """What a related candidate is to the child."""
+    known = {"sibling": "a sibling of the child", "descendant": "made from the child"}
+    other = "an ancestor" if candidate.facts.get("ancestor") else "related too"
+    return known.get(candidate.relation or "", other)
 
 
 def what_was_done(candidate: Candidate) -> str:
@@ -130,7 +135,7 @@ def order(candidate: Candidate) -> str:
 
 
 def hidden(candidate: Candidate) -> str:
-    """How a disguise was seen through."""
+    """How a common origin shows although hidden units were permuted or rescaled."""
     facts = candidate.facts["disguise"]
     return (
         f"{facts['units_agreeing']:,} of {facts['units']:,} hidden units, put in order again by their inputs, agree by "
@@ -172,10 +177,10 @@ def _by_features(compared: list[Candidate]) -> list[str]:
 def _by_detector_alone(best: Candidate, name: str, none: float | None, among: int) -> str:
     """A learned probability alone: a prediction, and no test."""
     share = best.probability or 0.0
-    told = f"{name} is the parent, probability {share:.3f} among {among}"
+    verdict = f"{name} is the parent, probability {share:.3f} among {among}"
     if none is not None and none > share:
-        told = f"none of the {among} is the parent, probability {none:.3f} (first of them: {name}, {share:.3f})"
-    return f"Undecided: the detector alone says that {told}; it is no test for a common origin."
+        verdict = f"none of the {among} is the parent, probability {none:.3f} (first of them: {name}, {share:.3f})"
+    return f"Undecided: the detector alone says that {verdict}; it is no test for a common origin."
 
 
 def _by_detector(compared: list[Candidate]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib import font_manager, rc_context
 from matplotlib.artist import Artist
@@ -34,7 +34,7 @@ MAX_TREE_MODELS, MAX_INCHES = 40, 48.0  # models drawn as trees unless asked oth
 GROUPS = (PARENT, *COLOURS)
 GREY, INK, FAINT = "#9aa3ab", "#22303c", "#66727c"
 FONT, LINE, COPY, GAP, PAD = 8.5, 0.36, 0.17, 0.85, 0.1  # points; inches: a row, a copy, between columns, in a box
-DASHED, TOLD, UNTOLD = (0, (4, 2.5)), "from parent to child; thicker: surer", "which came first is not known"
+DASHED, DIRECTED, UNDIRECTED = (0, (4, 2.5)), "from parent to child; thicker: surer", "which came first is not known"
 ANCESTORS = {"parent": "#12936b", "grandparent": "#f0a52e", "great-grandparent": "#8f1d2c"}  # lightness differs too
 SHADES = ("#dbe5ee", "#b3c7d9", "#86a4bf", "#5b809f", "#375c7c", "#1d3b57", "#0c2237")  # generation 1, 2, …
 UNKNOWN, SIDE = "#ededed", 8.95  # inches of the rings and their labels
@@ -120,7 +120,7 @@ def _trees(phylogeny: Phylogeny, drawn: Drawn) -> Figure:
             _draw_edge(axes, boxes[above], boxes[tie.node], tie, colours[above], scale)
     roots = set(phylogeny.roots) - set(drawn.alone)
     for node in boxes:
-        _draw_node(axes, drawn, node, boxes[node], colours[node], node in roots, scale)
+        _draw_node(axes, drawn, node, boxes[node], _Look(colours[node], node in roots, scale))
     title = textwrap.fill(summary(phylogeny, drawn), int(12 * width))
     axes.text(0.2, 0.32, title, fontsize=max(5, 10.5 * scale), color=INK, va="center")
     figure.legend(handles=handles, loc="lower left", ncols=2, frameon=False, fontsize=max(4, 8 * scale), labelcolor=INK)
@@ -197,8 +197,8 @@ def _draw_edge(axes: Axes, above: Box, box: Box, tie: Tie, colour: str, scale: f
     start, end = (above.x + above.width, above.y), (box.x - 0.03, box.y)
     bend = max(0.4, abs(end[0] - start[0]) / 2)
     points = [start, (start[0] + bend, start[1]), (end[0] - bend, end[1]), end]
-    told = tie.edge.probability
-    sure = told if told is not None and 0 <= told <= 1 else 0.5
+    probability = tie.edge.probability
+    sure = probability if probability is not None and 0 <= probability <= 1 else 0.5
     style: dict[str, Any] = {"arrowstyle": "-|>", "color": _tint(colour, 0.45 + 0.55 * sure), "gid": "edge"}
     if not tie.edge.directed:
         style = {"arrowstyle": "-", "color": GREY, "linestyle": DASHED, "gid": "tie"}
@@ -207,7 +207,16 @@ def _draw_edge(axes: Axes, above: Box, box: Box, tie: Tie, colour: str, scale: f
     axes.add_artist(FancyArrowPatch(path=curve, zorder=1, **style))
 
 
-def _draw_node(axes: Axes, drawn: Drawn, node: str, box: Box, colour: str, root: bool, scale: float) -> None:
+class _Look(NamedTuple):
+    """How a model is drawn. `root`: filled with the colour; `scale`: of lines and letters."""
+
+    colour: str
+    root: bool
+    scale: float
+
+
+def _draw_node(axes: Axes, drawn: Drawn, node: str, box: Box, shown: _Look) -> None:
+    colour, root, scale = shown
     style: dict[str, Any] = {"parse_math": False, "va": "center", "zorder": 3}
     look: dict[str, Any] = {"edgecolor": colour, "linewidth": scale, "zorder": 2}
     if drawn.nodes[node].hidden:
@@ -231,8 +240,8 @@ def _tree_legend(phylogeny: Phylogeny, drawn: Drawn) -> list[Artist]:
     directions = {edge.directed for edge in phylogeny.edges}
     entries: list[tuple[bool, Artist]] = [
         (bool(known), Patch(color=INK, label="the oldest of its family")),
-        (True in directions, Line2D([], [], color=INK, label=TOLD)),
-        (False in directions, Line2D([], [], color=GREY, linestyle=DASHED, label=UNTOLD)),
+        (True in directions, Line2D([], [], color=INK, label=DIRECTED)),
+        (False in directions, Line2D([], [], color=GREY, linestyle=DASHED, label=UNDIRECTED)),
         (any(n.hidden for n in phylogeny.nodes), Line2D([], [], label=MISSING, **hollow)),
         (bool(drawn.alone), Patch(facecolor=_tint(GREY, 0.12), edgecolor=GREY, label="no relatives in this set")),
     ]
@@ -260,8 +269,8 @@ def _rings(phylogeny: Phylogeny, drawn: Drawn) -> Figure:
     slots, colours = _slots(drawn), _colours(drawn)
     _draw_rings(axes, drawn, slots, colours)
     handles = _draw_arcs(axes, phylogeny, drawn, slots) + _ring_legend(drawn, slots, colours)
-    reach = _draw_labels(axes, drawn, slots)
-    axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
+    radius = _draw_labels(axes, drawn, slots)
+    axes.set(xlim=(-radius, radius), ylim=(-radius, radius))
     figure.text(0.02, 0.97, textwrap.fill(summary(phylogeny, drawn), 130), fontsize=11, color=INK, va="center")
     figure.legend(
         handles=handles, loc="center left", bbox_to_anchor=(0.75, 0.49), frameon=False, fontsize=9, labelcolor=INK
@@ -328,7 +337,7 @@ def _draw_arcs(axes: Axes, phylogeny: Phylogeny, drawn: Drawn, slots: Sequence[S
             seen.update(level)
             ends[name] += [(node, above) for above in level]
     ties = [(e.child, e.parent) for e in phylogeny.edges if not e.directed]
-    ends[UNTOLD] = [(a, b) for a, b in ties if a in at and b in at]
+    ends[UNDIRECTED] = [(a, b) for a, b in ties if a in at and b in at]
     ends = {name: pairs for name, pairs in ends.items() if pairs}
     many = sum(map(len, ends.values()))
     wide, alpha = (min(2.0, max(0.3, 650 / max(1, many))), max(0.5, 0.85 - many / 1200))

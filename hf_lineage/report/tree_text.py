@@ -207,14 +207,14 @@ def summary(phylogeny: Phylogeny, drawn: Drawn) -> str:
     hidden = sum(node.hidden for node in phylogeny.nodes)
     undirected = sum(not edge.directed for edge in phylogeny.edges)
     alone = f" ({len(drawn.alone)} without relatives)" if drawn.alone else ""
-    said = [
+    parts = [
         count_text(len(phylogeny.nodes) - hidden, "model"),
         f"{count_text(len(phylogeny.groups), 'group')}{alone}",
         count_text(len(phylogeny.edges), "edge") + (f" ({undirected} undirected)" if undirected else ""),
     ]
-    said += [f"{count_text(hidden, 'ancestor')} missing from the set"] if hidden else []
-    said += [f"{count_text(len(phylogeny.left_out), 'model')} left out"] if phylogeny.left_out else []
-    return f"{said[0]} in {', '.join(said[1:])}"
+    parts += [f"{count_text(hidden, 'ancestor')} missing from the set"] if hidden else []
+    parts += [f"{count_text(len(phylogeny.left_out), 'model')} left out"] if phylogeny.left_out else []
+    return f"{parts[0]} in {', '.join(parts[1:])}"
 
 
 def about(phylogeny: Phylogeny, drawn: Drawn, tops: tuple[str, ...], show: Show | None = None) -> str:
@@ -364,20 +364,20 @@ def markdown(phylogeny: Phylogeny) -> str:
 
 def _items(drawn: Drawn, row: Row) -> Iterator[str]:
     indent = "  " * min(len(row.bars), DEEP_LIST)
-    said = [name(drawn, row.node, code)]
+    parts = [name(drawn, row.node, code)]
     if row.edge is not None:
         numbers = (("probability", row.edge.probability, ".3f"), ("distance", row.edge.distance, ".3g"))
-        said[0] += f": {relation(row.edge)}"
-        said += [f"{what} {number_text(value, form)}" for what, value, form in numbers if value is not None]
-        said += [] if row.edge.directed else ["which of the two came first could not be told"]
-        said += ["its files say the reverse"] if row.edge.claimed == "reversed" else []
+        parts[0] += f": {relation(row.edge)}"
+        parts += [f"{what} {number_text(value, form)}" for what, value, form in numbers if value is not None]
+        parts += [] if row.edge.directed else ["which of the two came first could not be told"]
+        parts += ["its files say the reverse"] if row.edge.claimed == "reversed" else []
     if row.above is not None and len(row.bars) > DEEP_LIST:
-        said.append(f"below {name(drawn, row.above, code)}")
+        parts.append(f"below {name(drawn, row.above, code)}")
     if row.reference:
-        said.append("listed elsewhere")
+        parts.append("listed elsewhere")
     elif row.node in drawn.merged:
-        said.append(made_of(drawn.merged[row.node], code))
-    yield f"{indent}- {', '.join(said)}"
+        parts.append(made_of(drawn.merged[row.node], code))
+    yield f"{indent}- {', '.join(parts)}"
     if not row.reference:
         yield from (f"{indent}  - {code(copy)}: a copy" for copy in drawn.copies[row.node])
 

@@ -135,14 +135,14 @@ class _Draft:
         mine = {**metadata(old), "gated": destination.gated}
         remarks = [text for ref, terms in self.terms.items() for text in licences(mine, terms, ref)]
         new, notes = edit(
-            old, section(self.lineage, self.layers, remarks=remarks), self.wanted, yaml_data, self.confirmed
+            old, section(self.lineage, self.layers, notes=remarks), self.wanted, yaml_data, self.confirmed
         )
         if new == old:
             return Annotation("", False), ""
         if self.unsure and "base_model" not in mine and not is_local(self.lineage.parent or "."):
             notes = [*notes, self.unsure]
         added = [key for key in metadata(new) if key not in mine]
-        told = description(self.lineage, self.layers, remarks=[*notes, *remarks], added=added)
+        told = description(self.lineage, self.layers, notes=[*notes, *remarks], added=added)
         if current(old) is None:
             self._spare(destination)
 

@@ -46,7 +46,7 @@ Who reads a repo may discuss it and open pull requests, only its namespace pushe
 `hub.roles` entry is "read" writes nothing, no pull request either (which is stricter than the Hub).
 
 Limits: `hub.counts` counts requests to "api", "resolve" and "cdn". Those without a token that exceed, say,
-`hub.limits["api"] = 500` in a window of `hub.window` seconds are told to wait; what `hub.waits` notes counts as
+`hub.limits["api"] = 500` in a window of `hub.window` seconds are answered 429; what `hub.waits` notes counts as
 waited.
 
 Faults, `hub.fault(kind, on=..., file=..., times=1, after=0, value=...)`; `hub.faults.clear()` ends them:

@@ -158,7 +158,7 @@ def _edit(hub: MiniHub, call: Request, repo: str, num: str, event: str, what: st
 
 def _may_manage(hub: MiniHub, call: Request, repo: Repo, about: Discussion) -> str:
     user = writer(call)
-    if user != about.author and not hub._may_push(repo.id, user):
+    if user != about.author and not hub.may_push(repo.id, user):
         raise Refused(403, message="Only its author and those who may write to the repo may do this")
     return user
 
@@ -192,7 +192,7 @@ def _new_status(repo: Repo, about: Discussion, user: str, status: str, comment: 
 def _merge(hub: MiniHub, call: Request, repo: str, num: str) -> Answer:
     found, about = _find(hub, call, repo, num)
     user = writer(call)
-    if not hub._may_push(found.id, user):
+    if not hub.may_push(found.id, user):
         raise Refused(403, message="You don't have the rights to merge this pull request")
     if not about.is_pull_request or about.status != "open":
         what = about.status if about.is_pull_request else "a discussion"

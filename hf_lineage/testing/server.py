@@ -188,9 +188,9 @@ class MiniHub:
 
     def _admits(self, repo: Repo, user: str | None) -> bool:
         """Whether a user sees a private repo, and the files of a gated one."""
-        return repo.admits(user) or self._may_push(repo.id, user)
+        return repo.admits(user) or self.may_push(repo.id, user)
 
-    def _may_push(self, name: str, user: str | None) -> bool:
+    def may_push(self, name: str, user: str | None) -> bool:
         return user is not None and name.split("/")[0] in {user, *self.orgs.get(user, ())}
 
     def _spend(self, place: str, call: Request) -> Answer | None:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .answers import REPO, Answer, Refused, json_answer, route, writer
 from .discussions import check_title, open_discussion
@@ -33,7 +33,7 @@ def _target(hub: MiniHub, call: Request, repo: str, rev: str, pull: bool) -> tup
     refuse_gated(hub, found, user)
     if rev.removeprefix("refs/heads/") not in found.refs:
         raise Refused(400, message=f"A commit needs a branch, {rev} is none")
-    if pull or hub._may_push(found.id, user):
+    if pull or hub.may_push(found.id, user):
         return found, sha
     if (about := found.pull(rev)) and about.author == user:
         return found, sha
@@ -101,23 +101,29 @@ def _commit(hub: MiniHub, call: Request, repo: str, rev: str) -> Answer:
     if pull:
         check_title(title)
         about = open_discussion(found, user, title, text, base=head)
-        sha = _push(found, files, f"refs/pr/{about.num}", user, title, "", head)
+        sha = _push(found, files, f"refs/pr/{about.num}", _Commit(user, title, ""), head)
         link = {"pullRequestUrl": f"{hub.url}/{found.id}/discussions/{about.num}"}
     else:
-        sha, link = _push(found, files, rev, user, title, text), {}
+        sha, link = _push(found, files, rev, _Commit(user, title, text)), {}
     done = {"success": True, "commitOid": sha, "commitUrl": f"{hub.url}/{found.id}/commit/{sha}", "hookOutput": ""}
     return json_answer(done | link)
 
 
-def _push(
-    repo: Repo, files: dict[str, File], ref: str, user: str, title: str, text: str, parent: str | None = None
-) -> str:
+class _Commit(NamedTuple):
+    """Who commits, and with which message."""
+
+    user: str
+    title: str
+    text: str
+
+
+def _push(repo: Repo, files: dict[str, File], ref: str, commit: _Commit, parent: str | None = None) -> str:
     about = repo.pull(ref)
     if about and about.status not in ("open", "draft"):
         raise Refused(403, message=f"This pull request is {about.status}")
-    sha = repo.commit(files, ref, title=title, message=text, author=user, parent=parent)
+    sha = repo.commit(files, ref, title=commit.title, message=commit.text, author=commit.user, parent=parent)
     if about:
-        about.add("commit", user, repo.now, {"subject": title, "oid": sha})
+        about.add("commit", commit.user, repo.now, {"subject": commit.title, "oid": sha})
     return sha
 
 
@@ -166,7 +172,7 @@ def _named(hub: MiniHub, call: Request) -> tuple[str, str]:
 
 def _create(hub: MiniHub, call: Request) -> Answer:
     user, name = _named(hub, call)
-    if not hub._may_push(name, user):
+    if not hub.may_push(name, user):
         space = name.split("/")[0]
         raise Refused(403, message=f'You don\'t have the rights to create a model under the namespace "{space}"')
     url = f"{hub.url}/{name}"
@@ -182,7 +188,7 @@ def _create(hub: MiniHub, call: Request) -> Answer:
 def _delete(hub: MiniHub, call: Request) -> Answer:
     user, name = _named(hub, call)
     found, _ = hub._open(name, "main", user)
-    if not hub._may_push(found.id, user):
+    if not hub.may_push(found.id, user):
         raise Refused(403, message="You don't have the rights to delete this model")
     del hub.repos[found.id]
     return json_answer({})
