@@ -29,18 +29,22 @@ Token = str | bool
 
 
 def trace(child: str, parents: Sequence[str], token: Token, progress: Progress) -> hl.Lineage:
+    """The parent of a model."""
     return hl.trace(child, list(parents) or None, token=token, max_bytes=MAX_BYTES, progress=progress)
 
 
 def layers(child: str, parents: Sequence[str], token: Token, progress: Progress) -> hl.LayerLineage:
+    """The origin of each block of a model."""
     return hl.trace_layers(child, list(parents) or None, token=token, max_bytes=MAX_BYTES, progress=progress)
 
 
 def tree(models: Sequence[str], token: Token, progress: Progress) -> hl.Phylogeny:
+    """The phylogeny of some models."""
     return hl.phylogeny(models, token=token, max_bytes=MAX_BYTES, progress=progress)
 
 
 def candidates(child: str, most: int, token: Token, progress: Progress) -> Any:
+    """Models that could be the parent, by their headers."""
     return hl.find_candidates(child, most=most, token=token, progress=progress)
 
 
@@ -88,10 +92,12 @@ def question(child: Any, parents: Any) -> tuple[str, list[str]]:
 
 
 def layers_view(found: hl.LayerLineage) -> View:
+    """What is shown of the answer of `layers`."""
     return {**view_of(found), "recipe": found.recipe()}
 
 
 def tree_view(found: hl.Phylogeny) -> View:
+    """What is shown of the answer of `tree`, pictures included."""
     drawn = {style: picture(partial(found.plot, style=style)) for style in ("tree", "ring")}
     return {**view_of(found), "newick": found.to_newick(), **drawn}
 

@@ -40,6 +40,7 @@ def as_link(child: str, parents: Sequence[str], tab: str = "trace") -> str:
 
 
 def as_family(models: Sequence[str]) -> str:
+    """The address that asks for the tree of some models."""
     return _address({"models": ",".join(models), "tab": "tree"})
 
 
@@ -77,18 +78,22 @@ def _valid(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def as_command(name: str, child: str, parents: Sequence[str]) -> str:
+    """The question as a command."""
     return shlex.join(["hf-lineage", name, child, *(word for ref in parents for word in ("-c", ref))])
 
 
 def as_python(name: str, child: str, parents: Sequence[str]) -> str:
+    """The question in Python."""
     return _python(name, f"{child!r}, candidates={list(parents)!r}" if parents else repr(child))
 
 
 def tree_command(models: Sequence[str]) -> str:
+    """The question for a tree as a command."""
     return shlex.join(["hf-lineage", "tree", *models])
 
 
 def tree_python(models: Sequence[str]) -> str:
+    """The question for a tree in Python."""
     return _python("phylogeny", repr(list(models)))
 
 

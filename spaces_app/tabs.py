@@ -59,6 +59,7 @@ class Tab:
         self.kind, self.go_label = kind, go
 
     def buttons(self) -> None:
+        """Ask, stop, and the examples."""
         with gr.Row():
             self.go = gr.Button(self.go_label, variant="primary", elem_id=f"{self.kind}-go")
             self.stop = gr.Button("Stop", elem_id=f"{self.kind}-stop", scale=0, min_width=110)
@@ -69,6 +70,7 @@ class Tab:
             }
 
     def places(self, js: str | None = None) -> None:
+        """Where progress, answer and links go."""
         self.status = gr.HTML(elem_id=f"{self.kind}-status", **STILL)
         self.answer = gr.HTML(elem_id=f"{self.kind}-answer", js_on_load=js, apply_default_css=False)
         self.query = gr.Textbox(visible=False, label="query")
@@ -141,6 +143,7 @@ class QuestionTab(Tab):
     """A question about one model and its candidates."""
 
     def fields(self, parents: str) -> None:
+        """Where a model and its candidates are typed."""
         with gr.Row():
             self.child = gr.Dropdown(
                 [], label="Model", info="Repo id, such as org/name or org/name@revision", allow_custom_value=True,
@@ -155,6 +158,7 @@ class QuestionTab(Tab):
         self.child.key_up(complete, [typed, seen], [self.child, seen], js=read, trigger_mode="always_last", **AT_HAND)
 
     def taken(self, *asked: Any) -> Update:
+        """The question as a command, as Python and as an address."""
         child, parents = asked
         called = {"trace": "trace", "layers": "trace_layers"}[self.kind]
         return {
@@ -191,6 +195,7 @@ def trace_tab(session: gr.State) -> tuple[QuestionTab, Any]:
 
 
 def layers_tab(session: gr.State) -> tuple[QuestionTab, Any]:
+    """Returns the tab and the event that asks."""
     tab = QuestionTab("layers", "Find the layers' origins")
     tab.fields("Models it may be made of, one a line; empty: what it declares")
     tab.buttons()
@@ -210,15 +215,18 @@ class TreeTab(Tab):
     """A question about many models."""
 
     def fields(self) -> None:
+        """Where models are typed."""
         self.models = gr.Textbox(
             label="Models", info="Two or more repo ids, one a line, or the address of a collection", lines=4,
             max_lines=12, placeholder="org/base\nuser/a\nuser/b", elem_id="tree-models",
         )  # fmt: skip
 
     def taken(self, *asked: Any) -> Update:
+        """Nothing: what a collection holds is known later."""
         return {}  # what a collection holds is known later
 
     def found(self, models: Sequence[str]) -> Update:
+        """The question as a command, as Python and as an address, once the models are known."""
         return {
             self.command: links.tree_command(models), self.python: links.tree_python(models),
             self.query: links.as_family(models),
@@ -226,6 +234,7 @@ class TreeTab(Tab):
 
 
 def tree_tab() -> TreeTab:
+    """Returns the tab."""
     tab = TreeTab("tree", "Grow the tree")
     tab.fields()
     tab.buttons()

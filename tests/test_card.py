@@ -404,7 +404,7 @@ class TestStrangers:
         )
         lineage = answer(best, odd, parent=best.ref, claims=claims, notes=(one, two), versions={"hf_lineage": one})
         remarks = licences({"license": one}, {"license": two, "license_name": one, "gated": one}, two)
-        for text in (section(lineage, layers, remarks=remarks), description(lineage, layers, remarks=remarks)):
+        for text in (section(lineage, layers, notes=remarks), description(lineage, layers, notes=remarks)):
             bare = outside_code(text)
             assert "PWN" not in bare and "`" not in bare and "@" not in bare and "http" not in bare
             assert text.count("<!--") == text.count("-->") == (3 if START in text else 0)
@@ -417,7 +417,7 @@ class TestStrangers:
             ]
             assert all(len({row.count("|") for row in rows}) == 1 for rows in tables)
             assert all(ch.isprintable() or ch == "\n" for ch in text)
-        again = section(lineage, layers, remarks=remarks)
+        again = section(lineage, layers, notes=remarks)
         assert is_up_to_date(again, again)
         assert without_section(card.put_section("# T\n", again)) == "# T"
 

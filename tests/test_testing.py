@@ -326,6 +326,7 @@ class TestPatching:
         assert done.stdout.strip() == ("notes" if token else "hidden"), done.stderr
 
 
+@pytest.mark.integration
 def test_context_manager_stops_the_servers() -> None:
     with MiniHub() as hub:
         hub.add("lab/base", FILES)

@@ -105,6 +105,7 @@ def show(answer: Shown, form: str, ids: Iterable[str | None]) -> None:
 
 
 def check_picture(path: Path) -> None:
+    """Before anything is read: a file of a kind that pictures are saved in. Raises `ArgumentError`."""
     if path.suffix.lower() not in PICTURES:
         raise ArgumentError(f"Expected a picture file ending in {', '.join(PICTURES)}, got `{path}`.")
     check_writable(path, "picture")

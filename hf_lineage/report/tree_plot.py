@@ -259,6 +259,7 @@ class Slot:
     end: float
 
     def point(self, radius: float) -> tuple[float, float]:
+        """Where the middle of the slot is at a radius: (x, y)."""
         middle = math.radians((self.start + self.end) / 2)
         return radius * math.cos(middle), radius * math.sin(middle)
 

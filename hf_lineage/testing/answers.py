@@ -19,6 +19,8 @@ REPO = r"(?P<repo>[^/]+?(?:/[^/]+?)??)"
 
 @dataclass(slots=True)
 class Answer:
+    """What the stand-in sends for a request."""
+
     status: int = 200
     body: bytes | File = b""
     headers: dict[str, str] = field(default_factory=dict)
@@ -29,6 +31,8 @@ class Answer:
 
 
 class Refused(Exception):
+    """A refusal as the Hub words it: status, error code and message."""
+
     def __init__(self, status: int, code: str = "", message: str = "", **headers: str) -> None:
         headers = {key.replace("_", "-"): value for key, value in headers.items() if value}
         if code:
@@ -48,10 +52,12 @@ class Route(NamedTuple):
 
 
 def route(app: str, methods: str, pattern: str, answer: Callable[..., Answer], changes: bool = False) -> Route:
+    """A route whose pattern is a regular expression."""
     return Route(app, methods, re.compile(pattern), answer, changes)
 
 
 def json_answer(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+    """An answer that holds a JSON document."""
     text = json.dumps(data).encode("utf-8", "replace")
     return Answer(status, text, {"Content-Type": "application/json", **(headers or {})})
 

@@ -19,6 +19,7 @@ OPEN = ("draft", "open")
 
 
 def check_title(title: str) -> None:
+    """The Hub takes titles of some length only. Raises `Refused`."""
     if not 3 <= len(title.strip()) <= 200:
         raise Refused(400, message="The title must have 3 to 200 characters")
 

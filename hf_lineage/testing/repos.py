@@ -99,10 +99,12 @@ class File:
             yield from (stream.read(b - a).ljust(b - a, b"\0") for a, b in ranges)
 
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
+        """The bytes of the file."""
         return b"".join(self.chunks(start, self.size if stop is None else stop))
 
     @cached_property
     def sha256(self) -> str:
+        """The SHA-256 of its bytes, hexadecimal."""
         if isinstance(self.source, Path) and self.size > HASHED_SIZE:
             stamp = f"{self.source.resolve()} {self.size} {self.source.stat().st_mtime_ns}"
             return hashlib.sha256(stamp.encode()).hexdigest()
@@ -116,6 +118,7 @@ class File:
 
     @property
     def pointer(self) -> bytes:
+        """The text that git keeps in place of a large file."""
         head = "version https://git-lfs.github.com/spec/v1"
         return f"{head}\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
 
@@ -158,6 +161,7 @@ class Discussion:
 
     @property
     def comments(self) -> list[str]:
+        """The texts of the comments, in their order."""
         return [event["data"]["latest"]["raw"] for event in self.events if event["type"] == "comment"]
 
 
@@ -229,6 +233,7 @@ class Repo:
         return hits[0] if len(hits) == 1 else None
 
     def admits(self, user: str | None) -> bool:
+        """Whether a user was given access to the repo."""
         return user is not None and (user == self.id.split("/")[0] or user in self.readers)
 
 
@@ -378,4 +383,5 @@ def _json_file(files: Mapping[str, File], path: str) -> dict[str, Any]:
 
 
 def digest(name: str) -> str:
+    """An id of 24 hexadecimal characters, as the Hub makes them, from a name."""
     return hashlib.md5(name.encode()).hexdigest()[:24]

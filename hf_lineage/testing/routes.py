@@ -217,6 +217,7 @@ def _items(hub: MiniHub, data: dict[str, Any], user: str | None) -> list[dict[st
 
 
 def refuse_gated(hub: MiniHub, repo: Repo, user: str | None) -> None:
+    """Raises `Refused` where the terms of a repo were not accepted."""
     if repo.gated and not hub._admits(repo, user):
         message = f"Access to model {repo.id} is restricted and you are not in the authorized list."
         raise Refused(403 if user else 401, "GatedRepo", message)

@@ -144,6 +144,7 @@ class MiniHub:
         }
 
     def start(self) -> MiniHub:
+        """Start the servers."""
         self._servers = [_Server(self, "hub"), _Server(self, "cdn")]
         self.url = f"http://127.0.0.1:{self._servers[0].port}"
         # another host name as well as another port: hub 1.x compared host names only
@@ -153,6 +154,7 @@ class MiniHub:
         return self
 
     def stop(self) -> None:
+        """Stop the servers."""
         for server in self._servers:
             server.stop()
         self._servers = []
@@ -191,6 +193,7 @@ class MiniHub:
         return repo.admits(user) or self.may_push(repo.id, user)
 
     def may_push(self, name: str, user: str | None) -> bool:
+        """Whether a user may push to a repo."""
         return user is not None and name.split("/")[0] in {user, *self.orgs.get(user, ())}
 
     def _spend(self, place: str, call: Request) -> Answer | None:

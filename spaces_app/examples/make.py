@@ -25,6 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 
 def main(family: Path, sources: Path | None = None) -> None:
+    """Ask the questions of the examples and keep their views."""
     from hf_lineage.testing import MiniHub
 
     with MiniHub() as hub, tempfile.TemporaryDirectory() as folder:
