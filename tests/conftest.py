@@ -16,8 +16,10 @@ from typing import Any
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers that wait for each other would spin
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
+from builders import LAUNCHER
 from filelock import FileLock
 from safetensors.torch import save, save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -27,10 +29,14 @@ from hf_lineage.experiments.families import Family, Member, train_family, train_
 pytest_plugins = ["hf_lineage.testing"]
 
 ROOT = Path(__file__).parents[1]
-# A test that uses one of these is an integration test: they train, or start a server or a process
-INTEGRATION = {"browser", "hub_server", "nursery", "recorder", "space"}
+# A test that uses one of these is an integration test: they train, start a server or a process, or are asked for whole
+# answers about stored models
+INTEGRATION = {"browser", "hub_server", "nursery", "recorder", "space", "folders"}
 PROCESSES = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
 FORBIDDEN = PROCESSES | {"socket.bind", "socket.connect"}
+
+hypothesis.settings.register_profile("tests", deadline=None)  # another test may have the processor
+hypothesis.settings.load_profile("tests")
 
 WIDTHS = (48, 96, 64, 10)
 Tensors = dict[str, torch.Tensor]
@@ -224,7 +230,9 @@ DETECTOR: dict[str, tuple[Callable[..., Family], str, dict[str, Any]]] = {
 def once(train: Callable[..., Family], folder: Path | str, *args: Any, **kwargs: Any) -> Family:
     """Train a family, or read it: the first of pytest's workers trains, another one that needs it waits."""
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
+        if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are taken; processes for each family would only start up
+            patch.setattr(os, "cpu_count", lambda: 1)
         return train(folder, *args, **kwargs)
 
 
@@ -324,6 +332,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no torchrun had started this process: what the test starts inherits that."""
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from builders import free_port, llama, tuned
 from safetensors.torch import save
 from space_login import Login
 
@@ -46,7 +47,7 @@ def running(folder: Path, *, on_hub: bool = False, waiting: int = 40) -> Iterato
     with MiniHub() as hub, Login() if on_hub else nullcontext() as login:
         hub.tokens |= {"hf_owner": "owner", VISITOR: "alice"}
         hub.orgs["owner"] = {"secret"}
-        port, log = _free_port(), folder / "app.log"
+        port, log = free_port(), folder / "app.log"
         settings = {**hub.environment("hf_owner"), "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT)}
         settings["HF_LINEAGE_WAITING"] = str(waiting)
         settings |= login.environment() if login else {}
@@ -61,24 +62,6 @@ def running(folder: Path, *, on_hub: bool = False, waiting: int = 40) -> Iterato
             finally:
                 process.terminate()
                 process.wait(30)
-
-
-def llama(seed: int, depth: int = 3, width: int = 24) -> Tensors:
-    """A random state dict with the names of a Llama."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (50, width)}
-    for i in range(depth):
-        at = f"model.layers.{i}."
-        shapes |= {f"{at}self_attn.{kind}_proj.weight": (width, width) for kind in "qkvo"}
-        shapes |= {f"{at}mlp.{kind}_proj.weight": (64, width) for kind in ("gate", "up")}
-        shapes |= {f"{at}mlp.down_proj.weight": (width, 64), f"{at}input_layernorm.weight": (width,)}
-    shapes |= {"model.norm.weight": (width,), "lm_head.weight": (50, width)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
-def tuned(model: Tensors, seed: int, change: float = 0.3) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: tensor + change * torch.randn(tensor.shape, generator=generator) for name, tensor in model.items()}
 
 
 def blocks_of(models: list[Tensors], choice: list[int]) -> Tensors:
@@ -113,7 +96,7 @@ def furnish(hub: MiniHub, nets: dict[str, Tensors]) -> None:
     made = blocks_of(sources, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 0, 0])
     for name, tensors in {"a": sources[0], "b": sources[1], "c": sources[2], "hybrid": made}.items():
         hub.add(f"merges/{name}", {"model.safetensors": save(tensors), "config.json": b'{"model_type": "llama"}'})
-    deep = [llama(seed, 80, 16) for seed in (4, 5)]
+    deep = [llama(seed, 80, width=16) for seed in (4, 5)]
     for name, tensors in {
         "deep-a": deep[0],
         "deep-b": deep[1],
@@ -125,12 +108,6 @@ def furnish(hub: MiniHub, nets: dict[str, Tensors]) -> None:
 
 def _card(base: str | None) -> dict[str, bytes]:
     return {"README.md": f"---\nbase_model: {base}\n---\n# A model\n".encode()} if base else {}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _wait(process: subprocess.Popen, port: int, log: Path) -> None:

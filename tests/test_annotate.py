@@ -30,6 +30,8 @@ from hf_lineage.hub.cards import _told
 from hf_lineage.report.section import END, START
 from hf_lineage.tasks import annotate as annotation
 
+pytestmark = pytest.mark.integration
+
 CARD = b'---\r\n# keep me\r\nlicense: "mit" # yes\r\ntags: [a, b]\r\n---\r\n# A child\r\n'
 FILES = (
     "README.md", "lineage.json", "lineage/bom.cdx.json", "lineage/lineage.png", "lineage/statement.intoto.json",

@@ -10,6 +10,7 @@ import timm.models.resnet
 import timm.models.vision_transformer
 import torch
 import transformers
+from builders import llama, tuned
 from scipy.stats import kstest
 
 from hf_lineage.answers.refs import ModelRef
@@ -25,19 +26,6 @@ from hf_lineage.weights.block_matching import SCREEN_BYTES, Block, BlockMatches,
 Tensors = dict[str, torch.Tensor]
 
 
-def llama(depth: int, seed: int, width: int = 24, hidden: int = 64, words: int = 50) -> Tensors:
-    """A random state dict with the names of a Llama."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"model.embed_tokens.weight": (words, width)}
-    for i in range(depth):
-        at = f"model.layers.{i}."
-        shapes |= {f"{at}self_attn.{kind}_proj.weight": (width, width) for kind in "qkvo"}
-        shapes |= {f"{at}mlp.{kind}_proj.weight": (hidden, width) for kind in ("gate", "up")}
-        shapes |= {f"{at}mlp.down_proj.weight": (width, hidden), f"{at}input_layernorm.weight": (width,)}
-    shapes |= {"model.norm.weight": (width,), "lm_head.weight": (words, width)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
 def moved(model: Tensors, order: Sequence[int], prefix: str = "model.layers.") -> Tensors:
     """Block n is block order[n]."""
     kept = {name: tensor for name, tensor in model.items() if not name.startswith(prefix)}
@@ -45,11 +33,6 @@ def moved(model: Tensors, order: Sequence[int], prefix: str = "model.layers.") -
         path = f"{prefix}{old}."
         kept |= {f"{prefix}{new}.{n.removeprefix(path)}": t for n, t in model.items() if n.startswith(path)}
     return kept
-
-
-def tuned(model: Tensors, seed: int, change: float = 0.3) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: t + change * torch.randn(t.shape, generator=generator) for name, t in model.items()}
 
 
 class Counted(MemoryCheckpoint):
@@ -92,7 +75,7 @@ def sorted_into(names: Tensors | torch.nn.Module) -> dict[str, set[str]]:
 
 class TestBlocks:
     def test_llama(self) -> None:
-        found = sorted_into(llama(12, 0))
+        found = sorted_into(llama(0, 12))
         assert [*found] == ["stem", *(f"model.layers.{i}" for i in range(12)), "head"], "10 comes behind 9"
         assert found["stem"] == {"model.embed_tokens.weight"}
         assert found["head"] == {"lm_head.weight", "model.norm.weight"}, "the final norm goes with the head"
@@ -153,7 +136,7 @@ class TestBlocks:
 
 class TestPlace:
     def test_moved_blocks_are_found(self) -> None:
-        parent, order = llama(6, 1), [4, 2, 0, 5, 1, 3, 3, 0]
+        parent, order = llama(1, 6), [4, 2, 0, 5, 1, 3, 3, 0]
         blocks, [places] = placed(tuned(moved(parent, order), 2), parent)
         found = chosen(blocks, places)
         assert [found[f"model.layers.{new}"] for new in range(8)] == [f"model.layers.{old}" for old in order]
@@ -167,7 +150,7 @@ class TestPlace:
         )
 
     def test_the_pairs_follow(self) -> None:
-        parent = llama(3, 1)
+        parent = llama(1, 3)
         child = Counted(tuned(moved(parent, [2, 0]), 2))
         other = Counted(parent)
         blocks, [places] = match_blocks(child, describe(child), [other], budget=None, seed=0)
@@ -179,8 +162,8 @@ class TestPlace:
 
     @pytest.mark.parametrize("depth", [2, 9])
     def test_candidates_of_another_depth(self, depth: int) -> None:
-        child = llama(5, 1)
-        other = {**llama(depth, 2), **{n: t for n, t in child.items() if ".layers.1." in n or ".layers.0." in n}}
+        child = llama(1, 5)
+        other = {**llama(2, depth), **{n: t for n, t in child.items() if ".layers.1." in n or ".layers.0." in n}}
         blocks, [places] = placed(child, other)
         found = chosen(blocks, places)
         assert places.scores.shape == (7, depth + 2)
@@ -188,12 +171,12 @@ class TestPlace:
         assert (places.z[1:3, 1:3].diagonal() > 20).all() and (np.abs(places.z[3:6, 1:-1]) < 5).all()
 
     def test_nothing_of_a_wider_one_fits(self) -> None:
-        _, [places] = placed(llama(2, 1), llama(2, 1, width=32))
+        _, [places] = placed(llama(1, 2), llama(1, 2, width=32))
         assert places.best == (None,) * 4 and np.isnan(places.scores).all() and np.isnan(places.z).all()
 
     def test_half_a_block_must_fit(self) -> None:
         """Less than half the words are another stem and head; another feed-forward layer is two thirds of a block, one matrix a tenth."""
-        child = llama(2, 1)
+        child = llama(1, 2)
         tables = {name: child[name][:20] for name in ("model.embed_tokens.weight", "lm_head.weight")}
         _, [places] = placed(child, {**child, **tables})
         assert places.best == (None, 1, 2, None)
@@ -204,7 +187,7 @@ class TestPlace:
         assert places.best == (0, 1, 2, 3)
 
     def test_of_equal_blocks_the_same_name_else_the_first(self) -> None:
-        parent = llama(4, 1)
+        parent = llama(1, 4)
         blocks, [places] = placed(moved(parent, [0, 3, 2]), moved(parent, [3, 3, 2, 2, 0]))
         found = chosen(blocks, places)
         assert [found[f"model.layers.{i}"] for i in range(3)] == ["model.layers.4", "model.layers.1", "model.layers.2"]
@@ -212,7 +195,7 @@ class TestPlace:
         assert places.blocks[places.best[3]].path == "model.layers.0"  # type: ignore[index]
 
     def test_an_order_of_units_matters_to_the_score(self) -> None:
-        parent = llama(3, 1)
+        parent = llama(1, 3)
         shuffled = dict(parent)
         order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
         for kind in ("gate", "up"):
@@ -221,14 +204,14 @@ class TestPlace:
         assert places.scores[1, 1] == pytest.approx(1, abs=1e-5) and abs(places.scores[2, 2]) < 0.3
 
     def test_scale_and_mean_do_not(self) -> None:
-        parent = llama(2, 1)
+        parent = llama(1, 2)
         _, [places] = placed(parent, {name: 3 * t + 0.5 for name, t in parent.items()})
         assert places.scores[1, 1] == pytest.approx(1, abs=1e-5) == places.scores[2, 2]
 
     def test_z_of_unrelated_blocks_is_standard_normal(self) -> None:
         """3,200 pairs; the rows of one block are used in forty of them."""
         z = np.concatenate([
-            placed(llama(20, 100 + k), llama(20, 200 + k), llama(20, 300 + k), seed=k)[1][which].z[1:-1, 1:-1].ravel()
+            placed(llama(100 + k, 20), llama(200 + k, 20), llama(300 + k, 20), seed=k)[1][which].z[1:-1, 1:-1].ravel()
             for k in range(4) for which in (0, 1)
         ])  # fmt: skip
         assert len(z) == 3200 and np.isfinite(z).all()
@@ -242,7 +225,7 @@ class TestPlace:
         assert chosen(blocks, places) == {"quux.a": "quux.b", "quux.b": "quux.a"} and np.isnan(places.z).all()
 
     def test_nan_spoils_its_own_rows_only(self) -> None:
-        parent = llama(3, 1)
+        parent = llama(1, 3)
         broken = {name: t.clone() for name, t in parent.items()}
         broken["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
         _, [places] = placed(broken, parent)
@@ -251,7 +234,7 @@ class TestPlace:
 
 class TestReading:
     def test_one_call_and_no_byte_twice(self) -> None:
-        child, others = Counted(llama(4, 1)), [Counted(llama(depth, 2)) for depth in (3, 4, 7)]
+        child, others = Counted(llama(1, 4)), [Counted(llama(2, depth)) for depth in (3, 4, 7)]
         told: list[tuple[int, int]] = []
         match_blocks(
             child,
@@ -276,11 +259,11 @@ class TestReading:
         assert SCREEN_BYTES == 16 << 20
 
     def test_a_candidate_that_cannot_be_read(self) -> None:
-        child, parent = llama(3, 1), llama(3, 1)
+        child, parent = llama(1, 3), llama(1, 3)
         error = CheckpointError("The disk is on fire.")
         ours = Counted(child)
         _, found = match_blocks(
-            ours, describe(ours), [Counted(llama(3, 2), error), Counted(parent)], budget=None, seed=0
+            ours, describe(ours), [Counted(llama(2, 3), error), Counted(parent)], budget=None, seed=0
         )
         assert found[0] is error and isinstance(found[1], BlockMatches) and found[1].best == (0, 1, 2, 3, 4)
         ours.broken = error
@@ -327,7 +310,7 @@ def test_timm_and_transformers_line_up_where_they_stand() -> None:
 
 
 def test_a_grown_vocabulary_lines_up_with_its_beginning() -> None:
-    child, parent = (Counted(llama(2, 1, words=words)) for words in (60, 50))
+    child, parent = (Counted(llama(1, 2, words=words)) for words in (60, 50))
     architecture = describe(child)
     blocks, [places] = match_blocks(child, architecture, [parent], budget=None, seed=0)
     assert isinstance(places, BlockMatches)

@@ -314,7 +314,7 @@ class TestBytes:
         st.lists(st.sampled_from(["\n", "\r\n", "\r", ""]), min_size=12, max_size=12),
     )
 
-    @settings(max_examples=250, deadline=None)
+    @settings(max_examples=250)
     @given(CARD)
     def test_of_any_card_nothing_is_lost_and_a_second_run_changes_nothing(self, text: str) -> None:
         try:
@@ -326,7 +326,7 @@ class TestBytes:
         if card.current(text) is None:
             assert inserted(text, rest) is not None
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(CARD)
     def test_what_the_author_declares_keeps_its_value(self, text: str) -> None:
         try:
@@ -340,7 +340,7 @@ class TestBytes:
 
 
 class TestDiff:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.text(st.sampled_from("ab\n-"), max_size=30), st.text(st.sampled_from("ab\n-"), max_size=30))
     def test_patches_what_it_shows(self, old: str, new: str) -> None:
         """Applied by hand: the lines of the old text outside hunks, and those of the hunks that are not taken out."""
@@ -376,7 +376,7 @@ def outside_code(text: str) -> str:
 
 
 class TestStrangers:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         st.text(max_size=60) | st.just(NASTY),
         st.just(NASTY) | st.text(st.sampled_from("`|<>-!@[]()\\\n\r $*_#~"), max_size=30),

@@ -13,6 +13,8 @@ import pytest
 from hf_lineage import cli
 from hf_lineage.testing import MiniHub
 
+pytestmark = pytest.mark.integration
+
 Folders = dict[str, Path]
 
 
@@ -131,7 +133,6 @@ def test_every_command_has_help_with_examples(run, name: str | None) -> None:
     assert name is None or "Examples:" in out
 
 
-@pytest.mark.integration
 def test_as_a_program(folders: Folders) -> None:
     command = [sys.executable, "-m", "hf_lineage", "trace", folders["child"], "-c", folders["parent"], "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}, check=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from builders import near as near_to
+from builders import put, vit
+from safetensors.torch import load_file
 from torch import nn
 
 import hf_lineage as hl
@@ -19,43 +21,21 @@ from hf_lineage.detector.evidence import LoadedDetector, open_detector
 from hf_lineage.detector.model import DetectorConfig, LineageDetector
 from hf_lineage.errors import ArgumentError, CheckpointError, LineageError, NothingToCompareError
 
+pytestmark = pytest.mark.integration
+
 CONFIG = DetectorConfig(width=16, heads=4, feed_forward=16, entries=256, probes=8, scale="child", norm="running")
-SIZES = {"patch_size": 7, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2}
-ABOUT = {
-    "architecture": "vit_tiny_patch16_224", "num_classes": 5, "model_args": {**SIZES, "img_size": 28, "in_chans": 1},
-    "pretrained_cfg": {"input_size": [1, 28, 28], "fixed_input_size": True, "mean": [0.0], "std": [1.0], "num_classes": 5},
-}  # fmt: skip
-
-
-def vit(seed: int, base: dict[str, torch.Tensor] | None = None, change: float = 0.1) -> dict[str, torch.Tensor]:
-    """A ViT's state dict: random, or `base` with a random change of that relative size."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    torch.manual_seed(seed)
-    fresh = VisionTransformer(img_size=28, in_chans=1, num_classes=5, **SIZES).state_dict()
-    return (
-        fresh
-        if base is None
-        else {n: base[n] + change * base[n].std().nan_to_num() * torch.randn_like(t) for n, t in fresh.items()}
-    )
-
-
-def put(folder: Path, tensors: dict[str, torch.Tensor], about: dict | None = None) -> Path:
-    folder.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(ABOUT if about is None else about))
-    return folder
+SIZES = {"num_heads": 4, "mlp_ratio": 2}
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("zoo")
-    parent = vit(1)
-    child = vit(2, parent)
-    hybrid = {n: vit(4)[n] if n.startswith("blocks.1.") else child[n] for n in child}
-    models = {"parent": parent, "child": child, "stranger": vit(4), "stranger-2": vit(5), "hybrid": hybrid}
-    broken = {n: torch.full_like(t, torch.nan) if n == "blocks.0.mlp.fc2.weight" else t for n, t in vit(6).items()}
-    return {name: put(root / name, tensors) for name, tensors in (models | {"broken": broken}).items()}
+    parent, stranger, another, broken = (vit(seed, **SIZES).state_dict() for seed in (1, 4, 5, 6))
+    child = near_to(parent, 0.1)
+    hybrid = {name: stranger[name] if name.startswith("blocks.1.") else child[name] for name in child}
+    broken["blocks.0.mlp.fc2.weight"] = torch.full_like(broken["blocks.0.mlp.fc2.weight"], torch.nan)
+    models = {"parent": parent, "child": child, "stranger": stranger, "stranger-2": another, "hybrid": hybrid}
+    return {name: put(root / name, tensors, **SIZES) for name, tensors in (models | {"broken": broken}).items()}
 
 
 def like_distance(detector: LineageDetector, sign: float = 1.0) -> LineageDetector:
@@ -143,7 +123,7 @@ class TestAlone:
         assert lineage.candidates[0].probability == pytest.approx(1) and lineage.parent is None
 
     def test_what_cannot_be_looked_at_is_listed(self, zoo: dict[str, Path], near: Path, tmp_path: Path) -> None:
-        wide = put(tmp_path / "wide", {"fc.weight": torch.randn(8, 8)}, {})
+        wide = put(tmp_path / "wide", {"fc.weight": torch.randn(8, 8)}, {"any": 1})
         lineage = hl.trace(zoo["child"], [zoo["parent"], zoo["broken"], wide], evidence="detector", detector=near)
         found = named(lineage)
         assert found["broken"].status == "not_comparable" and "NaN or Inf" in found["broken"].reasons[0]
@@ -274,7 +254,7 @@ class TestLayers:
             hl.trace_layers(zoo["child"], [zoo["parent"]], evidence="detector", detector=tmp_path / "d")
 
     def test_nobody_fits(self, zoo: dict[str, Path], near: Path, tmp_path: Path) -> None:
-        wide = put(tmp_path / "wide", {"fc.weight": torch.randn(8, 8)}, {})
+        wide = put(tmp_path / "wide", {"fc.weight": torch.randn(8, 8)}, {"any": 1})
         with pytest.raises(NothingToCompareError):
             hl.trace_layers(zoo["child"], [wide], evidence="detector", detector=near)
 

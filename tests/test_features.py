@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import socket
 import subprocess
 import sys
 import warnings
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import VIT, VIT_SIZES, llama_network, mlp, near, put, timm_config, torchrun, vit
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -36,40 +35,13 @@ from hf_lineage.features.probes import probes
 from hf_lineage.features.similarity import METRICS
 from hf_lineage.testing import MiniHub
 
+pytestmark = pytest.mark.integration
+
 timm = pytest.importorskip("timm")
 hf = pytest.importorskip("transformers")
 
 Tensors = dict[str, Tensor]
-SHAPE = {"img_size": 28, "in_chans": 1, "embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 7}
-TEXT = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 80,
-    "max_position_embeddings": 32,
-}  # fmt: skip
 FEW = 12  # probes
-
-
-def near(tensors: Tensors, seed: int = 9, rel: float = 0.05) -> Tensors:
-    """The tensors with a random step of that relative size in each."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = {name: torch.randn(value.shape, generator=generator) for name, value in tensors.items()}
-    return {n: value + rel * value.norm() / steps[n].norm() * steps[n] for n, value in tensors.items()}
-
-
-def vit(seed: int, **sizes: Any) -> Tensors:
-    """Every bias has its values, too: zeros would hide a bias that is read wrongly."""
-    torch.manual_seed(seed)
-    tensors = timm.create_model("vit_tiny_patch16_224", num_classes=5, **SHAPE | sizes).state_dict()
-    return {n: t + 0.02 * torch.randn(t.shape) if t.ndim == 1 else t for n, t in tensors.items()}
-
-
-def llama(seed: int, **sizes: Any) -> nn.Module:
-    torch.manual_seed(seed)
-    return hf.LlamaForCausalLM(hf.LlamaConfig(**TEXT | sizes))
-
-
-def mlp(seed: int) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(20, 48), nn.ReLU(), nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, 5))
 
 
 def moved(module: nn.Module, **step: Any) -> nn.Module:
@@ -78,35 +50,24 @@ def moved(module: nn.Module, **step: Any) -> nn.Module:
     return module
 
 
-def put(folder: Path, tensors: Tensors, config: dict[str, Any] | None = None, **sizes: Any) -> Path:
-    """A model folder, of timm's ViT unless `config` says otherwise; no config.json where that is {}."""
-    folder.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
-    if config is None:
-        config = {"architecture": "vit_tiny_patch16_224", "num_classes": 5, "model_args": SHAPE | sizes}
-    if config:
-        (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders: a parent, its child, a stranger, and those that cannot be compared."""
     hf.utils.logging.disable_progress_bar()
     root = tmp_path_factory.mktemp("zoo")
-    parent, stranger = vit(1), vit(2)
+    parent, stranger = vit(1).state_dict(), vit(2).state_dict()
     broken = {name: value.clone() for name, value in parent.items()}
     broken["blocks.0.mlp.fc1.weight"][3, 4] = float("nan")
     models = {"parent": parent, "child": near(parent), "stranger": stranger, "broken": broken}
     made = {name: put(root / name, tensors) for name, tensors in models.items()}
-    made["large"] = put(root / "large", vit(3, img_size=42), img_size=42)
-    made["wide"] = put(root / "wide", vit(4, embed_dim=48), embed_dim=48)
+    made["large"] = put(root / "large", vit(3, img_size=42).state_dict(), img_size=42)
+    made["wide"] = put(root / "wide", vit(4, embed_dim=48).state_dict(), embed_dim=48)
     made["remote-code"] = put(
         root / "remote-code", stranger,
         {"model_type": "evil", "architectures": ["EvilModel"], "auto_map": {"AutoModel": "evil.EvilModel"}},
     )  # fmt: skip
-    origin = llama(1)
-    texts = {"text-parent": origin, "text-stranger": llama(2), "text-other": llama(3, vocab_size=40)}
+    origin = llama_network(1)
+    texts = {"text-parent": origin, "text-stranger": llama_network(2), "text-other": llama_network(3, vocab_size=40)}
     for name, model in texts.items():
         model.save_pretrained(root / name)
         made[name] = root / name
@@ -189,7 +150,7 @@ class TestAlone:
     def test_the_scores_are_those_of_the_definition(self, zoo: dict[str, Path], name: str, step: float) -> None:
         """F, T by `torch.func.jvp` of the library's own model, all weights at once."""
         lineage = trace(zoo["child"], [zoo["parent"]], metric=name, step=step, taps="blocks.1")
-        module = timm.create_model("vit_tiny_patch16_224", num_classes=5, **SHAPE).eval()
+        module = timm.create_model(VIT, num_classes=5, **VIT_SIZES).eval()
         for block in module.blocks:
             block.attn.fused_attn = False
         seen: list[Tensor] = []
@@ -615,10 +576,10 @@ class TestStreamed:
 
     def test_from_the_hub(self, zoo: dict[str, Path], hub: MiniHub, tmp_path: Path) -> None:
         """Blocks behind the tap are most of the file, and are not fetched."""
-        tensors = vit(1, depth=6)
+        tensors = vit(1, depth=6).state_dict()
         local = {
             "parent": put(tmp_path / "parent", tensors, depth=6), "child": put(tmp_path / "child", near(tensors), depth=6),
-            "stranger": put(tmp_path / "stranger", vit(2, depth=6), depth=6),
+            "stranger": put(tmp_path / "stranger", vit(2, depth=6).state_dict(), depth=6),
         }  # fmt: skip
         for name, folder in local.items():
             hub.add_folder(f"lab/{name}", folder)
@@ -637,7 +598,6 @@ class TestStreamed:
         mixed = trace(local["child"], ["lab/parent"], probes=x, step=0.1)
         assert mixed.candidates[0].evidence["features"]["form"] == "streamed"
 
-    @pytest.mark.integration
     def test_a_gigabyte_and_a_half_under_a_limit(self, tmp_path: Path) -> None:
         sizes = {"depth": 6, "embed_dim": 1024, "num_heads": 8, "mlp_ratio": 28}
         folders = [huge(tmp_path / name, sizes, seed) for seed, name in enumerate(("child", "parent"))]
@@ -696,7 +656,7 @@ def huge(folder: Path, sizes: dict[str, Any], seed: int) -> Path:
     import numpy as np
 
     with torch.device("meta"):
-        made = timm.create_model("vit_tiny_patch16_224", num_classes=5, **SHAPE | sizes)
+        made = timm.create_model(VIT, num_classes=5, **VIT_SIZES | sizes)
     header, at = {}, 0
     for name, tensor in made.state_dict().items():
         header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + 4 * tensor.numel()]}
@@ -711,7 +671,7 @@ def huge(folder: Path, sizes: dict[str, Any], seed: int) -> Path:
             file.seek(8 + len(raw) + begin)
             file.write((0.05 * rng.normal(size=min(1 << 14, (end - begin) // 4))).astype("f4").tobytes())
         file.truncate(8 + len(raw) + at)
-    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 5, "model_args": SHAPE | sizes}
+    config = timm_config(VIT, **sizes)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -719,21 +679,11 @@ def huge(folder: Path, sizes: dict[str, Any], seed: int) -> Path:
 # ---- several processes
 
 
-def free_port() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
-
-
-@pytest.mark.integration
+@pytest.mark.usefixtures("no_launcher")
 def test_torchrun_prints_one_answer(zoo: dict[str, Path]) -> None:
     ask = ["trace", zoo["child"], "--probes", "6", "--evidence", "features", "--evidence", "weights", "--json"]
     ask += itertools.chain(*(("-c", zoo[name]) for name in ("parent", "stranger", "large")))
-    address = ("--nproc_per_node", 2, "--master_addr", "127.0.0.1", "--master_port", free_port())
-    command = [sys.executable, "-m", "torch.distributed.run", *address, "-m", "hf_lineage", *ask]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(torchrun("-m", "hf_lineage", *ask), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     several, (_, out, _) = json.loads(done.stdout), run(*ask)
     two, one = leaves(several), leaves(json.loads(out))
@@ -809,7 +759,6 @@ class TestCommandLine:
         for word in ("--evidence", "--probes", "--tap", "--metric", "--step", "--profile", "features"):
             assert word in out
 
-    @pytest.mark.integration
     def test_no_warnings_of_torch_reach_the_user(self, zoo: dict[str, Path]) -> None:
         ask = ["trace", zoo["child"], "-c", zoo["parent"], "--evidence", "features", "--probes", 4]
         command = [sys.executable, "-W", "default", "-m", "hf_lineage", *ask]

@@ -9,13 +9,16 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from builders import RESNET, VIT_SIZES, mlp, near, resnet, timm_config
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
@@ -32,64 +35,17 @@ from hf_lineage.features.networks import build, run_inputs
 from hf_lineage.features.probes import probes
 from hf_lineage.features.similarity import METRICS, exact, similarity, taylor
 
+pytestmark = pytest.mark.integration
+
 timm = pytest.importorskip("timm")
 hf = pytest.importorskip("transformers")
 
 Tensors = dict[str, Tensor]
-SHAPE = {"img_size": 28, "in_chans": 1, "embed_dim": 32, "depth": 4, "num_heads": 2, "patch_size": 7}
-RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 16], "in_chans": 1}
-TEXT = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "vocab_size": 80, "max_position_embeddings": 32,
-}  # fmt: skip
 FEW = 12  # probes
+# Four blocks, as many as the hybrid has
+vit, put = partial(builders.vit, depth=4), partial(builders.put, depth=4)
+llama = partial(builders.llama_network, num_hidden_layers=3, num_key_value_heads=1)
 ORDER = (2, 0, 3, 1)  # where the hybrid's blocks are from
-
-
-def near(tensors: Tensors, rel: float = 0.05, seed: int = 9) -> Tensors:
-    """The tensors with a random step of that relative size in each float."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = {n: torch.randn(t.shape, generator=generator) for n, t in tensors.items() if t.is_floating_point()}
-    return {n: t + rel * t.norm() / steps[n].norm() * steps[n].abs() if n in steps else t for n, t in tensors.items()}
-
-
-def uneven(module: nn.Module) -> nn.Module:
-    """Every vector has values: zeros and ones would hide a bias or a statistic that is read wrongly."""
-    for tensor in [*module.parameters(), *module.buffers()]:
-        if tensor.ndim == 1 and tensor.is_floating_point():
-            tensor.data += 0.1 * torch.rand(tensor.shape)
-    return module
-
-
-def vit(seed: int, **sizes: Any) -> nn.Module:
-    torch.manual_seed(seed)
-    return uneven(timm.create_model("vit_tiny_patch16_224", num_classes=5, **SHAPE | sizes))
-
-
-def resnet(seed: int, **sizes: Any) -> nn.Module:
-    torch.manual_seed(seed)
-    return uneven(timm.create_model("resnet18", num_classes=5, **RESNET | sizes))
-
-
-def llama(seed: int, **sizes: Any) -> nn.Module:
-    torch.manual_seed(seed)
-    return uneven(hf.LlamaForCausalLM(hf.LlamaConfig(**TEXT | sizes)))
-
-
-def mlp(seed: int) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(20, 48), nn.ReLU(), nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, 5))
-
-
-def put(folder: Path, tensors: Tensors, architecture: str = "vit_tiny_patch16_224", **sizes: Any) -> Path:
-    """A model folder of timm's; `sizes`: where it differs from SHAPE."""
-    folder.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
-    config = {"architecture": architecture, "num_classes": 5, "model_args": SHAPE | sizes}
-    if architecture == "resnet18":
-        config |= {"model_args": RESNET | sizes, "pretrained_cfg": {"input_size": [1, 28, 28]}}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def run(child: Any, candidates: Sequence[Any], **settings: Any) -> Grafts:
@@ -107,10 +63,11 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("grafts")
     made: dict[str, Path] = {}
     for kind, network, sizes in (("vit", vit, {}), ("long", vit, {"img_size": 63, "depth": 2}), ("resnet", resnet, {})):
-        architecture = "resnet18" if kind == "resnet" else "vit_tiny_patch16_224"
         models = {"a": network(1, **sizes).state_dict(), "b": network(2, **sizes).state_dict()}
         for name, tensors in {**models, "child": near(models["a"])}.items():
-            made[f"{kind}-{name}"] = put(root / f"{kind}-{name}", tensors, architecture, **sizes)
+            made[f"{kind}-{name}"] = put(
+                root / f"{kind}-{name}", tensors, timm_config(RESNET) if kind == "resnet" else None, **sizes
+            )
     origin = llama(1)
     for name, model in {"a": origin, "b": llama(2, vocab_size=70)}.items():
         model.save_pretrained(root / f"llama-{name}")
@@ -201,7 +158,7 @@ def test_the_scores_are_those_of_the_paper(zoo: dict[str, Path], kind: str) -> N
                 else:
                     assert scores["taylor"] is None
     if kind == "long":  # 82 tokens
-        assert facts["features"] == MAX_TOKENS * SHAPE["embed_dim"]
+        assert facts["features"] == MAX_TOKENS * VIT_SIZES["embed_dim"]
 
 
 @pytest.mark.parametrize("metric", ["l2", "cka"])
@@ -328,7 +285,7 @@ def test_candidates_that_fit_in_part_or_not_at_all(zoo: dict[str, Path], tmp_pat
         "other": zoo["resnet-a"],
         "nan": put(tmp_path / "nan", nan),
         "lost": put(tmp_path / "lost", lost),
-        "unknown": put(tmp_path / "unknown", tensors, "no_such_model"),
+        "unknown": put(tmp_path / "unknown", tensors, timm_config("no_such_model")),
         "broken": put(tmp_path / "broken", {name: value * math.nan for name, value in tensors.items()}),
     }
     grafts = run(zoo["vit-child"], [*folders.values()])

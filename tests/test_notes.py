@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import hf_lineage as hl
 
+pytestmark = pytest.mark.integration
+
 
 def said(child: Path, candidates: list[Path], **options) -> list[str]:
     lineage = hl.trace(child, candidates, **options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import free_port, torchrun
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -26,22 +26,10 @@ from hf_lineage.parallel import World, devices, together, world
 from hf_lineage.weights.reader import SPANS, Readings, _agree, _spans, read_aligned
 from hf_lineage.weights.sampling import BLOCK, grid, make_plan
 
+pytestmark = pytest.mark.usefixtures("no_launcher")
+
 Folders = dict[str, Path]
 SIZES = st.lists(st.integers(0, 10**12), max_size=60)
-
-
-@pytest.fixture(autouse=True)
-def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "HF_LINEAGE_TIMEOUT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-
-
-def free_port() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
 
 
 def python(*arguments: object) -> list[str]:
@@ -50,7 +38,12 @@ def python(*arguments: object) -> list[str]:
 
 def processes(commands: list[list[str]], **environment: str) -> list[tuple[int, str, str]]:
     """Run one command per rank as a launcher would, without one: (exit code, stdout, stderr) of each."""
-    shared = {"WORLD_SIZE": str(len(commands)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **environment}
+    shared = {
+        "WORLD_SIZE": str(len(commands)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        **environment,
+    }
     started = [
         subprocess.Popen(
             command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
@@ -240,9 +233,8 @@ def flat(value: object, path: str = "") -> dict[str, object]:
 @pytest.mark.integration
 def test_torchrun_prints_one_answer(folders: Folders) -> None:
     child, *others = (str(folders[name]) for name in ("child", "parent", "stranger"))
-    address = ("--nproc_per_node", 2, "--master_addr", "127.0.0.1", "--master_port", free_port())
     names = [word for other in others for word in ("-c", other)]
-    run = python("-m", "torch.distributed.run", *address, "-m", "hf_lineage", "trace", child, *names, "--json")
+    run = torchrun("-m", "hf_lineage", "trace", child, *names, "--json")
     done = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     one, two = (flat(json.loads(text)) for text in (hf_lineage.trace(child, others).to_json(), done.stdout))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from builders import torchrun
 from safetensors.torch import load_file, save, save_file
 
 import hf_lineage as hl
@@ -24,6 +23,8 @@ from hf_lineage.errors import ArgumentError, NothingToCompareError
 from hf_lineage.experiments.changes import _pruned, _rounded
 from hf_lineage.testing import MiniHub
 from hf_lineage.trees.methods import METHODS
+
+pytestmark = pytest.mark.integration
 
 Tensors = dict[str, torch.Tensor]
 Folders = dict[str, Path]
@@ -905,26 +906,15 @@ class TestCommandLine:
         assert "\x1b" not in out
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("no_launcher")
 class TestProcesses:
-    @pytest.fixture(autouse=True)
-    def _alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "HF_LINEAGE_TIMEOUT"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-
     def test_two_say_what_one_says(
         self, family: Folders, tensors: dict[str, Tensors], tmp_path: Path, answer: Phylogeny
     ) -> None:
         bad = write(tmp_path, {"nan": {k: v * math.nan for k, v in tensors["a"].items()}})["nan"]
         models = [*family.values(), bad, tmp_path / "nowhere"]
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_addr", "127.0.0.1", "--master_port"]
-        command = [sys.executable, *launch, port, "-m", "hf_lineage", "tree", *models, "--json"]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+        command = torchrun("-m", "hf_lineage", "tree", *models, "--json")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0 and done.stderr == "", done.stderr
         document = json.loads(done.stdout)
         del document["seconds"]

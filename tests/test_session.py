@@ -20,6 +20,8 @@ from hf_lineage.errors import ArgumentError
 from hf_lineage.tasks import session as sessions
 from hf_lineage.testing import MiniHub
 
+pytestmark = pytest.mark.integration
+
 Tensors = dict[str, torch.Tensor]
 
 

@@ -192,7 +192,7 @@ def matrices(lowest: float, highest: float) -> st.SearchStrategy[tuple[Tensor, T
 
 @pytest.mark.parametrize("name", METRICS)
 class TestLaws:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(pair=matrices(1e-3, 1e3))
     def test_identity_symmetry_range(self, name: str, pair: tuple[Tensor, Tensor]) -> None:
         F, G = pair
@@ -205,7 +205,7 @@ class TestLaws:
         if METRICS[name].differentiable:
             assert gradient(name, F, G).isfinite().all() and gradient(name, G, G).isfinite().all()
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(pair=matrices(1e-70, 1e70))
     def test_finite_at_any_size(self, name: str, pair: tuple[Tensor, Tensor]) -> None:
         assert math.isfinite(similarity(name, *pair))

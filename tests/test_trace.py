@@ -20,6 +20,8 @@ from hf_lineage.errors import (
     NothingToCompareError,
 )
 
+pytestmark = pytest.mark.integration
+
 NAMES = ["parent", "stranger", "stranger-2"]
 Folders = dict[str, Path]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import free_port, llama, tuned
 from safetensors.torch import save, save_file
 
 import hf_lineage as hl
@@ -21,28 +21,12 @@ from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import ArgumentError, NoCandidatesError, NothingToCompareError
 from hf_lineage.experiments.merges import dare, linear, passthrough, slerp, task_arithmetic, ties
 
+pytestmark = pytest.mark.integration
+
 Tensors = dict[str, torch.Tensor]
-WIDTH, WORDS = 24, 50
+WIDTH = 24
 PATHS = ["stem", "model.layers.0", "model.layers.1", "model.layers.2", "head"]
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
-
-
-def llama(seed: int, depth: int = 3, width: int = WIDTH) -> Tensors:
-    """A random state dict with the names of a Llama."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes: dict[str, tuple[int, ...]] = {VOCABULARY[0]: (WORDS, width)}
-    for i in range(depth):
-        at = f"model.layers.{i}."
-        shapes |= {f"{at}self_attn.{kind}_proj.weight": (width, width) for kind in "qkvo"}
-        shapes |= {f"{at}mlp.{kind}_proj.weight": (64, width) for kind in ("gate", "up")}
-        shapes |= {f"{at}mlp.down_proj.weight": (width, 64), f"{at}input_layernorm.weight": (width,)}
-    shapes |= {"model.norm.weight": (width,), VOCABULARY[1]: (WORDS, width)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
-def tuned(model: Tensors, seed: int, change: float = 0.05) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    return {n: (t.float() + change * torch.randn(t.shape, generator=generator)).to(t.dtype) for n, t in model.items()}
 
 
 def block(model: Tensors, number: int) -> Tensors:
@@ -50,7 +34,7 @@ def block(model: Tensors, number: int) -> Tensors:
 
 
 PARENT, STRANGER = llama(1), llama(2)
-SIBLING, CHILD = tuned(PARENT, 4, 0.3), tuned(PARENT, 3)
+SIBLING, CHILD = tuned(PARENT, 4, 0.3), tuned(PARENT, 3, 0.05)
 
 
 class Shelf:
@@ -161,7 +145,7 @@ class TestContract:
 
 class TestMethods:
     def test_blocks_of_several(self, ask: Shelf) -> None:
-        layers = ask(tuned(passthrough([PARENT, STRANGER], [(0, 2), (1, 0), (0, 0), (0, 0)]), 8))
+        layers = ask(tuned(passthrough([PARENT, STRANGER], [(0, 2), (1, 0), (0, 0), (0, 0)]), 8, 0.05))
         parents = [(Path(b.parent or "").name, b.parent_block, b.moved) for b in layers.blocks[1:-1]]
         at = "model.layers."
         assert parents == [("parent", f"{at}2", True), ("stranger", f"{at}0", True), ("parent", f"{at}0", True), ("parent", f"{at}0", True)]  # fmt: skip
@@ -288,7 +272,7 @@ class TestCandidates:
         }
         ask.put("thing", thing)
         ask.put("other", {n: torch.randn(40, 30) for n in thing})
-        layers = ask({**tuned(thing, 1), "quux.b.weight": torch.randn(40, 30)}, ["thing", "other"])
+        layers = ask({**tuned(thing, 1, 0.05), "quux.b.weight": torch.randn(40, 30)}, ["thing", "other"])
         assert told(layers) == {"quux.a": ("tuned", "thing"), "quux.b": ("none", None), "quux.c": ("tuned", "thing")}
         assert all(b.p_value is None for b in layers.blocks)
 
@@ -494,7 +478,7 @@ class TestHub:
         wide = {f"model.layers.{i}.mlp.{k}.weight": torch.randn(s) for i in range(6) for k, s in (("up_proj", (800, 256)), ("down_proj", (256, 800)))}  # fmt: skip
         for name, model in (
             ("wide", wide),
-            ("child", tuned(wide, 1)),
+            ("child", tuned(wide, 1, 0.05)),
             ("other", {n: torch.randn(t.shape) for n, t in wide.items()}),
         ):
             hub.add(f"lab/{name}", {"model.safetensors": save(model)})
@@ -519,13 +503,10 @@ class TestHub:
 SCRIPT = "import sys, hf_lineage; print(hf_lineage.trace_layers(sys.argv[1], sys.argv[2:]).to_json(None))"
 
 
-@pytest.mark.integration
 def test_two_processes_give_one_answer(ask: Shelf) -> None:
     merge = str(ask.put("merge", linear([PARENT, STRANGER], [0.6, 0.4])))
     others = [str(ask.folder / name) for name in ("parent", "stranger")]
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(one.getsockname()[1]), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
     started = [
         subprocess.Popen([sys.executable, "-c", SCRIPT, merge, *others], text=True, stdout=subprocess.PIPE, env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank})
         for rank in ("0", "1")

@@ -1,0 +1,132 @@
+"""Models and the like that tests of several files build: random state dicts, small networks of the libraries, folders."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+Tensors = dict[str, Tensor]
+
+VIT = "vit_tiny_patch16_224"
+VIT_SIZES = {"img_size": 28, "in_chans": 1, "embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 7}
+RESNET = "resnet18"
+RESNET_SIZES = {"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 16], "in_chans": 1}
+LLAMA_SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 80,
+    "max_position_embeddings": 32,
+}  # fmt: skip
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "HF_LINEAGE_TIMEOUT")  # what torchrun sets, and what we read beside it
+
+
+# ---- state dicts without a network
+
+
+def llama(seed: int, depth: int = 3, width: int = 24, hidden: int = 64, words: int = 50) -> Tensors:
+    """A random state dict with the names of a Llama."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (words, width)}
+    for i in range(depth):
+        at = f"model.layers.{i}."
+        shapes |= {f"{at}self_attn.{kind}_proj.weight": (width, width) for kind in "qkvo"}
+        shapes |= {f"{at}mlp.{kind}_proj.weight": (hidden, width) for kind in ("gate", "up")}
+        shapes |= {f"{at}mlp.down_proj.weight": (width, hidden), f"{at}input_layernorm.weight": (width,)}
+    shapes |= {"model.norm.weight": (width,), "lm_head.weight": (words, width)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def tuned(model: Tensors, seed: int, change: float = 0.3) -> Tensors:
+    """The model and noise of that size in every weight, in its own dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return {n: (t.float() + change * torch.randn(t.shape, generator=generator)).to(t.dtype) for n, t in model.items()}
+
+
+def near(tensors: Tensors, rel: float = 0.05, seed: int = 9) -> Tensors:
+    """A random step of that relative size in each tensor of floats; up in running variances, which stay positive."""
+    generator = torch.Generator().manual_seed(seed)
+    found = dict(tensors)
+    for name, value in tensors.items():
+        if value.is_floating_point():
+            step = torch.randn(value.shape, generator=generator)
+            found[name] = value + rel * value.norm() / step.norm() * (step.abs() if "running_var" in name else step)
+    return found
+
+
+# ---- networks
+
+
+def uneven(module: nn.Module) -> nn.Module:
+    """Every vector has values: zeros and ones would hide a bias or a statistic that is read wrongly."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            tensor.data += 0.1 * torch.rand(tensor.shape)
+    return module
+
+
+def mlp(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(20, 48), nn.ReLU(), nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, 5))
+
+
+def vit(seed: int, **sizes: Any) -> nn.Module:
+    """timm's; `sizes`: where it differs from VIT_SIZES."""
+    import timm
+
+    torch.manual_seed(seed)
+    return uneven(timm.create_model(VIT, num_classes=5, **VIT_SIZES | sizes))
+
+
+def resnet(seed: int, **sizes: Any) -> nn.Module:
+    """timm's; `sizes`: where it differs from RESNET_SIZES."""
+    import timm
+
+    torch.manual_seed(seed)
+    return uneven(timm.create_model(RESNET, num_classes=5, **RESNET_SIZES | sizes))
+
+
+def llama_network(seed: int, **sizes: Any) -> nn.Module:
+    """transformers'; `sizes`: where it differs from LLAMA_SIZES."""
+    import transformers
+
+    torch.manual_seed(seed)
+    return uneven(transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA_SIZES | sizes)))
+
+
+def put(folder: Path, tensors: Tensors, config: dict[str, Any] | None = None, **sizes: Any) -> Path:
+    """A model folder, of timm's ViT of those sizes unless `config` says otherwise; no config.json where that is {}."""
+    folder.mkdir(parents=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+    if config is None:
+        config = timm_config(VIT, **sizes)
+    if config:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def timm_config(architecture: str, **sizes: Any) -> dict[str, Any]:
+    """config.json of a `vit` or a `resnet` of this file."""
+    config = {"architecture": architecture, "num_classes": 5}
+    if architecture == RESNET:
+        return config | {"model_args": RESNET_SIZES | sizes, "pretrained_cfg": {"input_size": [1, 28, 28]}}
+    return config | {"model_args": VIT_SIZES | sizes}
+
+
+# ---- processes
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def torchrun(*arguments: object, processes: int = 2) -> list[str]:
+    """The command that starts so many processes of `python ARGUMENTS` on this machine."""
+    address = ("--nproc_per_node", processes, "--master_addr", "127.0.0.1", "--master_port", free_port())
+    return [sys.executable, *map(str, ("-m", "torch.distributed.run", *address, *arguments))]
