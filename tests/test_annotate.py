@@ -26,7 +26,7 @@ from hf_lineage.errors import (
     TokenRefusedError,
     WriteRefusedError,
 )
-from hf_lineage.hub.cards import _told
+from hf_lineage.hub.cards import _reply
 from hf_lineage.report.section import END, START
 from hf_lineage.tasks import annotate as annotation
 
@@ -547,9 +547,9 @@ def test_no_token_is_told_to_anybody(
 
 
 def test_the_hubs_own_words_are_one_line_without_tokens() -> None:
-    told = _told("bad\n\x1b[31m token my-own-token, hf_AbCdEf." + "x" * 900, "my-own-token")
+    told = _reply("bad\n\x1b[31m token my-own-token, hf_AbCdEf." + "x" * 900, "my-own-token")
     assert told.startswith(": bad ?[31m token …, hf_….x") and len(told) <= 302 and "\n" not in told
-    assert _told(None, None) == ""
+    assert _reply(None, None) == ""
 
 
 class TestCommand:
