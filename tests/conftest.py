@@ -220,7 +220,11 @@ _FC16 = {"widths": [256, 128, 64], "side": 16}
 DETECTOR: dict[str, tuple[Callable[..., Family], str, dict[str, Any]]] = {
     "fc": (train_family, "fc", {"roots": 13, "children": 11, "seed": 901, "sizes": _FC16}),
     "resnet": (train_family, "resnet", {"roots": 7, "children": 18, "seed": 902}),
-    "generations": (train_trees, "fc", {"roots": 8, "branching": (9, 9, 9), "seed": 903, "sizes": _FC16, "heirs": 1}),
+    "generations": (
+        train_trees,
+        "fc",
+        {"roots": 8, "branching": (9, 9, 9), "seed": 903, "sizes": _FC16, "continued": 1},
+    ),
     "bert": (train_family, "bert", {"roots": 4, "children": 6, "seed": 904}),
     "fc-wide": (train_family, "fc", {"roots": 6, "children": 6, "seed": 905, "sizes": {"widths": [384, 96]}}),
     "vit-wide": (train_family, "vit", {"roots": 6, "children": 6, "seed": 906, "sizes": {"embed_dim": 96, "depth": 3}}),

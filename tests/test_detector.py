@@ -271,7 +271,7 @@ class TestSplits:
     def test_by_architecture(self) -> None:
         other = toy(2, 2, seed=1)
         other = Examples(
-            {f"{n}'": replace(s, kind="Other") for n, s in other.seen.items()},
+            {f"{n}'": replace(s, kind="Other") for n, s in other.inputs.items()},
             tuple(Row(f"{r.child}'", tuple(f"{c}'" for c in r.candidates), f"{r.parent}'") for r in other.rows),
         )
         train_, valid, test = split(toy(4, 4) + other, "architecture")
@@ -362,7 +362,7 @@ class TestTraining:
         ) == pytest.approx(0.4)
 
     def test_pairs_put_the_parent_first(self) -> None:
-        seen = toy(2, 1).seen
+        seen = toy(2, 1).inputs
         (weights,), _ = pairs(seen["c0-0"], [seen["p0"], seen["p1"]])
         assert torch.equal(weights[1, 0], seen["p1"].weights[0]) and torch.equal(weights[1, 1], seen["c0-0"].weights[0])
 

@@ -22,7 +22,7 @@ from hf_lineage.detector.evidence import open_detector
 from hf_lineage.detector.examples import Examples, Row, Table, make, split
 from hf_lineage.detector.model import DetectorConfig, LineageDetector
 from hf_lineage.detector.training import Training, evaluate, train
-from hf_lineage.experiments.detector import Descent, questions, seen_of
+from hf_lineage.experiments.detector import Descent, inputs_of, questions
 from hf_lineage.experiments.families import Family, sizes_of
 from hf_lineage.experiments.family_file import run_settings, table
 from hf_lineage.experiments.merges import hybrid, tuned, write
@@ -135,7 +135,7 @@ def shipped_on(families: Sequence[Family], most: int = 10**6) -> dict[str, Any]:
     judge = open_detector(None, Opener())
     found: dict[str, Any] = {}
     for family in families:
-        seen = seen_of(family, judge.config)
+        seen = inputs_of(family, judge.config)
         lines = Descent([family], seen)
         each: dict[str, Any] = {}
         for name, offered, relatives in (("parent", 1, 0), ("orphans", 0, 0), ("beside relatives", 1, 1)):

@@ -144,7 +144,7 @@ class TestLaws:
     ) -> None:
         models = made_up(5).whole(detector.config)
         whole = answer(detector, models)
-        monkeypatch.setattr("hf_lineage.detector.phylogeny.CELLS", 500)
+        monkeypatch.setattr("hf_lineage.detector.phylogeny.MAX_TRIPLES", 500)
         for one, other in zip(whole, answer(detector, models), strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 

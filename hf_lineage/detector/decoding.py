@@ -1,6 +1,7 @@
-"""From scores of pairs to forests: sums over all of them in closed form, and the likeliest one.
+"""From scores of pairs to spanning forests: sums over all of them in closed form, and the most probable edges.
 
-A forest gives every model one parent or none. Its weight is exp of the sum of its scores; all forests together weigh
+A spanning forest gives every model one parent or none, without cycles. Its weight is exp of the sum of its scores; all
+forests together weigh
 
     Z = det L,    L_jj = exp n_j + Σ_i exp s_ij,    L_ij = −exp s_ij    (Kirchhoff's matrix-tree theorem, Tutte 1948),
 
@@ -14,11 +15,13 @@ import math
 import torch
 from torch import Tensor
 
-MIN_EDGE_PROBABILITY = 1e-9  # probability of an edge that is worth a look
+MIN_EDGE_PROBABILITY = 1e-9  # of an edge; others are left out of the search for the best forest
 
 
 def log_partition(scores: Tensor, none: Tensor) -> Tensor:
-    """log Z of scores (M, M), −inf on the diagonal, and of no parent (M,). Differentiable; float64; O(M³)."""
+    """log Z of scores (M, M), −inf on the diagonal, and of the scores of no parent (M,); nats. Differentiable, float64,
+    O(M³). Tutte 1948; Koo et al. 2007.
+    """
     scores, none = scores.double(), none.double()
     most = torch.maximum(scores.amax(0), none).detach()  # a factor of each column
     weights = torch.exp(scores - most)
@@ -27,25 +30,30 @@ def log_partition(scores: Tensor, none: Tensor) -> Tensor:
 
 
 def log_likelihood(scores: Tensor, none: Tensor, parents: Tensor) -> Tensor:
-    """log probability of the forest in which j's parent is parents[j], −1 for none; parents: (M,) int64."""
+    """log probability, ≤ 0, of the forest in which j's parent is parents[j], −1 for none; parents: (M,) int64."""
     chosen = torch.where(parents < 0, none, scores.gather(0, parents.clamp(min=0)[None])[0])
     return chosen.double().sum() - log_partition(scores, none)
 
 
 def marginals(scores: Tensor, none: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability that i is the parent of j, (M, M), and that j has none, (M,): ∂ log Z/∂ score. Float64; each column
-    sums to 1 with its none."""
-    own = torch.eye(len(none), dtype=torch.bool)
-    pair, alone = (t.detach().double().requires_grad_() for t in (scores.masked_fill(own, 0.0), none))
+    """P(i is the parent of j), (M, M), and P(j has none), (M,): the derivatives ∂ log Z/∂ score, in [0, 1], float64.
+
+    Each column sums to 1 with its P(none).
+    """
+    diagonal = torch.eye(len(none), dtype=torch.bool)
+    pair, alone = (t.detach().double().requires_grad_() for t in (scores.masked_fill(diagonal, 0.0), none))
     with torch.enable_grad():
-        total = log_partition(pair.masked_fill(own, -math.inf), alone)
+        total = log_partition(pair.masked_fill(diagonal, -math.inf), alone)
     of_pairs, of_none = torch.autograd.grad(total, (pair, alone))
     return of_pairs.clamp(0.0, 1.0), of_none.clamp(0.0, 1.0)
 
 
 def likeliest(pairs: Tensor, none: Tensor) -> list[int | None]:
-    """The forest with the most edges expected to be right, each model's parent: the maximum spanning arborescence
-    (Edmonds 1967) over probabilities, where "no parent" is an edge from a root that is nobody. Ties by index."""
+    """Each model's parent in the forest with the most edges expected to be right, None for roots.
+
+    The maximum spanning arborescence (Chu and Liu 1965, Edmonds 1967) over the probabilities of `marginals`, where "no
+    parent" is an edge from one additional root. Ties by index.
+    """
     import networkx as nx
 
     graph = nx.DiGraph()

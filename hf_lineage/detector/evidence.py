@@ -1,4 +1,4 @@
-"""What a detector says of candidates, beside or in place of the weights; it never moves their verdict.
+"""A detector's probabilities of candidates, beside or without the weights; they never change the weights' verdict.
 
 A detector is a folder or a repo of the Hub with `model.safetensors` and `config.json`, pinned to its commit; without a
 name it is the one in this package. Its weights are read as any model's: safetensors only, sizes checked before memory
@@ -30,12 +30,12 @@ from .inputs import DetectorInputs, read_inputs
 from .model import DetectorConfig, LineageDetector
 
 SHIPPED = "hf_lineage/detector/shipped"
-MIN_CONTRADICTION_PROBABILITY = 0.5  # probability from which a detector's word is worth contradicting
+MIN_CONTRADICTION_PROBABILITY = 0.5  # of the detector, from which a disagreement with the weights is reported
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedDetector:
-    """A detector ready to be asked, and what it is called: `org/name@commit`, a path, or `SHIPPED`."""
+    """A detector in eval mode, and its name: `org/name@commit`, a path, or `SHIPPED`."""
 
     detector: LineageDetector
     name: str
@@ -47,7 +47,7 @@ class LoadedDetector:
 
 
 def open_detector(ref: str | Path | None, opener: Opener) -> LoadedDetector:
-    """Read a detector; None is the one that ships.
+    """Read a detector; None is the shipped one.
 
     Raises what `Opener.open` does, and `CheckpointError` for what is no detector, one of another version, or one whose
     tensors have other names, shapes or values than its config says.
@@ -69,7 +69,7 @@ def _build(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> LineageDetector
         raise CheckpointError(f"Expected a detector in {who}, its config.json has no version, weights and features.")
     try:
         config = DetectorConfig(**{name: value for name, value in stated.items() if name in known})
-        with torch.device("meta"):  # what a stranger wrote may ask for any size
+        with torch.device("meta"):  # a foreign config may ask for any size
             detector = LineageDetector(config)
     except (LineageError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{who} is no detector of this release: {error}") from error
@@ -93,11 +93,11 @@ def _build(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> LineageDetector
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DetectorEvidence(Evidence):
-    """What a detector says of one candidate.
+    """A detector's probability of one candidate.
 
-    probability that it is the parent, in [0, 1]; score: the same before the softmax. detector: its name; inputs: what
-    it looked at; probes: how many, None where no network was run. none_probability: of none of the candidates, None of
-    a closed set. temperature: that the scores were divided by.
+    probability: that it is the parent, in [0, 1]; score: the same before the softmax.  detector: its name.  inputs: the
+    tensors and taps it read.  probes: how many, None where no network was run.  none_probability: of none of the
+    candidates, None for a closed set.  temperature: by which scores are divided before the softmax.
     """
 
     probability: float
@@ -115,7 +115,8 @@ class DetectorEvidence(Evidence):
 
 @dataclass(frozen=True, slots=True)
 class DetectorScores:
-    """`found`: facts of candidate i; `refused`: why there are none; `none`: P(none of these), None of a closed set."""
+    """The answer about one child: found[i], the evidence about candidate i; refused[i], why there is none; none, P(none
+    of these), None for a closed set."""
 
     found: dict[int, DetectorEvidence]
     refused: dict[int, str]
@@ -123,22 +124,22 @@ class DetectorScores:
 
 
 def score_candidates(
-    judge: LoadedDetector, child: Checkpoint, candidates: Sequence[Checkpoint], settings: Settings,
+    loaded: LoadedDetector, child: Checkpoint, candidates: Sequence[Checkpoint], settings: Settings,
     progress: Progress | None = None,
 ) -> DetectorScores:  # fmt: skip
-    """Look at the child and at each candidate, and score all that can be lined up together.
+    """Read the inputs of the child and of each candidate, and score all candidates of the same shapes together.
 
-    Raises what is wrong with the child; a candidate's `LineageError` is in `refused`.
+    Raises the `LineageError` of the child; a candidate's is in `refused`.
     """
-    settings = detector_settings(judge, child, settings)
-    ours = read_inputs(child, judge.config, settings)
+    settings = detector_settings(loaded, child, settings)
+    ours = read_inputs(child, loaded.config, settings)
     seen: dict[int, DetectorInputs] = {}
     refused: dict[int, str] = {}
     for i, checkpoint in enumerate(candidates):
         if progress:
             progress(i, len(candidates), f"inputs of {checkpoint.ref.name}")
         try:
-            theirs = read_inputs(checkpoint, judge.config, settings)
+            theirs = read_inputs(checkpoint, loaded.config, settings)
         except LineageError as error:
             refused[i] = error.note
             continue
@@ -150,12 +151,12 @@ def score_candidates(
         progress(len(candidates), len(candidates), "detector")
     if not seen:
         return DetectorScores({}, refused, None)
-    scores = score(judge, *pairs(ours, [*seen.values()]))
-    shares = judge.detector.probabilities(scores).tolist()
-    none = shares[len(seen)] if judge.config.no_parent else None
+    scores = score(loaded, *pairs(ours, [*seen.values()]))
+    shares = loaded.detector.probabilities(scores).tolist()
+    none = shares[len(seen)] if loaded.config.no_parent else None
     about: dict[str, Any] = {
-        "detector": judge.name, "inputs": list(ours.names), "probes": count_probes(settings), "none_probability": none,
-        "temperature": judge.config.temperature,
+        "detector": loaded.name, "inputs": list(ours.names), "probes": count_probes(settings), "none_probability": none,
+        "temperature": loaded.config.temperature,
     }  # fmt: skip
     found = {
         i: DetectorEvidence(probability=share, score=float(value), **about)
@@ -164,55 +165,61 @@ def score_candidates(
     return DetectorScores(found, refused, none)
 
 
-def detector_settings(judge: LoadedDetector, child: Checkpoint, settings: Settings) -> Settings:
-    """What all models of a question are shown: `settings.probes`, or as many synthetic ones as in training."""
-    asked = settings.probes if settings.probes is not None else judge.config.probes
-    settings = replace(settings, probes=asked, taps=None, metric="l2", step="auto")
-    if not judge.config.features:
+def detector_settings(loaded: LoadedDetector, child: Checkpoint, settings: Settings) -> Settings:
+    """Settings with the probes for all models of one question: `settings.probes`, or as many synthetic ones as in
+    training."""
+    wanted = settings.probes if settings.probes is not None else loaded.config.probes
+    settings = replace(settings, probes=wanted, taps=None, metric="l2", step="auto")
+    if not loaded.config.features:
         return settings
     return replace(settings, probes=probes_for(build(child, module_in_memory(child, settings)), settings))
 
 
 def count_probes(settings: Settings) -> int | None:
-    """How many there are, None where nothing was run."""
+    """The number of probes, None where no network was run."""
     return len(settings.probes) if isinstance(settings.probes, Tensor) else None
 
 
 @torch.no_grad()
-def score(judge: LoadedDetector, weights: Sequence[Tensor | None], features: Sequence[Tensor | None]) -> Tensor:
-    """(P,) or (P + 1,) of pairs on the CPU."""
-    return judge.detector(weights, features).float()
+def score(loaded: LoadedDetector, weights: Sequence[Tensor | None], features: Sequence[Tensor | None]) -> Tensor:
+    """Scores (P,), or (P + 1,) with "none of these", of pairs on the CPU."""
+    return loaded.detector(weights, features).float()
 
 
 def attach(
-    opinion: DetectorScores, blanks: Sequence[Candidate], judged: Sequence[Candidate], rest: Sequence[Candidate],
+    scores: DetectorScores, unjudged: Sequence[Candidate], judged: Sequence[Candidate], rest: Sequence[Candidate],
     names: Sequence[str], none: float | None,
 ) -> tuple[list[Candidate], list[Candidate], float | None]:  # fmt: skip
-    """(judged, rest, P(none)) with the detector's word in `evidence`; without weights the probability is its own."""
-    places = {(blank.ref, blank.revision, blank.requested): i for i, blank in enumerate(blanks)}
+    """(judged, rest, P(none)) with the detector's evidence; without evidence of weights the probability is the
+    detector's.
+
+    unjudged[i]: candidate i before anything is known of it.  judged, rest, none: after the evidence of weights.
+    names: of the kinds of evidence that were asked for.
+    """
+    index = {(each.ref, each.revision, each.requested): i for i, each in enumerate(unjudged)}
     alone = "weights" not in names
 
-    def told(candidate: Candidate) -> Candidate:
-        i = places.get((candidate.ref, candidate.revision, candidate.requested), -1)
-        if i in opinion.found:
-            facts = opinion.found[i]
+    def with_detector(candidate: Candidate) -> Candidate:
+        i = index.get((candidate.ref, candidate.revision, candidate.requested), -1)
+        if i in scores.found:
+            facts = scores.found[i]
             share = facts.probability if alone else candidate.probability
             return replace(candidate, probability=share, evidence={**candidate.evidence, "detector": facts})
-        why = (prefixed("detector: ", opinion.refused[i]),) if i in opinion.refused else ()
+        why = (prefixed("detector: ", scores.refused[i]),) if i in scores.refused else ()
         return replace(
             candidate, probability=None if alone else candidate.probability, reasons=(*candidate.reasons, *why)
         )
 
     if not alone:
-        return [told(c) for c in judged], [told(c) for c in rest], none
+        return [with_detector(c) for c in judged], [with_detector(c) for c in rest], none
     known = {(c.ref, c.revision, c.requested): c for c in (*judged, *rest)}
-    everyone = [told(known.get(key, blanks[i])) for key, i in places.items()]
+    everyone = [with_detector(known.get(key, unjudged[i])) for key, i in index.items()]
     compared = [replace(c, status="compared") for c in everyone if "detector" in c.evidence]
     others = [replace(c, status="not_comparable") for c in everyone if "detector" not in c.evidence]
-    return compared, others, opinion.none
+    return compared, others, scores.none
 
 
-def evidence_notes(candidates: Sequence[Candidate], said: Verdict) -> tuple[list[Candidate], list[Note]]:
+def evidence_notes(candidates: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[Note]]:
     """The candidates in their final order, with a reason where detector and weights disagree; and notes."""
     seen = [(c, each) for c in candidates if isinstance(each := c.evidence.get("detector"), DetectorEvidence)]
     if not seen:
@@ -223,25 +230,25 @@ def evidence_notes(candidates: Sequence[Candidate], said: Verdict) -> tuple[list
     closed = " It cannot say 'none of these'." if none is None else ""
     best, its = max(seen, key=lambda pair: pair[1].probability)
     share = its.probability
-    told = f"{best.ref} {share:.3f}" + ("" if none is None else f", none of these {none:.3f}")
-    learned = f"Detector {about.detector}: {told}; a learned probability from {inputs}, it has no p-value.{closed}"
+    named = f"{best.ref} {share:.3f}" + ("" if none is None else f", none of these {none:.3f}")
+    learned = f"Detector {about.detector}: {named}; a learned probability from {inputs}, it has no p-value.{closed}"
     notes = [Note("detector_probability", learned)]
     first = candidates[0]
     if first.p_value is None:
         return list(candidates), notes
-    related = said in ("parent", "identical", "common_origin")
+    related = verdict in ("parent", "identical", "common_origin")
     against = None
     if none is not None and none >= MIN_CONTRADICTION_PROBABILITY and related:
         against = f"the detector says that none of them is the parent ({none:.3f})"
     elif share >= MIN_CONTRADICTION_PROBABILITY and related and best is not first and "detector" in first.evidence:
         against = f"the detector names {best.ref} ({share:.3f})"
-    elif share >= MIN_CONTRADICTION_PROBABILITY and said == "none" and none is not None:
+    elif share >= MIN_CONTRADICTION_PROBABILITY and verdict == "none" and none is not None:
         against = f"the detector names {best.ref} ({share:.3f}), for which the weights show no common origin"
     if against is None:
         return list(candidates), notes
     p = "" if first.log10_p is None else f", p {_power(first.log10_p)}"
     disagree = (
-        f"Detector and weights disagree: {against}, the weights say {said.replace('_', ' ')}"
+        f"Detector and weights disagree: {against}, the weights say {verdict.replace('_', ' ')}"
         f"{f' ({first.ref}{p})' if related else ''}. The verdict is the weights'."
     )
     notes.append(Note("detector_disagrees", disagree))
@@ -250,7 +257,7 @@ def evidence_notes(candidates: Sequence[Candidate], said: Verdict) -> tuple[list
 
 
 def _power(log10_p: float) -> str:
-    """A p-value too small for a float is still told.
+    """A p-value, also one that is too small for a float.
 
     >>> _power(-400.0), _power(-2.0)
     ('1e-400', '0.01')

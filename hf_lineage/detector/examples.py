@@ -1,6 +1,6 @@
 """Families with a known truth → examples (S2.5.1), and the ways to split them so that generalisation is measured.
 
-A table says who is whose. As JSON or CSV it names local folders or Hub repo ids:
+A table says which child has which parent. As JSON or CSV it names local folders or Hub repo ids:
 
     {"parents": ["org/a", "org/b"], "children": {"user/x": "org/a", "user/y": null}}      child,parent
                                                                                             user/x,org/a
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What a detector is trained on: pairs (P, 2, o, h) for each input, and the parent's place, P for "none"."""
+    """One training example: pairs (P, 2, o, h) for each input, and the parent's index, P for "none"."""
 
     weights: tuple[Tensor, ...]
     features: tuple[Tensor, ...]
@@ -56,9 +56,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Rows and what was seen of each model they name; `notes` say what was left out and why."""
+    """Rows and the inputs of each model they name; `notes` say what was left out and why."""
 
-    seen: Mapping[str, DetectorInputs]
+    inputs: Mapping[str, DetectorInputs]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
 
@@ -70,12 +70,12 @@ class Examples:
 
     def example(self, row: Row) -> Example:
         """The matrices of one row, candidates in its order."""
-        child, parents = self.seen[row.child], [self.seen[name] for name in row.candidates]
+        child, parents = self.inputs[row.child], [self.inputs[name] for name in row.candidates]
         label = len(parents) if row.parent is None else row.candidates.index(row.parent)
         return Example(*pairs(child, parents), label)
 
     def nearest(self) -> dict[str, float]:
-        """The rows' accuracy without learning: the candidate of least Σ|parent − child|, by weights, by features."""
+        """Accuracy without learning, in [0, 1], of the candidate of least mean |parent − child|, by kind of input."""
         right = {"weights": 0, "features": 0}
         for example in self:
             for name in right:
@@ -88,7 +88,7 @@ class Examples:
         return replace(self, rows=tuple(rows))
 
     def __add__(self, other: Examples) -> Examples:
-        return Examples({**self.seen, **other.seen}, self.rows + other.rows, self.notes + other.notes)
+        return Examples({**self.inputs, **other.inputs}, self.rows + other.rows, self.notes + other.notes)
 
 
 def pairs(child: DetectorInputs, parents: Sequence[DetectorInputs]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -104,9 +104,9 @@ def pairs(child: DetectorInputs, parents: Sequence[DetectorInputs]) -> tuple[tup
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Who is whose: candidates, and of each child its parent, or None.
+    """Candidates, and of each child its parent, or None.
 
-    Of networks that no library knows: `modules`, one of their class, and `probes`, what it takes.
+    modules, probes: of networks that no library knows, one of their class, and its inputs.
     """
 
     parents: tuple[str, ...]
@@ -133,16 +133,17 @@ def read_table(path: Path) -> Table:
         raise ArgumentError(f"Expected a table of at most {MAX_TABLE_BYTES:,} bytes, `{path}` has more.")
     parents, children = _csv(text, path) if path.suffix.lower() == ".csv" else _json(text, path)
 
-    def there(name: str) -> str:
+    def absolute(name: str) -> str:
         name = name.strip()
         beside = ModelRef.parse(name).kind == "local" and name[0] == "."
         return str(path.parent.absolute() / name) if beside else name
 
-    known = [there(name) for name in dict.fromkeys([*parents, *(p for p in children.values() if p)])]
-    whose = {there(child): there(parent) if parent else None for child, parent in children.items()}
-    if not known or not whose:
-        raise ArgumentError(f"Expected children and candidate parents in `{path}`, got {len(whose)} and {len(known)}.")
-    return Table(tuple(known), whose)
+    known = [absolute(name) for name in dict.fromkeys([*parents, *(p for p in children.values() if p)])]
+    parent_of = {absolute(child): absolute(parent) if parent else None for child, parent in children.items()}
+    if not known or not parent_of:
+        counts = f"{len(parent_of)} and {len(known)}"
+        raise ArgumentError(f"Expected children and candidate parents in `{path}`, got {counts}.")
+    return Table(tuple(known), parent_of)
 
 
 def _json(text: str, path: Path) -> tuple[list[str], dict[str, str | None]]:
@@ -182,7 +183,7 @@ def make(
     tables: Sequence[Table], config: DetectorConfig, *, opener: Opener | None = None, settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Examples:  # fmt: skip
-    """Look at every model of the tables once; those of one table see the same probes (`settings.probes`).
+    """Read the inputs of every model of the tables once; models of one table get the same probes (`settings.probes`).
 
     A model that cannot be opened or run, and one whose tensors are of another shape than its children's, is left out
     with a note, its children with it. Raises `NothingToCompareError` where no example is left.
@@ -193,7 +194,7 @@ def make(
     done = 0
     for table in tables:
         given = table.probes if table.probes is not None and not _chosen(settings.probes) else settings.probes
-        own = replace(settings, modules=(*settings.modules, *table.modules), probes=given)
+        of_table = replace(settings, modules=(*settings.modules, *table.modules), probes=given)
         seen: dict[str, DetectorInputs] = {}
         notes = []
         for name in dict.fromkeys((*table.parents, *table.children)):
@@ -201,7 +202,7 @@ def make(
                 progress(done, len(names), f"looking at {name}")
             done += 1
             try:
-                seen[name] = read_inputs(opener.open(name), config, own)
+                seen[name] = read_inputs(opener.open(name), config, of_table)
             except LineageError as error:
                 notes.append(f"{name} is left out: {error}")
         rows, more = _comparable(table.rows, seen)
@@ -216,7 +217,7 @@ def _chosen(probes: Source) -> bool:
 
 
 def _comparable(rows: Sequence[Row], seen: Mapping[str, DetectorInputs]) -> tuple[list[Row], list[str]]:
-    """Rows whose child and parent were seen, each with the candidates whose shapes are the child's."""
+    """Rows whose child and parent could be read, each with the candidates of the child's shapes."""
     kept, notes = [], []
     for row in rows:
         if row.child not in seen:
@@ -271,13 +272,13 @@ def split(
 def _held_out(
     examples: Examples, rows: Sequence[Row], held: str | None, shares: Sequence[int]
 ) -> tuple[Examples, Examples, Examples]:
-    counts = Counter(examples.seen[row.child].kind for row in rows)
+    counts = Counter(examples.inputs[row.child].kind for row in rows)
     if held is not None and held not in counts:
         raise ArgumentError(f"Expected an architecture out of {', '.join(sorted(counts))}, got {held!r}.")
     held = held or min(sorted(counts), key=lambda kind: counts[kind])
-    rest = [[row] for row in rows if examples.seen[row.child].kind != held]
+    rest = [[row] for row in rows if examples.inputs[row.child].kind != held]
     train, valid = (_flat(part) for part in _cut(rest, shares[:2]))
-    return _nonempty(examples, train, valid, [r for r in rows if examples.seen[r.child].kind == held], "architecture")
+    return _nonempty(examples, train, valid, [r for r in rows if examples.inputs[r.child].kind == held], "architecture")
 
 
 def _cut(groups: Sequence[list[Row]], shares: Sequence[int]) -> list[list[list[Row]]]:

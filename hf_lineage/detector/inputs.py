@@ -1,8 +1,8 @@
-"""A model as a detector sees it: a few matrices, cut from the weights and the features that METHODS §2 names.
+"""The inputs of a Lineage Detector: a few matrices, cut from weights and features (docs/methods.md).
 
-Every tensor is vectorised and put into a matrix that is nearly square (S2.5.1). A large one is not looked at whole: of
-n entries `entries` are taken, in runs of √entries neighbours, one run somewhere in each of as many equal parts. The
-places depend on n alone, so parent and child stay lined up, and of a file nothing but these runs is read.
+Every tensor is vectorised and reshaped to a nearly square matrix (S2.5.1). Of a large one with n entries only `entries`
+are taken, in runs of √entries neighbours, one run at a random position in each of as many equal parts. The positions
+depend on n alone, so parent and child stay aligned, and nothing but these runs is read from a file.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _BESIDE = re.compile(r"(^|\.)(downsample|shortcut)\.")  # a block's bypass, regi
 
 @dataclass(frozen=True, slots=True)
 class DetectorInputs:
-    """One model's matrices (o, h), and where they are from.
+    """One model's matrices (o, h), of weights and of features.
 
-    `shapes`: of the whole tensors, which must agree between parent and child. `kind`: the network's class.
+    kind: the network's class.  shapes: of the whole tensors, which must agree between parent and child.  names: of the
+    tensors in the checkpoint and of the taps.
     """
 
     kind: str
@@ -41,23 +42,23 @@ class DetectorInputs:
 
 
 def read_inputs(checkpoint: Checkpoint, config: DetectorConfig, settings: Settings) -> DetectorInputs:
-    """Read and run a model as far as the detector asks for; `settings.probes` is what all models of a question see.
+    """Read and run a model as far as the detector needs; `settings.probes` are the same for all models of a question.
 
-    Raises `CheckpointError` or `ArgumentError` where it cannot be run, has no such tensor, or shows NaN or Inf.
+    Raises `CheckpointError` or `ArgumentError` where it cannot be run, has no such tensor, or has NaN or Inf.
     """
     network = candidate_network(checkpoint, settings)
-    places = tap_names(network, config.features)
+    paths = tap_names(network, config.features)
     keys = [weight_name(network, checkpoint, name) for name in config.weights]
     weights = tuple(cut_from(checkpoint, key, config.entries) for key in keys)
-    found = run(network, checkpoint, probes_for(network, settings), places, settings.device) if places else {}
-    features = tuple(matrix(found[place].cpu(), config.entries) for place in places)
-    for name, values in zip((*keys, *places), (*weights, *features), strict=True):
+    found = run(network, checkpoint, probes_for(network, settings), paths, settings.device) if paths else {}
+    features = tuple(matrix(found[path].cpu(), config.entries) for path in paths)
+    for name, values in zip((*keys, *paths), (*weights, *features), strict=True):
         if not bool(values.isfinite().all()):
             raise CheckpointError(
                 f"Expected finite values of `{checkpoint.ref.name}`, got NaN or Inf in {name!r}. Export it again."
             )
-    shapes = (*(checkpoint[key].shape for key in keys), *(tuple(found[place].shape) for place in places))
-    return DetectorInputs(type(network.module).__name__, weights, features, shapes, (*keys, *places))
+    shapes = (*(checkpoint[key].shape for key in keys), *(tuple(found[path].shape) for path in paths))
+    return DetectorInputs(type(network.module).__name__, weights, features, shapes, (*keys, *paths))
 
 
 def tap_names(network: Network, names: Sequence[str]) -> list[str]:

@@ -1,9 +1,10 @@
-"""The Lineage Detector: pairs of matrices in, one score for each candidate out (Neural Lineage §4, S2.5; METHODS §2).
+"""The Lineage Detector: pairs of matrices in, one score for each candidate out (Neural Lineage §4, S2.5).
 
     matrices of parent and child (P, 2, o, h) ─ encoder ─ token (P, width) ┐
     … one for each weight and each feature                                 ├ transformer layer ─ cls ─ score (P,)
     learnable cls token                                                    ┘
 
+docs/methods.md, *Lineage Detector*.
 Annotations are values here, not text: the Hub's mixin looks at them.
 """
 
@@ -21,22 +22,22 @@ VERSION = 1  # of the network's shape and of what its inputs are
 NO_PARENT = (None, "score", "token")
 NORMS = ("question", "running")
 SCALES = ("none", "child", "both")
-LEAST = 1e-4  # relative change below which one candidate is no nearer than another
+MIN_CHANGE = 1e-4  # root mean square change: below it, candidates are equally near
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
     """The network's sizes, and which inputs of a model it was trained on.
 
-    weights, features: where each input is taken, `"auto"` for the shallow one that METHODS §2 names (`inputs.py`).
+    weights, features: where each input is taken, `"auto"` for the shallow one (`inputs.py`).
     heads: nn.Transformer's default, which the paper's "default settings" have. no_parent: `"score"`, a learnable scalar
     beside the scores (S1.2); `"token"`, a learnable cls output that goes through the head (the slides' code). scale:
     `"child"` divides both matrices of a pair by the child's root mean square, for networks of other scales; `"both"`
-    adds a token for each input in which changes are seen beside the nearest candidate's (`LineageDetector.ranked`).
+    adds a token for each input, of changes relative to the nearest candidate's (`LineageDetector.ranked`).
     norm: batch norm by the `"question"`, the statistics of one child's candidates in evaluation too, or by `"running"`
     means, torch's default: with a batch of one child these belong to other children, and training saw its own.
-    temperature: of the softmax, fitted on validation. entries: of each input that are looked at. probes: inputs that
-    features are taken on.
+    temperature: of the softmax, fitted on validation. entries: of each input that are read, at most. probes: how many
+    inputs features are computed on.
     """
 
     version: int = VERSION
@@ -74,11 +75,11 @@ class DetectorConfig:
 
 
 class Encoder(nn.Sequential):
-    """(P, c, o, h) → (P, width): a stack of matrices, seen element by element and around each (S2.5.2)."""
+    """(P, c, o, h) → (P, width): convolutions over a stack of matrices, 1×1 and 3×3 (S2.5.2)."""
 
     def __init__(self, width: int, running: bool = True, channels: int = 2) -> None:
         super().__init__(
-            nn.Conv2d(channels, 3, 1),  # (P, 3, o, h): of a pair that is lined up, this sees each entry's change
+            nn.Conv2d(channels, 3, 1),  # (P, 3, o, h): of an aligned pair, this sees each entry's change
             nn.BatchNorm2d(3, track_running_stats=running),
             nn.ReLU(),
             nn.Conv2d(3, width, 3, padding=1),  # (P, width, o, h)
@@ -103,7 +104,7 @@ class LineageDetector(
 ):  # fmt: skip
     """Scores of the candidates of one child. `save_pretrained`, `from_pretrained` and `push_to_hub` are the Hub's.
 
-    Laws, tested: the order of the candidates does not matter (in eval mode); what was saved scores the same once read.
+    Laws, tested: the order of the candidates does not matter in eval mode; a saved detector scores the same when read.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -127,8 +128,8 @@ class LineageDetector(
     def forward(self, weights: Sequence[Tensor | None], features: Sequence[Tensor | None]) -> Tensor:
         """Scores (P,), or (P + 1,) where the last one is that of "none of these".
 
-        weights, features: (P, 2, o, h) each, parent first, o and h of its own; None where an input is not known, whose
-        token is then left out. `ArgumentError`: another number of inputs or of candidates than was said, or NaN or Inf.
+        weights, features: (P, 2, o, h) each, parent first, o and h of its own; None where an input is unknown, whose
+        token is then left out. `ArgumentError`: another number of inputs or of candidates than configured, NaN or Inf.
         """
         self._check(weights, features)
         weights, features = [*map(self.scaled, weights)], [*map(self.scaled, features)]
@@ -137,7 +138,7 @@ class LineageDetector(
             for encoder, view, types, given in (
                 (self.weight_encoder, _same, self.weight_types, weights),
                 (self.feature_encoder, _same, self.feature_types, features),
-                (self.weight_ranker, self.ranked, -self.weight_types, weights),  # of one input, and yet another
+                (self.weight_ranker, self.ranked, -self.weight_types, weights),  # of one input: the opposite type
                 (self.feature_ranker, self.ranked, -self.feature_types, features),
             )
             for kind, pairs in zip(types, given, strict=True) if encoder is not None and pairs is not None
@@ -155,7 +156,7 @@ class LineageDetector(
         return (scores.double() / self.config.temperature).softmax(0)
 
     def scaled(self, pairs: Tensor | None) -> Tensor | None:
-        """(P, 2, o, h) → the same; by the child's root mean square over the whole matrix if the config says so."""
+        """(P, 2, o, h) → the same; divided by the child's root mean square over the matrix, if configured."""
         if self.config.scale == "none" or pairs is None:
             return pairs
         return pairs / _rms(pairs[:, 1:]).clamp(min=1e-12)
@@ -164,24 +165,24 @@ class LineageDetector(
     def ranked(pairs: Tensor) -> Tensor:
         """(P, 2, o, h) → child + log(r/r_min)·d/r and the child, d = parent − child, r its root mean square.
 
-        The nearest candidate becomes the child itself, whether it is a hundredth away or a whole.
+        The nearest candidate becomes the child itself, at any distance.
         """
         child = pairs[:, 1:]  # (P, 1, o, h)
         change = pairs[:, :1] - child  # (P, 1, o, h)
-        size = _rms(change).clamp(min=LEAST)  # (P, 1, 1, 1)
+        size = _rms(change).clamp(min=MIN_CHANGE)  # (P, 1, 1, 1)
         return torch.cat([child + (size / size.min()).log() * change / size, child], dim=1)
 
     def _check(self, weights: Sequence[Tensor | None], features: Sequence[Tensor | None]) -> None:
-        for name, given in (("weights", weights), ("features", features)):
-            if len(given) != len(getattr(self.config, name)):
-                raise ArgumentError(f"Expected {len(getattr(self.config, name))} {name}, got {len(given)}.")
-        there = [pairs for pairs in (*weights, *features) if pairs is not None]
-        shapes = [tuple(pairs.shape) for pairs in there]
-        if not there or any(len(shape) != 4 or shape[1] != 2 or 0 in shape for shape in shapes):
+        for name, inputs in (("weights", weights), ("features", features)):
+            if len(inputs) != len(getattr(self.config, name)):
+                raise ArgumentError(f"Expected {len(getattr(self.config, name))} {name}, got {len(inputs)}.")
+        given = [pairs for pairs in (*weights, *features) if pairs is not None]
+        shapes = [tuple(pairs.shape) for pairs in given]
+        if not given or any(len(shape) != 4 or shape[1] != 2 or 0 in shape for shape in shapes):
             raise ArgumentError(f"Expected pairs of matrices, (candidates, 2, o, h), got {shapes or 'nothing'}.")
         if any(shape[0] * shape[2] * shape[3] < 2 for shape in shapes):
             raise ArgumentError(f"Expected more than one entry, got {shapes}: nothing could be standardised.")
         if len({shape[0] for shape in shapes}) > 1:
             raise ArgumentError(f"Expected every input of as many candidates, got {shapes}.")
-        if not all(bool(pairs.isfinite().all()) for pairs in there):
+        if not all(bool(pairs.isfinite().all()) for pairs in given):
             raise ArgumentError("Expected finite weights and features, got NaN or Inf. Leave that candidate out.")

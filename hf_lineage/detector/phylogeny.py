@@ -1,8 +1,9 @@
-"""The Phylogeny Detector (Neural Phylogeny, ICLR 2025; METHODS §4): a set of models in, who is whose parent out.
+"""The Phylogeny Detector (Neural Phylogeny, ICLR 2025): a set of models in, the scores of each pair out.
 
-One token per model from its own weights, a transformer over the set, and one state for each ordered pair, which sees
-the two tokens, the two models' stacked weights, and, by attention around its child and around its parent, the pairs
-that share a model with it. Nothing depends on the order of the models, on their number, or on the size of a matrix.
+One token per model from its weights, a transformer over the set, and one state for each ordered pair, which gets the
+two tokens, the two models' stacked weights, and, by attention around its child and around its parent, the pairs
+that share a model with it. The scores do not depend on the order of the models; the network takes any number of them,
+and matrices of any size. docs/methods.md, *Phylogeny*.
 
 M models, T matrices cut to o×h (`ModelSet`), W the width. A pair (i, j) asks: is i the parent of j?
 """
@@ -24,19 +25,19 @@ from .sets import CORNERS, SCALES, Corners, ModelSet, scales, stack, standard
 
 VERSION = 1
 SHIPPED = Path(__file__).parent / "shipped" / "phylogeny"
-CELLS = 1 << 20  # triples of models looked at together: about 400 MB
-CAP = 10.0  # of a score, in nats: beyond it, the sums over forests lose their digits
+MAX_TRIPLES = 1 << 20  # of models computed together: about 400 MB
+MAX_SCORE = 10.0  # nats: beyond it, the sums over forests lose their digits
 
 
 @dataclass(frozen=True)
 class PhylogenyConfig:
-    """`scales`, `triples`, `stacks`: what a pair sees beside its two tokens (their worth: docs/benchmarks.md)."""
+    """Sizes, and which inputs a pair has beside its two tokens: `scales`, `triples`, `stacks` (docs/benchmarks.md)."""
 
     version: int = VERSION
     width: int = 32
     heads: int = 4
     layers: int = 2
-    near: int = 4  # candidates of each child, by information, of which the stacked weights are looked at
+    near: int = 4  # candidates of each child, by information, of which the stacked weights are used
     matrices: int = 4  # T, at most
     size: int = 24  # o and h, at most
     scales: bool = True
@@ -49,7 +50,7 @@ def _feed_forward(width: int) -> tuple[nn.Module, ...]:
 
 
 class Triangle(nn.Module):
-    """Pairs that share one model, their anchor a, look at each other, and at the angles of the triangle they make."""
+    """Attention among pairs that share one model, their anchor a, with the angles of the triangle they make."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -58,20 +59,20 @@ class Triangle(nn.Module):
         self.lean = nn.Linear(CORNERS, heads)
         self.out = nn.Linear(width + heads * CORNERS, width)
 
-    def forward(self, z: Tensor, seen: Corners) -> Tensor:
-        """z: (M, M, W), of anchor a and another model. What the pair (a, m) hears of all (a, k)."""
+    def forward(self, z: Tensor, corners: Corners) -> Tensor:
+        """z: (M, M, W), of anchor a and another model → the update of each pair (a, m) from all (a, k), (M, M, W)."""
         count = len(z)
         q, k, v = self.ask(self.norm(z)).view(count, count, 3, self.heads, -1).unbind(2)  # (a, m, H, W/H)
-        own = torch.eye(count, dtype=torch.bool, device=z.device)
-        heard = []
-        for a in torch.arange(count, device=z.device).split(max(1, CELLS // count**2)):
-            shape = seen[a]  # (a, m, k, F)
+        diagonal = torch.eye(count, dtype=torch.bool, device=z.device)
+        updates = []
+        for a in torch.arange(count, device=z.device).split(max(1, MAX_TRIPLES // count**2)):
+            shape = corners[a]  # (a, m, k, F)
             weights = torch.einsum("amhc,akhc->amkh", q[a], k[a]) * q.shape[-1] ** -0.5 + self.lean(shape)
-            weights = weights.masked_fill(own[a][:, None, :, None], -torch.inf).softmax(2)  # (a, m, k, H)
+            weights = weights.masked_fill(diagonal[a][:, None, :, None], -torch.inf).softmax(2)  # (a, m, k, H)
             values = torch.einsum("amkh,akhc->amhc", weights, v[a]).flatten(2)  # (a, m, W)
             shapes = torch.einsum("amkh,amkf->amhf", weights, shape).flatten(2)  # (a, m, FH)
-            heard.append(self.out(torch.cat([values, shapes], 2)))
-        return torch.cat(heard)  # (a, m, W)
+            updates.append(self.out(torch.cat([values, shapes], 2)))
+        return torch.cat(updates)  # (a, m, W)
 
 
 class Block(nn.Module):
@@ -82,16 +83,19 @@ class Block(nn.Module):
         self.child, self.parent = Triangle(width, heads), Triangle(width, heads)
         self.own = nn.Sequential(nn.LayerNorm(width), *_feed_forward(width))
 
-    def forward(self, z: Tensor, seen: Corners) -> Tensor:
-        z = z + self.child(z.transpose(0, 1), seen).transpose(0, 1)  # (M, M, W)
-        z = z + self.parent(z, seen)
+    def forward(self, z: Tensor, corners: Corners) -> Tensor:
+        z = z + self.child(z.transpose(0, 1), corners).transpose(0, 1)  # (M, M, W)
+        z = z + self.parent(z, corners)
         return z + self.own(z)
 
 
 class PhylogenyDetector(
     nn.Module, PyTorchModelHubMixin, library_name="hf_lineage", tags=["model-provenance"], license="apache-2.0",
 ):  # fmt: skip
-    """Scores of every ordered pair of a set, and of "no parent"."""
+    """Scores of every ordered pair of a set, and of "no parent".
+
+    Laws, tested: models in another order give the same scores in that order; a saved detector scores the same.
+    """
 
     def __init__(self, config: PhylogenyConfig | dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -120,18 +124,18 @@ class PhylogenyDetector(
             z = z + self.scale(scales(models))
         if self.config.stacks:
             z = z + self._stacks(crops, models.information)
-        seen = Corners(models, CELLS) if self.blocks else None
+        corners = Corners(models, MAX_TRIPLES) if self.blocks else None
         for block in self.blocks:
-            z = block(z, seen)
+            z = block(z, corners)
         z = z + self.mix(z)
-        own = torch.eye(len(z), dtype=torch.bool, device=z.device)
-        best = z.masked_fill(own[..., None], -torch.inf).amax(0)  # (M, W) of each child
-        scores = CAP * torch.tanh(self.score(z)[..., 0] / CAP)
-        none = CAP * torch.tanh(self.none(torch.cat([x, best], 1))[:, 0] / CAP)
-        return scores.masked_fill(own, -torch.inf), none
+        diagonal = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        best = z.masked_fill(diagonal[..., None], -torch.inf).amax(0)  # (M, W) of each child
+        scores = MAX_SCORE * torch.tanh(self.score(z)[..., 0] / MAX_SCORE)
+        none = MAX_SCORE * torch.tanh(self.none(torch.cat([x, best], 1))[:, 0] / MAX_SCORE)
+        return scores.masked_fill(diagonal, -torch.inf), none
 
     def _stacks(self, crops: list[Tensor], information: Tensor) -> Tensor:
-        """The stacked weights of near pairs as tokens, (M, M, W); far ones are nothing."""
+        """The stacked weights of near pairs as tokens, (M, M, W); 0 for far ones."""
         count = len(information)
         far = information.masked_fill(torch.eye(count, dtype=torch.bool, device=information.device), -torch.inf)
         close = torch.zeros_like(far, dtype=torch.bool)
@@ -141,22 +145,23 @@ class PhylogenyDetector(
         return tokens.new_zeros(count, count, self.config.width).index_put((i, j), tokens)
 
 
-def _config(told: dict[str, Any]) -> PhylogenyConfig:
+def _config(stated: dict[str, Any]) -> PhylogenyConfig:
     known = {field.name for field in fields(PhylogenyConfig)}
-    version = told.get("version", VERSION)
-    if version != VERSION or not told.keys() <= known:
+    version = stated.get("version", VERSION)
+    if version != VERSION or not stated.keys() <= known:
         raise CheckpointError(
             f"Expected the config of a Phylogeny Detector of version {VERSION}, got version {version} with "
-            f"{', '.join(sorted(told.keys() - known)) or 'the usual fields'}.",
+            f"{', '.join(sorted(stated.keys() - known)) or 'the usual fields'}.",
             "Update hf_lineage, or train it again: python -m hf_lineage.experiments.phylogeny_detector FOLDER.",
         )
-    return PhylogenyConfig(**told)
+    return PhylogenyConfig(**stated)
 
 
 def load(folder: str | Path = SHIPPED) -> PhylogenyDetector:
-    """The detector in a folder, by default the one that ships, ready to judge.
+    """The detector in a folder, by default the shipped one, in eval mode.
 
-    `PhylogenyDetector.from_pretrained` also pulls one from the Hub; it prints, and does not say what is wrong.
+    Raises `CheckpointError` for missing files, another version, or weights that do not fit the config.
+    `PhylogenyDetector.from_pretrained` also loads one from the Hub, without these checks.
     """
     from safetensors.torch import load_file
 
@@ -168,14 +173,14 @@ def load(folder: str | Path = SHIPPED) -> PhylogenyDetector:
             "`save_pretrained` wrote."
         )
     detector = PhylogenyDetector(_config(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-    told, wanted = load_file(folder / "model.safetensors"), detector.state_dict()
+    stated, wanted = load_file(folder / "model.safetensors"), detector.state_dict()
     if wrong := [
-        name for name in sorted(told.keys() | wanted.keys())
-        if name not in told or name not in wanted or told[name].shape != wanted[name].shape
+        name for name in sorted(stated.keys() | wanted.keys())
+        if name not in stated or name not in wanted or stated[name].shape != wanted[name].shape
     ]:  # fmt: skip
         raise CheckpointError(
             f"Expected the weights that {folder}/config.json describes, got {len(wrong)} missing or of other shapes, "
             f"first {wrong[0]}. Save the detector again."
         )
-    detector.load_state_dict(told)
+    detector.load_state_dict(stated)
     return detector.eval()

@@ -1,7 +1,7 @@
-"""What the Phylogeny Detector sees of a set of models: numbers that have no unit, whatever the size of the networks.
+"""The inputs of the Phylogeny Detector: features of a set of models without unit, for networks of any size.
 
-Weights are standardised, and what that takes away is given beside them as ratios; of three models, the angles of their
-triangle and who lies between whom.
+Weights are standardised, and the scales that this removes are given as ratios; of three models, the angles of their
+triangle and which one lies between the others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 
-SCALES, CORNERS = 7, 9  # how many numbers `scales` says of a pair, `Corners` of a triangle
+SCALES, CORNERS = 7, 9  # numbers of `scales` for a pair, of `Corners` for a triangle
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ModelSet:
             raise ArgumentError("Expected finite weights, got NaN or Inf. Leave out whatever holds them.")
 
     def to(self, device: torch.device | str) -> ModelSet:
-        """The same on a device."""
+        """The same set on another device."""
         return ModelSet(tuple(c.to(device) for c in self.crops), self.gram.to(device), self.information.to(device))
 
     def square(self) -> Tensor:
@@ -49,41 +49,44 @@ class ModelSet:
 
 
 def stack(parent: Tensor, child: Tensor) -> Tensor:
-    """(n, o, h) standardised matrices → (n, 2, o, h): the parent's, and what it leaves unexplained of the child's, of
-    size 1 however little that is; rows and columns evened out, as residual asymmetry asks (METHODS §5)."""
+    """(n, o, h) standardised matrices → (n, 2, o, h): the parent's, and the residual of the child's on it, c − r·p.
+
+    Rows, then columns of both have root mean square 1, as residual asymmetry needs (docs/methods.md, *Residual
+    asymmetry*).
+    """
     r = (parent * child).mean((1, 2), keepdim=True)
     return torch.stack([_even(parent), _even(child - r * parent)], 1)
 
 
 def scales(models: ModelSet) -> Tensor:
-    """What standardising takes away from each pair, (M, M, 7): distance, information, which of the two is larger, in
-    parts of the way between them, and the information beside the best there is for the child and for the parent."""
+    """What standardising removes of each pair, (M, M, 7): log relative distance, log information, which of the two has
+    the larger norm, and the information relative to the best one of the child and of the parent."""
     norm, square = models.gram.diagonal(), models.square()
     size = (norm[:, None] * norm[None, :]).clamp(min=1e-300).sqrt()
     away = (square / size).clamp(1e-12, 1e2).log10() / 4
-    told = models.information.clamp(1e-9).log()
-    own = torch.eye(len(norm), dtype=torch.bool, device=norm.device)
+    logs = models.information.clamp(1e-9).log()
+    diagonal = torch.eye(len(norm), dtype=torch.bool, device=norm.device)
     larger = torch.tanh((norm[None, :] - norm[:, None]) / square.clamp(min=1e-300) / 2)
-    best = told.masked_fill(own, -torch.inf).amax(0)
-    beside = [torch.tanh((told - b) / s) for b in (best[None, :], best[:, None]) for s in (0.05, 0.5)]
-    return torch.stack([away, told / 5, larger, *beside], 2).masked_fill(own[..., None], 0.0).float()
+    best = logs.masked_fill(diagonal, -torch.inf).amax(0)
+    relative = [torch.tanh((logs - b) / s) for b in (best[None, :], best[:, None]) for s in (0.05, 0.5)]
+    return torch.stack([away, logs / 5, larger, *relative], 2).masked_fill(diagonal[..., None], 0.0).float()
 
 
 class Corners:
     """The triangles of a set: `[a]` is (A, M, M, 9), of anchors a, pairs m and others k; kept where that is at most
-    `most` triangles, made again at each look where it is more."""
+    `max_kept` triangles, computed again at each use where it is more."""
 
-    def __init__(self, models: ModelSet, most: int) -> None:
-        self._information, self._square = models.information, models.square()
-        count = len(self._square)
-        every = torch.arange(count, device=self._square.device)
-        self._kept = self._made(every) if count**3 <= most else None
+    def __init__(self, models: ModelSet, max_kept: int) -> None:
+        self._information, self._squared = models.information, models.square()
+        count = len(self._squared)
+        every = torch.arange(count, device=self._squared.device)
+        self._kept = self._compute(every) if count**3 <= max_kept else None
 
     def __getitem__(self, a: Tensor) -> Tensor:
-        return self._made(a) if self._kept is None else self._kept[a]
+        return self._compute(a) if self._kept is None else self._kept[a]
 
-    def _made(self, a: Tensor) -> Tensor:
-        return torch.cat([angles(self._square, a), between(self._information, a)], 3)
+    def _compute(self, a: Tensor) -> Tensor:
+        return torch.cat([angles(self._squared, a), between(self._information, a)], 3)
 
 
 def angles(square: Tensor, a: Tensor) -> Tensor:
@@ -99,8 +102,8 @@ def angles(square: Tensor, a: Tensor) -> Tensor:
 def between(information: Tensor, a: Tensor) -> Tensor:
     """(A, M, M, 3) of the same triangles: by how much each corner knows both others better than they know each other.
     Of three models in a line the middle one does (Chow and Liu 1968)."""
-    told = information.clamp(1e-9).log()
-    am, mk, ak = told[a][:, :, None], told[None], told[a][:, None, :]
+    logs = information.clamp(1e-9).log()
+    am, mk, ak = logs[a][:, :, None], logs[None], logs[a][:, None, :]
     sides = [torch.minimum(am, ak) - mk, torch.minimum(am, mk) - ak, torch.minimum(ak, mk) - am]
     return torch.tanh(torch.stack(sides, 3).float() / 0.1)
 

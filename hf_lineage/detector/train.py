@@ -1,4 +1,4 @@
-"""Tables → a folder with a detector, what it reaches, and a card that says both."""
+"""Tables → a folder with a detector, its figures, and a card with both."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .examples import Examples, Table, make, split
 from .model import DetectorConfig, LineageDetector
 from .training import STATE_FILE, Training, evaluate, train
 
-FIGURES = "training.json"  # what the card is made of
+FIGURES_FILE = "training.json"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedDetector:
-    """A detector and its figures, as they stand in `training.json`."""
+    """A detector and its figures, those of `training.json`."""
 
     detector: LineageDetector
     figures: dict[str, Any]
@@ -37,9 +37,9 @@ def make_detector(
     tables: Sequence[Table], out: Path, config: DetectorConfig, how: Training | None = None, *, by: str = "child",
     settings: Settings | None = None, opener: Opener | None = None, progress: Progress | None = None,
 ) -> TrainedDetector:  # fmt: skip
-    """Look at the models, split, train, measure on what was held out, and write everything to `out`.
+    """Read the inputs of the models, split, train, measure on held-out children, and write everything to `out`.
 
-    The same call goes on where an earlier one was broken off. Raises `ArgumentError`, `NothingToCompareError`.
+    The same call continues an interrupted training. Raises `ArgumentError`, `NothingToCompareError`.
     """
     how = how or Training()
     started = time.monotonic()
@@ -72,19 +72,19 @@ def make_detector(
 def write(detector: LineageDetector, figures: dict[str, Any], out: Path) -> None:
     """model.safetensors, config.json, training.json and the card."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (out / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     (out / "README.md").write_text(card(figures), encoding="utf-8")
     detector.save_pretrained(out)
 
 
 def described(examples: Examples) -> dict[str, Any]:
-    """How many of what there are."""
+    """Counts of children, parents, candidates and architectures."""
     candidates = [len(row.candidates) for row in examples.rows]
     return {
         "children": len(examples), "parents": len({row.parent for row in examples.rows} - {None}),
         "without_parent": sum(row.parent is None for row in examples.rows),
         "candidates": [min(candidates), max(candidates)],
-        "architectures": dict(sorted(Counter(examples.seen[row.child].kind for row in examples.rows).items())),
+        "architectures": dict(sorted(Counter(examples.inputs[row.child].kind for row in examples.rows).items())),
     }  # fmt: skip
 
 
@@ -99,8 +99,8 @@ def table(figures: dict[str, Any]) -> str:
         )
     for name, share in figures["nearest"].items():
         if figures["config"][name]:
-            told = f"test, without learning: nearest by {name} (l1)"
-            lines.append(f"| {told} | {figures['test']['children']} | {_percent(share)} | | | | |")
+            label = f"test, without learning: nearest by {name} (l1)"
+            lines.append(f"| {label} | {figures['test']['children']} | {_percent(share)} | | | | |")
     return "\n".join(lines)
 
 
@@ -109,7 +109,7 @@ def _percent(share: float | None) -> str:
 
 
 def card(figures: dict[str, Any]) -> str:
-    """The model card: what it is, what it was trained on, what it reached, what it does not say."""
+    """The model card: what it is, what it was trained on, what it reached, and its limits."""
     config, parts = figures["config"], figures["examples"]
     seen = ", ".join(f"{kind} ({count})" for kind, count in parts["training"]["architectures"].items())
     low, high = parts["test"]["candidates"]
@@ -152,9 +152,9 @@ Written by `hf-lineage train-detector`, {figures["made"]["date"]}; `training.jso
 
 def _inputs(config: dict[str, Any]) -> str:
     auto = {"weights": "the weight in front of the shallow tap", "features": "the features at the shallow tap"}
-    told = []
+    named_inputs = []
     for kind in ("weights", "features"):
         named = [f"`{printable(name)}`" for name in config[kind] if name != "auto"]
-        told += [auto[kind]] if "auto" in config[kind] else []
-        told += [f"{kind} {', '.join(named)}"] if named else []
-    return " and ".join(told)
+        named_inputs += [auto[kind]] if "auto" in config[kind] else []
+        named_inputs += [f"{kind} {', '.join(named)}"] if named else []
+    return " and ".join(named_inputs)

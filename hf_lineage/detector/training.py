@@ -1,8 +1,8 @@
 """Examples → a detector: Adam, one child a batch, the best epoch on validation, a temperature fitted there (S2.5.2).
 
-On `accelerate`: a processor, a GPU, or every process of a launcher, each with its share of an epoch's children; mixed
-precision. Each epoch draws its order and its dropout from the seed and its own number, so a training that was killed
-goes on from its last epoch to the same result.
+With `accelerate`: on a processor, a GPU, or every process of a launcher, each with its share of an epoch's children;
+mixed precision. Each epoch draws its order and its dropout from the seed and its own number, so an interrupted training
+continues from its last epoch to the same result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .model import DetectorConfig, LineageDetector
 PRECISIONS = ("no", "bf16", "fp16")
 CALIBRATION_BINS = 10  # of the expected calibration error
 STATE_FILE = "training.pt"  # in the folder while a training is not finished
-MIN_LOSS_DECREASE = 1e-3  # that the validation loss must fall by: right answers grow surer for ever
+MIN_LOSS_DECREASE = 1e-3  # of the validation loss: the probability of right answers rises without end
 TEMPERATURES = torch.logspace(-2, 2, 401, dtype=torch.float64)
 
 
@@ -39,7 +39,7 @@ class Training:
     """How to train; the defaults are the paper's, but for the early stop.
 
     patience: epochs without a better validation loss after which it stops, None never. alone: share of the steps in
-    which a detector with weights and features is shown only one of the two kinds, so that it may be asked with one.
+    which a detector with weights and features gets only one of the two kinds, so that it may be used with one.
     """
 
     epochs: int = 100
@@ -62,7 +62,7 @@ def train(
 ) -> tuple[LineageDetector, list[dict[str, float]]]:  # fmt: skip
     """(the detector of the best epoch, its temperature fitted; losses of each epoch), in eval mode on the CPU.
 
-    folder: where the state after each epoch is kept; a training that was broken off there goes on, another one there is
+    folder: where the state after each epoch is kept; an interrupted training there is continued, another one there is
     an `ArgumentError`. `progress` counts epochs. A launcher's processes must all make the same call.
     """
     how = how or Training()
@@ -72,7 +72,7 @@ def train(
     on_cpu = device is None or torch.device(device).type == "cpu"
     AcceleratorState._reset_state()  # of an earlier training in this process, perhaps at another precision
     left_out = DistributedDataParallelKwargs(find_unused_parameters=how.alone > 0)
-    run = _Run(
+    run = _TrainingRun(
         training, config, how, Accelerator(cpu=on_cpu, mixed_precision=how.precision, kwargs_handlers=[left_out])
     )
     state = folder / STATE_FILE if folder else None
@@ -91,8 +91,8 @@ def train(
     return with_temperature(run.result(), validation), run.history
 
 
-class _Run:
-    """A training between two epochs."""
+class _TrainingRun:
+    """A training between two epochs: model, optimizer, history and the best state."""
 
     def __init__(self, training: Examples, config: DetectorConfig, how: Training, accelerator: Accelerator) -> None:
         self._examples, self._how, self._accelerator = training, how, accelerator
@@ -110,7 +110,7 @@ class _Run:
         return self._how.patience is not None and self._since >= self._how.patience
 
     def epoch(self, number: int) -> float:
-        """Every child once, in an order of its own; the mean loss."""
+        """Every child once, in the epoch's random order; the mean loss."""
         accelerator, how = self._accelerator, self._how
         rng = random.Random(f"{how.seed}/{number}")
         order = [*range(len(self._examples))]
@@ -139,7 +139,7 @@ class _Run:
         return loss.detach()
 
     def note(self, loss: float, validation: float) -> None:
-        """Keep the epoch if it is the best so far."""
+        """Record the losses of an epoch, and keep its state if it is the best so far."""
         self.history.append({"training": loss, "validation": validation})
         if validation < self.best_loss - MIN_LOSS_DECREASE:
             self.best_loss, self._best, self._since = validation, _copy(self.plain), 0
@@ -205,7 +205,7 @@ def _check(examples: Examples, config: DetectorConfig) -> None:
         )
 
 
-# ---- what it reaches
+# ---- evaluation
 
 
 @torch.no_grad()
@@ -225,12 +225,12 @@ def nll(detector: LineageDetector, examples: Examples) -> float:
     return _nll(answers(detector, examples), 1.0)
 
 
-def _nll(found: Sequence[tuple[Tensor, int]], temperature: float, doubt: float = 0.0) -> float:
-    """With `doubt`, so much of the truth's weight is spread over all answers."""
+def _nll(found: Sequence[tuple[Tensor, int]], temperature: float, smoothing: float = 0.0) -> float:
+    """Mean cross-entropy; the share `smoothing` of the truth's weight is spread over all answers."""
     total = 0.0
     for scores, label in found:
         logs = (scores.double() / temperature).log_softmax(0)
-        total -= float((1 - doubt) * logs[label] + doubt * logs.mean())
+        total -= float((1 - smoothing) * logs[label] + smoothing * logs.mean())
     return total / len(found)
 
 
@@ -240,8 +240,8 @@ def with_temperature(detector: LineageDetector, validation: Examples) -> Lineage
     Where all of n answers are right the least is at 0, certainty; so each truth counts as 1 − 1/(n + 2) (Laplace).
     """
     found = answers(detector, validation)
-    doubt = 1 / (len(found) + 2)
-    best = min(TEMPERATURES.tolist(), key=lambda t: _nll(found, t, doubt))
+    smoothing = 1 / (len(found) + 2)
+    best = min(TEMPERATURES.tolist(), key=lambda t: _nll(found, t, smoothing))
     fitted = LineageDetector(replace(detector.config, temperature=round(best, 6)))
     fitted.load_state_dict(detector.state_dict())
     return fitted.eval()

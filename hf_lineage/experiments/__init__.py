@@ -1,1 +1,1 @@
-"""Families of small networks with a known truth, and what was measured on them."""
+"""Families of small networks with a known truth, and the programs that fit and measure on them."""

@@ -3,7 +3,7 @@
     python -m hf_lineage.experiments.calibration FOLDER
 
 Trains families in FOLDER (kept there), traces pairs whose order is known to fit the direction, asks hard questions to
-fit the probability. The seeds, recipes and widths are this script's own: what is measured in the tests uses others.
+fit the probability. Tests measure with other seeds, recipes and widths.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
 TWINS = {"fc": 12, "vit": 5, "llama": 5, "resnet": 5}
 QUESTIONS = 1100  # of each family and its twins
 TAILS = 4.0  # degrees of freedom of the positions' errors
-TWINS_SAID, REVERSED_SAID = 0.02, 0.005  # most of them that may be called a parent
+MAX_TWINS_DIRECTED = 0.02  # share of twins for which a parent may be named
+MAX_REVERSED = 0.005  # share of pairs for which the child may be named the parent
 MARGIN = 0.6  # of the way from there to certainty: other recipes drift more than the few fitted on
 
 
@@ -72,22 +73,22 @@ def train(folder: Path, name: str, turn: int) -> list[Family]:
     """One family of an architecture and its twins."""
     arguments = FAMILIES[name][turn]
     folder, seed = folder / f"{name}-{turn}", SEED + 10 * turn
-    grown = [train_family(folder, name, generations=3, seed=seed, other_recipes=True, **arguments)]
+    families = [train_family(folder, name, generations=3, seed=seed, other_recipes=True, **arguments)]
     for shorten in (1.0, 0.4):
         path = folder.with_name(f"{folder.name}-twins-{shorten}")
-        grown.append(
+        families.append(
             train_twins(
                 path, name, TWINS[name], seed=seed + 1, sizes=arguments["sizes"], shorten=shorten, other_recipes=True
             )
         )
-    return grown
+    return families
 
 
 Pair = tuple[str, float, float, float]  # what the candidate is, t, reach, reach seen from the child
 
 
 def pairs(families: Sequence[Family]) -> list[Pair]:
-    """Ancestors and twins of every member, traced alone: the position of the origin."""
+    """The position of the origin for ancestors and twins of every member, each traced alone."""
     found = []
     for family in families:
         for kind, candidate, child in _related(family):
@@ -115,13 +116,13 @@ def _related(family: Family) -> list[tuple[str, Member, Member]]:
 
 
 def fit_direction(found: Sequence[Pair]) -> dict[str, float]:
-    """Maximum likelihood of the scales, then the least share at which an order may be said, and a margin."""
+    """Maximum likelihood of the scales, then the least probability at which a direction is reported, with a margin."""
     older = np.array([pair[1:] for pair in found if pair[0] != "twin"])
     twins = np.array([pair[1:] for pair in found if pair[0] == "twin"])
 
-    def scales(logs: np.ndarray, place: float, data: np.ndarray) -> float:
+    def scales(logs: np.ndarray, position: float, data: np.ndarray) -> float:
         spread, drift = np.exp(logs)
-        return -float(student.logpdf(data[:, 0], TAILS, place, spread + drift * data[:, 1]).mean())
+        return -float(student.logpdf(data[:, 0], TAILS, position, spread + drift * data[:, 1]).mean())
 
     ends = np.exp(minimize(scales, np.log([0.05, 0.03]), (0.0, older), method="Nelder-Mead").x)
     middle = np.exp(minimize(scales, np.log([0.02, 0.005]), (0.5, twins), method="Nelder-Mead").x)
@@ -133,28 +134,32 @@ def fit_direction(found: Sequence[Pair]) -> dict[str, float]:
 
 
 def _safest(numbers: dict[str, float], older: np.ndarray, twins: np.ndarray) -> dict[str, float]:
-    """With the least share at which an order may be said, and its margin."""
+    """With the least probability at which a direction is reported, and its margin."""
     direction.fitted_numbers.cache_clear()
     direction.fitted_numbers().update(numbers)
 
-    def said(data: np.ndarray, back: bool) -> np.ndarray:
-        places = [(1 - t, behind) if back else (t, reach) for t, reach, behind in data]
-        return np.array([direction.direction_shares(place).parent for place in places])
+    def parent_probability(data: np.ndarray, back: bool) -> np.ndarray:
+        positions = [(1 - t, behind) if back else (t, reach) for t, reach, behind in data]
+        return np.array([direction.direction_shares(position).parent for position in positions])
 
-    forward, other, apart = said(older, False), said(older, True), np.r_[said(twins, False), said(twins, True)]
+    forward, reverse = parent_probability(older, False), parent_probability(older, True)
+    of_twins = np.r_[parent_probability(twins, False), parent_probability(twins, True)]
     safe = [
         sure
         for sure in np.arange(0.5, 1.0, 0.01)
-        if (apart >= sure).mean() <= TWINS_SAID and (other >= sure).mean() <= REVERSED_SAID
+        if (of_twins >= sure).mean() <= MAX_TWINS_DIRECTED and (reverse >= sure).mean() <= MAX_REVERSED
     ]
     sure = min([*safe, 0.99]) + MARGIN * (1 - min([*safe, 0.99]))
-    print(f"sure {sure:.2f}: said of parents {np.mean(forward >= sure):.3f}, of children {np.mean(other >= sure):.3f}, "
-          f"of twins {np.mean(apart >= sure):.3f}; {len(older)} pairs, {len(twins)} twins")  # fmt: skip
+    shares = [(name, np.mean(each >= sure)) for name, each in (
+        ("parents", forward), ("children", reverse), ("twins", of_twins)
+    )]  # fmt: skip
+    reported = ", ".join(f"{share:.3f} of {name}" for name, share in shares)
+    print(f"sure {sure:.2f}: reported for {reported}; {len(older)} pairs, {len(twins)} twins")
     return {**numbers, "sure": sure}
 
 
 def example(question: Any, lineage: Any) -> tuple[np.ndarray, int]:
-    """The features of a question's candidates, (candidates, features), and the parent's place, −1 for none."""
+    """The features of a question's candidates, (candidates, features), and the parent's index, −1 for none."""
     compared = [c for c in lineage.candidates if c.status == "compared"]
     rows = np.array([c.evidence["calibration"].vector() for c in compared])
     parent = str(question.parent.path) if question.parent else None
@@ -168,8 +173,8 @@ def fit_probability(asked: Sequence[tuple[np.ndarray, int]], hidden: int = 12, d
     absent = torch.ones(len(asked), most, dtype=torch.bool)
     for i, (each, _) in enumerate(asked):
         rows[i, : len(each)], absent[i, : len(each)] = torch.from_numpy(each), False
-    truth = torch.tensor([place + 1 for _, place in asked])
-    # all questions are asked, and those without a parent count for less, as `balanced` would have it
+    truth = torch.tensor([parent + 1 for _, parent in asked])
+    # all questions are asked, and those without a parent count less, as with `balanced`
     share = torch.where(truth > 0, 1.0, KEPT_WITHOUT_PARENT).double()
     generator = torch.Generator().manual_seed(SEED)
     shapes = {"hidden": (hidden, width), "bias": (hidden,), "out": (hidden,), "offset": ()}

@@ -1,6 +1,6 @@
-"""What people do to a model besides fine-tuning it, on a state dict of the families or by training with a difference.
+"""Changes of a model other than fine-tuning, on a state dict of the families or by another kind of training.
 
-`CHANGES` names every one of them, with the relation that the weights then show; `changed_tensors(member, name, seed)`
+`CHANGES` names every one of them, with the relation that `trace` should find; `changed_tensors(member, name, seed)`
 gives the child's state dict, or None where a change does not apply to the architecture.
 """
 
@@ -121,7 +121,7 @@ def _adapter(rank: int) -> Callable[[Member, Tensors, int], Tensors | None]:
 
 
 def _partly(kept: Callable[[str, list[str]], bool]) -> Callable[[Member, Tensors, int], Tensors]:
-    """Trained on while the tensors that `kept` names stay."""
+    """Trained further with the tensors that `kept` names frozen."""
 
     def apply(member: Member, tensors: Tensors, seed: int) -> Tensors:
         def prepare(model: nn.Module, head: str) -> None:

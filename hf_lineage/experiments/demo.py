@@ -1,4 +1,4 @@
-"""`hf-lineage demo`: train a small family, let one card lie, keep one root back, and trace every child."""
+"""`hf-lineage demo`: train a small family with one false card and one hidden root, and trace every child."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def _rows(family: Family, lineages: Sequence[Lineage]) -> list[str]:
     rows = []
     for child, lineage in zip(family.children, lineages, strict=True):
         claim = lineage.claims[0]
-        said = f"({lineage.verdict})"
+        answer = f"({lineage.verdict})"
         if lineage.verdict in ("parent", "common_origin"):  # "~": related; the weights leave open who came first
-            said = ("" if lineage.parent else "~") + "/".join(Path(lineage.candidates[0].ref).parts[-2:])
+            answer = ("" if lineage.parent else "~") + "/".join(Path(lineage.candidates[0].ref).parts[-2:])
         rows.append(
-            f"{shorten(child.name, 21):<21} {claim.ref:<17} {said:<17} {p_text(lineage.candidates[0].log10_p):>8}  "
+            f"{shorten(child.name, 21):<21} {claim.ref:<17} {answer:<17} {p_text(lineage.candidates[0].log10_p):>8}  "
             f"{claim.status.replace('_', ' ')}"
         )
     return rows

@@ -1,10 +1,10 @@
 """Make the detector that ships: python -m hf_lineage.experiments.detector FOLDER (about ten minutes on a core).
 
-Trains families in FOLDER (kept there), looks at each network once, asks questions with a known answer about them, and
+Trains families in FOLDER (kept there), reads each network once, asks questions with a known answer about them, and
 writes `hf_lineage/detector/shipped/`. Candidates are unrelated, relatives beside the parent, or unrelated alone;
 validation and test ask about lines of descent that training never meets. Relatives without the parent are not asked
-about: a child that moved far from its parent looks as a cousin does that moved little, and a detector that was taught
-both found fewer parents. The seeds are this script's own: what is measured in the tests uses others.
+about: a child that moved far from its parent looks like a cousin that moved little, and a detector that was trained on
+both found fewer parents. Tests measure with other seeds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MAX_CANDIDATES = 8  # of one question
 
 
 def families(folder: Path, progress: Progress | None = None) -> list[Family]:
-    """Those that the shipped detector learns from."""
+    """The families that the shipped detector is trained on."""
     found = [
         train_trees(folder / name, name.split("-")[0], **arguments, progress=progress)
         for name, arguments in USUAL.items()
@@ -59,10 +59,10 @@ def families(folder: Path, progress: Progress | None = None) -> list[Family]:
     ]
 
 
-def seen_of(
+def inputs_of(
     family: Family, config: DetectorConfig, members: Sequence[Member] | None = None, probes: Any = None
 ) -> dict[str, DetectorInputs]:
-    """What a detector sees of each member, by its path; one that cannot be looked at is left out."""
+    """A detector's inputs of each member, by its path; members that cannot be read are left out."""
     settings = run_settings(family.folder, config.probes)
     settings = settings if probes is None else replace(settings, probes=probes)
     opener, found = Opener(), {}
@@ -75,23 +75,23 @@ def seen_of(
 
 
 class Descent:
-    """Members that may be compared, and what each is to each."""
+    """The members that can be compared, by path, and their relations."""
 
-    def __init__(self, families: Sequence[Family], seen: Mapping[str, DetectorInputs]) -> None:
+    def __init__(self, families: Sequence[Family], inputs: Mapping[str, DetectorInputs]) -> None:
         self.lines: dict[str, list[str]] = {}
         self.members: dict[str, Member] = {}
         for family in families:
             for member in family.members:
-                if str(member.path) in seen:
+                if str(member.path) in inputs:
                     self.members[str(member.path)] = member
                     self.lines[str(member.path)] = line_of_descent(member, family.members)
         self._comparable: dict[Any, list[str]] = {}
         for name in self.members:
-            self._comparable.setdefault((seen[name].kind, seen[name].shapes), []).append(name)
+            self._comparable.setdefault((inputs[name].kind, inputs[name].shapes), []).append(name)
         self._of = {name: comparable for comparable in self._comparable.values() for name in comparable}
 
     def relations(self, child: str) -> dict[str, list[str]]:
-        """What the others of its class and shapes are to a child."""
+        """The other members of a child's class and shapes, by their relation to the child."""
         groups: dict[str, list[str]] = {}
         for name in self._of[child]:
             if name != child:
@@ -133,22 +133,22 @@ def make(
 ) -> dict[str, Any]:  # fmt: skip
     """Train the shipped detector and write it; its figures."""
     started = time.monotonic()
-    grown = families(folder, progress)
-    seen: dict[str, DetectorInputs] = {}
-    for family in grown:
-        seen |= seen_of(family, config)
+    trained = families(folder, progress)
+    inputs: dict[str, DetectorInputs] = {}
+    for family in trained:
+        inputs |= inputs_of(family, config)
         if progress:
-            progress(len(seen), sum(len(each.members) for each in grown), f"looking at {family.folder.name}")
-    lines = Descent(grown, seen)
+            progress(len(inputs), sum(len(each.members) for each in trained), f"looking at {family.folder.name}")
+    lines = Descent(trained, inputs)
     roots = {name: line[-1] for name, line in lines.lines.items()}
-    held = sorted({*roots.values()})[::HELD_OUT_EVERY]
+    held_out = sorted({*roots.values()})[::HELD_OUT_EVERY]
     rng = random.Random(how.seed)
-    learned = [name for name in seen if roots[name] not in held]
-    training = [*questions(lines, learned, rng, each=each, among=frozenset(learned))]
+    fitted = [name for name in inputs if roots[name] not in held_out]
+    training = [*questions(lines, fitted, rng, each=each, among=frozenset(fitted))]
     rng.shuffle(training)
-    parts = {"training": Examples(seen, tuple(training))}
-    for name, own in (("validation", held[::2]), ("test", held[1::2])):
-        parts[name] = Examples(seen, tuple(questions(lines, [n for n in seen if roots[n] in own], rng)))
+    parts = {"training": Examples(inputs, tuple(training))}
+    for name, of_part in (("validation", held_out[::2]), ("test", held_out[1::2])):
+        parts[name] = Examples(inputs, tuple(questions(lines, [n for n in inputs if roots[n] in of_part], rng)))
     work = folder / "detector"
     detector, history = train(parts["training"], parts["validation"], config, how, work, progress=progress)
     figures: dict[str, Any] = {
@@ -170,5 +170,5 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    told = make(Path(sys.argv[1]), progress=lambda done, total, what: print(done, total, what, flush=True))
-    print({name: told[name] for name in ("validation", "test", "nearest", "examples")})
+    figures = make(Path(sys.argv[1]), progress=lambda done, total, what: print(done, total, what, flush=True))
+    print({name: figures[name] for name in ("validation", "test", "nearest", "examples")})

@@ -1,10 +1,7 @@
-"""DISGUISES: the same function from other weights, since hidden units have no order and often no scale of their own.
+"""Disguises: the same function from other weights, since hidden units have no order and often no scale.
 
-    permute   hidden units and attention heads in another order
-    rescale   hidden units by factors that the reading side takes back (not behind GELU, which has a scale)
-
-Both take and return a state dict of the families, with as many heads as `SIZES` says; what a disguise cannot touch is
-shared, not copied.
+`DISGUISES` names every one of them. Each takes and returns a state dict of the families, with as many heads as `SIZES`
+says; tensors that a disguise does not change are shared, not copied. docs/methods.md, *Hidden permutations*.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from .families import SIZES
 
-FACTORS = (0.25, 4.0)  # a rescaled unit's factor is log-uniform between these
+FACTORS = (0.25, 4.0)  # the range of a rescaled unit's factor, log-uniform
 _BLOCKS = {
     "fc": re.compile(r"fc\d+(?=\.)"), "resnet": re.compile(r"layer\d+\.\d+(?=\.)"),
     "vit": re.compile(r"blocks\.\d+(?=\.)"), "llama": re.compile(r"model\.layers\.\d+(?=\.)"),
@@ -29,8 +26,11 @@ _BLOCKS = {
 
 @dataclass(frozen=True, slots=True)
 class _Units:
-    """Hidden units: along axis 0 of `rows`, along axis 1 of `readers`; `scaled` rows take a factor (`signed`: of
-    either sign), and the readers its inverse. Heads (`heads` > 0) move as blocks; rows are then q, k, v."""
+    """One order of hidden units: along axis 0 of the tensors `rows`, along axis 1 of the tensors `readers`.
+
+    scaled: rows that may take a factor, with its inverse on the readers; signed: of either sign.  heads: number of
+    attention heads that move as blocks, 0 for single units; the rows are then q, k and v.
+    """
 
     rows: tuple[str, ...]
     readers: tuple[str, ...]
@@ -40,9 +40,10 @@ class _Units:
 
 
 def permute(tensors: Mapping[str, Tensor], architecture: str, seed: int) -> dict[str, Tensor]:
-    """Put every layer's hidden units in a random order, and attention heads inside their group.
+    """Every layer's hidden units in a random order, and attention heads in a random order inside their group.
 
-    W_in → P W_in, W_out → W_out Pᵀ, with whatever is per unit (biases, batch norm) in the same order.
+    W_in → P W_in, W_out → W_out Pᵀ, with everything per unit (biases, batch norm) in the same order. Raises
+    `ArgumentError` for an architecture without a table of hidden units.
     """
     rng = np.random.default_rng(seed)
     plain = _split(tensors, architecture)
@@ -57,10 +58,11 @@ def permute(tensors: Mapping[str, Tensor], architecture: str, seed: int) -> dict
 
 
 def rescale(tensors: Mapping[str, Tensor], architecture: str, seed: int) -> dict[str, Tensor]:
-    """Multiply hidden units by random factors and divide what reads them by the same.
+    """Hidden units times random factors, log-uniform in `FACTORS`, and their readers divided by the same.
 
-    ReLU: W_in → S W_in, W_out → W_out S⁻¹, s > 0; through batch norm its weight and bias stand for W_in. Gated: `up`
-    and `down`, either sign. Attention: values and the output, either sign; q and k by one inverse pair per head.
+    ReLU: W_in → S W_in, W_out → W_out S⁻¹, s > 0; behind batch norm, its weight and bias instead of W_in. Gated: `up`
+    and `down`, either sign. Attention: values and the output, either sign; q and k by one inverse pair per head. GELU
+    has a scale, so its units stay. Raises as `permute`.
     """
     rng = np.random.default_rng(seed)
     plain = _split(tensors, architecture)

@@ -1,4 +1,4 @@
-"""Families of small networks with a known truth, trained on the spot and written like repos of the Hub.
+"""Families of small networks with a known truth, trained when needed and written like repos of the Hub.
 
     train_family      roots from scratch, their children fine-tuned on another task, and so on down, in lines
     train_trees       the same with several children of each child, and weight decay for every other one
@@ -6,7 +6,7 @@
     train_twins       pairs from one random start, trained separately: related, and neither is the other's parent
 
 Each network draws its own seed from the family's seed and its own name, of twins each pair its start. One that does
-not learn its task is dropped and counted, never kept. Each trains on one core, as many at once as there are cores.
+not learn its task is dropped and counted. Each trains on one core, as many at once as there are cores.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 _Arguments = dict[str, Any]  # of the call that made a family: the key under which it is read again
 
-ACCURACY = 0.8  # a classifier below this is dropped
-LOSS_SHARE = 0.8  # and a language model above this share of the unigram entropy
+MIN_ACCURACY = 0.8  # a classifier below this is dropped
+MAX_LOSS_SHARE = 0.8  # of the unigram entropy: a language model above it is dropped
 
 DECAY = {"adamw": 0.5, "sgd": 0.02}  # shrinks weights by some percent in the few steps taken here
 
@@ -53,7 +53,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
     "bert": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
-OPTIONAL = {"fc": ("side",), "resnet": ("side",)}  # pixels of an image's edge, 28 unless said
+OPTIONAL = {"fc": ("side",), "resnet": ("side",)}  # pixels of an image's edge, 28 by default
 _TIMM = {"resnet": "resnet18", "vit": "vit_tiny_patch16_224"}  # the names under which timm registers these classes
 HEADS = {"fc": "head.", "resnet": "fc.", "vit": "head.", "llama": "lm_head.", "bert": "classifier."}
 
@@ -146,19 +146,19 @@ def train_trees(
     sizes: dict[str, Any] | None = None,
     shorten: float = 1.0,
     other_recipes: bool = False,
-    heirs: int | None = None,
+    continued: int | None = None,
     progress: Progress | None = None,
 ) -> Family:
     """Train `roots` networks from scratch, `branching[0]` children of each, `branching[1]` of each of these, and so on.
 
     Every other child has weight decay that shrinks it by some percent. `shorten` multiplies the learning rates of the
     children's trunks, not of their new heads: 0.1 makes light fine-tunes. Of each network's children only the first
-    `heirs` have children of their own.
+    `continued` have children.
     """
     arguments = {
         "kind": "trees", "architecture": architecture, "roots": roots, "branching": list(branching), "seed": seed,
         "sizes": _sizes(architecture, sizes), "shorten": shorten, "weight_decay": 0.0,
-        "other_recipes": other_recipes, "claim": True, **({"heirs": heirs} if heirs else {}),
+        "other_recipes": other_recipes, "claim": True, **({"heirs": continued} if continued else {}),
     }  # fmt: skip
     plans = [_plan(folder, arguments, f"family/{architecture}-{root}", None, root) for root in range(roots)]
     parents = plans
@@ -175,7 +175,7 @@ def train_trees(
                     plan.recipe["weight_decay"] = DECAY[plan.recipe["optimizer"]]
                 born.append(plan)
         plans = plans + born
-        parents = [plan for i, plan in enumerate(born) if heirs is None or i % children < heirs]
+        parents = [plan for i, plan in enumerate(born) if continued is None or i % children < continued]
     return _train_all(Path(folder), plans, arguments, progress)
 
 
@@ -305,10 +305,10 @@ def _workers(networks: int) -> Iterator[Callable[..., Iterable[Member]]]:
 
 
 def _make(job: tuple[Member, Member | None, _Arguments]) -> Member:
-    """Train one member and write it down if it has learned; with what it reached."""
+    """Train one member and write it if it has learned its task; returns it with what it reached."""
     plan, parent, arguments = job
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # also what makes the bytes the same on every machine size
+    torch.set_num_threads(1)  # also makes the bytes independent of the number of cores
     try:
         model, quality = _train(plan, parent, arguments["sizes"])
     finally:
@@ -348,8 +348,8 @@ def _load(folder: Path, arguments: _Arguments) -> Family | None:
 def _learned(quality: dict[str, float]) -> bool:
     """Whether a network is good enough to be kept."""
     if "loss" in quality:
-        return quality["loss"] <= LOSS_SHARE * quality["unigram"]
-    return quality["accuracy"] >= ACCURACY
+        return quality["loss"] <= MAX_LOSS_SHARE * quality["unigram"]
+    return quality["accuracy"] >= MIN_ACCURACY
 
 
 def _train(plan: Member, parent: Member | None, sizes: dict[str, Any]) -> tuple[nn.Module, dict[str, float]]:

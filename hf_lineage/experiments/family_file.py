@@ -1,4 +1,4 @@
-"""Families as tables for the Lineage Detector: which generation's members are candidates, and for whom."""
+"""Families as tables for the Lineage Detector: the members of one generation as candidates for those of a later one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .families import Family, read_family
 from .glyphs import SIDE
 from .networks import build
 
-PROBES = 512  # as in the paper
+DEFAULT_PROBES = 512  # as in the paper
 
 
 def train_families(
@@ -34,7 +34,7 @@ def train_families(
     progress: Progress | None = None,
 ) -> TrainedDetector:  # fmt: skip
     """`hf-lineage train-detector`: tables and folders in, a detector with its card in `out`."""
-    counted = probes if isinstance(probes, int) else PROBES
+    counted = probes if isinstance(probes, int) else DEFAULT_PROBES
     config = DetectorConfig(
         weights=() if "none" in weights else tuple(weights), features=() if "none" in features else tuple(features),
         no_parent=no_parent, scale=scale, entries=entries, probes=counted,
@@ -53,7 +53,7 @@ def _tables(family: Path) -> list[Table]:
 
 
 def _with(table: Table, names: Sequence[str]) -> Table:
-    """With further candidates: what is nobody's child in the table."""
+    """With further candidates: those names that are no child in the table."""
     more = [name for name in names if name not in table.children]
     return replace(table, parents=tuple(dict.fromkeys((*table.parents, *more))))
 
@@ -78,7 +78,7 @@ def table(folder: Path, ancestors: int = 1, descendants: int = 2, without: int =
     known = sorted({*origin.values()})
     kept = {*known[: len(known) - without]}
     path = {member.name: str(member.path) for member in family.members}
-    how = run_settings(folder, PROBES)
+    how = run_settings(folder, DEFAULT_PROBES)
     return Table(
         tuple(path[name] for name in sorted(kept)),
         {path[child]: path[name] if name in kept else None for child, name in origin.items()},

@@ -1,4 +1,4 @@
-"""What the families learn: images of glyphs, and the standard library's own documentation.
+"""The tasks of the families: images of glyphs, and the documentation of the standard library.
 
 Nothing is downloaded. The glyphs come from the fonts that matplotlib ships, the text from docstrings and from
 the topics behind Python's `help()`. Every task is drawn from a seed, so the same seed gives the same tensors.

@@ -61,7 +61,7 @@ def ties(
 ) -> Tensors:
     """base + scale · the weighted mean of those δ_k that have the sign of Σ w_k δ_k.
 
-    Before that each δ_k keeps only the `density` of largest |δ| of each tensor; what is dropped does not vote
+    Before that each δ_k keeps only the `density` of largest |δ| of each tensor; dropped entries do not vote
     (Yadav et al. 2023, arXiv:2306.01708).
     """
 
@@ -93,7 +93,7 @@ def dare(base: Tensors, models: Sequence[Tensors], weights: Sequence[float], den
 def passthrough(
     models: Sequence[Tensors], order: Sequence[tuple[int, int]], prefix: str = BLOCKS["llama"][0]
 ) -> Tensors:
-    """Block n is block j of model m for order[n] = (m, j); whatever is outside of the blocks is the first model's."""
+    """Block n is block j of model m for order[n] = (m, j); tensors outside the blocks are the first model's."""
     child = {name: tensor for name, tensor in models[0].items() if not name.startswith(prefix)}
     for new, (model, block) in enumerate(order):
         path = f"{prefix}{block}."
@@ -105,7 +105,7 @@ def passthrough(
 
 
 def hybrid(models: Sequence[Tensors], choice: Mapping[int, int], prefix: str = BLOCKS["vit"][0]) -> Tensors:
-    """Block i is block i of models[choice[i]], of the first model where `choice` says nothing."""
+    """Block i is block i of models[choice[i]], of the first model for blocks without a choice."""
     return passthrough(models, [(choice.get(block, 0), block) for block in range(_depth(models[0], prefix))], prefix)
 
 

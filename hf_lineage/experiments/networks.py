@@ -32,7 +32,7 @@ class FullyConnected(nn.Module):
 
 
 class Apart(FullyConnected):
-    """The same with a ReLU of its own after each layer, `relu`, `relu2`, …: each can be tapped (Table S5)."""
+    """The same with a separate ReLU after each layer, `relu`, `relu2`, …, so that each can be tapped (Table S5)."""
 
     def __init__(self, inputs: int, widths: Sequence[int], classes: int) -> None:
         super().__init__(inputs, widths, classes)

@@ -1,8 +1,8 @@
-"""Whole families as sets without a truth: how well `phylogeny` puts them together, and the numbers of its rules.
+"""How well `phylogeny` finds the trees of families with a known truth, and the fit of its numbers.
 
     python -m hf_lineage.experiments.phylogenies FOLDER      train families in FOLDER and fit trees/numbers.json on them
 
-What is fitted and what it is judged by share no seed, recipe or width.
+The families that are fitted on and those of the tests share no seed, recipe or width.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .families import Family, Member, train_trees
 ReportedEdge = tuple[str, str, bool]  # parent, child, whether directed
 
 NUMBERS = Path(__file__).parents[1] / "trees" / "numbers.json"
-RIDGE_PENALTY = 0.1  # of the fits: keeps weights of what hardly ever differs near 0
-DIRECTED_PROBABILITY = 0.95  # direction from which an edge is directed: the calibrated value, no fit of its own
+RIDGE_PENALTY = 0.1  # of the fits: keeps the weights of nearly constant inputs near 0
+DIRECTED_PROBABILITY = 0.95  # of a direction, from which an edge is directed: chosen, not fitted
 
 FITTED: dict[str, dict[str, Any]] = {
     "fc": {"seed": 61, "sizes": {"widths": [768, 192, 96]}},
@@ -84,13 +84,13 @@ def reported_edges(tree: Phylogeny) -> list[ReportedEdge]:
     return [(e.parent, e.child, e.directed) for e in tree.edges if e.relation != "identical"]
 
 
-def by_method(known: AlignedModels, method: str, alpha: float = 1e-2) -> list[ReportedEdge]:
+def by_method(aligned: AlignedModels, method: str, alpha: float = 1e-2) -> list[ReportedEdge]:
     """The edges that a method finds among models that were read once for all methods."""
-    names = [model.ref.name for model in known.models]
+    names = [model.ref.name for model in aligned.models]
     return [
         (names[b.parent] if b.parent >= 0 else f"?{-b.parent}", names[b.child] if b.child >= 0 else f"?{-b.child}",
          b.direction is not None)
-        for b in METHODS[method](known, alpha, known.seed).branches
+        for b in METHODS[method](aligned, alpha, aligned.seed).branches
     ]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def score(edges: Iterable[ReportedEdge], members: Iterable[Member]) -> Score:
     either = {frozenset(pair) for pair in truth}
     every = list(edges)
     found = [each for each in every if frozenset(each[:2]) in either]
-    directed = [(parent, child) for parent, child, known in found if known]
+    directed = [(parent, child) for parent, child, has_direction in found if has_direction]
     family = {path: _root(path, {child: parent for parent, child in truth}) for path in by_path}
     unrelated = sum(family[a] != family[b] for a, b, _ in every if a in family and b in family)
     return Score(
@@ -124,17 +124,20 @@ def fit(families: Mapping[str, Family]) -> dict[str, Any]:
     rows: list[np.ndarray] = []
     right: list[bool] = []
     for family in families.values():
-        known = read_aligned_models([member.path for member in family.members])
+        aligned = read_aligned_models([member.path for member in family.members])
         signals, without_gradient = (
-            Signals(known.statistics),
-            WithoutGradient([matrix.units for matrix in known.statistics.matrices]),
+            Signals(aligned.statistics),
+            WithoutGradient([matrix.units for matrix in aligned.statistics.matrices]),
         )
-        for members, root, truth in groups(known, family):
+        for members, root, truth in groups(aligned, family):
             if len(members) < 3:
                 continue
             roots.append((features(signals, truth, members), members.index(root)))
             inner = np.ix_(members, members)
-            information, pieces = known.statistics.information[inner], known.statistics.pieces[:, inner[0], inner[1]]
+            information, pieces = (
+                aligned.statistics.information[inner],
+                aligned.statistics.pieces[:, inner[0], inner[1]],
+            )
             tree = resolve_contradictions(spanning_tree(information), information, members, without_gradient)
             for (a, b), row in evidence_of_edges(tree, pieces, members, information, without_gradient).items():
                 rows.append(row)
@@ -152,13 +155,13 @@ def fit(families: Mapping[str, Family]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def groups(known: AlignedModels, family: Family) -> list[tuple[list[int], int, set[Edge]]]:
-    """(models, root, true edges) of each of the family's trees, as numbers of `known`."""
-    number = {str(model.ref.name): i for i, model in enumerate(known.models)}
-    place = {member.name: number[str(member.path)] for member in family.members}
-    parents = {place[m.name]: place[m.parent] for m in family.children if m.parent}
+def groups(aligned: AlignedModels, family: Family) -> list[tuple[list[int], int, set[Edge]]]:
+    """(models, root, true edges) of each of the family's trees, as indices of `aligned`."""
+    number = {str(model.ref.name): i for i, model in enumerate(aligned.models)}
+    index = {member.name: number[str(member.path)] for member in family.members}
+    parents = {index[m.name]: index[m.parent] for m in family.children if m.parent}
     found = []
-    for root in sorted(place[m.name] for m in family.roots):
+    for root in sorted(index[m.name] for m in family.roots):
         members = [root]
         for i in members:
             members += sorted(child for child, parent in parents.items() if parent == i)

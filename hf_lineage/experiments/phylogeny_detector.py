@@ -1,7 +1,7 @@
 """Make the Phylogeny Detector that ships: python -m hf_lineage.experiments.phylogeny_detector FOLDER (an hour).
 
-Trains families in FOLDER (kept there), fits the detector on some and stops early by others. What is fitted on and what
-the tests measure with share no seed and no recipe; what stops it has the usual recipes and other seeds.
+Trains families in FOLDER (kept there), fits the detector on some and stops early by others. The families that are
+fitted on share no seed and no recipe with those of the tests; those that stop it have the usual recipes, other seeds.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ EVERY, PATIENCE = 200, 4  # steps between two looks at what stops it, looks with
 
 @dataclass(frozen=True, eq=False)
 class Trees:
-    """One family ready to be cut up. crops: T tensors (M, ≤ POOL, ≤ POOL). grams: (K, M, M), pieces: (P, M, M) and
-    weights: of a model in all pieces, as in `PairStatistics`. parents: (M,) int64, −1 of a root."""
+    """The statistics of one family, from which sets of models are drawn.
+
+    crops: T tensors (M, ≤ POOL_SIZE, ≤ POOL_SIZE).  grams: (K, M, M), pieces: (P, M, M) and weights: of a model in all
+    pieces, as in `PairStatistics`.  parents: (M,) int64, −1 of a root.
+    """
 
     crops: tuple[Tensor, ...]
     grams: Tensor
@@ -63,21 +66,21 @@ class Trees:
     parents: Tensor
 
     @classmethod
-    def of(cls, known: AlignedModels, family: Family) -> Trees:
-        """The members that are left when copies are."""
-        number = {str(model.ref.name): i for i, model in enumerate(known.models)}
-        place = {member.name: number[str(member.path)] for member in family.members}
+    def of(cls, aligned: AlignedModels, family: Family) -> Trees:
+        """The distinct members of a family."""
+        number = {str(model.ref.name): i for i, model in enumerate(aligned.models)}
+        index = {member.name: number[str(member.path)] for member in family.members}
         parents = torch.full((len(number),), -1)
         for child in family.children:
-            parents[place[child.name]] = place[str(child.parent)]
-        pairs = known.statistics
+            parents[index[child.name]] = index[str(child.parent)]
+        pairs = aligned.statistics
         return cls(
             crops(pairs, MATRICES, POOL_SIZE), torch.from_numpy(pairs.grams), torch.from_numpy(pairs.pieces),
             sum(matrix.units[0].numel() for matrix in pairs.matrices), parents,
         )  # fmt: skip
 
     def whole(self, config: PhylogenyConfig) -> ModelSet:
-        """All models, without chance."""
+        """All models, without random choices."""
         sizes = [[torch.linspace(0, n - 1, min(config.size, n)).long() for n in c.shape[1:]] for c in self.crops]
         cut = [c[:, rows][:, :, columns] for c, (rows, columns) in zip(self.crops, sizes, strict=True)]
         return ModelSet(tuple(cut[: config.matrices]), self.grams.sum(0), self.pieces.sum(0) / self.weights)
@@ -92,8 +95,10 @@ class Trees:
             rows, columns = (torch.tensor(sorted(rng.sample(range(n), min(size, n)))) for n in pool.shape[1:])
             cut.append(pool[models][:, rows][:, :, columns])
         again = rng.random() < 0.3
-        gram, told = (_drawn(t[:, models][:, :, models], rng if again else None) for t in (self.grams, self.pieces))
-        return ModelSet(tuple(cut), gram, told / self.weights)
+        gram, information = (
+            _drawn(t[:, models][:, :, models], rng if again else None) for t in (self.grams, self.pieces)
+        )
+        return ModelSet(tuple(cut), gram, information / self.weights)
 
 
 def _drawn(parts: Tensor, rng: random.Random | None) -> Tensor:
@@ -106,7 +111,7 @@ def _drawn(parts: Tensor, rng: random.Random | None) -> Tensor:
 
 def choose(parents: Tensor, rng: random.Random) -> Tensor:
     """The numbers of a set, in any order, two at least: one tree to four, whole or with models left out; every third
-    time only a few models of one tree, mostly next to each other, and perhaps a stranger or two."""
+    time only a few models of one tree, mostly next to each other, and perhaps an unrelated model or two."""
     groups: dict[int, list[int]] = {}
     for m in range(len(parents)):
         root = m
@@ -131,25 +136,25 @@ def _near(parents: Tensor, tree: Sequence[int], count: int, rng: random.Random) 
     """So many models of a tree, each but the first the parent or a child of one before it."""
     found = [rng.choice(tree)]
     while len(found) < count:
-        beside = [m for m in tree if m not in found and any(parents[m] == f or parents[f] == m for f in found)]
-        found.append(rng.choice(beside))
+        adjacent = [m for m in tree if m not in found and any(parents[m] == f or parents[f] == m for f in found)]
+        found.append(rng.choice(adjacent))
     return found
 
 
 def among(parents: Tensor, models: Tensor) -> Tensor:
-    """Each chosen model's nearest ancestor that is chosen too, as a place in `models`, −1 where there is none."""
-    place = {int(m): i for i, m in enumerate(models)}
+    """Each chosen model's nearest ancestor that is chosen too, as an index of `models`, −1 where there is none."""
+    index = {int(m): i for i, m in enumerate(models)}
     found = []
     for m in models.tolist():
         up = int(parents[m])
-        while up >= 0 and up not in place:
+        while up >= 0 and up not in index:
             up = int(parents[up])
-        found.append(place.get(up, -1))
+        found.append(index.get(up, -1))
     return torch.tensor(found)
 
 
 def shuffled(parents: Tensor, rng: random.Random) -> Tensor:
-    """The same trees with their models in other places: labels that say nothing, for the control."""
+    """The same trees with their models permuted: labels without information, for the control."""
     order = list(range(len(parents)))
     rng.shuffle(order)
     turned = torch.tensor(order)
@@ -159,14 +164,15 @@ def shuffled(parents: Tensor, rng: random.Random) -> Tensor:
 
 
 def accuracy(detector: PhylogenyDetector, trees: Trees) -> dict[str, float]:
-    """Lineage, direction and overall accuracy (METHODS §4), and the log-likelihood of the truth, nats a model."""
+    """Lineage, direction and overall accuracy (docs/methods.md, *Phylogeny*), and the log-likelihood of the truth, nats
+    per model."""
     detector.eval()
     with torch.no_grad():
         scores, none = detector(trees.whole(detector.config))
-    said = {(p, j) for j, p in enumerate(likeliest(*marginals(scores, none))) if p is not None}
+    reported = {(p, j) for j, p in enumerate(likeliest(*marginals(scores, none))) if p is not None}
     truth = {(int(p), j) for j, p in enumerate(trees.parents) if p >= 0}
-    found = {frozenset(pair) for pair in truth} & {frozenset(pair) for pair in said}
-    right = len(truth & said)
+    found = {frozenset(pair) for pair in truth} & {frozenset(pair) for pair in reported}
+    right = len(truth & reported)
     return {
         "lineage": len(found) / len(truth), "direction": right / max(1, len(found)), "overall": right / len(truth),
         "likelihood": float(log_likelihood(scores, none, trees.parents)) / len(none),
@@ -181,8 +187,8 @@ def alone(detector: PhylogenyDetector, trees: Trees) -> dict[str, float]:
     joined = right = 0
     for pair in truth:
         two = torch.tensor(sorted(pair))
-        gram, told = (t[two][:, two] for t in (whole.gram, whole.information))
-        found = likeliest(*marginals(*detector(ModelSet(tuple(c[two] for c in whole.crops), gram, told))))
+        gram, information = (t[two][:, two] for t in (whole.gram, whole.information))
+        found = likeliest(*marginals(*detector(ModelSet(tuple(c[two] for c in whole.crops), gram, information))))
         joined += found != [None, None]
         right += found == [None if m == pair[0] else sorted(pair).index(pair[0]) for m in sorted(pair)]
     return {"joined": joined / len(truth), "overall": right / len(truth)}

@@ -47,7 +47,7 @@ class Question:
     seed: int
 
     def ask(self) -> Lineage:
-        """Trace it. Noise is white, `noise` times each matrix's own standard deviation."""
+        """Trace it. The noise is white, `noise` times each matrix's own standard deviation."""
         from ..tasks.trace import trace
 
         child = Altered(load_file(self.child.path / "model.safetensors"), self.noise, self.seed)
@@ -58,7 +58,7 @@ class Question:
 
 
 class Altered:
-    """A state dict with noise on its matrices, to be traced like a module."""
+    """A state dict with white noise on its matrices, to be traced like a module."""
 
     def __init__(self, tensors: dict[str, torch.Tensor], noise: float, seed: int) -> None:
         self._tensors, self._noise, self._seed = tensors, noise, seed
@@ -77,7 +77,7 @@ class Altered:
 def questions(families: Sequence[Family], count: int, seed: int, balanced: bool = True) -> Iterator[Question]:
     """`count` questions about the members of families that share one architecture and its sizes.
 
-    `balanced` passes over some of those that no candidate is the answer of, so that two in three have one.
+    balanced: skip some questions without a parent among the candidates, so that two in three have one.
     """
     rng, passing = random.Random(seed), random.Random(seed)
     members = [member for family in families for member in family.members]
@@ -106,7 +106,7 @@ def questions(families: Sequence[Family], count: int, seed: int, balanced: bool 
 def answers(
     families: Sequence[Family], count: int, seed: int, balanced: bool = True
 ) -> Iterator[tuple[Question, Lineage]]:
-    """The questions with what `trace` says; one whose few bytes hold no slice of any tensor is passed over."""
+    """The questions with the answers of `trace`; one whose few bytes hold no slice of any tensor is skipped."""
     for question in questions(families, count, seed, balanced):
         try:
             yield question, question.ask()
@@ -115,13 +115,13 @@ def answers(
 
 
 def relations_to(child: Member, members: Sequence[Member]) -> dict[str, list[Member]]:
-    """What every other member is to the child."""
+    """The other members by their relation to the child: parent, or one of `KINDS`."""
     lines = {member.path: line_of_descent(member, members) for member in members}
-    own = lines[child.path]
+    child_line = lines[child.path]
     groups: dict[str, list[Member]] = {kind: [] for kind in ("parent", *KINDS)}
     for member in members:
         if member.path != child.path:
-            groups[relation_between(own, lines[member.path], child, member)].append(member)
+            groups[relation_between(child_line, lines[member.path], child, member)].append(member)
     return groups
 
 
@@ -135,20 +135,21 @@ def line_of_descent(member: Member, members: Sequence[Member]) -> list[str]:
     return line
 
 
-def relation_between(own: list[str], line: list[str], child: Member, member: Member) -> str:
+def relation_between(child_line: list[str], line: list[str], child: Member, member: Member) -> str:
+    """What `member` is to `child`, by their lines of descent (paths, up to the root): "parent", or one of `KINDS`."""
     if child.recipe.get("start") is not None and child.recipe.get("start") == member.recipe.get("start"):
         return "twin"
-    if own[-1] != line[-1]:
+    if child_line[-1] != line[-1]:
         return "unrelated"
-    if line[0] in own:
-        return "parent" if own[1] == line[0] else "ancestor"
-    if own[0] in line:
+    if line[0] in child_line:
+        return "parent" if child_line[1] == line[0] else "ancestor"
+    if child_line[0] in line:
         return "descendant"
-    return "sibling" if own[1] == line[1] else "cousin"
+    return "sibling" if child_line[1] == line[1] else "cousin"
 
 
 def network(member: Member) -> Path | nn.Module:
-    """What `trace` is asked about by features: the folder, or a module where no library knows the class."""
+    """The child of `trace` by features: the folder, or a module where no library knows the class."""
     if member.architecture != "fc":
         return member.path
     module = build("fc", member.recipe["classes"], sizes_of(member))

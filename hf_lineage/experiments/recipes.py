@@ -1,4 +1,4 @@
-"""What the families learn and how: tables that are walked in turn, one row after the other."""
+"""The tasks and recipes of the families: tables whose rows are used in turn."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ CHILD_RECIPES = {  # a small rate alone would leave the new head near its initia
 
 
 def other_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that differs in everything but the idea: what is fitted must not be judged on its own recipes."""
+    """A recipe with another optimizer, rate, batch and number of steps: tests must not use the recipes of the fits."""
     swapped = {"adam": "adamw", "adamw": "adam", "sgd": "sgd"}[recipe["optimizer"]]
     factors = {"lr": 0.6, "head_lr": 0.8, "steps": 1.3, "batch": 0.75}
     changed = {name: type(recipe[name])(recipe[name] * factor) for name, factor in factors.items()}
