@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save, save_file
 
 import hf_lineage as hl
 from hf_lineage.answers.phylogeny import Edge, Phylogeny
-from hf_lineage.cli.trace import METHODS as CLI_METHODS
+from hf_lineage.cli.tree import METHODS as CLI_METHODS
 from hf_lineage.errors import ArgumentError, NothingToCompareError
 from hf_lineage.experiments.changes import _pruned, _rounded
 from hf_lineage.testing import MiniHub

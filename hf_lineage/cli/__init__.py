@@ -12,9 +12,11 @@ from .annotate import annotate
 from .audit import audit
 from .candidates import candidates
 from .demo import demo
-from .detector import train_detector
+from .layers import layers
 from .output import say
-from .trace import layers, trace, tree
+from .trace import trace
+from .train_detector import train_detector
+from .tree import tree
 
 # most specific first; only the child's own trouble leaves `trace` as an exception, a candidate's is listed
 EXIT = ((ModelNotFoundError, 3), (ArgumentError, 2), (ReferenceSyntaxError, 2), (LineageError, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -178,3 +179,45 @@ def say(text: str) -> None:
         main = True
     if main:
         click.echo(text, err=True)
+
+
+QUESTION = (
+    click.argument("child"),
+    CANDIDATES,
+    click.option(
+        "--evidence",
+        multiple=True,
+        default=("weights",),
+        show_default=True,
+        metavar="NAME",
+        help="What to judge by: weights, features, detector; repeat it for several.",
+    ),
+    click.option(
+        "--detector",
+        metavar="PATH_OR_REPO",
+        help="Another detector than the one that ships: a folder, or org/name@commit.",
+    ),
+    click.option(
+        "--probes",
+        metavar="WHAT",
+        help="Inputs for features and detector: a number of synthetic ones, a folder of pictures, or dataset:org/name. "
+        "Default: synthetic ones.",
+    ),
+    click.option("--metric", default="l2", show_default=True, help="Of features: l1, l2, lp, linf, lse, cka, dc."),
+    click.option("--step", default="auto", show_default=True, help="α of the linearisation, in (0, 1]."),
+    reading(),
+    formats,
+    click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture."),
+)
+
+
+def read_probes(text: str | None) -> str | int | None:
+    """A number of probes, or what `probes` names."""
+    return int(text) if text and re.fullmatch(r"-?[0-9]{1,18}", text) else text
+
+
+def read_step(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -84,7 +84,7 @@ def train_detector(out: Path, probes: str | None, patience: int, as_json: bool, 
     """
     import json
 
-    from .trace import read_probes
+    from .output import read_probes
 
     first = is_first()
     from ..detector.train import table

@@ -1,0 +1,66 @@
+"""`layers`: parse, call `trace_layers`, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .output import (
+    QUESTION,
+    Bar,
+    check_picture,
+    check_writable,
+    is_first,
+    read_probes,
+    read_step,
+    save,
+    show,
+    with_options,
+)
+
+
+@click.command()
+@with_options(*QUESTION)
+@click.option(
+    "--recipe",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Save a mergekit YAML from which the child's blocks can be made again.",
+)
+def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: str, form: str, plot: Path | None,
+           recipe: Path | None, **options: Any) -> None:  # fmt: skip
+    """Find which block of CHILD came from where, and in what proportion.
+
+    For merged models: blocks put together from several, weighted averages, slerp, task arithmetic. CHILD and REF
+    are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~.
+
+    \b
+    Examples:
+      hf-lineage layers user/merge -c org/a -c org/b
+      hf-lineage layers user/merge -c org/a -c org/b --plot layers.png --recipe recipe.yml
+      hf-lineage layers ./merge -c ./base -c ./math --sample all --json > layers.json
+      hf-lineage layers user/hybrid -c timm/a -c timm/b --evidence features --metric cka
+
+    \b
+    Exit codes: 0 an answer ("none" is one), 1 an error, 2 wrong usage,
+    3 the child does not exist or is not accessible, 130 interrupted.
+    """
+    if plot:
+        check_picture(plot)
+    if recipe:
+        check_writable(recipe, "recipe")
+    options |= {"probes": read_probes(probes), "step": read_step(step)}
+    first = is_first()
+    from ..tasks.trace_layers import trace_layers as run
+
+    with Bar() as progress:
+        found = run(child, list(candidates) or None, progress=progress, **options)
+    if not first:
+        return
+    show(found, form, dict.fromkeys(block.parent for block in found.blocks))
+    if plot:
+        save(lambda: found.plot(plot), "picture", plot)
+    if recipe:
+        save(lambda: recipe.write_text(found.recipe(), encoding="utf-8"), "recipe", recipe)
