@@ -1,4 +1,4 @@
-"""`trace` from one end to the other on folders: the verdict's meaning, and every bad input sorted as DESIGN sorts it."""
+"""`trace` from one end to the other on folders: what the verdict means, and what each kind of bad input comes to."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def phylogeny(
 
     models: Hub repo ids, paths or modules in memory, as in `trace`. They may be of several architectures: each makes
         its own trees. method: `"information"`; `"detector"`, the learned one; or one of the papers' without learning,
-        to compare with (`forest.methods.METHODS`).
+        to compare with (`trees/methods.py`).
     alpha: family-wise error over all pairs of one architecture: the chance that any two unrelated models are joined.
     rho: of the `along-…` methods, the probability that a cluster's centre is set to its parent, in [0, 1]; None
         chooses it without the truth, by silhouette.
