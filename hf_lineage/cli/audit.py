@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +130,8 @@ def _save(
     if sarif:
         places = {m.ref: (_address(m.file), m.line) for m in found if m.file and m.line}
         hub = re.sub("//[^/@]*@", "//", os.environ.get("HF_ENDPOINT") or report.HUB)  # without a password
+        from importlib.metadata import version  # 25 ms that `--help` need not pay
+
         text = report.sarif(records, version("hf_lineage"), places, hub=hub, complete=complete)
         save(lambda: sarif.write_text(text, encoding="utf-8"), "SARIF", sarif)
     if markdown:
