@@ -160,8 +160,9 @@ UNRELATED = {
 
 
 # Four generations and twins, for verdicts: no seed, recipe or width of experiments/calibration.py
+_NARROW = {"widths": [384, 128]}
 LINES: dict[str, dict[str, dict[str, Any]]] = {
-    "reduced": {"fc": {"roots": 4, "children": 2}},
+    "reduced": {"fc": {"roots": 4, "children": 2, "sizes": _NARROW}},
     "large": {
         "fc": {"roots": 10, "children": 5}, "resnet": {"roots": 3, "children": 4}, "vit": {"roots": 3, "children": 4},
         "llama": {"roots": 3, "children": 4},
@@ -262,7 +263,7 @@ class Nursery:
         return [
             once(
                 train_twins, self.folder / scale / f"twins-{architecture}-{shorten}", architecture,
-                TWINS[scale][architecture], seed=8, shorten=shorten,
+                TWINS[scale][architecture], seed=8, shorten=shorten, sizes=_NARROW if scale == "reduced" else None,
             )
             for shorten in shortened
         ]  # fmt: skip

@@ -349,6 +349,7 @@ class TestStreams:
         assert found.residual == {} and found.reads["2"] == ("4.weight",)  # the head reads the last hidden layer
 
 
+@pytest.mark.integration
 def test_thirty_thousand_tensors_take_no_longer_than_ten_times_three_thousand() -> None:
     def seconds(layers: int) -> float:
         names = [

@@ -29,6 +29,8 @@ from hf_lineage.trees.clustering import (
     vote,
 )
 
+pytestmark = pytest.mark.integration
+
 SHAPES = ((24, 16), (12, 24), (8, 4, 3, 3))
 SIZES = [math.prod(shape) for shape in SHAPES]
 ALONG = [name for name, how in ALGORITHMS.items() if how.step]

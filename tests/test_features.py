@@ -598,6 +598,7 @@ class TestStreamed:
         mixed = trace(local["child"], ["lab/parent"], probes=x, step=0.1)
         assert mixed.candidates[0].evidence["features"]["form"] == "streamed"
 
+    @pytest.mark.slow
     def test_a_gigabyte_and_a_half_under_a_limit(self, tmp_path: Path) -> None:
         sizes = {"depth": 6, "embed_dim": 1024, "num_heads": 8, "mlp_ratio": 28}
         folders = [huge(tmp_path / name, sizes, seed) for seed, name in enumerate(("child", "parent"))]
@@ -679,6 +680,7 @@ def huge(folder: Path, sizes: dict[str, Any], seed: int) -> Path:
 # ---- several processes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_launcher")
 def test_torchrun_prints_one_answer(zoo: dict[str, Path]) -> None:
     ask = ["trace", zoo["child"], "--probes", "6", "--evidence", "features", "--evidence", "weights", "--json"]
@@ -759,6 +761,7 @@ class TestCommandLine:
         for word in ("--evidence", "--probes", "--tap", "--metric", "--step", "--profile", "features"):
             assert word in out
 
+    @pytest.mark.slow
     def test_no_warnings_of_torch_reach_the_user(self, zoo: dict[str, Path]) -> None:
         ask = ["trace", zoo["child"], "-c", zoo["parent"], "--evidence", "features", "--probes", 4]
         command = [sys.executable, "-W", "default", "-m", "hf_lineage", *ask]

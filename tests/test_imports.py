@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -52,6 +53,7 @@ def room(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@functools.cache
 def imports(path: Path) -> tuple[set[str], set[str]]:
     """Rooms and outside packages that a file imports, lazily or not."""
     ours, outside = set(), set()

@@ -269,6 +269,7 @@ def shows_new_stage(layers: hl.LayerLineage) -> bool:
     return [block.kind for block in layers.blocks] == ["equal", "tuned", "tuned", "tuned", "none", "none"]
 
 
+@pytest.mark.slow
 class TestReduced:
     def test_a_hybrid_of_four_vits(self, nursery: Nursery, tmp_path: Path) -> None:
         found = hybrids(nursery.sources("vit", "reduced"), tmp_path, [4], [1e-3], steps=100)

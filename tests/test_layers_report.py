@@ -104,6 +104,7 @@ def test_the_table_fits_eighty_columns(layers: LayerLineage) -> None:
     assert len(text.splitlines()) < 40, "82 blocks stay readable"
 
 
+@pytest.mark.integration
 @LAYERS
 def test_pictures(layers: LayerLineage, tmp_path: Path) -> None:
     plot_layers(layers, tmp_path / "layers.png")

@@ -105,6 +105,7 @@ def mean_of(table: dict[str, dict[str, list[float]]], form: str) -> float:
     return float(np.mean([forms[form][0] for forms in table.values() if form in forms]))
 
 
+@pytest.mark.slow
 class TestReduced:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_parents_are_found_by_features(self, nursery: Nursery, architecture: str) -> None:

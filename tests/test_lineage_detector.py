@@ -199,6 +199,7 @@ def trained_on_features(family: Family, folder: Path, how: Training) -> Path:
     return folder
 
 
+@pytest.mark.slow
 class TestReduced:
     def test_parents_are_found(self, nursery: Nursery) -> None:
         config = replace(PAPER, entries=256, probes=64)

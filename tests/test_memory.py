@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 GB = 1 << 30
 LIMIT = 1400 << 20  # bytes of anonymous memory: torch and its thread pools take up to 1 GB of it

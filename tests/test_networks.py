@@ -21,6 +21,8 @@ from hf_lineage.experiments import families
 from hf_lineage.experiments.networks import FullyConnected
 from hf_lineage.features.networks import Images, Network, Tokens, build, run_inputs, taps, upstream, weights
 
+pytestmark = pytest.mark.integration
+
 transformers = pytest.importorskip("transformers")
 timm = pytest.importorskip("timm")
 

@@ -908,6 +908,7 @@ class TestCommandLine:
 
 @pytest.mark.usefixtures("no_launcher")
 class TestProcesses:
+    @pytest.mark.slow
     def test_two_say_what_one_says(
         self, family: Folders, tensors: dict[str, Tensors], tmp_path: Path, answer: Phylogeny
     ) -> None:

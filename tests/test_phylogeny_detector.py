@@ -241,6 +241,7 @@ class TestTraining:
         assert found.tolist() != parents.tolist()
         assert shape(found) == shape(parents) and int((found < 0).sum()) == int((parents < 0).sum())
 
+    @pytest.mark.slow
     @pytest.mark.integration
     def test_it_learns_and_from_random_labels_it_does_not(self) -> None:
         fitted = [made_up(seed, 2) for seed in range(6)]

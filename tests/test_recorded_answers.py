@@ -17,6 +17,7 @@ def recorder() -> Iterator[answers.Recorder]:
         yield recorder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", answers.CASES)
 def test_same_answer(name: str, recorder: answers.Recorder) -> None:
     found = list(answers.differences(answers.recorded(name), recorder.answer(name)))

@@ -127,6 +127,7 @@ def test_small_helpers() -> None:
     assert printable("a\tb\x00") == "a b?" and shorten("x" * 50, 20).count("x") == 19
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("candidates", [(BEST, OTHER, GONE), (GONE,), tuple([BEST] * 30)], ids=["some", "none", "many"])
 def test_pictures(tmp_path: Path, candidates) -> None:
     plot_lineage(lineage("undecided", candidates), tmp_path / "one.png")

@@ -167,6 +167,7 @@ def summary(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_child_without_a_card_finds_its_parent(hub: MiniHub, nursery: Nursery) -> None:
     for kind in KINDS["reduced"]:
         town, family = town_of(hub, nursery, kind, "reduced")

@@ -252,6 +252,7 @@ class TestQuestions:
         with pytest.raises(questions.RefusedError, match="Sign in"):
             asking.annotation(None, None, False, create_pr=True)  # type: ignore[arg-type]
 
+    @pytest.mark.integration
     def test_no_token_is_false_never_none(self) -> None:
         tabs = importlib.import_module("tabs")
         assert tabs.token_of(None) is False

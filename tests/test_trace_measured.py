@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from conftest import Nursery
 
 ARCHITECTURES = ["fc", "resnet", "vit", "llama", "bert"]
+NAMED = {
+    "fc": 9,
+    "llama": 1,
+}  # children of the reduced families called so at the least; 11 of 16 and 2 of 6 were measured
 Record = Callable[[str, dict[str, Any]], None]
 
 
@@ -97,10 +101,13 @@ def check_parents(found: dict[str, Any]) -> None:
     assert worst.get("worst_accuracy", 1.0) >= 0.8 and worst.get("worst_loss_share", 0.0) <= 0.8
 
 
+@pytest.mark.slow
 class TestReduced:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_every_parent_is_found(self, nursery: Nursery, architecture: str) -> None:
-        check_parents(parents_found(nursery.family(architecture, "reduced")))
+        found = parents_found(nursery.family(architecture, "reduced"))
+        check_parents(found)
+        assert found["verdicts"].get("parent", 0) >= NAMED.get(architecture, 0), found
 
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_orphans_are_told_so(self, nursery: Nursery, architecture: str) -> None:

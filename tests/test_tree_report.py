@@ -322,6 +322,7 @@ def test_trees_show_every_model_and_edge(tmp_path: Path) -> None:
     assert legend == ["the oldest of its family", "from parent to child; thicker: surer"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["small", "evil", "300", "tied"])
 def test_no_label_leaves_its_box_and_no_box_covers_another(name: str) -> None:
     figure = plot_tree(FORESTS[name], style="tree")
@@ -355,6 +356,7 @@ def test_rings_show_every_model_and_ancestor(tmp_path: Path) -> None:
     assert len(with_gid(figure, "label")) == 13
 
 
+@pytest.mark.integration
 def test_three_hundred_models_make_rings() -> None:
     figure = plot_tree(FORESTS["300"])
     depth = [node.generation for node in FORESTS["300"].nodes]
@@ -374,6 +376,7 @@ def test_names_in_a_picture_are_no_formulas(style: str, tmp_path: Path) -> None:
     assert not any(label.get_parse_math() for label in with_gid(figure, "label"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("style", ["tree", "ring"])
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_a_picture_is_the_same_bytes_twice(style: str, ending: str, tmp_path: Path) -> None:
@@ -382,6 +385,7 @@ def test_a_picture_is_the_same_bytes_twice(style: str, ending: str, tmp_path: Pa
     assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["none", "one", "chain"])
 @pytest.mark.parametrize("style", ["tree", "ring"])
 def test_few_and_many_can_be_drawn(name: str, style: str, tmp_path: Path) -> None:

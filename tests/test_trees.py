@@ -607,6 +607,7 @@ def network(seed: int, dead: bool) -> list[torch.Tensor]:
     return layers
 
 
+@pytest.mark.integration
 def test_unrelated_networks_are_never_joined() -> None:
     """Forty at α = 1 %, dead units in half of them; and each with a child is joined with it and no other."""
     nets = [network(seed, seed % 2 == 1) for seed in range(40)]

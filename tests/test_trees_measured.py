@@ -253,6 +253,7 @@ def family(nursery: Nursery) -> Family:
     return nursery.trees("fc", "reduced")
 
 
+@pytest.mark.slow
 class TestReduced:
     @pytest.mark.parametrize("kind", KINDS["reduced"])
     def test_trees_are_found_and_what_is_directed_is_right(self, nursery: Nursery, kind: str) -> None:

@@ -252,6 +252,7 @@ def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 class TestReduced:
     @pytest.mark.parametrize("architecture", ["fc", "llama"])
     def test_what_was_done_is_named(self, nursery: Nursery, tmp_path: Path, architecture: str) -> None:

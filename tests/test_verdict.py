@@ -107,7 +107,7 @@ def test_verdicts() -> None:
 def test_the_nearest_of_the_related_wins_however_small_the_p_of_another() -> None:
     judged, _ = judge(found(-10, 0.2), found(-3000, 0.4), found(-0.1, 1.4))
     assert (judged[0].probability or 0) > 0.5 and judged[0].relation == "finetune"
-    assert judged[1].relation in ("common_origin", "sibling") and judged[2].relation == "none"
+    assert judged[1].relation == "sibling" and judged[2].relation == "none"
 
 
 def one(item: WeightsEvidence, **other: Any) -> Candidate:
