@@ -52,6 +52,7 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], str, int, int]] = {
 }  # fmt: skip
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", CASES)
 def test_real_models(name: str) -> None:
     make, example, orders, heads = CASES[name]
@@ -263,7 +264,7 @@ MODELS = st.dictionaries(NAMES, SHAPES, max_size=12).map(
 
 
 @given(MODELS, MODELS)
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_any_names_and_shapes(child: dict[str, Entry], candidate: dict[str, Entry]) -> None:
     """Headers are written by strangers: nothing raises, and the laws hold."""
     found = describe(child)
@@ -285,6 +286,7 @@ def test_any_names_and_shapes(child: dict[str, Entry], candidate: dict[str, Entr
         assert parts[0][1] == 0 and all(a[2] == b[1] for a, b in pairwise(parts))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", CASES)
 def test_canonical_names_are_final(name: str) -> None:
     names = [*canonical_names(build(CASES[name][0]))]

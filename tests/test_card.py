@@ -314,7 +314,7 @@ class TestBytes:
         st.lists(st.sampled_from(["\n", "\r\n", "\r", ""]), min_size=12, max_size=12),
     )
 
-    @settings(max_examples=250)
+    @settings(max_examples=100)
     @given(CARD)
     def test_of_any_card_nothing_is_lost_and_a_second_run_changes_nothing(self, text: str) -> None:
         try:
@@ -359,6 +359,8 @@ class TestDiff:
                 result.append(line[1:])
         assert result + before[at:] == after
 
+    @pytest.mark.slow
+    @pytest.mark.integration
     def test_of_a_long_card_takes_no_time(self) -> None:
         text = "---\nlicense: mit\n---\n" + "".join(f"row {i % 150}\n" for i in range(100_000))
         shown = diff(text, edited(text)[0])

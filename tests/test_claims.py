@@ -209,6 +209,7 @@ BAD_JSON = {
 
 
 class TestHostileFiles:
+    @pytest.mark.integration
     @pytest.mark.parametrize("content", BAD_YAML.values(), ids=BAD_YAML)
     def test_yaml(self, local: Local, content: str) -> None:
         started = time.monotonic()
@@ -259,6 +260,7 @@ class TestHostileFiles:
         }[what]()  # fmt: skip
         assert local({}) == []
 
+    @pytest.mark.integration
     def test_a_large_card_is_no_bomb(self) -> None:
         """Cards with the scores of hundreds of tasks are common among embedding models."""
         scores = [{"task": {"type": "x"}, "metrics": [{"type": "f1", "value": 0.5}] * 10} for _ in range(200)]

@@ -83,6 +83,7 @@ def adapter(shape: torch.Size, rank: int, condition: float = 1.0) -> Tensor:
     return ((left * values) @ right.T / values.norm()).float()
 
 
+@pytest.mark.integration
 class TestLattice:
     @pytest.mark.parametrize("zero_point", [False, True], ids=["absmax", "minmax"])
     @pytest.mark.parametrize("bits", [4, 8])

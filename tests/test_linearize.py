@@ -28,6 +28,8 @@ from hf_lineage.features.linearize import (
     try_steps,
 )
 
+pytestmark = pytest.mark.integration
+
 IMAGES = {"img": (1, 28, 28)}
 SIZES: dict[str, dict[str, Any]] = {
     "fc": {"widths": [16, 12]},

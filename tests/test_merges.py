@@ -32,6 +32,8 @@ from hf_lineage.experiments.networks import VOCAB, build
 from hf_lineage.experiments.recipes import ROOT_TASKS
 from hf_lineage.features import networks
 
+pytestmark = pytest.mark.integration
+
 SHAPES = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (2, 3, 2)}
 WEIGHTS = (0.5, 0.8, 0.3)
 
@@ -209,7 +211,6 @@ def equal(left: Tensors, right: Tensors) -> set[str]:
     return {name for name in left if left[name].shape == right[name].shape and torch.equal(left[name], right[name])}
 
 
-@pytest.mark.integration
 def test_a_deeper_passthrough_child_is_trained_and_written(tmp_path):
     transformers = pytest.importorskip("transformers")
     roots = [root(tmp_path, "llama", seed) for seed in range(2)]
@@ -224,7 +225,6 @@ def test_a_deeper_passthrough_child_is_trained_and_written(tmp_path):
     assert len(networks.build(open_checkpoint(folder)).blocks) == 3
 
 
-@pytest.mark.integration
 def test_a_vit_gets_a_new_head_and_an_answer(tmp_path):
     timm = pytest.importorskip("timm")
     parent = root(tmp_path, "vit")
@@ -239,7 +239,6 @@ def test_a_vit_gets_a_new_head_and_an_answer(tmp_path):
     assert len(networks.build(open_checkpoint(shallow)).blocks) == 1
 
 
-@pytest.mark.integration
 def test_frozen_stays_and_fresh_starts_anew(tmp_path):
     parent = root(tmp_path, "resnet")
     before = weights(parent)
@@ -256,7 +255,6 @@ def test_frozen_stays_and_fresh_starts_anew(tmp_path):
     assert likeness("layer3.0.conv1.weight") > 0.9 and abs(likeness("layer4.0.conv1.weight")) < 0.1
 
 
-@pytest.mark.integration
 def test_training_is_repeatable_and_leaves_its_input(tmp_path):
     parent = root(tmp_path, "vit")
     before = weights(parent)

@@ -21,6 +21,8 @@ from hf_lineage.weights.permutation_test import (
     unit_products,
 )
 
+pytestmark = pytest.mark.integration
+
 
 def units(h: int, d: int, seed: int) -> torch.Tensor:
     return torch.randn(h, d, generator=torch.Generator().manual_seed(seed))

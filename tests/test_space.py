@@ -370,6 +370,7 @@ class TestPictures:
 
 
 class TestFiles:
+    @pytest.mark.integration
     def test_front_matter(self) -> None:
         import gradio
 

@@ -20,6 +20,8 @@ from hf_lineage.experiments.networks import build
 from hf_lineage.features.linearize import Linearised, NoForwardDerivative, exact, features
 from hf_lineage.features.streaming import stream
 
+pytestmark = pytest.mark.integration
+
 SIZES: dict[str, dict[str, Any]] = {
     "fc": {"widths": [16, 12]},
     "resnet": {"layers": [1, 1, 1, 1], "channels": (8, 8, 12, 16)},
@@ -352,7 +354,6 @@ def run(code: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.integration
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA bounds anonymous memory on Linux only")
 def test_a_model_that_does_not_fit_streams_through() -> None:
     read, norm, grown = run(STREAM)

@@ -31,6 +31,8 @@ from hf_lineage.trees.without_gradient import WithoutGradient
 from hf_lineage.weights.permutation_test import combine_layers, draw_matchings, layer_test
 from hf_lineage.weights.permutation_test import unit_products as unit_products
 
+pytestmark = pytest.mark.integration
+
 
 def symmetric(models: int, seed: int) -> np.ndarray:
     x = np.random.default_rng(seed).lognormal(8, 1, (models, models))
@@ -607,7 +609,6 @@ def network(seed: int, dead: bool) -> list[torch.Tensor]:
     return layers
 
 
-@pytest.mark.integration
 def test_unrelated_networks_are_never_joined() -> None:
     """Forty at α = 1 %, dead units in half of them; and each with a child is joined with it and no other."""
     nets = [network(seed, seed % 2 == 1) for seed in range(40)]

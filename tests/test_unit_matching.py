@@ -18,6 +18,8 @@ from hf_lineage.experiments.disguises import DISGUISES, permute, rescale
 from hf_lineage.experiments.families import SIZES, build, train_family
 from hf_lineage.weights.unit_matching import RELATED_SCORE, _draw, _gram, _variance, mantel_test, match_units
 
+pytestmark = pytest.mark.integration
+
 Tensors = dict[str, torch.Tensor]
 ARCHITECTURES = ("fc", "resnet", "vit", "llama")
 ORDERS = {
@@ -261,7 +263,6 @@ class TestMatch:
         score = match_units(one, two, ORDERS[architecture], READS[architecture]).score
         assert score is not None and score < 0.1
 
-    @pytest.mark.integration
     def test_trained_children(self, tmp_path: Path) -> None:
         """Two trained roots on one core: their disguised children, tuned at rates up to 1e-2, are told apart."""
         family = train_family(tmp_path, "fc", roots=2, children=2, seed=5, sizes={"widths": [64, 48]}, same_recipe=True)
