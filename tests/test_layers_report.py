@@ -208,6 +208,7 @@ def test_names_are_defused(evil: str) -> None:
     assert all(row.count("|") == 7 and row.count("`") % 2 == 0 for row in rows)
 
 
+@pytest.mark.integration
 def test_names_in_a_picture_are_no_formulas(tmp_path: Path) -> None:
     blocks = [replace(origin(i, evil, i + 1), block=f"{evil}.{i}") for i, evil in enumerate(EVIL)]
     layers = replace(answer(blocks, refs=EVIL, depth=30), child=ModelRef("local", r"$\frac$"))

@@ -30,6 +30,8 @@ import links
 import questions
 import show
 
+pytestmark = pytest.mark.integration
+
 ENDPOINTS = {"/trace", "/layers", "/family_tree", "/find_candidates"}
 
 
@@ -252,7 +254,6 @@ class TestQuestions:
         with pytest.raises(questions.RefusedError, match="Sign in"):
             asking.annotation(None, None, False, create_pr=True)  # type: ignore[arg-type]
 
-    @pytest.mark.integration
     def test_no_token_is_false_never_none(self) -> None:
         tabs = importlib.import_module("tabs")
         assert tabs.token_of(None) is False
@@ -370,7 +371,6 @@ class TestPictures:
 
 
 class TestFiles:
-    @pytest.mark.integration
     def test_front_matter(self) -> None:
         import gradio
 
