@@ -182,10 +182,10 @@ HIDDEN: dict[str, dict[str, tuple[dict[str, Any], dict[str, int], int]]] = {
 }  # fmt: skip
 
 
-# Sources of hybrids and merges: roots of depth 12 and 4, and fine-tunes of one base
+# Sources of hybrids and merges: roots of depth 12 (reduced: 6) and 4, and fine-tunes of one base
 SOURCES: dict[str, dict[str, dict[str, Any]]] = {
     "reduced": {
-        "vit": {"roots": 4, "children": 0, "seed": 21, "sizes": {"depth": 12, "mlp_ratio": 2, "patch_size": 14}},
+        "vit": {"roots": 4, "children": 0, "seed": 21, "sizes": {"depth": 6, "mlp_ratio": 2, "patch_size": 14}},
         "llama": {"roots": 3, "children": 0, "generations": 1, "seed": 21, "sizes": {"num_hidden_layers": 4}},
         "llama-siblings": {"roots": 1, "children": 3, "seed": 22},
         "resnet": {"roots": 1, "children": 0, "seed": 21},
