@@ -15,7 +15,7 @@ from . import compare, notes
 from .combine import apply_tree, related_candidates
 from .options import Options
 from .phylogeny import tree_of_reading
-from .session import Aligned, Question, unjudged
+from .session import Question, unjudged
 
 if TYPE_CHECKING:
     from ..features.evidence import Settings
@@ -112,7 +112,7 @@ class Features:
         from ..features.evidence import attach, compare, evidence_notes
 
         before = question.session.bytes_read - self._by_child
-        found = compare(self._child, _as_stored(question), self._settings, options.progress)
+        found = compare(self._child, question.as_stored(), self._settings, options.progress)
         by_others = world().others(question.session.bytes_read - before)
         judged, rest = attach(*found, _unjudged(question), known.judged, known.rest, options.evidence)
         return replace(
@@ -186,8 +186,3 @@ def expected_bytes(question: Question, options: Options) -> int:
 
 def _unjudged(question: Question) -> list[Candidate]:
     return [unjudged(model, "compared") for model in question.opened]
-
-
-def _as_stored(question: Question) -> list[Aligned]:
-    """The candidates as they are stored, which their networks want, with the alignment of their views."""
-    return [(model, alignment) for model, (_, alignment) in zip(question.opened, question.aligned(), strict=True)]

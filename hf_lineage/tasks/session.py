@@ -81,10 +81,6 @@ class Session:
         """Bytes read for this question so far, headers included."""
         return self.opener.bytes_read - self.before[1]
 
-    def open(self, model: Model) -> View:
-        """One model, seen through the cuts of its fused tensors. Raises what `Opener.open` raises."""
-        return self.view(self.opener.open(model))
-
     def view(self, model: Checkpoint) -> View:
         """An opened model through its cuts: fused tensors as their parts."""
         if isinstance(model, View):
@@ -179,6 +175,10 @@ class Question:
     def aligned(self) -> list[tuple[View, Alignment]]:
         """Every candidate with its alignment, comparable or not."""
         return [(model, self.session.align(self.child, model)) for model in self.candidates]
+
+    def as_stored(self) -> list[Aligned]:
+        """The candidates as they are stored, which their networks want, with the alignment of their views."""
+        return [(model, alignment) for model, (_, alignment) in zip(self.opened, self.aligned(), strict=True)]
 
 
 def ask(session: Session, child: Model, candidates: Iterable[Model]) -> Question:

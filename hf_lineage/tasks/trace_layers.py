@@ -171,7 +171,7 @@ def _by_networks(question: Question, known: _Blocks, options: Options) -> _Block
     from ..features.blocks import block_facts
 
     settings, metric = settings_of(question, options), options.networks.metric
-    lined = [(model, alignment) for model, (_, alignment) in zip(question.opened, question.aligned(), strict=True)]
+    lined = question.as_stored()
     session = question.session
     before = session.bytes_read
     if "features" in options.evidence:
