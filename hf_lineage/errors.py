@@ -63,6 +63,7 @@ CODES: Mapping[str, str] = {
     "model_unreadable": "a candidate could not be read",
     "equal_copies": "the parent has equal copies",
     "adapter_base_traced": "the child is an adapter; its declared base was traced in its place",
+    "adapter_not_read": "the factors of an adapter are pickled and were not looked at, or it holds none",
     "adapter_without_blocks": "a candidate is an adapter and holds no blocks",
     "folder_for_claim": "a local folder was taken for a declared model, by its name",
     "merge_found": "the child is a merge of several candidates",
@@ -79,6 +80,9 @@ CODES: Mapping[str, str] = {
     "broken_left_out": "tensors of the child that hold NaN or Inf were left out",
     "candidate_left_out": "tensors of a candidate that hold NaN, Inf or only zeros were left out",
     "unknown_dtype": "tensors of an unknown dtype were left out",
+    "index_left_aside": "an index names files that are not there; another copy was read",
+    "index_entry_lost": "an index promises tensors that no shard holds",
+    "copy_left_aside": "a copy beside the files that the index names was not read",
     # of notes: the test
     "p_value_floor": "a p-value is as small as the number of permutations allows",
     "no_p_value": "the permutation test does not apply",
@@ -165,6 +169,11 @@ def join_notes(code: str, texts: Iterable[str]) -> Note:
 def prefixed(words: str, text: str) -> str:
     """A text with words in front of it; a note keeps its fields."""
     return text.prefixed(words) if isinstance(text, Note) else words + text
+
+
+def code_of(text: str) -> str:
+    """A note's code; "" of a plain text."""
+    return text.code if isinstance(text, Note) else ""
 
 
 def sentence_of(text: str) -> str:

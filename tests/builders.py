@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import socket
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from hf_lineage.report.card import current
 
 Tensors = dict[str, Tensor]
 
@@ -115,6 +119,50 @@ def timm_config(architecture: str, **sizes: Any) -> dict[str, Any]:
     if architecture == RESNET:
         return config | {"model_args": RESNET_SIZES | sizes, "pretrained_cfg": {"input_size": [1, 28, 28]}}
     return config | {"model_args": VIT_SIZES | sizes}
+
+
+# ---- cards
+
+
+LINES = "base_model: lab/parent\nbase_model_relation: finetune\n"  # what a sure answer about lab/parent adds
+
+
+def random_card(rng: random.Random) -> str:
+    """A card as it might be, or might be broken: metadata, marks, line ends and text of every kind."""
+    lines = (
+        "---", "---", "--- ", "license: mit", "license: 'mit' # why", "tags: [a, b]", "tags:", "- a", "base_model: x/y",
+        "base_model:", "# T", "", "a: |", "  b", "{a: 1}", "language: no", "```", "<!--", "-->", "%YAML 1.2", "...", "a: [",
+        "x: &a 1", "y: *a", "\u2028", "\x0b", "caf\u00e9 \u6a21\u578b", "eval_results: x", "text: a: b", "\t- x", "self: x",
+    )  # fmt: skip
+    head = rng.choice(("", "", "---\n", "---\n", "---\n---\n", "---\nlicense: mit\n---\n", "\n---\nlicense: mit\n---"))
+    end = rng.choice(("\n", "\n", "\r\n", "\r"))
+    body = "".join(
+        f"{rng.choice(lines)}{end if rng.random() < 0.95 else rng.choice(('', chr(10)))}"
+        for _ in range(rng.randrange(9))
+    )
+    return rng.choice(("", "", "", "\ufeff")) + head.replace("\n", end) + body
+
+
+def without_ours(text: str, result: str) -> str | None:
+    """What was added to the metadata of a card besides our section; None where anything else became of it."""
+    section = current(result)
+    return None if section is None else inserted(text, result.replace(section, "", 1))
+
+
+def inserted(text: str, rest: str) -> str | None:
+    """What was put into a text at one place, besides line ends behind it; None if that is not all, or not ours."""
+    for ends in range(7):
+        longer = rest[: len(rest) - ends]
+        count = len(longer) - len(text)
+        if count < 0 or rest[len(longer) :].strip("\r\n"):
+            return None
+        place = next((i for i, (a, b) in enumerate(zip(text, longer, strict=False)) if a != b), len(text))
+        added = longer[place : place + count]  # perhaps begun later and ended later, by letters that are equal
+        ours = {"".join(sorted(one)) for one in ("", "base_model:lab/parent", LINES, f"---{LINES}---")}
+        letters = "".join(sorted(re.sub(r"\s", "", added)))
+        if longer[place + count :] == text[place:] and letters in {re.sub(r"\s", "", one) for one in ours}:
+            return added
+    return None
 
 
 # ---- processes

@@ -426,7 +426,7 @@ class TestCommand:
 
     def test_all_failed(self, run, lab: MiniHub, tmp_path: Path) -> None:
         (tmp_path / "l.txt").write_text("lab/absent\nlab/gone\n")
-        assert run("audit", tmp_path / "l.txt")[0] == 1
+        assert run("audit", tmp_path / "l.txt")[0] == 5
 
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import huggingface_hub.repocard
 import pytest
 import yaml
+from builders import LINES, inserted, random_card, without_ours
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +31,6 @@ BEST = Candidate(
     {"first": "candidate", "moved": 0.1}, evidence={"weights": {}, "calibration": {}},
 )  # fmt: skip
 OTHER = Candidate("lab/other", "lab/other", B, "compared", 0.01, 0.4, 0.2, "normal", -0.4, 0.2, "none")
-LINES = "base_model: lab/parent\nbase_model_relation: finetune\n"
 
 
 def answer(*candidates: Candidate, **about: Any) -> Lineage:
@@ -60,22 +61,6 @@ def edited(text: str, lineage: Lineage | None = None, confirmed: tuple[str, ...]
     return card.edit(text, section(lineage), card.wanted(lineage), yaml_data, confirmed)
 
 
-def inserted(text: str, rest: str) -> str | None:
-    """What was put into a text at one place, besides line ends behind it; None if that is not all, or not ours."""
-    for ends in range(7):
-        longer = rest[: len(rest) - ends]
-        count = len(longer) - len(text)
-        if count < 0 or rest[len(longer) :].strip("\r\n"):
-            return None
-        place = next((i for i, (a, b) in enumerate(zip(text, longer, strict=False)) if a != b), len(text))
-        added = longer[place : place + count]  # perhaps begun later and ended later, by letters that are equal
-        ours = {"".join(sorted(one)) for one in ("", "base_model:lab/parent", LINES, f"---{LINES}---")}
-        letters = "".join(sorted(re.sub(r"\s", "", added)))
-        if longer[place + count :] == text[place:] and letters in {re.sub(r"\s", "", one) for one in ours}:
-            return added
-    return None
-
-
 def without_section(text: str) -> str:
     return text.replace(card.current(text) or "", "", 1).rstrip("\r\n")
 
@@ -98,6 +83,9 @@ class TestMetadata:
                 f"---\nlicense: 'mit' # why\ntags: [a, b]\n{LINES}---  \nx",
             ),
             ("---\n---\n# T\n\n---\nx", f"---\n{LINES}---\n# T\n\n---\nx"),
+            # the Hub reads on to the next mark: what stands there are the metadata
+            ("---\n---\nlicense: mit\n---", f"---\n---\nlicense: mit\n{LINES}---"),
+            ("---\n---\nlicense: mit\n---\n# T", f"---\n---\nlicense: mit\n{LINES}---\n# T"),
             ("---\n\n---\n# T", f"---\n{LINES}---\n# T"),
             ("---\n# only a comment\n---\n", f"---\n# only a comment\n{LINES}---"),
             (
@@ -337,6 +325,25 @@ class TestBytes:
         was, now = (yaml_data(each[2].encode()) if each else {} for each in (before, after))
         assert {key: repr(now[key]) for key in was} == {key: repr(was[key]) for key in was}
         assert set(now) - set(was) <= {"base_model", "base_model_relation"}
+
+    @pytest.mark.parametrize(
+        "count", [pytest.param(400, id="some"), pytest.param(100_000, id="large", marks=pytest.mark.large)]
+    )
+    def test_of_random_cards_no_byte_and_no_value_is_lost(self, count: int) -> None:
+        rng = random.Random(5)
+        added = 0
+        for _ in range(count):
+            text = random_card(rng)
+            try:
+                result, _ = edited(text)
+            except CardError:
+                continue
+            assert without_ours(text, result) is not None, repr(text)
+            before, after = (card.BLOCK.search(each.removeprefix("\ufeff")) for each in (text, result))
+            was, now = (yaml_data(each[2].encode()) if each else {} for each in (before, after))
+            assert {key: repr(now.get(key)) for key in was} == {key: repr(was[key]) for key in was}, repr(text)
+            added += "base_model" in now and "base_model" not in was
+        assert added > count / 5, "else nothing is tested"
 
 
 class TestDiff:

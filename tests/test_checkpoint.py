@@ -15,7 +15,7 @@ from hf_lineage.checkpoints.checkpoint import Checkpoint
 from hf_lineage.checkpoints.entry import Slice
 from hf_lineage.checkpoints.formats import FORMATS
 from hf_lineage.checkpoints.local import LocalRepo
-from hf_lineage.checkpoints.opener import open_checkpoint
+from hf_lineage.checkpoints.opener import Opener, open_checkpoint
 from hf_lineage.errors import (
     AccessDeniedError,
     BrokenFileError,
@@ -24,6 +24,7 @@ from hf_lineage.errors import (
     NoWeightsError,
     PickleRefusedError,
 )
+from hf_lineage.tasks.session import base_of
 
 TENSORS = {
     "b.weight": torch.randn(13, 7), "a.bias": torch.randn(13).half(), "a.weight": torch.randn(5, 3).bfloat16(),
@@ -207,8 +208,12 @@ def test_an_adapter_leads_to_its_base(tmp_path: Path) -> None:
 def test_an_adapter_without_a_base(tmp_path: Path, config: str) -> None:
     save_file({"x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(config)
+    adapter = open_checkpoint(tmp_path)
+    assert adapter.adapter_base == ""
     with pytest.raises(CheckpointError, match="base_model_name_or_path"):
-        open_checkpoint(tmp_path)
+        base_of(adapter, Opener())
+    (tmp_path / "README.md").write_text("---\nbase_model: org/base\n---\n")
+    assert open_checkpoint(tmp_path).adapter_base == "org/base", "the card's"
 
 
 def test_a_file_cut_short_after_it_was_opened(tmp_path: Path) -> None:
@@ -232,7 +237,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_several_files_and_no_name(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(NoWeightsError, match="Pass the path of the one"):
+    with pytest.raises(NoWeightsError, match="Name the one that is meant: "):
         open_checkpoint(tmp_path)
     assert list(open_checkpoint(tmp_path / "b.safetensors")) == ["x"]
 

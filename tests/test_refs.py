@@ -15,15 +15,34 @@ from hf_lineage.answers.refs import ModelRef, is_repo_id
 from hf_lineage.errors import ReferenceSyntaxError
 
 HUB = ["gpt2", "org/name", "org/name@main", "org/name@refs/pr/1", "timm/resnet18.a1_in1k", "a/b@0f3c", "o-r.g/n_a-m.e"]
+FOLDERS = ["a/b/c", "org/name/unet", "org/name/a/b@v1", "org/name/flux1.safetensors"]
+LINKS = {
+    "https://huggingface.co/a/b": "a/b", "hf.co/a/b/": "a/b", "https://huggingface.co/gpt2/tree/main": "gpt2@main",
+    "https://huggingface.co/a/b/tree/refs%2Fpr%2F1/unet": "a/b/unet@refs/pr/1", "https://www.huggingface.co/a/b#x": "a/b",
+    "https://huggingface.co/a/b/blob/v1/x/y.json?raw=1": "a/b/x@v1", "https://huggingface.co/a/b/commit/0f3c": "a/b@0f3c",
+    "https://huggingface.co/a/b/discussions/3": "a/b",
+}  # fmt: skip
 LOCAL = ["./x", "../x", "/abs/x", "~/x", "./a b/c", "./x.safetensors", ".", "./org/name@main"]
-BAD = ["", " ", "a/b/c", "a//b", "org/", "/".join("abc"), "a b", "org/name@", "org/name@a b", "org/na--me", "org/..", "-a/b",
-       "org/name@../x", "hf://x/y", "https://huggingface.co/a/b", "org\\name", "a/b\n", "ä/b", "x" * 97, "org/name."]  # fmt: skip
+BAD = ["", " ", "a//b", "org/", "a/b/../c", "/".join("abcdefghijkl"), "a b", "https://huggingface.co/datasets/a/b", "org/name@", "org/name@a b", "org/na--me", "org/..", "-a/b",
+       "org/name@../x", "hf://x/y", "https://example.com/a/b", "a/b/", "org\\name", "a/b\n", "ä/b", "x" * 97, "org/name."]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HUB)
 def test_repo_ids(text: str) -> None:
     ref = ModelRef.parse(text)
     assert ref.kind == "hub" and str(ref) == text and ModelRef.parse(str(ref)) == ref
+
+
+@pytest.mark.parametrize("text", FOLDERS)
+def test_folders_in_a_repo(text: str) -> None:
+    ref = ModelRef.parse(text)
+    assert ref.kind == "hub" and str(ref) == text and ModelRef.parse(str(ref)) == ref
+    assert f"{ref.repo_id}/{ref.subfolder}" == ref.name and is_repo_id(ref.repo_id)
+
+
+@pytest.mark.parametrize("text", LINKS)
+def test_pasted_links(text: str) -> None:
+    assert str(ModelRef.parse(text)) == LINKS[text]
 
 
 @pytest.mark.parametrize("text", LOCAL)

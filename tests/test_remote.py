@@ -286,7 +286,7 @@ class TestHostileRepos:
         lora = save({"base_model.model.fc1.lora_A.weight": torch.randn(2, 48)})
         config = json.dumps({"base_model_name_or_path": "/etc"})
         lab.add("lab/adapter", {"adapter_model.safetensors": lora, "adapter_config.json": config})
-        with pytest.raises(CheckpointError, match="no repo id"):
+        with pytest.raises(CheckpointError, match="names no base model"):
             hl.trace("lab/adapter", TRIO)
 
     def test_an_index_that_points_outside(self, lab: MiniHub) -> None:
@@ -310,7 +310,8 @@ class TestHostileRepos:
     def test_cards_of_any_kind(self, lab: MiniHub, nets, card: str) -> None:
         lab.add("lab/odd", {"model.safetensors": save(nets["child"]), "README.md": f"---\n{card}\n---\n"})
         lineage = hl.trace("lab/odd", TRIO)
-        assert lineage.parent == "lab/parent" and lineage.claims == () and lineage.undeclared == ("lab/parent",)
+        assert lineage.parent == "lab/parent" and {claim.status for claim in lineage.claims} <= {"not_understood"}
+        assert lineage.undeclared == (() if lineage.claims else ("lab/parent",))
 
 
 def test_an_adapter_is_traced_through_its_base(lab: MiniHub) -> None:
@@ -321,7 +322,8 @@ def test_an_adapter_is_traced_through_its_base(lab: MiniHub) -> None:
     assert lineage.child.name == "lab/adapter" and lineage.parent == "lab/parent"
     assert "was traced in its place" in lineage.notes[0] and lineage.claims[0].source == "adapter"
     own = hl.trace("lab/adapter")
-    assert (own.verdict, own.parent, own.candidates[0].relation) == ("parent", "lab/child", "adapter")
+    assert (own.verdict, own.parent, own.candidates[0].status) == ("undecided", None, "not_comparable")
+    assert "compared with itself it is no evidence" in own.candidates[0].reasons[0]
     assert own.claims[0].status == "not_testable", "what an adapter says of itself is not shown by its base"
     other = hl.trace("lab/child", ["lab/adapter", "lab/parent"])
     assert other.parent == "lab/parent" and "name its base" in other.candidates[1].reasons[0]

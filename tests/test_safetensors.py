@@ -124,11 +124,9 @@ def test_an_index_that_promises_too_much(tmp_path: Path) -> None:
     with pytest.raises(BrokenFileError, match="not there"):
         open_checkpoint(tmp_path)
     save_file({"c": torch.ones(2)}, tmp_path / shards[1])
-    with pytest.raises(BrokenFileError, match="no shard holds it"):
-        open_checkpoint(tmp_path)
-    save_file({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / shards[1])
-    with pytest.raises(BrokenFileError, match="repeats tensor"):
-        open_checkpoint(tmp_path)
+    assert [note.code for note in open_checkpoint(tmp_path).notes] == ["index_entry_lost"]
+    save_file({"a": torch.zeros(2), "b": torch.ones(2)}, tmp_path / shards[1])
+    assert open_checkpoint(tmp_path).whole(["a"])[0].tolist() == [1, 1], "the index says which copy counts"
 
 
 def test_an_unknown_dtype_is_left_out_by_name(tmp_path: Path) -> None:

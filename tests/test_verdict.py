@@ -171,7 +171,7 @@ def test_seen_from_another_model() -> None:
         ("lab/0", "lab/0", "confirmed", []),
         ("lab/1", "lab/0", "relative", ["lab/0"]),
         ("lab/2", "lab/0", "contradicted", ["lab/0"]),
-        ("lab/9", "lab/0", "not_testable", ["lab/0"]),
+        ("lab/9", "lab/0", "not_testable", []),
         ("lab/2", None, "contradicted", []),
         ("lab/0", None, "confirmed", []),
         ("lab/1", None, "relative", []),

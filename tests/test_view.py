@@ -111,7 +111,7 @@ def test_everything_else_is_the_wrapped_checkpoints(tmp_path: Path) -> None:
     for view in (View(checkpoint, {}), View(checkpoint, {}).first_rows({"embed_tokens.weight": 3})):
         assert (view.ref, view.requested, view.card) == (checkpoint.ref, checkpoint.requested, checkpoint.card)
         assert (view.adapter_base, view.skipped, view.origin) == ("lab/base", ("strange",), 7)
-        assert view.repo is checkpoint.repo and view.config is checkpoint.config and view.recipe is checkpoint.recipe
+        assert view.repo is checkpoint.repo and view.config is checkpoint.config and view.recipes is checkpoint.recipes
         assert view.card and not view.remote and view.bytes_read == checkpoint.bytes_read
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from ..errors import CardError, Note
 from .base import Answer
 
+MARK = b"<!-- hf-lineage:start -->"
+
 
 @dataclass(frozen=True)
 class Annotation(Answer):
@@ -27,6 +29,7 @@ class Annotation(Answer):
     files: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
     make: Callable[[], dict[str, bytes]] = field(default=dict, repr=False, compare=False)
+    before: bytes = field(default=b"", repr=False, compare=False)
 
     def content(self) -> dict[str, Any]:
         """The JSON contract without `schema`."""
@@ -39,8 +42,15 @@ class Annotation(Answer):
         return "\n".join([self._state(), "", *shown, *(f"- {note}" for note in self.notes)]).rstrip("\n") + "\n"
 
     def save(self, folder: Path) -> None:
-        """Write the files into a folder, each at once or not at all. Raises `LineageError`."""
-        write_files(folder, self.make())
+        """Write the files into a folder, each at once or not at all.
+
+        A README.md that lies there is replaced only if it is the card that was read, or was written by us. Raises
+        `CardError`, and what else a `LineageError` is.
+        """
+        try:
+            write_files(folder, self.make(), lambda there: there == self.before or MARK in there)
+        except Changed as error:
+            raise CardError(f"{error} Name another folder.") from error
 
     def __str__(self) -> str:
         return self.url or self.diff.rstrip("\n") or self._state()
@@ -51,10 +61,19 @@ class Annotation(Answer):
         return f"Written: {self.url}" if self.url else f"Would change {', '.join(self.files)}."
 
 
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Each file whole or not at all; the card last, since it shows the others."""
+class Changed(Exception):
+    """The card in a folder is another than the one that was read."""
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], may_replace: Callable[[bytes], bool]) -> None:
+    """Each file whole or not at all; the card last, since it shows the others.
+
+    may_replace: asked of a card that lies there, at the last moment. Raises `Changed` where it says no, and
+    leaves the card as it is; `CardError` for what cannot be written.
+    """
     temporary: Sequence[Path] = ()
     try:
+        _check_card(folder, files, may_replace)  # before anything is written, and again just before it is replaced
         for name in sorted(files, key=lambda name: name == "README.md"):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +85,17 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
                 file.write(files[name])
             if path.is_file():
                 fresh.chmod(path.stat().st_mode & 0o777)
+            if name == "README.md":
+                _check_card(folder, files, may_replace)
             os.replace(fresh, path)
     except OSError as error:
         raise CardError(f"Expected to write `{name}` into `{folder}`, got: {error.strerror}.") from error
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)
+
+
+def _check_card(folder: Path, files: Mapping[str, bytes], may_replace: Callable[[bytes], bool]) -> None:
+    path = folder / "README.md"
+    if "README.md" in files and path.exists() and not may_replace(path.read_bytes()):
+        raise Changed(f"Expected the README.md that was read, found another at `{path}`: it was left as it is.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["parent", "identical", "common_origin", "none", "undecided"]
 Status = Literal["compared", "not_comparable", "unreadable"]
-ClaimStatus = Literal["confirmed", "contradicted", "relative", "not_testable"]
+ClaimStatus = Literal["confirmed", "contradicted", "relative", "not_testable", "not_understood"]
 Relation = Literal[
     "identical", "head_changed", "partial", "finetune", "quantized", "pruned", "adapter",
     "resized", "merge", "sibling", "descendant", "common_origin", "none",
@@ -27,12 +27,17 @@ PARENT_RELATIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a file of the repo declares about a parent, and whether the weights confirm it."""
+    """What a file of the repo declares about a parent, and whether the weights confirm it.
+
+    `ref`: the id that is meant, or the text itself where it is not understood. `raw`: the text as it was written, None
+    where it is the id.
+    """
 
     source: Literal["card", "config", "adapter", "mergekit"]
     ref: str
     relation: str | None = None
     status: ClaimStatus = "not_testable"
+    raw: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..answers.refs import ModelRef
 from ..architecture.describe import Architecture, describe
+from ..errors import Note
 from .dtypes import BITS, decode, torch_dtypes
 from .entry import Entry, Slice
 from .local import LocalRepo
-from .texts import MAX_TEXT, json_data, yaml_data
+from .texts import MAX_TEXT, card_data, json_data, yaml_documents
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 FILES_AT_ONCE = 8  # of one model that are read in parallel
 
-RECIPES = ("mergekit_config.yml", "mergekit_config.yaml")
+OTHER_RECIPES = ("config.yaml", "config.yml")  # of anybody: a recipe only where it names a method
+RECIPES = (
+    "mergekit_config.yml", "mergekit_config.yaml", "mergekit_moe_config.yml", "mergekit_moe_config.yaml",
+    *OTHER_RECIPES,
+)  # fmt: skip
 MAX_RECIPE = 1 << 18  # bytes of a mergekit recipe; a longer one is ignored
 
 
@@ -51,12 +56,20 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
     def __init__(self, ref: ModelRef, requested: str, entries: dict[str, Entry]) -> None:
         self.ref = ref
         self.requested = requested
-        self.card: dict = {}
-        self.adapter_base: str | None = None
+        self.adapter_base: str | None = None  # of an adapter, which has no weights of its own: "" where it is not known
         self.skipped: tuple[str, ...] = ()
+        self.notes: tuple[Note, ...] = ()  # about its files, for the answer
         self.origin = 0  # tells two modules of one class apart
         self.repo: LocalRepo | HubRepo | None = None  # its small files; None for a module
         self._entries = entries
+
+    @cached_property
+    def card(self) -> dict:
+        """Metadata of README.md; empty where there are none. What the Hub does not tell of them is read when first
+        asked for."""
+        if self.repo is None:
+            return {}
+        return self.repo.card or card_data(self.repo.read_card(MAX_TEXT))
 
     @cached_property
     def config(self) -> dict:
@@ -64,10 +77,16 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
         return json_data(self.repo.read_optional("config.json", MAX_TEXT)) if self.repo else {}
 
     @cached_property
-    def recipe(self) -> dict:
-        """What mergekit made the model from; empty where it did not. Fetched when first asked for."""
-        names = [name for name in RECIPES if self.repo and name in self.repo.files]
-        return yaml_data(self.repo.read_optional(names[0], MAX_RECIPE)) if self.repo and names else {}
+    def recipes(self) -> list[dict]:
+        """The documents that mergekit made the model from; empty where it did not. Fetched when first asked for."""
+        if self.repo is None:
+            return []
+        for name in RECIPES:
+            if name in self.repo.files:
+                found = yaml_documents(self.repo.read_optional(name, MAX_RECIPE))
+                if name not in OTHER_RECIPES or any("merge_method" in document for document in found):
+                    return found
+        return []
 
     @cached_property
     def architecture(self) -> Architecture:

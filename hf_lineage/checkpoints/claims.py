@@ -2,73 +2,79 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..answers.lineage import Claim
-from ..answers.refs import is_repo_id
 from .checkpoint import Checkpoint
-from .local import LocalRepo
+from .local import LocalRepo, stands_for
+from .names import MAX_NAMES, Named, as_written, is_on_hub, names_in, repo_id_of
+from .texts import MAX_TEXT, json_data
 
-MAX_CLAIMS = 16  # of one file that are examined
-
-# The Hub's repos without an owner; none are added any more. Any other single word is a folder on somebody's machine.
-_OWNERLESS = re.compile(
-    r"albert-(?:base|large|xlarge|xxlarge)-v[12]"
-    r"|bert-base-(?:(?:german-|multilingual-)?cased|(?:multilingual-)?uncased|chinese|german-dbmdz-(?:un)?cased)"
-    r"|bert-base-cased-finetuned-mrpc"
-    r"|bert-large-(?:un)?cased(?:-whole-word-masking(?:-finetuned-squad)?)?"
-    r"|camembert-base|ctrl|openai-gpt|(?:distil)?gpt2|gpt2-(?:medium|large|xl)|transfo-xl-wt103"
-    r"|distilbert-base-(?:(?:un)?cased(?:-distilled-squad)?|uncased-finetuned-sst-2-english|(?:german|multilingual)-cased)"
-    r"|distilroberta-base|roberta-(?:base|large)(?:-openai-detector)?|roberta-large-mnli"
-    r"|t5-(?:small|base|large|3b|11b)|xlnet-(?:base|large)-cased"
-    r"|xlm-(?:clm-(?:ende|enfr)-1024|mlm-[a-z0-9-]+)|xlm-roberta-(?:base|large(?:-finetuned-conll0[23]-[a-z]+)?)"
-)
-# `output/run-3` is spelled like a repo id: the usual names of training folders are not taken for one
-_FOLDER = re.compile(
-    r"(?:(?:pre)?trained|saved?|ckpts?|checkpoints?|data|exp|experiments?|logs?|lightning_logs|models?|out|outputs?"
-    r"|(?:pretrained|saved|trained)_models?|results?|runs?|te?mp|weights|work_dirs|workspace)/.*"
-    r"|.*/(?:checkpoint|ckpt|epoch|step)[-_]?\d*",
-    re.IGNORECASE,
-)
+ADAPTER_CONFIG = "adapter_config.json"
+_RELATIONS = ("finetune", "adapter", "quantized", "merge")
 
 
 def claims_of(checkpoint: Checkpoint) -> list[Claim]:
     """The parents that the child's own files name, by each of CLAIM_SOURCES in turn, without repetition.
 
-    Such files are written by anybody: what is not spelled like a repo id is left out, and so is the child itself.
+    Such files are written by anybody: what is no repo id, in whatever spelling, is a claim of status `not_understood`
+    with the text in `raw`. The child itself is left out.
     """
     claims = [claim for source in CLAIM_SOURCES.values() for claim in source(checkpoint)]
     return [claim for claim in dict.fromkeys(claims) if not _is_self(claim.ref, checkpoint)]
 
 
+def adapter_base(checkpoint_config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """The base of an adapter: what its config names, or its card where that is a path or nothing; "" for neither.
+
+    >>> adapter_base({"base_model_name_or_path": "/models/x"}, {"base_model": "org/name"})
+    'org/name'
+    """
+    for value, strict in ((checkpoint_config.get("base_model_name_or_path"), True), (_declared_in(card), False)):
+        for named in names_in(value):
+            if named.ref and (not strict or is_on_hub(named.ref)):
+                return named.ref
+    return ""
+
+
 def _by_card(checkpoint: Checkpoint) -> list[Claim]:
     """`base_model` in the card's metadata, one or several, with `base_model_relation`."""
-    base, relation = checkpoint.card.get("base_model"), checkpoint.card.get("base_model_relation")
-    relation = relation if relation in ("finetune", "adapter", "quantized", "merge") else None
-    named = [base] if isinstance(base, str) else base if isinstance(base, list) else []
-    return [Claim("card", ref, relation) for ref in named[:MAX_CLAIMS] if isinstance(ref, str) and is_repo_id(ref)]
+    relation = checkpoint.card.get("base_model_relation")
+    relation = relation[0] if isinstance(relation, list) and relation else relation
+    relation = relation.strip().lower() if isinstance(relation, str) else None
+    return _claims("card", names_in(_declared_in(checkpoint.card)), relation if relation in _RELATIONS else None)
 
 
 def _by_config(checkpoint: Checkpoint) -> list[Claim]:
-    """What `config.json` was loaded from (`_name_or_path`)."""
+    """What `config.json` was loaded from (`_name_or_path`), where that is a repo: a library writes a path, too, which
+    declares nothing."""
     loaded_from = checkpoint.config.get("_name_or_path")
-    return [Claim("config", loaded_from)] if isinstance(loaded_from, str) and _is_on_hub(loaded_from) else []
+    ref = repo_id_of(loaded_from) if isinstance(loaded_from, str) else None
+    return _claims("config", [Named(ref, as_written(loaded_from))]) if ref and is_on_hub(ref) else []
 
 
 def _by_adapter(checkpoint: Checkpoint) -> list[Claim]:
     """The base that an adapter's config names."""
-    base = checkpoint.adapter_base
-    return [Claim("adapter", base, "adapter")] if base and is_repo_id(base) else []
+    if checkpoint.repo is None or ADAPTER_CONFIG not in checkpoint.repo.files:
+        return []
+    base = json_data(checkpoint.repo.read_optional(ADAPTER_CONFIG, MAX_TEXT)).get("base_model_name_or_path")
+    return _claims("adapter", [_on_hub(named) for named in names_in(base)], "adapter")
 
 
 def _by_mergekit(checkpoint: Checkpoint) -> list[Claim]:
     """The models of a mergekit recipe."""
-    merged = dict.fromkeys(filter(_is_on_hub, map(_merged_model, _ingredients(checkpoint.recipe))))
-    return [Claim("mergekit", ref, "merge") for ref in list(merged)[:MAX_CLAIMS]]
+    own = {as_written(document.get("name")) for document in checkpoint.recipes}  # what one document calls its result
+    texts = [text for document in checkpoint.recipes for value in _ingredients(document) if (text := _merged(value))]
+    named = [
+        _on_hub(Named(repo_id_of(re.split("[@+]", t, maxsplit=1)[0]), as_written(t))) for t in texts if t not in own
+    ]
+    claims = list(dict.fromkeys(_claims("mergekit", named, "merge")))
+    if len(claims) > MAX_NAMES:
+        rest = f"{len(claims) - MAX_NAMES} more models"
+        claims[MAX_NAMES:] = [Claim("mergekit", rest, "merge", "not_understood", rest)]
+    return claims
 
 
 # What a child declares, in the order of the answer: `Claim.source` → the claims of one kind of file
@@ -77,41 +83,63 @@ CLAIM_SOURCES: dict[str, Callable[[Checkpoint], list[Claim]]] = {
 }  # fmt: skip
 
 
-def _is_on_hub(text: str) -> bool:
-    """Whether a name that may as well be a folder's on somebody's machine is more likely a repo's.
-
-    >>> [_is_on_hub(text) for text in ("org/name", "gpt2", "model", "output/run", "org/checkpoint-500", "/a/b")]
-    [True, True, False, False, False, False]
-    """
-    if "/" not in text:
-        return bool(_OWNERLESS.fullmatch(text))
-    return is_repo_id(text) and not _FOLDER.fullmatch(text)
+def _claims(source: Any, names: Iterable[Named], relation: str | None = None) -> list[Claim]:
+    return [
+        Claim(source, named.ref, relation, raw=None if named.ref == named.raw else named.raw)
+        if named.ref
+        else Claim(source, named.raw, relation, "not_understood", named.raw)
+        for named in names
+    ]
 
 
-def _ingredients(recipe: dict) -> list[Any]:
-    """`base_model`, `models[].model` and `slices[].sources[].model`, whatever stands there."""
-    sources = [source for part in _mappings(recipe.get("slices")) for source in _mappings(part.get("sources"))]
-    return [recipe.get("base_model"), *(entry.get("model") for entry in [*_mappings(recipe.get("models")), *sources])]
+def _on_hub(named: Named) -> Named:
+    """A name that is rather a folder's is not understood."""
+    return named if named.ref and is_on_hub(named.ref) else Named(None, named.raw)
+
+
+def _declared_in(card: Mapping[str, Any]) -> Any:
+    """The value of `base_model`, in whatever case the key is written."""
+    keys = [key for key in card if isinstance(key, str) and key.lower().replace("-", "_") == "base_model"]
+    return card[min(keys, key=lambda key: key != "base_model")] if keys else None
+
+
+def _ingredients(recipe: Mapping[str, Any]) -> Iterator[Any]:
+    """All that a recipe is made of: `base_model`, `models`, the sources of `slices` and their own `base_model`, the
+    experts of a mixture, and the same of each of its `modules`; whatever stands there."""
+    yield recipe.get("base_model")
+    for entry in _mappings(recipe.get("models")):
+        yield entry.get("model")
+    for part in _mappings(recipe.get("slices")):
+        yield part.get("base_model")
+        for source in _mappings(part.get("sources")):
+            yield source.get("model")
+    for kind in ("experts", "shared_experts"):
+        for expert in _mappings(recipe.get(kind)):
+            yield expert.get("source_model")
+    modules = recipe.get("modules")
+    for module in _mappings([*modules.values()] if isinstance(modules, dict) else modules):
+        yield from _ingredients({name: value for name, value in module.items() if name != "modules"})
 
 
 def _mappings(value: Any) -> list[dict]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _merged_model(value: Any) -> str:
-    """The repo id in one of mergekit's spellings, without revision and LoRA; "" where there is none.
+def _merged(value: Any) -> str:
+    """The model in one of mergekit's spellings; "" where there is none.
 
-    >>> _merged_model("org/name@v2+org/lora"), _merged_model({"model": {"path": "org/name", "revision": "v2"}})
-    ('org/name', 'org/name')
+    >>> _merged("org/name@v2+org/lora"), _merged({"model": {"path": "org/name", "revision": "v2"}})
+    ('org/name@v2+org/lora', 'org/name')
     """
     for _ in range(2):
         if isinstance(value, dict):
             value = value.get("model", value.get("path"))
-    return re.split("[@+]", value, maxsplit=1)[0] if isinstance(value, str) else ""
+    return value.strip() if isinstance(value, str) else ""
 
 
 def _is_self(ref: str, checkpoint: Checkpoint) -> bool:
-    """Whether `ref` is the child: its id, the name it was asked for by, or the folder `org/name` of a mirror."""
-    if isinstance(checkpoint.repo, LocalRepo):
-        return Path(os.path.abspath(checkpoint.repo.folder)).parts[-2:] == tuple(ref.split("/"))
-    return ref.lower() in (checkpoint.ref.name.lower(), checkpoint.requested.partition("@")[0].lower())
+    """Whether `ref` is the child: its id, the name it was asked for by, or what its folder stands for."""
+    if isinstance(checkpoint.repo, LocalRepo) and checkpoint.ref.kind == "local":
+        return stands_for(checkpoint.repo.folder) == ref
+    names = (checkpoint.ref.repo_id, checkpoint.requested.partition("@")[0])
+    return ref.lower() in {name.lower() for name in names}

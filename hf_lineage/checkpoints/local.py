@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from ..answers.refs import ModelRef
 from ..errors import AccessDeniedError, BrokenFileError, CheckpointError, ModelNotFoundError
-from .texts import MAX_TEXT, card_data
 
 if TYPE_CHECKING:
     from ..hub.client import Hub, HubRepo
@@ -31,7 +31,7 @@ class LocalFile:
         try:
             self.size = path.stat().st_size
         except OSError as error:
-            raise CheckpointError(f"Expected to read `{path}`, got: {error.strerror}.") from error
+            raise _unreadable(path, error) from error
 
     def read(self, extents: Sequence[Extent]) -> list[bytearray]:
         """The bytes of each `(start, stop)`. Raises `BrokenFileError` where the file ends before."""
@@ -40,14 +40,30 @@ class LocalFile:
             with self._path.open("rb", buffering=0) as file:
                 for start, stop in extents:
                     buffer = bytearray(stop - start)
-                    if os.preadv(file.fileno(), [buffer], start) != len(buffer):
+                    if _read_into(file, memoryview(buffer), start) != len(buffer):
                         raise BrokenFileError(f"`{self._path}` ends before byte {stop:,}: it changed. Run again.")
                     result.append(buffer)
         except OSError as error:
-            raise CheckpointError(f"Expected to read `{self._path}`, got: {error.strerror}.") from error
+            raise _unreadable(self._path, error) from error
         with self._lock:
             self.bytes_read += sum(map(len, result))
         return result
+
+
+def _read_into(file: FileIO, buffer: memoryview, start: int) -> int:
+    """Fill the buffer from byte `start` on; returns how many bytes were there.
+
+    One read of the system ends after 2 GiB at the latest, and may end before: it is repeated.
+    """
+    done = 0
+    file.seek(start)
+    while done < len(buffer) and (count := file.readinto(buffer[done:])):
+        done += count
+    return done
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"Expected to read `{path}`, got: {error.strerror}.")
 
 
 class LocalRepo:
@@ -65,7 +81,7 @@ class LocalRepo:
             if path.is_file():
                 self.folder, self.only = path.parent, path.name
             elif path.is_dir():
-                self.folder = path
+                self.folder = _snapshot_in(path) or path
             else:
                 raise ModelNotFoundError(
                     f"Expected a model folder or a weights file at `{ref.name}`, found nothing there.",
@@ -78,16 +94,17 @@ class LocalRepo:
         except OSError as error:
             raise ModelNotFoundError(f"Expected a model at `{path}`, got: {error.strerror}.") from error
 
-    @property
-    def card(self) -> dict:
-        """Metadata of README.md; empty where there is none or it cannot be read."""
-        if "README.md" not in self.files:
-            return {}
+    card: dict | None = None  # nobody tells it: it is read when asked for
+
+    def read_card(self, limit: int) -> bytes:
+        """The first bytes of README.md, at most `limit`; nothing where there is none. Raises `CheckpointError`."""
+        if "README.md" not in self.files or not (self.folder / "README.md").is_file():
+            return b""
         try:
             with (self.folder / "README.md").open("rb") as file:
-                return card_data(file.read(MAX_TEXT))
-        except OSError:
-            return {}
+                return file.read(limit)
+        except OSError as error:
+            raise _unreadable(self.folder / "README.md", error) from error
 
     def read_small(self, name: str, limit: int) -> bytes:
         """A whole small file. Raises `BrokenFileError` if it is longer than `limit`."""
@@ -97,18 +114,23 @@ class LocalRepo:
                 raise BrokenFileError(f"`{path}` is longer than the {limit:,} bytes allowed for such a file.")
             return path.read_bytes()
         except OSError as error:
-            raise CheckpointError(f"Expected to read `{path}`, got: {error.strerror}.") from error
+            raise _unreadable(path, error) from error
 
     def read_optional(self, name: str, limit: int) -> bytes:
-        """A whole small file; nothing where it is missing, longer than `limit` or cannot be read."""
-        if name not in self.files:
+        """A whole small file; nothing where it is missing, no file or longer than `limit`.
+
+        Raises `CheckpointError` where it is there and cannot be read: what was not read is not empty.
+        """
+        path = self.folder / name
+        if name not in self.files or not path.is_file():  # a pipe would wait for ever
             return b""
-        try:
-            file = self.open(name)
-            # what has no size is not opened either: a pipe would wait for ever
-            return bytes(file.read([(0, file.size)])[0]) if 0 < file.size <= limit else b""
-        except CheckpointError:
-            return b""
+        file = self.open(name)
+        return bytes(file.read([(0, file.size)])[0]) if 0 < file.size <= limit else b""
+
+    def folders_with_weights(self) -> list[str]:
+        """Folders in it that hold safetensors files, of the first hundred."""
+        folders = [name for name in sorted(self.files)[:100] if (self.folder / name).is_dir()]
+        return [name for name in folders if any((self.folder / name).glob("*.safetensors"))]
 
     def open(self, name: str) -> LocalFile:
         """One file, not yet read."""
@@ -117,6 +139,31 @@ class LocalRepo:
     def path(self, name: str) -> Path:
         """Where a whole file lies on this machine."""
         return self.folder / name
+
+
+def stands_for(path: str | Path) -> str:
+    """The repo id that a folder on this machine stands for: that of the snapshot in a cache that it is, else the last
+    two names of its path from the root on, which is how mirrors and clones are laid out; "" for none.
+
+    >>> stands_for(f"/hub/models--org--name/snapshots/{'a' * 40}"), stands_for("/mirror/org/name/")
+    ('org/name', 'org/name')
+    """
+    whole = Path(os.path.abspath(os.path.expanduser(path)))
+    if "snapshots" in whole.parts:
+        from ..hub.cache import snapshot_of
+
+        if found := snapshot_of(whole):
+            return found[0]
+    return "/".join(whole.parts[-2:]) if len(whole.parts) > 2 else ""
+
+
+def _snapshot_in(path: Path) -> Path | None:
+    """Where the files are, of a repo's own folder in a cache."""
+    if not (path.name.startswith("models--") and (path / "snapshots").is_dir()):
+        return None
+    from ..hub.cache import newest_snapshot
+
+    return newest_snapshot(path)
 
 
 class CachedRepo(LocalRepo):
@@ -135,4 +182,4 @@ def repo_of(ref: ModelRef, hub: Hub) -> HubRepo | CachedRepo:
     from ..hub.cache import snapshot
 
     commit, folder = snapshot(ref)
-    return CachedRepo(ModelRef("hub", ref.name, commit), str(ref), folder)
+    return CachedRepo(ModelRef("hub", ref.name, commit), str(ref), folder / ref.subfolder)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..answers.lineage import Candidate
-from ..answers.refs import ModelRef
+from ..answers.refs import ModelRef, is_repo_id, printable
 from ..errors import (
     ArgumentError,
+    CheckpointError,
     HubUnavailableError,
     LineageError,
     ModelNotFoundError,
@@ -19,7 +22,7 @@ from ..errors import (
 )
 from .checkpoint import Checkpoint, MemoryCheckpoint
 from .formats import FORMATS
-from .local import LocalRepo, repo_of
+from .local import LocalRepo, repo_of, stands_for
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from ..hub.client import Hub, HubRepo
 
     Model = str | Path | ModelRef | torch.nn.Module
+
+_log = logging.getLogger("hf_lineage.checkpoints.opener")
 
 
 def open_checkpoint(
@@ -39,7 +44,8 @@ def open_checkpoint(
     """Open a model by reference, or take a module as it is. Costs the headers.
 
     A repo or folder is searched for `model.safetensors`, its sharded index, the names other libraries use, or
-    its only safetensors file; a LoRA adapter repo is recognised by `adapter_config.json` and names its base.
+    a complete series of shards or its only safetensors file; a LoRA adapter is recognised by `adapter_config.json` and
+    names its base.
     Pickled weights are read only with `allow_pickle`, by `torch.load(weights_only=True)`.
 
     Raises `ModelNotFoundError`, `AccessDeniedError`, `NoWeightsError`, `PickleRefusedError`, `BrokenFileError`,
@@ -71,7 +77,7 @@ def find_repo(ref: ModelRef, hub: Hub | None) -> LocalRepo | HubRepo:
 def open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
     """The model in a repo or folder: its headers, its card. Raises what `open_checkpoint` raises."""
     checkpoint = _open_repo(repo, allow_pickle)
-    checkpoint.card, checkpoint.repo = repo.card, repo
+    checkpoint.repo = repo
     return checkpoint
 
 
@@ -80,10 +86,11 @@ def _open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
         if names := form.find(repo):
             return form.open(repo, names, allow_pickle)
     found = ", ".join(sorted(name for name in repo.files if name[0] != ".")[:4]) or "no file at all"
-    raise NoWeightsError(
-        f"Expected a `model.safetensors` in `{repo.ref.name}`, found {found}. "
-        "Convert the weights with safetensors, or name another repo."
-    )
+    expected = f"Expected a `model.safetensors` in `{repo.ref.name}`, found {found}."
+    if folders := repo.folders_with_weights():
+        named = ", ".join(f"{repo.ref.name}/{folder}" for folder in folders[:4])
+        raise NoWeightsError(f"{expected} Its weights lie in folders.", f"Name the one that is meant: {named}.")
+    raise NoWeightsError(f"{expected} Convert the weights with safetensors, or name another repo.")
 
 
 class Opener:
@@ -142,7 +149,7 @@ class Opener:
         def attempt(job: tuple[int, Model]) -> Checkpoint | Candidate:
             position, model = job
             try:
-                checkpoint = self.open(model)
+                checkpoint = self._open_whatever_happens(model)
             except LineageError as error:
                 self.failed[str(model)] = error
                 name = model.name if isinstance(model, ModelRef) else str(model)
@@ -156,6 +163,20 @@ class Opener:
         opened = [result for result in results if isinstance(result, Checkpoint)]
         refused = {result.requested: result for result in results if isinstance(result, Candidate)}
         return opened, list(refused.values())
+
+    def _open_whatever_happens(self, model: Model) -> Checkpoint:
+        """`open`, where what one repo's files bring about must not end the question about the others."""
+        try:
+            return self.open(model)
+        except LineageError:
+            raise
+        except Exception as error:
+            name = printable(str(model) if isinstance(model, (str, Path, ModelRef)) else type(model).__name__)[:200]
+            _log.error("internal error while opening %s\n%s", name, traceback.format_exc())
+            raise CheckpointError(
+                f"`{name}` could not be opened: internal error, {type(error).__name__}. This is a bug; its traceback "
+                "is in the log."
+            ) from error
 
     @property
     def opened(self) -> tuple[Checkpoint, ...]:
@@ -188,16 +209,21 @@ class Opener:
         return self._hub.requests if self._hub else 0
 
     def same_model(self, claim: str, candidate: Candidate) -> bool:
-        """Whether a claimed id means this candidate: the same id, its canonical id, or the folder of a mirror.
+        """Whether a claimed id means this candidate: the same id, its canonical id, or a folder that stands for it.
 
-        A local folder stands for `org/name` if its path ends so, which is how mirrors and clones are laid out;
-        the answer's notes say where that was assumed.
+        A snapshot in a cache is its repo's; any other folder stands for `org/name` if its path ends so, which is how
+        mirrors and clones are laid out; the answer's notes say where that was assumed. What is named by a folder in a
+        repo is the repo's.
         """
-        if claim in (candidate.ref, candidate.requested.partition("@")[0]):
+        named = candidate.requested.partition("@")[0]
+        if claim in (candidate.ref, named):
             return True
+        if not is_repo_id(claim):
+            return False
         if candidate.ref[:1] in "./~":
-            return Path(candidate.ref).parts[-2:] == tuple(claim.split("/"))
-        return self._hub is not None and self._hub.canonical(claim) == candidate.ref
+            return stands_for(candidate.ref) == claim
+        ref, asked = (ModelRef("hub", name).repo_id for name in (candidate.ref, named))
+        return claim in (ref, asked) or (self._hub is not None and self._hub.canonical(claim) == ref)
 
     def _client(self, model: Model) -> Hub | None:
         is_repo = isinstance(model, str) and ModelRef.parse(model).kind == "hub"

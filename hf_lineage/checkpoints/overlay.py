@@ -19,7 +19,7 @@ class Overlay(Wrapper):
     def __init__(self, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
         self._upper = MemoryCheckpoint(checkpoint.ref, checkpoint.requested, tensors)
         super().__init__(checkpoint, {**checkpoint, **self._upper})
-        self.card, self.adapter_base = checkpoint.card, checkpoint.adapter_base
+        self.adapter_base = checkpoint.adapter_base
         self.skipped, self.origin = checkpoint.skipped, checkpoint.origin
 
     def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:

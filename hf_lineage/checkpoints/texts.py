@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import yaml
@@ -10,13 +11,22 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 MAX_TEXT = 1_000_000  # bytes of a card or config that are looked at
 MAX_NODES = 100_000  # values of a YAML document, aliases written out; a card that lists thousands of scores has fewer
+MAX_DOCUMENTS = 100  # in one YAML text
 MAX_NUMBER = 100  # characters of a YAML value that is no text; reading a longer one takes quadratic time
 
 
+# of metadata that are no YAML: a placeholder nobody filled in, a tab; the line is kept, so that it is told
+_BASE_LINE = re.compile(r"^base_model[ \t]*:[ \t]*(.*(?:(?:\r\n|\r|\n)[ \t]*-.*)*)$", re.MULTILINE)
+
+
 def card_data(raw: bytes) -> dict:
-    """Metadata of a model card; empty where there is none or it cannot be read."""
+    """Metadata of a model card; empty where there is none. Of what cannot be read, the text of `base_model`."""
     block = REGEX_YAML_BLOCK.search(raw.decode("utf-8-sig", errors="replace"))
-    return yaml_data(block[2].encode()) if block else {}
+    if not block:
+        return {}
+    found = yaml_data(block[2].encode())
+    line = None if found else _BASE_LINE.search(block[2])
+    return {"base_model": line[1].strip()} if line and line[1].strip() else found
 
 
 def json_data(raw: bytes) -> dict:
@@ -30,11 +40,22 @@ def json_data(raw: bytes) -> dict:
 
 def yaml_data(raw: bytes) -> dict:
     """An untrusted YAML mapping; empty where it is none or cannot be read."""
+    documents = yaml_documents(raw, most=2)
+    return documents[0] if len(documents) == 1 else {}
+
+
+def yaml_documents(raw: bytes, most: int = MAX_DOCUMENTS) -> list[dict]:
+    """The mappings of an untrusted YAML text of at most `most` documents; empty where it cannot be read."""
     try:
-        data = yaml.load(raw.decode("utf-8-sig"), _BoundedLoader)
+        loader = _BoundedLoader(raw.decode("utf-8-sig"))
+        data = []
+        while loader.check_data():
+            data.append(loader.get_data())
+            if len(data) > most:
+                return []
     except Exception:  # PyYAML trips over values it does not expect in any way: `!!bool x` is a KeyError
-        return {}
-    return data if isinstance(data, dict) else {}
+        return []
+    return [document if isinstance(document, dict) else {} for document in data]
 
 
 class _BoundedLoader(yaml.SafeLoader):

@@ -36,17 +36,21 @@ class View(Wrapper):
                 origins[key] = (name, first * _width(entry))
         super().__init__(checkpoint, entries)
         for name, value in vars(checkpoint).items():  # whatever a checkpoint knows of its model besides its tensors
-            if not name.startswith("_") and name != "architecture":
+            if not name.startswith("_") and name not in ("architecture", "card", "config", "recipes"):
                 setattr(self, name, value)
         self._origins = origins
+
+    @cached_property
+    def card(self) -> dict:
+        return self._checkpoint.card
 
     @cached_property
     def config(self) -> dict:
         return self._checkpoint.config
 
     @cached_property
-    def recipe(self) -> dict:
-        return self._checkpoint.recipe
+    def recipes(self) -> list[dict]:
+        return self._checkpoint.recipes
 
     def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
         return self._checkpoint.read([self._translate(piece) for piece in slices])

@@ -57,8 +57,8 @@ def audit(context: click.Context, file: str | None, author: str | None, collecti
 
     \b
     Exit codes: 0 no contradicted claim (also when some models could not be read: they are listed),
-    1 an error, or no model could be read, 2 wrong usage, 3 the author or collection has no models,
-    4 a contradicted claim was found, 130 interrupted (the files are written for what is finished).
+    1 an error, 2 wrong usage, 3 the author or collection has no models, 4 a contradicted claim was found,
+    5 not one model could be checked, 130 interrupted (the files are written for what is finished).
     """
     if not (file or author or collection):
         raise click.UsageError("Expected models: a FILE, --author or --collection.", context)
@@ -86,8 +86,8 @@ def audit(context: click.Context, file: str | None, author: str | None, collecti
             _save(output.records, found, sarif, markdown, complete)
     if any(record.status == "contradicted" for record in output.records):
         sys.exit(4)  # `main` runs commands such that click's own exit would be lost
-    if output.records and all(record.status == "failed" for record in output.records):
-        sys.exit(1)
+    if output.records and all(record.status in ("failed", "not_testable") for record in output.records):
+        sys.exit(5)
 
 
 class _Output:

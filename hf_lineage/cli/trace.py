@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import code_of
 from .output import (
     QUESTION,
     Bar,
@@ -20,6 +22,9 @@ from .output import (
     show,
     with_options,
 )
+
+if TYPE_CHECKING:
+    from ..answers.lineage import Lineage
 
 
 @click.command()
@@ -56,8 +61,8 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
       hf-lineage trace user/child -c org/a -c org/b --evidence weights --evidence detector
 
     \b
-    Exit codes: 0 an answer ("none" is one), 1 an error, 2 wrong usage,
-    3 the child does not exist or is not accessible, 130 interrupted.
+    Exit codes: 0 an answer ("none" is one), 1 an error, or undecided since a candidate could not be read now (try
+    again), 2 wrong usage, 3 the child does not exist or is not accessible, 130 interrupted.
 
     \b
     In several processes, each of which reads a share of the weights; one prints:
@@ -85,3 +90,15 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
         save(lambda: lineage.plot(plot), "picture", plot)
     if profile:
         save(lambda: lineage.profile(profile), "picture", profile)
+    if may_pass(lineage):
+        sys.exit(1)
+
+
+def may_pass(lineage: Lineage) -> bool:
+    """Whether nothing could be decided because a candidate that was named or declared failed for a passing reason."""
+    failed = [
+        c for c in lineage.candidates
+        if c.status == "unreadable" and any(code_of(reason) == "hub_unavailable" for reason in c.reasons)
+    ]  # fmt: skip
+    rules = [c.facts.get("found_by", ("named",))[:1] for c in failed]
+    return lineage.verdict == "undecided" and any(r and r[0].startswith(("named", "declared")) for r in rules)

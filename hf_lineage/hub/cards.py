@@ -26,10 +26,11 @@ from ..errors import (
     CardError,
     CheckpointError,
     HubUnavailableError,
+    ModelNotFoundError,
     TokenRefusedError,
     WriteRefusedError,
 )
-from .client import Hub, HubRepo, explained
+from .client import Hub, HubRepo, RemoteFile, explained, server_name
 
 WEIGHTS = re.compile(r"[^/]+\.safetensors|pytorch_model[^/]*\.bin|adapter_model\.bin")
 MAX_PAGES = 100  # of somebody's open pull requests of one repo that are looked through
@@ -67,18 +68,33 @@ class CardRepository:
         return self.hub.repo(ModelRef("hub", name, revision))
 
     def card(self, repo: HubRepo, limit: int) -> bytes:
-        """README.md, byte for byte; empty where there is none."""
-        if "README.md" not in repo.files:
-            return b""
-        file = repo.open("README.md")
+        """README.md of the repo, byte for byte, counted and held against the hash that the server names; empty where
+        the repo has none.
+
+        Raises `CardError` if it is longer than `limit`, `HubUnavailableError` where what came is not the whole file:
+        what was not read must not be taken for empty, since the card is replaced by what is made of it.
+        """
+        try:
+            file = RemoteFile(repo, "README.md", whole_repo=True)
+        except (CheckpointError, ModelNotFoundError) as error:
+            if repo.has_card or type(error) not in (CheckpointError, ModelNotFoundError):
+                raise
+            return b""  # neither listed nor there
         if file.size > limit:
             raise CardError(f"Expected a README.md of at most {limit:,} bytes, got {file.size:,}. Shorten it.")
-        return bytes(file.read([(0, file.size)])[0]) if file.size else b""
+        raw = bytes(file.read([(0, file.size)])[0])
+        if not _is_whole(raw, file.digest):
+            raise HubUnavailableError(
+                f"Expected the README.md of `{repo.ref.name}`, got {len(raw):,} bytes that are not the whole of it, "
+                f"from {server_name(self.hub.endpoint)}: a mirror or a proxy changes what it hands on. "
+                "Nothing was written.",
+                "Use the Hub itself, without HF_ENDPOINT.",
+            )
+        return raw
 
     def terms(self, ref: ModelRef) -> dict[str, Any]:
         """`license`, `license_name`, `gated` and `private` of a model."""
-        data, _ = self.hub.get(self._url(ref), {"expand": ["cardData", "gated", "private"]}, f"`{ref}`", ref.name)
-        data = data if isinstance(data, dict) else {}
+        data = self.hub.model_data(ref, ["cardData", "gated", "private"])
         card = data.get("cardData")
         licence = {name: card.get(name) if isinstance(card, dict) else None for name in ("license", "license_name")}
         return licence | {name: data.get(name) for name in ("gated", "private")}
@@ -88,10 +104,10 @@ class CardRepository:
 
         Those at the top; only where there are none, those in folders.
         """
-        data, _ = self.hub.get(self._url(ref), {"blobs": True}, f"`{ref}`", ref.name)
+        data, _ = self.hub.get(self._url(ref), {"blobs": True}, f"`{ref}`", ref.repo_id)
         files = data.get("siblings") if isinstance(data, dict) else None
         found = {}
-        for file in files if isinstance(files, list) else ():
+        for file in (file for file in files if isinstance(file, dict)) if isinstance(files, list) else ():
             name, large = str(file.get("rfilename")), file.get("lfs")
             if WEIGHTS.fullmatch(name.rpartition("/")[2]):
                 digest = str(large.get("sha256") or "") if isinstance(large, dict) else ""
@@ -160,7 +176,20 @@ class CardRepository:
 
     def _url(self, ref: ModelRef) -> str:
         revision = f"/revision/{quote(ref.revision, safe='')}" if ref.revision else ""
-        return f"{self.hub.endpoint}/api/models/{ref.name}{revision}"
+        return f"{self.hub.endpoint}/api/models/{ref.repo_id}{revision}"
+
+
+def _is_whole(raw: bytes, digest: str | None) -> bool:
+    """Whether bytes have the hash that a server names for their file: git's, SHA-1 or SHA-256, by its length.
+
+    Without a hash of these, bytes that were counted are believed, and no bytes are not.
+    """
+    plain = hashlib.sha1(raw, usedforsecurity=False).hexdigest()
+    git = hashlib.sha1(b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
+    known = {40: (git, plain), 64: (hashlib.sha256(raw).hexdigest(),)}
+    if digest is None or not re.fullmatch("[0-9a-f]+", digest) or len(digest) not in known:
+        return bool(raw)
+    return digest in known[len(digest)]
 
 
 def _is_ours(row: dict[str, Any], title: str, author: str) -> bool:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from huggingface_hub import (
-    ModelCardData,
-    ModelInfo,
     constants,
     get_hf_file_metadata,
     hf_hub_download,
@@ -65,6 +65,8 @@ WASTE = 0.05  # … if they are at most this share of the bytes that are wanted
 WORKERS = 8  # ranges in flight
 TRIES = 4  # of one range whose body breaks off
 TIMEOUT = 30.0
+MAX_UNSIZED = 16 << 20  # bytes of a file that a server sends without a size and without ranges
+INSTEAD = "Download the repo and pass the folder instead."  # of a server that cannot be read from
 PASSING = (
     httpx.TimeoutException,
     httpx.ReadError,
@@ -83,6 +85,39 @@ def _without_signatures(record: logging.LogRecord) -> bool:
 logging.getLogger("huggingface_hub.utils._http").addFilter(_without_signatures)
 
 Extent = tuple[int, int]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RepoFacts:
+    """What the API tells of a repo at one commit, as plain data: no word of a card becomes an attribute or a call.
+
+    files: names in the repo. card: the card's metadata, None where the server did not tell them.
+    """
+
+    id: str
+    sha: str
+    files: frozenset[str]
+    card: dict[str, Any] | None
+    created: str | None
+    private: bool
+
+    @classmethod
+    def of(cls, data: Any) -> RepoFacts | None:
+        """The facts in an answer of the API; None where it names no repo, no commit, or lists no files."""
+        if not isinstance(data, dict):
+            return None
+        name, sha, files = data.get("id"), data.get("sha"), data.get("siblings")
+        if not (isinstance(name, str) and is_repo_id(name) and isinstance(sha, str) and COMMIT.fullmatch(sha)):
+            return None
+        if not isinstance(files, list):  # not told is not "none": a card that is there would be taken for missing
+            return None
+        names = (file.get("rfilename") for file in files if isinstance(file, dict))
+        card = data.get("cardData")
+        return cls(
+            name, sha, frozenset(name for name in names if isinstance(name, str)),
+            card if isinstance(card, dict) else None, date_text(data.get("createdAt")), data.get("private") is True,
+        )  # fmt: skip
 
 
 class Hub:
@@ -95,7 +130,7 @@ class Hub:
         self.requests = 0  # sent so far; a retry of one is not counted again
         self._lock = Lock()
         self._canonical: dict[str, str] = {}
-        self._known: dict[str, ModelInfo] = {}
+        self._known: dict[str, RepoFacts] = {}
 
     @property
     def offline(self) -> bool:
@@ -104,26 +139,29 @@ class Hub:
 
     def repo(self, ref: ModelRef) -> HubRepo:
         """The repo at a commit: canonical id, file names, card. One request, none for a model of a listing."""
-        known = self._known.get(ref.name) if ref.revision is None else None
-        info = known or self._info(ref, ["sha", "siblings", "cardData", "createdAt", "private"])
-        if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
-            raise HubUnavailableError(f"Expected a commit for `{ref}`, got none.", "Try again later.")
-        return HubRepo(self, ModelRef("hub", info.id, info.sha), str(ref), info)
+        known = self._known.get(ref.repo_id) if ref.revision is None else None
+        fields = ["sha", "siblings", "cardData", "createdAt", "private"]
+        facts = known or RepoFacts.of(self.model_data(ref, fields))
+        if facts is None:
+            raise HubUnavailableError(
+                f"Expected the commit and the files of `{ref}` from {server_name(self.endpoint)}, got neither.",
+                "Try again later, or without HF_ENDPOINT.",
+            )
+        name = f"{facts.id}/{ref.subfolder}" if ref.subfolder else facts.id
+        return HubRepo(self, ModelRef("hub", name, facts.sha), str(ref), facts)
 
     def know(self, item: dict[str, Any]) -> None:
         """Keep the fields of a model in a listing, its commit and files among them."""
-        with suppress(Exception):  # the card is untrusted text: what cannot be parsed is asked for when needed
-            info = ModelInfo(**item)
-            if COMMIT.fullmatch(info.sha or "") and info.siblings:
-                self._known[info.id] = info
+        if (facts := RepoFacts.of(item)) and facts.files:
+            self._known[facts.id] = facts
 
     def canonical(self, name: str) -> str:
         """The id a repo has now, renames followed; `name` itself where the Hub does not tell."""
         if name not in self._canonical:
-            try:
-                self._canonical[name] = self._info(ModelRef("hub", name), ["sha"]).id
-            except LineageError:
-                self._canonical[name] = name
+            found = None
+            with suppress(LineageError):
+                found = self.model_data(ModelRef("hub", name), ["sha"]).get("id")
+            self._canonical[name] = found if isinstance(found, str) and is_repo_id(found) else name
         return self._canonical[name]
 
     def get(self, url: str, params: dict[str, Any], what: str, repo: str | None = None) -> tuple[Any, str | None]:
@@ -151,42 +189,66 @@ class Hub:
         with self._lock:
             self.requests += 1
 
-    def _info(self, ref: ModelRef, expand: list[str]) -> ModelInfo:
+    def model_data(self, ref: ModelRef, expand: Sequence[str]) -> dict[str, Any]:
+        """What the API tells of a model, the fields of `expand` among it: as sent, untrusted.
+
+        Some mirrors answer 404 to `?expand=`; they are asked for everything. Raises what `get` does.
+        """
         revision = f"/revision/{quote(ref.revision, safe='')}" if ref.revision else ""
-        url = f"{self.endpoint}/api/models/{ref.name}{revision}"
-        data, _ = self.get(url, {"expand": expand}, f"`{ref}`", ref.name)
-        if not isinstance(data, dict) or not isinstance(data.get("id"), str) or not is_repo_id(data["id"]):
-            raise HubUnavailableError(f"Expected a model for `{ref}`, got {type(data).__name__}.", "Try again later.")
+        url = f"{self.endpoint}/api/models/{ref.repo_id}{revision}"
         try:
-            return ModelInfo(**data)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise HubUnavailableError(f"Expected a model for `{ref}`, got fields that make none ({error}).") from error
+            data, _ = self.get(url, {"expand": list(expand)}, f"`{ref}`", ref.repo_id)
+        except ModelNotFoundError as error:
+            if not _without_reason(error):
+                raise
+            data, _ = self.get(url, {}, f"`{ref}`", ref.repo_id)
+        if not isinstance(data, dict):
+            raise HubUnavailableError(f"Expected a model for `{ref}`, got {type(data).__name__}.", "Try again later.")
+        return data
 
 
 class HubRepo:
     """A model repo pinned to one commit."""
 
-    def __init__(self, hub: Hub, ref: ModelRef, requested: str, info: Any) -> None:
+    def __init__(self, hub: Hub, ref: ModelRef, requested: str, facts: RepoFacts) -> None:
         self.hub, self.ref, self.requested = hub, ref, requested
-        self.only = None
-        self.files = frozenset(file.rfilename for file in info.siblings or () if isinstance(file.rfilename, str))
-        self.card: dict = info.card_data.to_dict() if isinstance(info.card_data, ModelCardData) else {}
-        self.created = info.created_at.isoformat() if info.created_at else None
-        self.private = bool(info.private)
+        self.only: str | None = None
+        self.folder = f"{ref.subfolder}/" if ref.subfolder else ""
+        if ref.subfolder in facts.files:  # a file is named, not a folder
+            head, slash, self.only = ref.subfolder.rpartition("/")
+            self.folder = head + slash
+        self.files = frozenset(
+            name.removeprefix(self.folder) for name in facts.files if name.startswith(self.folder)
+        )  # fmt: skip
+        self.card: dict | None = facts.card  # of the repo, whichever folder of it; None where it was not told
+        self.has_card = "README.md" in facts.files
+        self.created, self.private = facts.created, facts.private
 
     def read_small(self, name: str, limit: int) -> bytes:
         """A whole small file. Raises `BrokenFileError` if it is longer than `limit`."""
         file = self.open(name)
         if file.size > limit:
             raise BrokenFileError(f"`{name}` of `{self.ref.name}` is longer than the {limit:,} bytes allowed.")
-        return bytes(file.read([(0, file.size)])[0]) if file.size else b""
+        return bytes(file.read([(0, file.size)])[0])
 
     def read_optional(self, name: str, limit: int) -> bytes:
         """A whole small file; nothing where it is missing or longer than `limit`. What the Hub refuses is raised."""
         if name not in self.files:
             return b""
         file = self.open(name)
-        return bytes(file.read([(0, file.size)])[0]) if 0 < file.size <= limit else b""
+        return bytes(file.read([(0, file.size)])[0]) if file.size <= limit else b""
+
+    def read_card(self, limit: int) -> bytes:
+        """The first bytes of the repo's README.md, at most `limit`; nothing where it has none."""
+        if not self.has_card:
+            return b""
+        file = RemoteFile(self, "README.md", whole_repo=True)
+        return bytes(file.read([(0, min(limit, file.size))])[0])
+
+    def folders_with_weights(self) -> list[str]:
+        """Folders in it that hold safetensors files."""
+        inside = (name.rpartition("/")[0] for name in self.files if name.endswith(".safetensors"))
+        return sorted({folder for folder in inside if folder})
 
     def open(self, name: str) -> RemoteFile:
         """One file: its size is known, nothing is read yet."""
@@ -194,26 +256,40 @@ class HubRepo:
 
     def path(self, name: str) -> Path:
         """Download a whole file into the Hub's cache (only pickled weights need this)."""
-        with explained(f"`{name}` of `{self.ref.name}`", self.ref.name):
+        with explained(f"`{name}` of `{self.ref.name}`", self.ref.repo_id):
             return Path(
                 hf_hub_download(
-                    self.ref.name, name, revision=self.ref.revision, token=self.hub.token, endpoint=self.hub.endpoint
+                    self.ref.repo_id,
+                    self.folder + name,
+                    revision=self.ref.revision,
+                    token=self.hub.token,
+                    endpoint=self.hub.endpoint,
                 )
             )
 
 
 class RemoteFile:
-    """Byte ranges of one file on the Hub, several at once, neighbours in one request."""
+    """Byte ranges of one file on the Hub, several at once, neighbours in one request.
 
-    def __init__(self, repo: HubRepo, name: str) -> None:
+    A size that HEAD does not tell, or tells as 0, is asked for by GET: mirrors and proxies leave it out or make it up.
+    """
+
+    def __init__(self, repo: HubRepo, name: str, whole_repo: bool = False) -> None:
         self.repo, self.name = repo, name
         self.where = f"{repo.ref.name}/{name}"
         self.bytes_read = 0
         self._lock = Lock()  # batches are read ahead: two reads of one file may run at once
         self._resolving = Lock()
         self._resolved: Any = None
-        self._url = hf_hub_url(repo.ref.name, name, revision=repo.ref.revision, endpoint=repo.hub.endpoint)
-        self.size: int = self._meta.size or 0
+        self._whole: bytes | None = None  # of a small file that came without a size
+        path = name if whole_repo else repo.folder + name
+        self._url = hf_hub_url(repo.ref.repo_id, path, revision=repo.ref.revision, endpoint=repo.hub.endpoint)
+        self.size: int = self._meta.size or self._retried(self._count_bytes, "the size")
+
+    @property
+    def digest(self) -> str | None:
+        """The file's hash as the server names it: git's of a small file, SHA-256 of a large one."""
+        return self._meta.etag
 
     @property
     def _meta(self) -> Any:
@@ -221,7 +297,7 @@ class RemoteFile:
             if self._resolved is None:
                 hub = self.repo.hub
                 hub.count()
-                with explained(f"`{self.where}`", self.repo.ref.name):
+                with explained(f"`{self.where}`", self.repo.ref.repo_id):
                     self._resolved = get_hf_file_metadata(
                         self._url, token=hub.token, timeout=TIMEOUT, endpoint=hub.endpoint, retry_on_errors=True
                     )
@@ -242,15 +318,21 @@ class RemoteFile:
         return result
 
     def _fetch(self, extent: Extent) -> bytearray:
-        """One range. A 403 of an expired location is resolved again once; a body that breaks off is retried."""
+        """One range."""
+        if self._whole is not None:
+            return bytearray(self._whole[slice(*extent)])
+        return self._retried(lambda: self._get(*extent), f"bytes {extent[0]:,} to {extent[1]:,}")
+
+    def _retried(self, ask: Callable[[], T], what: str) -> T:
+        """A 403 of an expired location is resolved again once; a body that breaks off is retried."""
         refreshed, broken = False, 0
         while True:
             try:
-                return self._get(*extent)
+                return ask()
             except _ExpiredLocation:
                 if refreshed:
                     raise AccessDeniedError(
-                        f"The Hub refuses `{self.where}` (403), also after a new link.", repo=self.repo.ref.name
+                        f"The Hub refuses `{self.where}` (403), also after a new link.", repo=self.repo.ref.repo_id
                     ) from None
                 refreshed = True
                 self._resolved = None
@@ -258,46 +340,75 @@ class RemoteFile:
                 broken += 1
                 if broken == TRIES:
                     raise HubUnavailableError(
-                        f"Expected bytes {extent[0]:,} to {extent[1]:,} of `{self.where}`, "
-                        f"but the connection broke {TRIES} times.",
+                        f"Expected {what} of `{self.where}`, but the connection broke {TRIES} times.",
                         "Try again later.",
                     ) from error
                 time.sleep(0.125 * 2**broken)
 
     def _get(self, start: int, stop: int) -> bytearray:
-        meta = self._meta
-        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        if same_origin(meta.location, self.repo.hub.endpoint):
-            headers = build_hf_headers(token=self.repo.hub.token, library_name="hf_lineage", headers=headers)
-        body, failure = bytearray(), None
-        self.repo.hub.count()
-        request = http_stream_backoff("GET", meta.location, headers=headers, timeout=TIMEOUT)
-        with explained(f"`{self.where}`", self.repo.ref.name), request as response:
-            if response.status_code == 403 and not same_origin(meta.location, self.repo.hub.endpoint):
-                raise _ExpiredLocation
-            if response.status_code not in (200, 206, 416):
-                hf_raise_for_status(response)
+        with self._asked(start, stop) as response:
             whole = self._check_range(response, start, stop)
             wanted = self.size if whole else stop - start
-            try:  # an exception must not pass through the context manager, which would send the request again
-                for chunk in response.iter_bytes(1 << 16):
-                    body += chunk
-                    if len(body) > wanted:
-                        break
-            except httpx.TransportError as error:
-                failure = error
+            body, failure = _body(response, wanted)
         if failure is not None:
             raise failure
         if len(body) != wanted:
             raise BrokenFileError(f"Expected {wanted:,} bytes of `{self.where}`, got {len(body):,}. Try again.")
         return body[start:stop] if whole else body
 
+    def _count_bytes(self) -> int:
+        """The file's size by GET: from Content-Range or Content-Length, else by reading the whole of a small file."""
+        body, failure = bytearray(), None
+        with self._asked(0, 1) as response:
+            total = _total(response)
+            if total is None and response.status_code == 200 and _says_where_it_ends(response):
+                body, failure = _body(response, MAX_UNSIZED)
+                total = len(body) if len(body) <= MAX_UNSIZED else None
+                self._whole = bytes(body)
+        if failure is not None:
+            raise failure
+        if total is None:
+            self._whole = None
+            raise CheckpointError(
+                f"{self._server} does not tell how long `{self.where}` is, and cannot be read from in parts.", INSTEAD
+            )
+        return total
+
+    @contextmanager
+    def _asked(self, start: int, stop: int) -> Iterator[Any]:
+        """The answer to a request for a range, its body not yet read; what is refused is raised."""
+        location, hub = self._meta.location, self.repo.hub
+        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        ours = same_origin(location, hub.endpoint)
+        if ours:
+            headers = build_hf_headers(token=hub.token, library_name="hf_lineage", headers=headers)
+        hub.count()
+        request = http_stream_backoff("GET", location, headers=headers, timeout=TIMEOUT)
+        with explained(f"`{self.where}`", self.repo.ref.repo_id), request as response:
+            if response.status_code == 403 and not ours:
+                raise _ExpiredLocation
+            if response.status_code not in (200, 206, 416):
+                hf_raise_for_status(response)
+            yield response
+
+    @property
+    def _server(self) -> str:
+        return f"The server at {server_name(self._meta.location)}"
+
     def _check_range(self, response: Any, start: int, stop: int) -> bool:
         """True if the server sent the whole (small) file instead of the range, False if the range itself."""
         if response.status_code == 206:
             given = response.headers.get("Content-Range", "")
-            expected = f"bytes {start}-{stop - 1}/{self.size}"
-            if given != expected:
+            if given == "" and (start, stop) == (0, self.size):
+                return False
+            if given == "":
+                raise CheckpointError(
+                    f"{self._server} sends parts of `{self.where}` without saying which (206 without Content-Range): "
+                    "they cannot be trusted.",
+                    INSTEAD,
+                )
+            if given not in (f"bytes {start}-{stop - 1}/{self.size}", f"bytes {start}-{stop - 1}/*"):
+                expected = f"bytes {start}-{stop - 1}/{self.size}"
                 raise BrokenFileError(
                     f"Expected `{expected}` of `{self.where}`, got `{given[:80]}`: the file changed. Run again."
                 )
@@ -309,12 +420,43 @@ class RemoteFile:
         raise CheckpointError(
             f"Expected bytes {start:,} to {stop:,} of `{self.where}`, but the server ignores ranges and would send "
             f"all {self.size:,} bytes.",
-            "Download the repo and pass the folder instead.",
+            INSTEAD,
         )
 
 
 class _ExpiredLocation(Exception):
     """A signed link ran out between two ranges."""
+
+
+def _body(response: Any, most: int) -> tuple[bytearray, httpx.TransportError | None]:
+    """The body, little more than `most` bytes of it, and what broke it off.
+
+    An exception must not pass through the client's context manager, which would send the request again.
+    """
+    body = bytearray()
+    try:
+        for chunk in response.iter_bytes(1 << 16):
+            body += chunk
+            if len(body) > most:
+                break
+    except httpx.TransportError as error:
+        return body, error
+    return body, None
+
+
+def _total(response: Any) -> int | None:
+    """The size of the whole file in an answer to a request for a range; None where it says none."""
+    if response.status_code in (206, 416):
+        match = re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d{1,18})", response.headers.get("Content-Range", ""))
+        return int(match[1]) if match else None
+    length = response.headers.get("Content-Length", "")
+    encoded = response.headers.get("Content-Encoding", "identity") != "identity"  # then it counts other bytes
+    return int(length) if re.fullmatch(r"\d{1,18}", length) and not encoded else None
+
+
+def _says_where_it_ends(response: Any) -> bool:
+    """Whether a body that breaks off can be told from one that is complete, without its length."""
+    return "chunked" in response.headers.get("Transfer-Encoding", "").lower() or response.http_version == "HTTP/2"
 
 
 def coalesce(extents: Sequence[Extent]) -> list[tuple[int, int, list[int]]]:
@@ -340,6 +482,24 @@ def coalesce(extents: Sequence[Extent]) -> list[tuple[int, int, list[int]]]:
         for at in range(start, stop, MAX_REQUEST):
             runs.append((at, min(at + MAX_REQUEST, stop), [index]))
     return runs
+
+
+def date_text(value: Any) -> str | None:
+    """A date of the API in ISO 8601; None where it is none.
+
+    >>> date_text("2024-01-01T00:00:00.000Z"), date_text({})
+    ('2024-01-01T00:00:00+00:00', None)
+    """
+    try:
+        return datetime.fromisoformat(value).isoformat()
+    except (TypeError, ValueError):
+        return None
+
+
+def server_name(url: str) -> str:
+    """Scheme and host of an address, without a password, a path or a signature."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def same_origin(url: str, endpoint: str) -> bool:
@@ -405,6 +565,12 @@ def _of_status(error: Exception, what: str, repo: str | None) -> LineageError:
             f"{what} was not found on the Hub.", "If it is private, log in with `hf auth login`.", repo=repo
         )
     return HubUnavailableError(f"{what}: the Hub answered HTTP {status}.", "Try again later.", repo=repo)
+
+
+def _without_reason(error: LineageError) -> bool:
+    """Whether a bare 404 is behind it, as of a mirror that does not know a query; the Hub says what it did not find."""
+    response = getattr(error.__cause__, "response", None)
+    return response is not None and response.status_code == 404 and not response.headers.get("X-Error-Code")
 
 
 def _token_refused(error: Exception) -> bool:

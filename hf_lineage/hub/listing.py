@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ..answers.refs import is_repo_id
 from ..errors import ArgumentError
 from .cache import COMMIT
-from .client import Hub, same_origin
+from .client import Hub, date_text, same_origin
 
 PAGE = 100  # models a page; more of them make an answer of megabytes
 BASES = 16  # of one card that are looked at
@@ -99,8 +98,8 @@ def _listed(item: dict[str, Any]) -> Listed:
         _number(total),
         tuple(str(name) for name in _dict(counts.get("parameters"))),
         model_type if isinstance(model_type, str) else None,
-        _date(item.get("createdAt")),
-        _date(item.get("lastModified")),
+        date_text(item.get("createdAt")),
+        date_text(item.get("lastModified")),
         _number(item.get("downloads")) or 0,
         bool(item.get("gated")),
         item.get("private") is True,
@@ -119,14 +118,6 @@ def _range(least: int, most: int) -> str:
 
 def _number(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < 2**63 else None
-
-
-def _date(value: Any) -> str | None:
-    """As `HubRepo.created` spells it."""
-    try:
-        return datetime.fromisoformat(value).isoformat()
-    except (TypeError, ValueError):
-        return None
 
 
 def _dict(value: Any) -> dict[str, Any]:

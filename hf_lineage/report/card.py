@@ -98,9 +98,9 @@ def put_metadata(text: str, wanted: Metadata, load: Load, confirmed: Collection[
         return text, []
     mark, body = ("\ufeff", text[1:]) if text.startswith("\ufeff") else ("", text)
     newline = newline_of(text)
-    if empty := EMPTY.match(body):
-        return mark + body[: empty.end()] + _lines(wanted, newline, "") + newline + body[empty.end() :], []
     block = BLOCK.search(body)
+    if (empty := EMPTY.match(body)) and not (block and load(block[2].encode())):
+        return mark + body[: empty.end()] + _lines(wanted, newline, "") + newline + body[empty.end() :], []
     if block is None:
         if body.lstrip().startswith("---"):
             return text, [
@@ -130,6 +130,8 @@ def wanted(lineage: Lineage, layers: LayerLineage | None = None) -> dict[str, st
     For a parent on the Hub of probability at least `SURE_ENOUGH` and with a p-value of at most α; for several of
     them where `layers` says how the model was merged. Of two equal models none is: who copied whom does not show.
     """
+    if any(isinstance(note, Note) and note.code == "adapter_base_traced" for note in lineage.notes):
+        return {}  # it is the base of an adapter that the answer is about
     merged = sources(lineage, layers)
     if merged and not all(on_hub(ref) for ref in merged):
         return {}

@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..answers.annotation import MARK
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
 from ..answers.refs import is_repo_id, printable
@@ -24,7 +25,7 @@ from .layers import unexplained
 from .privacy import is_local
 from .sentences import Show, claim_text, sentence
 
-START, END = "<!-- hf-lineage:start -->", "<!-- hf-lineage:end -->"
+START, END = MARK.decode(), "<!-- hf-lineage:end -->"
 SCHEMA = "hf_lineage/card/1"
 TITLE = "Add model lineage"
 MAX_ROWS, MAX_LAYER_ROWS, MAX_NOTES, MAX_NAME_CHARACTERS = 8, 40, 6, 300

@@ -14,6 +14,7 @@ CLAIMS = {
     "contradicted": "contradicted, no sign of a common origin",
     "relative": "a relative, but not the parent found",
     "not_testable": "not testable, it was not compared or not decided",
+    "not_understood": "not understood as the id of a model on the Hub",
 }
 OPEN = "confirmed, as far as weights go: a common origin, and no sign against it"
 FOLLOWED = "not testable, an adapter holds no copy of its base; the claim was followed"
@@ -34,6 +35,9 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
     compared = [c for c in lineage.candidates if c.status == "compared"]
     if not compared:
         return "Undecided: no candidate could be compared with it."
+    unread = [c for c in lineage.candidates if c.status == "unreadable"]
+    if lineage.verdict == "undecided" and unread:
+        return _with_unread(lineage, unread, show)
     best = compared[0]
     name = (show or short)(candidate_name(best))
     others = f"p {p_text(best.log10_p)} " + (
@@ -46,7 +50,15 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
         found = f"Fine-tuned from {name}, probability {best.probability:.3f}: they share an origin ({others})."
         return f"{found} {what_was_done(best)}".strip()
     if lineage.verdict == "none":
+        asked = len(lineage.candidates)
         who = f"None of the {len(compared)} candidates" if len(compared) > 1 else f"Not {name}, the only candidate"
+        if asked > len(compared):
+            which = f"that could be compared, of {asked}"
+            who = (
+                f"None of the {len(compared)} candidates {which}"
+                if len(compared) > 1
+                else f"Not {name}, the one {which}"
+            )
         return f"{who}: no sign of a common origin (smallest p {smallest(compared)})."
     if lineage.verdict == "common_origin":
         if "disguise" in best.facts:
@@ -65,6 +77,22 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
     if best.p_value is None:
         return f"Undecided: the test for a common origin does not apply. Nearest in distance: {name}."
     return f"Undecided: the evidence singles out none of {len(compared)} candidates. First of them: {name}."
+
+
+def _with_unread(lineage: Lineage, unread: list[Candidate], show: Show | None) -> str:
+    """What holds although some candidates could not be read: one of them may be the parent."""
+    names = [(show or short)(candidate_name(c)) for c in unread[:2]]
+    more = f" and {len(unread) - len(names)} more" if len(unread) > len(names) else ""
+    listed = f"{', '.join(names)}{more}" if more or len(names) == 1 else " and ".join(names)
+    related = [c for c in lineage.candidates if c.status == "compared" and c.relation not in (None, "none")]
+    untested = any(c.status == "compared" and c.relation is None for c in lineage.candidates)
+    rest = "no other candidate shows a sign of a common origin"
+    if related:
+        found = (show or short)(candidate_name(related[0]))
+        rest = f"it shares an origin with {found} (p {p_text(related[0].log10_p)}), which is not shown to be the parent"
+    elif untested:
+        rest = "the evidence about the others decides nothing"
+    return f"Undecided: {listed} could not be read and may be the parent; {rest}."
 
 
 def explanation(lineage: Lineage) -> str:

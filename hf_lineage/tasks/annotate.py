@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..answers.annotation import Annotation
+from ..answers.annotation import Annotation, Changed, write_files
 from ..answers.base import SCHEMA
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Lineage
@@ -28,6 +28,7 @@ from ..report.card import BLOCK, MAX_CARD, SURE_ENOUGH, current, decode, edit, w
 from ..report.diff import diff
 from ..report.privacy import is_local, public, renaming
 from ..report.section import TITLE, asked, description, headline, licences, quoted, section
+from .session import some
 
 if TYPE_CHECKING:
     from ..hub.cards import CardRepository
@@ -57,6 +58,7 @@ def annotate(
     raises: `ModelNotFoundError`, `HubUnavailableError`.
     """
     ref = ModelRef.parse(child)
+    _check_decided(lineage)
     if create_pr and push:
         raise ArgumentError("Expected `create_pr` or `push`, got both. A pull request waits for the owner; a push not.")
     if layers is not None and layers.child.name != lineage.child.name:
@@ -68,6 +70,16 @@ def annotate(
     if create_pr:
         raise ArgumentError(f"Expected a repo on the Hub for a pull request, got the folder `{ref}`. Use `push`.")
     return _in_folder(ref, lineage, layers, push, token)
+
+
+def _check_decided(lineage: Lineage) -> None:
+    """Refuse an answer in which a candidate that could not be read may be the parent. Raises `CardError`."""
+    unread = [c.ref for c in lineage.candidates if c.status == "unreadable"]
+    if lineage.verdict == "undecided" and unread:
+        raise CardError(
+            f"Expected candidates that could be read, but {some(unread, 3)} could not, and may be the parent: a card "
+            "that says nothing of it would mislead. Try again later, or name others."
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,8 @@ class _Draft:
         def make() -> dict[str, bytes]:
             return self._files(new.encode(), destination.digests())
 
-        return Annotation(diff(old, new), True, None, self._names(), (*self.notes, *notes), make), told
+        names = self._names()
+        return Annotation(diff(old, new), True, None, names, (*self.notes, *notes), make, destination.card), told
 
     def _spare(self, destination: _Destination) -> None:
         """Raise `CardError` where somebody else's files have our names."""
@@ -194,7 +207,7 @@ def _on_hub(
     draft: _Draft | None = None
     sent: Annotation | None = None  # what was sent without an answer
     for attempt in range(TRIES):
-        repo = cards.repo(ref.name)
+        repo = cards.repo(ref.repo_id)
         name = repo.ref.name
         for answer in (lineage, layers) if layers is not None else (lineage,):
             _check_child(cards, repo.ref, answer)
@@ -237,7 +250,7 @@ def _in_repo(cards: CardRepository, repo: HubRepo, lineage: Lineage) -> _Destina
 
 def _check_child(cards: CardRepository, ref: ModelRef, lineage: Lineage | LayerLineage) -> None:
     """The card of a repo may say what was found in its weights only while they are the same."""
-    if ref.name != lineage.child.name:
+    if ref.name != lineage.child.repo_id:
         raise ArgumentError(f"Expected the model that was traced, `{lineage.child.name}`, got `{ref.name}`.")
     traced = lineage.child.revision
     if traced and traced != ref.revision:
@@ -260,14 +273,20 @@ def _in_folder(
     if not folder.is_dir():
         raise ArgumentError(f"Expected a folder with a model, got `{ref.name}`.")
     draft = _Draft(lineage, layers, lambda: CardRepository(token))
-    destination = _Destination(
-        _read(folder / "README.md"), lambda name: os.path.lexists(folder / name), lambda name: _read(folder / name),
-        lambda: folder_digests(folder),
-    )  # fmt: skip
-    found, _ = draft.change(destination)
-    if push and found.changed:
-        found.save(folder)
-        return replace(found, url=(folder / "README.md").as_uri())
+    for attempt in range(TRIES):
+        destination = _Destination(
+            _read(folder / "README.md"), lambda name: os.path.lexists(folder / name),
+            lambda name: _read(folder / name), lambda: folder_digests(folder),
+        )  # fmt: skip
+        found, _ = draft.change(destination)
+        if not (push and found.changed):
+            break
+        try:
+            write_files(folder, found.make(), found.before.__eq__)
+            return replace(found, url=(folder / "README.md").as_uri())
+        except Changed as error:  # somebody edits it: their text is read again, and kept
+            if attempt == TRIES - 1:
+                raise CardError(f"{error} It changes again and again: run again later.") from error
     return found
 
 
@@ -293,6 +312,10 @@ def _read(path: Path) -> bytes:
         if not path.is_file():
             raise CardError(f"Expected a file at `{path}`, found something else.")
         with path.open("rb") as file:
-            return file.read(MAX_CARD + 1)
+            raw = file.read(MAX_CARD + 1)
+            size = os.fstat(file.fileno()).st_size
+        if len(raw) != min(size, MAX_CARD + 1):
+            raise CardError(f"Expected the {size:,} bytes of `{path}`, got {len(raw):,}: it changed. Run again.")
+        return raw
     except OSError as error:
         raise CardError(f"Expected to read `{path}`, got: {error.strerror}.") from error

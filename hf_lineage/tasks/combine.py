@@ -80,6 +80,7 @@ def merge_answers(
     return replace(
         lineage, candidates=tuple(everybody), verdict=concluded, parent=parent, claims=tuple(claims),
         undeclared=tuple(undeclared),
+        none_probability=verdict.known_none(lineage.none_probability, concluded, everybody),
     )  # fmt: skip
 
 

@@ -164,8 +164,10 @@ def line_up(question: Question) -> tuple[list[tuple[View, Alignment]], list[Cand
     """The candidates whose tensors line up with the child's, and the others with the reason."""
     comparable, rest = [], []
     for model, alignment in question.aligned():
-        if model.adapter_base:
-            why = f"a LoRA adapter holds no weights of its own; name its base, {model.adapter_base}"
+        if model.adapter_base is not None:
+            base = f"; name its base, {model.adapter_base}" if model.adapter_base else ""
+            rest.append(unjudged(model, "not_comparable", f"a LoRA adapter holds no weights of its own{base}"))
+        elif why := question.without_evidence(model):
             rest.append(unjudged(model, "not_comparable", why))
         elif not alignment.comparable:
             rest.append(unjudged(model, "not_comparable", alignment.explain()))

@@ -62,6 +62,14 @@ def of_unreadable(candidates: Sequence[Candidate]) -> Note:
     return join_notes("no_candidate_read", ["No candidate could be read.", *why, *more])
 
 
+def of_unread(candidates: Sequence[Candidate]) -> list[Note]:
+    """For candidates that could not be read, beside others that could: each with its reason, the first ones."""
+    unread = [c for c in candidates if c.status == "unreadable"]
+    if not unread or len(unread) == len(candidates):
+        return []
+    return [of_one_unreadable(c.ref, *c.reasons) for c in unread[:MAX_REASONS]]
+
+
 def of_one_unreadable(ref: str, *reasons: str) -> Note:
     """For a candidate that could not be read, beside others that could."""
     return join_notes("model_unreadable", reasons).prefixed(f"{ref} could not be read: ")

@@ -156,7 +156,7 @@ def _open(session: Session, models: Iterable[Model]) -> tuple[list[View], dict[s
     for model in sorted(opened, key=lambda model: (model.ref, model.requested)):
         if model_identity(model) in kept:
             notes.append(Note("named_twice", f"{model.ref.name} was named more than once and counts once."))
-        elif model.adapter_base:
+        elif model.adapter_base is not None:
             left_out[_name(model)] = f"a LoRA adapter of {model.adapter_base} holds no weights of its own"
         else:
             kept[model_identity(model)] = session.view(model)

@@ -193,6 +193,8 @@ class Search:
 
     def _declared(self) -> Iterator[Row]:
         for claim in self.claims:
+            if claim.status == "not_understood":
+                continue
             yield claim.ref, f"declared: {claim.source}", None
 
     def _family(self) -> Iterator[Row]:
@@ -241,7 +243,8 @@ class Search:
         if known is None or known.status == "unreadable":
             return ()
         try:
-            return [claim.ref for claim in claims_of(self._session.opener.open(name))]
+            claims = claims_of(self._session.opener.open(name))
+            return [claim.ref for claim in claims if claim.status != "not_understood"]
         except LineageError:  # its config.json: what the Hub refuses now is not what a search depends on
             return ()
 
@@ -340,7 +343,7 @@ class Search:
     def _source(self) -> Checkpoint:
         """The child, or the base in an adapter's place."""
         try:
-            return base_of(self.child, self._session.opener) if self.child.adapter_base else self.child
+            return base_of(self.child, self._session.opener) if self.child.adapter_base is not None else self.child
         except LineageError:
             return self.child
 
@@ -403,13 +406,14 @@ class Search:
         if isinstance(candidate, FileCheckpoint) and candidate.remote:
             candidate.keep(min(KEPT, KEPT_IN_ALL // self._most))
         alignment = self._session.align(self._session.view(self._source), self._session.view(candidate))
-        comparable = alignment.comparable and not candidate.adapter_base
+        adapter = candidate.adapter_base is not None
+        comparable = alignment.comparable and not adapter
         born, ours = getattr(candidate.repo, "created", None), getattr(self.child.repo, "created", None)
         return replace(
             proposal, ref=candidate.ref.name, revision=candidate.ref.revision, created=born,
             parameters=sum(entry.count for entry in candidate.values()), similarity=alignment.coverage,
             status="comparable" if comparable else "not_comparable", later=bool(born and ours and born > ours),
-            reason="" if comparable else "a LoRA adapter" if candidate.adapter_base else alignment.explain(),
+            reason="" if comparable else "a LoRA adapter" if adapter else alignment.explain(),
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from ..answers.refs import is_repo_id
 from ..architecture.align import Alignment, align
 from ..architecture.conventions import fused_parts
 from ..architecture.describe import Architecture
+from ..checkpoints.adapter_shapes import AdapterFit, adapter_fit
 from ..checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
 from ..checkpoints.claims import claims_of
 from ..checkpoints.opener import Opener, model_identity
@@ -172,6 +173,29 @@ class Question:
         """Whether the base was taken in the place of an adapter."""
         return self.source is not self.asked
 
+    @property
+    def models(self) -> list[Checkpoint]:
+        """All that were opened for the question, each once."""
+        return [*([self.asked] if self.is_adapter else []), self.source, *self.opened]
+
+    def fit(self, model: Checkpoint) -> AdapterFit | None:
+        """Whether the factors of the adapter that was asked about can belong to a model; None of what is no adapter."""
+        return adapter_fit(self.asked, model) if self.is_adapter else None
+
+    def without_evidence(self, model: Checkpoint) -> str:
+        """Why comparing a candidate of an adapter would show nothing; "" where it would.
+
+        The base of an adapter compared with itself is no evidence; and where the adapter's factors cannot belong to the
+        base that it names, what that base comes from says nothing of the adapter.
+        """
+        fit, ours = self.fit(model), self.fit(self.source)
+        if fit is None or ours is None:
+            return ""
+        if model_identity(model) == model_identity(self.source):
+            itself = "it is the base that the adapter itself names, and compared with itself it is no evidence"
+            return f"{itself}; {fit.explain()}"
+        return fit.explain() if ours.misfit else ""
+
     def aligned(self) -> list[tuple[View, Alignment]]:
         """Every candidate with its alignment, comparable or not."""
         return [(model, self.session.align(self.child, model)) for model in self.candidates]
@@ -188,7 +212,7 @@ def ask(session: Session, child: Model, candidates: Iterable[Model]) -> Question
     wanted = list(candidates)
     ours = session.opener.open(child)
     claims = claims_of(ours)
-    source = base_of(ours, session.opener) if ours.adapter_base else ours
+    source = base_of(ours, session.opener) if ours.adapter_base is not None else ours
     if not wanted:
         raise NoCandidatesError(f"Expected candidate parents of `{ours.ref.name}`, got none.", *NAME_SOME)
     opened, unreadable = session.opener.open_all(wanted)
@@ -204,6 +228,11 @@ def ask(session: Session, child: Model, candidates: Iterable[Model]) -> Question
 def base_of(adapter: Checkpoint, opener: Opener) -> Checkpoint:
     """The base an adapter declares. What a repo's file names must not open a path on this machine."""
     base = adapter.adapter_base or ""
+    if not base:
+        raise CheckpointError(
+            f"`{adapter.ref.name}` is a LoRA adapter that names no base model (`base_model_name_or_path`), and its "
+            "card names none. Name the base as the child instead."
+        )
     if adapter.ref.kind == "hub" and not is_repo_id(base):
         raise CheckpointError(
             f"`{adapter.ref.name}` is a LoRA adapter of {base[:80]!r}, which is no repo id. Name its base as the child."
@@ -295,8 +324,8 @@ def unjudged(model: Checkpoint, status: Status, *reasons: str) -> Candidate:
 
 
 def skipped(models: Sequence[Checkpoint]) -> list[Note]:
-    """A note for each model of which tensors of an unknown dtype were left out."""
-    return [
+    """A note for each model of which tensors of an unknown dtype were left out, and what else its files ask for."""
+    return [note for model in models for note in model.notes] + [
         Note("unknown_dtype", f"{model.ref.name}: tensors of an unknown dtype were left out: {some(model.skipped)}.")
         for model in models if model.skipped
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..answers.base import Progress
-from ..answers.lineage import Candidate, Lineage, Verdict
+from ..answers.lineage import Candidate, Claim, Lineage, Verdict
 from ..errors import (
     ArgumentError,
     LineageError,
@@ -24,7 +24,7 @@ from .compare import line_up
 from .evidence import EVIDENCE, Weighed, expected_bytes
 from .options import Networks, Options, names_of
 from .search import Search
-from .session import LEAST_SAMPLE, NAME_SOME, Question, Session, ask, session_of, skipped
+from .session import LEAST_SAMPLE, NAME_SOME, Question, Session, ask, session_of, skipped, unjudged
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,30 +109,42 @@ def _answer(question: Question, options: Options) -> Lineage:
     if all(candidate.status == "unreadable" for candidate in ranked):
         raise NoCandidateReadError(notes.of_unreadable(ranked))
     concluded, parent = verdict.conclude(ranked, options.alpha)
-    messages = [*question.notes, *known.notes]
+    messages = [*question.notes, *known.notes, *notes.of_unread(ranked)]
     for kind in kinds:
         ranked, more = kind.of_verdict(ranked, concluded)
         messages += more
     if question.is_adapter:
-        concluded, ranked = _as_adapter(concluded, parent, ranked)
+        concluded, parent, ranked = _as_adapter(concluded, parent, ranked)
         messages.insert(0, notes.of_adapter(question.asked, question.source))
     same = question.session.opener.same_model
     claims, undeclared = verdict.weigh_claims(question.claims, ranked, parent, same, circular=question.is_adapter)
+    if question.is_adapter:
+        claims = _by_shapes(question, claims)
     messages += notes.of_folders(claims, ranked, same)
     return Lineage(
         child=question.asked.ref, requested=question.asked.requested, verdict=concluded, parent=parent,
-        none_probability=known.none, candidates=tuple(ranked), claims=tuple(claims), undeclared=tuple(undeclared),
-        notes=(*messages, *skipped([question.source, *question.opened])),
+        none_probability=verdict.known_none(known.none, concluded, ranked),
+        candidates=tuple(ranked), claims=tuple(claims), undeclared=tuple(undeclared),
+        notes=(*messages, *skipped(question.models)),
         **options.cost(question.session, known.by_others),
     )  # fmt: skip
 
 
-def _as_adapter(concluded: Verdict, parent: str | None, ranked: list[Candidate]) -> tuple[Verdict, list[Candidate]]:
-    """An adapter's answer was found for its declared base: that base's relation is `adapter`."""
+def _as_adapter(
+    concluded: Verdict, parent: str | None, ranked: list[Candidate]
+) -> tuple[Verdict, str | None, list[Candidate]]:
+    """An adapter's answer was found for its declared base: a copy of that says nothing of the adapter."""
     ranked = [replace(c, relation="adapter") if c.relation == "identical" else c for c in ranked]
-    if concluded == "identical":
-        concluded = "parent" if parent else "undecided"
-    return concluded, ranked
+    return ("undecided", None, ranked) if concluded == "identical" else (concluded, parent, ranked)
+
+
+def _by_shapes(question: Question, claims: Sequence[Claim]) -> list[Claim]:
+    """An adapter's claims: contradicted where its factors cannot belong to the base that they name."""
+    fit, base = question.fit(question.source), unjudged(question.source, "compared")
+    if fit is None or not fit.misfit:
+        return list(claims)
+    same = question.session.opener.same_model
+    return [replace(claim, status="contradicted") if same(claim.ref, base) else claim for claim in claims]
 
 
 # ---- where nobody named a candidate
@@ -146,7 +158,7 @@ def _search(child: Model, session: Session, options: Options) -> Lineage:
     trouble: LineageError | None = None
     while refs := world().gather([*search.refs] if world().main and search.widen(lineage) else None)[0]:
         try:
-            if ours.adapter_base:  # its base is traced in its place: nobody but the base is looked for
+            if ours.adapter_base is not None:  # its base is traced in its place: nobody but the base is looked for
                 lineage = _answer(ask(session, child, refs[:CHUNK]), replace(options, tree=False))
             else:
                 lineage = _ring(child, refs, lineage, session, options)
@@ -158,7 +170,7 @@ def _search(child: Model, session: Session, options: Options) -> Lineage:
                 raise
             search.trouble(error.note)
             break
-        if is_enough(lineage) or "weights" not in options.evidence:
+        if is_enough(lineage) or "weights" not in options.evidence or ours.adapter_base is not None:
             break
     if lineage is None:
         none = f"Expected candidate parents of `{ours.ref.name}`: it declares none, and none was found on the Hub "

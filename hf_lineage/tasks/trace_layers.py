@@ -87,7 +87,7 @@ def trace_layers(
         return LayerLineage(
             child=question.asked.ref, requested=question.asked.requested, **known.fields, evidence=options.evidence,
             revisions={ref: revisions[ref] for ref in known.fields["candidates"]},
-            notes=(*known.notes, *skipped([question.source, *question.opened])),
+            notes=(*known.notes, *skipped(question.models)),
             **options.cost(session, known.by_others),
         )  # fmt: skip
 
@@ -212,7 +212,7 @@ def _with_blocks(
     for (view, by_name), label, found in zip(question.aligned(), labels, matches, strict=True):
         if isinstance(found, LineageError):
             messages.append(notes.of_one_unreadable(view.ref.name, found.note))
-        elif view.adapter_base:
+        elif view.adapter_base is not None:
             holds_none = f"{view.ref.name} is a LoRA adapter and holds no blocks; name its base, {view.adapter_base}."
             messages.append(Note("adapter_without_blocks", holds_none))
         elif all(j is None for j in found.best):

@@ -25,6 +25,7 @@ UNKNOWN = Direction(1 / 3, 1 / 3, 1 / 3)  # units put in order lose the scales t
 # What hidden units that were put in order count for in place of −log10 p: none of 13,873 unrelated models has them
 PERMUTATION_EVIDENCE = 4.0
 RELATED_Z = 4.0  # Fisher's z of a correlation above which a candidate counts as related in the features
+OPEN = ("not_testable", "not_understood")  # of a claim: it may mean any model
 FROZEN = 0.05  # share of the compared weights that must be untouched to speak of frozen parts
 
 
@@ -101,7 +102,17 @@ def judge(
 
 
 def conclude(candidates: Sequence[Candidate], alpha: float) -> tuple[Verdict, str | None]:
-    """The verdict and the parent's ref, from candidates in their final order."""
+    """The verdict and the parent's ref, from candidates in their final order.
+
+    What one of them is (`parent`, `identical`) holds whoever else could not be read; what none of them is does not.
+    """
+    verdict, parent = _of_compared(candidates, alpha)
+    if verdict not in ("parent", "identical") and any(c.status == "unreadable" for c in candidates):
+        return "undecided", None
+    return verdict, parent
+
+
+def _of_compared(candidates: Sequence[Candidate], alpha: float) -> tuple[Verdict, str | None]:
     compared = [c for c in candidates if c.status == "compared"]
     best = compared[0] if compared else None
     if best is None or (all(c.p_value is None for c in compared) and best.relation != "identical"):
@@ -120,11 +131,17 @@ def conclude(candidates: Sequence[Candidate], alpha: float) -> tuple[Verdict, st
     return "undecided", None
 
 
+def known_none(none: float | None, verdict: Verdict, candidates: Sequence[Candidate]) -> float | None:
+    """The probability that none of the candidates is the parent: not known where one that was not read may be it."""
+    open_ = verdict == "undecided" and any(c.status == "unreadable" for c in candidates)
+    return None if open_ else none
+
+
 def weigh_claims(
     claims: Sequence[Claim], candidates: Sequence[Candidate], parent: str | None,
     same: Callable[[str, Candidate], bool], circular: bool = False,
 ) -> tuple[list[Claim], list[str]]:  # fmt: skip
-    """Each claim's status, and the parent if no claim names it.
+    """Each claim's status, and the parent if no claim names it or may mean it: none is open.
 
     confirmed: the claimed model is the parent found, or it is the first of the related ones and the weights leave open
     who came first, which the claim says; contradicted: it was compared and is unrelated; relative: it is related, but
@@ -136,7 +153,9 @@ def weigh_claims(
     for claim in claims:
         status: ClaimStatus = "not_testable"
         hits = [c for c in compared if same(claim.ref, c)]
-        if not hits or circular or hits[0].p_value is None or hits[0].relation is None:
+        if claim.status == "not_understood":
+            status = claim.status
+        elif not hits or circular or hits[0].p_value is None or hits[0].relation is None:
             pass
         elif hits[0].ref == parent:
             status = "confirmed"
@@ -148,7 +167,7 @@ def weigh_claims(
             status = "relative"
         result.append(replace(claim, status=status))
     named = any(parent == c.ref and same(claim.ref, c) for claim in claims for c in candidates)
-    return result, [parent] if parent and not named else []
+    return result, [parent] if parent and not named and not any(claim.status in OPEN for claim in result) else []
 
 
 def order(candidate: Candidate) -> tuple:

@@ -55,14 +55,21 @@ Faults, `hub.fault(kind, on=..., file=..., times=1, after=0, value=...)`; `hub.f
     "expired"        403, also later for the same signed url; a new /resolve helps    default on="cdn"
     "ignore_range"   200 and the whole file                                           default on="file"
     "wrong_range"    a Content-Range one byte off                                     default on="file"
+    "no_content_range"  206 without Content-Range                                     default on="file"
+    "chunked"        200 and the whole file, in chunks, without its length            default on="file"
+    "hollow"         200 and nothing of the file                                      default on="file"
+    "no_length"      HEAD without Content-Length or X-Linked-Size                     default on="head"
+    "zero_length"    HEAD with a Content-Length of 0                                  default on="head"
+    "moved"          308 to the same server by another name                           default on="endpoint"
     "truncate"       the connection closes after `value` bytes of the body (0: half)  default on="file"
     "resize"         the file is `value` bytes longer (negative: shorter)             default on="file"
     "drop"           the connection closes without an answer, and nothing was done    default on="file"
     "lost"           it was done, then the connection closes without an answer        default on="write"
     "delay"          it begins, or is answered, `value` seconds late                  default on="any"
 
-`on` is "api", "resolve", "cdn", "any", "file": a GET that is answered with a file's bytes, wherever from, or
-"write": an API call that changes a repo or a discussion. `file` is a pattern for `org/name/path` (of an API call
+`on` is "api", "resolve", "cdn", "any", "file": a GET that is answered with a file's bytes, wherever from, "head": a
+HEAD, "expand": an API call with `?expand=`, "endpoint": a request by the name of `hub.url`, or "write": an API call
+that changes a repo or a discussion. `file` is a pattern for `org/name/path` (of an API call
 or an upload: `org/name`). The first `after` matching requests pass, the next `times` fail (None: all). Of several
 matching faults the oldest acts, besides any delays.
 """

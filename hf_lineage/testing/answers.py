@@ -28,6 +28,7 @@ class Answer:
     start: int = 0
     stop: int = -1  # -1: the whole body
     cut: int | None = None  # close the connection after so many bytes of the body
+    length: int | None = -1  # what Content-Length says; -1: the truth, None: the header is missing
 
 
 class Refused(Exception):
@@ -58,7 +59,7 @@ def route(app: str, methods: str, pattern: str, answer: Callable[..., Answer], c
 
 def json_answer(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
     """An answer that holds a JSON document."""
-    text = json.dumps(data).encode("utf-8", "replace")
+    text = json.dumps(data, default=str).encode("utf-8", "replace")  # YAML has dates and sets
     return Answer(status, text, {"Content-Type": "application/json", **(headers or {})})
 
 

@@ -17,8 +17,11 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, parse_qsl
 
 Source = bytes | str | Path
-Place = Literal["api", "resolve", "cdn", "write", "file", "any"]
-Kind = int | Literal["expired", "ignore_range", "wrong_range", "truncate", "resize", "drop", "lost", "delay"]
+Place = Literal["api", "resolve", "cdn", "write", "file", "head", "expand", "endpoint", "any"]
+Kind = int | Literal[
+    "expired", "ignore_range", "wrong_range", "no_content_range", "truncate", "resize", "hollow", "chunked",
+    "no_length", "zero_length", "moved", "drop", "lost", "delay",
+]  # fmt: skip
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".png", ".npz")
 LFS_SIZE = 10 << 20  # bytes; longer files are LFS files whatever their name
@@ -40,6 +43,7 @@ class Request:
     user: str | None  # the user of its token, if the token is known
     body: bytes = field(repr=False)
     role: str = "write"  # of its token, "read" or "write"
+    host: str = ""  # the name under which the server was asked
     status: int = 0  # 0: the connection was dropped
     bytes_sent: int = 0  # of the answer's body
 
@@ -356,7 +360,8 @@ def _file_facts(files: Mapping[str, File]) -> dict[str, Any]:
     relation = card.get("base_model_relation") or inferred
     library = card.get("library_name") or ("timm" if "pretrained_cfg" in config else None)
     formats = ["safetensors"] if any(path.endswith(".safetensors") for path in files) else []
-    tags = [library, *formats, config.get("model_type"), card.get("pipeline_tag"), *(card.get("tags") or ())]
+    own = _listed(card.get("tags"))
+    tags = [library, *formats, config.get("model_type"), card.get("pipeline_tag"), *own]
     tags += [f"base_model:{prefix}{base}" for base in bases for prefix in ("", f"{relation}:")]
     parents = {"relation": relation, "models": [{"_id": digest(base), "id": base} for base in bases]}
     adapter = _json_file(files, "adapter_config.json")
@@ -365,7 +370,7 @@ def _file_facts(files: Mapping[str, File]) -> dict[str, Any]:
         "cardData": card,
         "library_name": library,
         "pipeline_tag": card.get("pipeline_tag"),
-        "tags": [tag for tag in tags if tag] + ["region:us"],
+        "tags": [tag for tag in tags if tag and isinstance(tag, str)] + ["region:us"],
         "config": {key: config[key] for key in config if key in CONFIG} | ({"peft": peft} if peft else {}),
         "siblings": [{"rfilename": path} for path in sorted(files)],
         "usedStorage": sum(file.size for file in files.values()),

@@ -117,7 +117,8 @@ class MiniHub:
         value: float = 0,
     ) -> Fault:
         """Let something go wrong; the table is in the module's docstring."""
-        usual: dict[Kind, Place] = {"expired": "cdn", "delay": "any", "lost": "write"}
+        usual: dict[Kind, Place] = {"expired": "cdn", "delay": "any", "lost": "write", "moved": "endpoint"}
+        usual |= {"no_length": "head", "zero_length": "head"}
         place = on or ("resolve" if isinstance(kind, int) else usual.get(kind, "file"))
         fault = Fault(kind, place, file, math.inf if times is None else times, after, value)
         self.faults.append(fault)
@@ -223,6 +224,9 @@ class MiniHub:
         answer = self._route(found, parts, key, call) if reading else None
         file = answer.body if answer and call.method == "GET" and isinstance(answer.body, File) else None
         places = {"any", where} | ({"file"} if file else set()) | ({"write"} if found and found.changes else set())
+        places |= {"head"} if call.method == "HEAD" else set()
+        places |= {"expand"} if call.values("expand") else set()
+        places |= {"endpoint"} if call.app == "hub" and not call.host.startswith("localhost") else set()
         fault = self._strike(places, key)
         if fault and (fault.kind == "expired" or isinstance(fault.kind, int)):
             return self._failure(fault, call, where)
@@ -231,6 +235,14 @@ class MiniHub:
         answer = answer or self._route(found, parts, key, call)
         if fault and fault.kind == "lost":
             return Answer(0)
+        if fault and fault.kind == "moved":
+            query = f"?{call.query}" if call.query else ""
+            return Answer(308, headers={"Location": self.url.replace("127.0.0.1", "localhost") + call.path + query})
+        if fault and fault.kind in ("no_length", "zero_length"):
+            answer.length = 0 if fault.kind == "zero_length" else None
+            answer.headers.pop("X-Linked-Size", None)
+        if fault and fault.kind == "hollow":
+            return Answer(200, headers=answer.headers)
         if file:
             _cut_out(answer, file, call.range, fault)
         return answer
@@ -309,7 +321,9 @@ def _cut_out(answer: Answer, file: File, asked: str | None, fault: Fault | None)
     kind, value = (fault.kind, int(fault.value)) if fault else ("", 0)
     size = answer.stop = file.size + (value if kind == "resize" else 0)
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", asked or "")
-    if match and any(match.groups()) and kind != "ignore_range":
+    if kind == "chunked":
+        answer.length = None
+    elif match and any(match.groups()) and kind != "ignore_range":
         first, last = match.groups()
         answer.start = int(first) if first else max(0, size - int(last))
         answer.stop = min(int(last) + 1, size) if first and last else size
@@ -319,7 +333,8 @@ def _cut_out(answer: Answer, file: File, asked: str | None, fault: Fault | None)
             return
         shift = 1 if kind == "wrong_range" else 0
         answer.status = 206
-        answer.headers["Content-Range"] = f"bytes {answer.start + shift}-{answer.stop - 1 + shift}/{size}"
+        if kind != "no_content_range":
+            answer.headers["Content-Range"] = f"bytes {answer.start + shift}-{answer.stop - 1 + shift}/{size}"
     if kind == "truncate":
         answer.cut = value or (answer.stop - answer.start) // 2
 
@@ -334,8 +349,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub, authorization = self.server.hub, self.headers.get("Authorization", "")
         url, token = urlsplit(self.path), authorization.removeprefix("Bearer ")
         about = (self.headers.get("Range"), bool(authorization), hub.tokens.get(token), self._body())
-        role = hub.roles.get(token, "write")
-        call = Request(self.server.app, self.command, url.path, url.query, *about, role)
+        role, host = hub.roles.get(token, "write"), self.headers.get("Host", "")
+        call = Request(self.server.app, self.command, url.path, url.query, *about, role, host)
         answer = hub._answer(call)
         call.status = answer.status
         with hub._lock:
@@ -361,7 +376,11 @@ class _Handler(BaseHTTPRequestHandler):
         file = answer.body if isinstance(answer.body, File) else File("", answer.body)
         stop = file.size if answer.stop < 0 else answer.stop
         self.send_response(answer.status)
-        for name, value in {**answer.headers, "Content-Length": str(stop - answer.start)}.items():
+        chunked = answer.length is None and call.method != "HEAD"
+        length = {"Transfer-Encoding": "chunked"} if chunked else {}
+        if answer.length is not None:
+            length = {"Content-Length": str(stop - answer.start if answer.length < 0 else answer.length)}
+        for name, value in {**answer.headers, **length}.items():
             self.send_header(name, value)
         self.end_headers()
         if call.method == "HEAD":
@@ -374,7 +393,9 @@ class _Handler(BaseHTTPRequestHandler):
                 call.bytes_sent += len(chunk)
                 if file is answer.body:
                     hub.bytes_served[answer.key] += len(chunk)
-            self.wfile.write(chunk)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
+        if chunked:
+            self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_: Any) -> None:
         """`MiniHub.log` has it."""

@@ -148,7 +148,7 @@ def compare_weights(
     for i in range(candidates):
         share = _broken_share(readings, architecture, counts, i)
         if i in readings.failed:
-            refused[i] = str(readings.failed[i])
+            refused[i] = readings.failed[i].note
         elif share >= MAX_BROKEN_SHARE:
             refused[i] = f"tensors with NaN, Inf or only zeros make up {100 * share:.0f} % of its weights"
     compared = [i for i in range(candidates) if i not in refused]

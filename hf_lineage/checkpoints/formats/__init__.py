@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint
 from ..local import LocalRepo
+from .adapter import find_adapter, open_adapter
 from .pickle import find_pickles, open_pickles
-from .safetensors import find_adapter, find_safetensors, open_adapter, open_safetensors
+from .safetensors import find_safetensors, open_safetensors
 
 if TYPE_CHECKING:
     from ...hub.client import HubRepo

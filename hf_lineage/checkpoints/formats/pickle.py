@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import BrokenFileError, NoWeightsError, PickleRefusedError
@@ -33,8 +34,6 @@ def open_pickles(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: 
     Raises `PickleRefusedError` without `allow_pickle`, `BrokenFileError` for what is no pickle of tensors alone,
     `NoWeightsError` for one without a tensor.
     """
-    import torch
-
     if not allow_pickle:
         raise PickleRefusedError(
             f"`{repo.ref.name}` has only pickled weights ({', '.join(_pickles(repo)[:2])}), which can run code.",
@@ -48,21 +47,28 @@ def open_pickles(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: 
     loaded = 0
     for name in names if indexes else names[:1]:
         path = repo.path(name)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a pickle may fail in any way; what matters is that none of it ran
-            raise BrokenFileError(
-                f"`{path}` does not load with torch.load(weights_only=True) ({type(error).__name__}): it is broken, "
-                "or holds more than tensors."
-            ) from error
-        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-            state = state["state_dict"]
-        items = state.items() if isinstance(state, dict) else ()
-        tensors |= {str(k): v for k, v in items if isinstance(v, torch.Tensor)}
+        tensors |= load_pickle(path)
         loaded += path.stat().st_size
     if not tensors:
         raise NoWeightsError(f"Expected a state dict in `{repo.ref.name}/{names[0]}`, found no tensor in it.")
     return MemoryCheckpoint(repo.ref, repo.requested, tensors, loaded)
+
+
+def load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickled state dict. Raises `BrokenFileError`."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle may fail in any way; what matters is that none of it ran
+        raise BrokenFileError(
+            f"`{path}` does not load with torch.load(weights_only=True) ({type(error).__name__}): it is broken, "
+            "or holds more than tensors."
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    items = state.items() if isinstance(state, dict) else ()
+    return {str(k): v for k, v in items if isinstance(v, torch.Tensor)}
 
 
 def _pickles(repo: LocalRepo | HubRepo) -> list[str]:

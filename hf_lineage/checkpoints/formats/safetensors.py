@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ...errors import BrokenFileError, CheckpointError, Note, NoWeightsError
+from ...answers.refs import printable
+from ...errors import BrokenFileError, Note, NoWeightsError
 from ..checkpoint import FILES_AT_ONCE, FileCheckpoint, Source
 from ..dtypes import BITS
 from ..entry import Entry
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 FIRST_READ = 1 << 14  # bytes of the first look at a file: most headers of small models fit
 MAX_HEADER = 25_000_000  # the Hub's own limit (huggingface_hub SAFETENSORS_MAX_HEADER_LENGTH)
 MAX_DIMENSIONS = 32  # of one tensor; the product of many large ones would take hours
+ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")  # weights of an adapter, no model of their own
+MAX_SHARDS = 10_000  # of one series
 MAX_INDEX = 64_000_000  # bytes of a `*.index.json`; the largest published ones are near 10 MB
 
 
@@ -135,75 +139,133 @@ def _broken(where: str, why: str, hint: str = "") -> NoReturn:
 
 # Root files in the order they are looked for; the first that is there, or its index, is the model.
 SAFETENSORS = ("model.safetensors", "diffusion_pytorch_model.safetensors", "open_clip_model.safetensors")
-ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
-
-
-def find_adapter(repo: LocalRepo | HubRepo) -> list[str]:
-    """The weights of a LoRA adapter in PEFT's layout, if the repo is one."""
-    return [ADAPTER[0]] if set(ADAPTER) <= repo.files and not repo.only else []
-
-
-def open_adapter(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: bool = False) -> FileCheckpoint:
-    """The adapter, which names its base. Raises `CheckpointError` where its config names none."""
-    checkpoint = open_files(repo, names)
-    checkpoint.adapter_base = _adapter_base(repo)
-    return checkpoint
+SERIES = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+INDEX = ".index.json"
+MOST_LOST = 0.5  # share of an index's tensors that may be in no shard, and it is still an index of these shards
 
 
 def find_safetensors(repo: LocalRepo | HubRepo) -> list[str]:
-    """The file or index that is the model: the one that was named, one of SAFETENSORS, or the only one there is.
+    """The files that could be the model, the likeliest first: the one that was named; the index of one of SAFETENSORS,
+    that file, a complete series of shards; or the only file there is.
 
     Raises `NoWeightsError` where there are several and nothing says which is meant.
     """
+    if repo.only:
+        return [repo.only] if repo.only.endswith((".safetensors", f".safetensors{INDEX}")) else []
     found = sorted(name for name in repo.files if name.endswith(".safetensors") and "/" not in name)
-    for name in SAFETENSORS:
-        for file in (name, f"{name}.index.json"):
-            if file in repo.files:
-                return [file]
-    if repo.only and repo.only.endswith((".safetensors", ".safetensors.index.json")):
-        return [repo.only]
+    series = [shards[0] for shards in _series(repo).values()]
+    known = [file for name in SAFETENSORS for file in (f"{name}{INDEX}", name) if file in repo.files]
+    if known:
+        return [*known[:1], *(file for file in known[1:] if file == known[0].removesuffix(INDEX)), *series]
+    if len(series) == 1:
+        return series
+    found = [name for name in found if name != ADAPTER[0]] or found
     if len(found) > 1:
-        raise NoWeightsError(
-            f"Expected one `model.safetensors` (or its index) in `{repo.ref.name}`, found {len(found)} files: "
-            f"{', '.join(found[:4])}.",
-            "Pass the path of the one that is meant.",
-        )
+        _raise_several(repo, found)
     return found
 
 
 def open_safetensors(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: bool = False) -> FileCheckpoint:
-    """The model in one file, or in the shards of an index."""
-    return open_shards(repo, names[0]) if names[0].endswith(".index.json") else open_files(repo, names)
+    """The model in one file, in the shards of an index, or in a complete series of shards.
 
-
-def _adapter_base(repo: LocalRepo | HubRepo) -> str:
-    where = f"{repo.ref.name}/{ADAPTER[1]}"
+    Where an index names files that are not there, another copy that is complete is the model, and a note says so.
+    """
+    first, others = names[0], names[1:]
+    if not first.endswith(INDEX):
+        return _open_one(repo, first)
+    where = f"{repo.ref.name}/{first}"
     try:
-        base = json.loads(repo.read_small(ADAPTER[1], 1_000_000))["base_model_name_or_path"]
-        if not isinstance(base, str) or not base:
-            raise ValueError("base_model_name_or_path is no text")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"`{where}` names no base model (`base_model_name_or_path`). Name the base as the child instead."
-        ) from error
-    return base
-
-
-def open_shards(repo: LocalRepo | HubRepo, index: str) -> FileCheckpoint:
-    """All files of an index. Raises `BrokenFileError` where it and they do not agree."""
-    where = f"{repo.ref.name}/{index}"
-    shard_of = parse_index(repo.read_small(index, MAX_INDEX), where)
-    shards = sorted(set(shard_of.values()))
-    if missing := [shard for shard in shards if shard not in repo.files]:
-        raise BrokenFileError(f"`{where}` names {missing[0]!r}, which is not there. Get the missing shards.")
-    checkpoint = open_files(repo, shards)
-    if lost := shard_of.keys() - checkpoint.keys() - set(checkpoint.skipped):
-        raise BrokenFileError(f"`{where}` promises tensor {min(lost)[:80]!r}, but no shard holds it. Get it again.")
+        shard_of = parse_index(repo.read_small(first, MAX_INDEX), where)
+    except BrokenFileError as error:
+        trouble = error
+    else:
+        missing = [shard for shard in sorted({*shard_of.values()}) if shard not in repo.files]
+        found = None if missing else _open_indexed(repo, where, shard_of, others)
+        if found is not None:
+            return found
+        why = f"names {missing[0]!r}, which is not there" if missing else "promises tensors, but no shard holds them"
+        trouble = BrokenFileError(f"`{where}` {why}. Get it and its shards again.")
+    if not others:
+        raise trouble
+    checkpoint = _open_one(repo, others[0])
+    told = f"{_beside(repo, others[0])} was read instead"
+    checkpoint.notes += (Note("index_left_aside", f"`{where}` does not fit the files beside it: {told}."),)
     return checkpoint
 
 
-def open_files(repo: LocalRepo | HubRepo, names: Sequence[str]) -> FileCheckpoint:
-    """Files whose tensors together are the model; reads their headers, several at once. Raises `BrokenFileError`."""
+def _open_indexed(
+    repo: LocalRepo | HubRepo, where: str, shard_of: Mapping[str, str], others: Sequence[str]
+) -> FileCheckpoint | None:
+    """The shards of an index, which decides between two copies of a tensor; notes say what it does not fit. None where
+    the shards hold little of what it names: it is an index of others."""
+    checkpoint = open_files(repo, sorted({*shard_of.values()}), shard_of)
+    lost = sorted(shard_of.keys() - checkpoint.keys() - {name.partition(" (")[0] for name in checkpoint.skipped})
+    if len(lost) > MOST_LOST * len(shard_of):
+        return None
+    if lost:
+        named = ", ".join(printable(name)[:80] for name in lost[:3]) + (f" and {len(lost) - 3} more" * (len(lost) > 3))
+        checkpoint.notes += (Note("index_entry_lost", f"`{where}` promises tensors that no shard holds: {named}."),)
+    stray = [name for name in others if name not in shard_of.values()]
+    if stray:
+        beside = f"`{where}` names the files of the model; {_beside(repo, stray[0])}, beside them, was not read."
+        checkpoint.notes += (Note("copy_left_aside", beside),)
+    return checkpoint
+
+
+def _open_one(repo: LocalRepo | HubRepo, name: str) -> FileCheckpoint:
+    """One file, or the series that it begins."""
+    return open_files(repo, next((shards for shards in _series(repo).values() if name in shards), [name]))
+
+
+def _series(repo: LocalRepo | HubRepo) -> dict[str, list[str]]:
+    """The complete series of numbered shards: what is in front of the number, and how many → their names in order."""
+    parts: dict[tuple[str, int], list[str]] = {}
+    for name in sorted(repo.files):
+        if (match := SERIES.fullmatch(name)) and "/" not in name:
+            parts.setdefault((match[1], int(match[3])), []).append(name)
+    whole = {key: names for key, names in parts.items() if _numbers(names) == [*range(1, key[1] + 1)]}
+    return {f"{stem} of {count}": names for (stem, count), names in whole.items()}
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    return [int(match[2]) for name in names if (match := SERIES.fullmatch(name))]
+
+
+def _beside(repo: LocalRepo | HubRepo, name: str) -> str:
+    shards = next((shards for shards in _series(repo).values() if name in shards), [name])
+    return f"the complete series {shards[0]} to {shards[-1]}" if len(shards) > 1 else shards[0]
+
+
+def _raise_several(repo: LocalRepo | HubRepo, found: Sequence[str]) -> NoReturn:
+    if match := next((match for name in found if (match := SERIES.fullmatch(name))), None):
+        there = _numbers(
+            [
+                name
+                for name in found
+                if name.startswith(f"{match[1]}-") and name.endswith(f"-{match[3]}" + ".safetensors")
+            ]
+        )
+        lost = [number for number in range(1, int(match[3]) + 1) if number not in there][:1]
+        if lost and int(match[3]) <= MAX_SHARDS:
+            raise NoWeightsError(
+                f"Expected {int(match[3])} shards `{match[1]}-…` in `{repo.ref.name}`, found {len(there)}: number "
+                f"{lost[0]} is missing. Get the missing shards."
+            )
+    raise NoWeightsError(
+        f"Expected one `model.safetensors` (or its index) in `{repo.ref.name}`, found {len(found)} files: "
+        f"{', '.join(found[:4])}.",
+        f"Name the one that is meant: {repo.ref.name}/{found[0]}.",
+    )
+
+
+def open_files(
+    repo: LocalRepo | HubRepo, names: Sequence[str], shard_of: Mapping[str, str] | None = None
+) -> FileCheckpoint:
+    """Files whose tensors together are the model; reads their headers, several at once.
+
+    shard_of: of tensors that several files hold, the file whose copy counts. Raises `BrokenFileError`, also where two
+    files hold a tensor and nothing says which counts.
+    """
     remote = not isinstance(repo, LocalRepo)
 
     def look(job: tuple[int, str]) -> tuple[Source, dict[str, Entry], list[str]]:
@@ -220,8 +282,13 @@ def open_files(repo: LocalRepo | HubRepo, names: Sequence[str]) -> FileCheckpoin
         looked = list(pool.map(look, enumerate(names)))
     entries: dict[str, Entry] = {}
     for (_, found, _), name in zip(looked, names, strict=True):
-        if twice := found.keys() & entries.keys():
-            raise BrokenFileError(f"`{repo.ref.name}/{name}` repeats tensor {min(twice)[:80]!r} of another shard.")
+        for tensor in found.keys() & entries.keys():
+            owner = names.index(shard_of[tensor]) if shard_of and shard_of.get(tensor) in names else None
+            copies = [entries[tensor], found[tensor]]
+            kept = [copy for copy in copies if owner is None or copy.file == owner]
+            if owner is None:
+                raise BrokenFileError(f"`{repo.ref.name}/{name}` repeats tensor {tensor[:80]!r} of another shard.")
+            found[tensor] = kept[0] if kept else entries[tensor]
         entries |= found
     checkpoint = FileCheckpoint(repo.ref, repo.requested, [source for source, _, _ in looked], entries, remote)
     checkpoint.skipped = tuple(sorted(name for _, _, names_left in looked for name in names_left))

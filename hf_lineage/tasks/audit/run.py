@@ -16,11 +16,11 @@ from ...answers.audit import RULES, AuditRecord, Finding, Status
 from ...answers.base import Progress
 from ...answers.lineage import Candidate, Claim, Lineage
 from ...answers.refs import ModelRef, printable
+from ...checkpoints.adapter_shapes import adapter_fit
 from ...checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
 from ...checkpoints.claims import claims_of
-from ...checkpoints.formats.safetensors import ADAPTER
+from ...checkpoints.formats.adapter import find_adapter
 from ...checkpoints.opener import open_checkpoint
-from ...checkpoints.texts import MAX_TEXT, json_data
 from ...errors import (
     ArgumentError,
     HubUnavailableError,
@@ -32,7 +32,7 @@ from ...errors import (
 from ...report.sentences import OPEN
 from ...weights.sampling import sample_budget
 from ..options import Options, versions
-from ..session import Session
+from ..session import Session, base_of, unjudged
 from ..trace import trace
 from .journal import Journal
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 BASES = 64  # models that stay open from one record to the next
 NOT_FOUND = "the search found none"
+NOT_UNDERSTOOD = "what is written there is not understood as the id of a model on the Hub"
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # as the Hub makes them
 _log = logging.getLogger("hf_lineage.tasks.audit")
 
@@ -138,9 +139,12 @@ class _Auditor:
         known = replace(empty, ref=child.ref.name, revision=child.ref.revision, claims=claims)
         if not claims and not self._search:
             return replace(known, status="no_claim", reason="no file names a base")
-        if child.adapter_base:
-            return _untested(known, _of_adapter(claims))
-        refs = None if self._search else list(dict.fromkeys(claim.ref for claim in claims))
+        if child.adapter_base is not None:
+            return self._adapter(model, known)
+        named = list(dict.fromkeys(claim.ref for claim in claims if claim.status != "not_understood"))
+        if claims and not named and not self._search:
+            return _untested(known, NOT_UNDERSTOOD)
+        refs = None if self._search else named
         self.session.opener.failed.clear()
         try:
             lineage = trace(model, refs, session=self.session, **self._options)
@@ -161,15 +165,35 @@ class _Auditor:
         ref = _parse(model)
         repo = self.session.opener.repo(ref)
         child = MemoryCheckpoint(repo.ref, str(ref), {})
-        child.repo, child.card = repo, repo.card
-        if set(ADAPTER) <= repo.files and not repo.only:
-            base = json_data(repo.read_optional(ADAPTER[1], MAX_TEXT)).get("base_model_name_or_path")
-            child.adapter_base = base if isinstance(base, str) else None
+        child.repo = repo
+        child.adapter_base = "" if find_adapter(repo) else None
         return child
+
+    def _adapter(self, model: Model, known: AuditRecord) -> AuditRecord:
+        """The record of an adapter: it holds no weights of its base, and the shapes of its factors can contradict."""
+        why = _of_adapter(known.claims)
+        try:
+            adapter = self.session.opener.open(model)
+            base = base_of(adapter, self.session.opener) if adapter.adapter_base else None
+        except LineageError as error:
+            passing = isinstance(error.__cause__ or error, HubUnavailableError)
+            return replace(_untested(known, f"{why} Its shapes were not compared: {error}"), passing=passing)
+        fit = adapter_fit(adapter, base) if base is not None else None
+        if base is None or fit is None or not fit.misfit:
+            return _untested(known, f"{why} {fit.explain().capitalize()}." if fit else why)
+        same, candidate = self.session.opener.same_model, unjudged(base, "compared")
+        claims = tuple(
+            replace(claim, status="contradicted") if same(claim.ref, candidate) else claim for claim in known.claims
+        )
+        rule = _rule("contradicted")
+        refs = dict.fromkeys(claim.ref for claim in claims if claim.status == "contradicted")
+        findings = [Finding(rule, ref, _sources(claims, ref), reason=fit.explain()) for ref in refs]
+        return _with(replace(known, claims=claims), "contradicted", findings)
 
     def _nothing_compared(self, known: AuditRecord, error: LineageError) -> AuditRecord:
         """No candidate could be read, or nothing of the child can be compared."""
-        troubles = {claim.ref: self.session.opener.failed.get(claim.ref) for claim in known.claims}
+        understood = [claim for claim in known.claims if claim.status != "not_understood"]
+        troubles = {claim.ref: self.session.opener.failed.get(claim.ref) for claim in understood}
         if not any(troubles.values()):  # they could be opened: reading them broke off, or it is not about them
             passing = isinstance(error, NoCandidateReadError)
             return replace(_untested(known, str(error)), passing=True) if passing else _failed(known, error)
@@ -187,9 +211,19 @@ class _Auditor:
         )
         about = {claim.ref: self._candidate(claim.ref, lineage) for claim in lineage.claims}
         merged = _merged(lineage.claims)
-        statuses: dict[str, Status] = {c.ref: "confirmed" if c.ref in merged else c.status for c in lineage.claims}
+        statuses: dict[str, Status] = {
+            c.ref: "confirmed" if c.ref in merged else "not_testable" if c.status == "not_understood" else c.status
+            for c in lineage.claims
+        }
+        unclear = {c.ref for c in lineage.claims if c.status == "not_understood"}
         findings = [
-            _about(_rule(status), ref, _sources(lineage.claims, ref), about[ref], _why(status, about[ref], lineage))
+            _about(
+                _rule(status),
+                ref,
+                _sources(lineage.claims, ref),
+                about[ref],
+                NOT_UNDERSTOOD if ref in unclear else _why(status, about[ref], lineage),
+            )
             for ref, status in statuses.items()
             if RULES[status]
         ]

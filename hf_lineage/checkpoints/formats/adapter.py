@@ -1,0 +1,65 @@
+"""LoRA adapters in PEFT's layout: a config that names a base, and factors; no weights of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...errors import Note
+from ..checkpoint import Checkpoint, MemoryCheckpoint
+from ..claims import ADAPTER_CONFIG, adapter_base
+from ..local import LocalRepo
+from ..texts import MAX_TEXT, card_data, json_data
+from .pickle import load_pickle
+from .safetensors import ADAPTER, INDEX, SAFETENSORS, SERIES, open_files
+
+if TYPE_CHECKING:
+    from ...hub.client import HubRepo
+
+
+def find_adapter(repo: LocalRepo | HubRepo) -> list[str]:
+    """The factors of an adapter, or its config where there are none, if the repo is one.
+
+    Merged weights beside an adapter are a model: it is theirs that are compared.
+    """
+    if ADAPTER_CONFIG not in repo.files or repo.only:
+        return []
+    merged = {*SAFETENSORS, *(f"{name}{INDEX}" for name in SAFETENSORS)} & repo.files
+    if merged or any(SERIES.fullmatch(name) for name in repo.files):
+        return []
+    return [next((name for name in ADAPTER if name in repo.files), ADAPTER_CONFIG)]
+
+
+def open_adapter(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: bool = False) -> Checkpoint:
+    """The adapter, which names its base; of one whose factors are pickled, without `allow_pickle`, nothing but that."""
+    name = names[0]
+    checkpoint: Checkpoint
+    if name == ADAPTER[0]:
+        checkpoint = open_files(repo, [name])
+    else:
+        tensors = load_pickle(repo.path(name)) if name == ADAPTER[1] and allow_pickle else {}
+        checkpoint = MemoryCheckpoint(repo.ref, repo.requested, tensors)
+        if name == ADAPTER[1] and not allow_pickle:
+            pickled = f"The factors of the adapter `{repo.ref.name}` are pickled, which can run code: not looked at."
+            checkpoint.notes = (
+                Note("adapter_not_read", pickled, "If you trust it: --allow-pickle.", "allow_pickle=True."),
+            )
+    config = json_data(repo.read_optional(ADAPTER_CONFIG, MAX_TEXT))
+    checkpoint.adapter_base = (
+        _local_base(repo, config)
+        or adapter_base(config, {})
+        or adapter_base({}, repo.card or card_data(repo.read_card(MAX_TEXT)))
+    )
+    return checkpoint
+
+
+def _local_base(repo: LocalRepo | HubRepo, config: dict) -> str:
+    """The base of an adapter on this machine where it is a folder here: what a repo's file names opens no path."""
+    base = config.get("base_model_name_or_path")
+    here = (
+        isinstance(repo, LocalRepo)
+        and repo.ref.kind == "local"
+        and isinstance(base, str)
+        and base[:1] in (".", "/", "~")
+    )
+    return str(base) if here else ""
