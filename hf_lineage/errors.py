@@ -57,10 +57,17 @@ CODES: Mapping[str, str] = {
     "no_candidate_read": "none of the candidates could be read",
     "missing_extra": "a package that only one extra installs is not there",
     "process_lost": "one of several processes died, hangs or failed",
+    # of what an older version wrote
+    "older_text": "a text of the schema hf_lineage/1, which kept no code",
     # of notes: candidates
     "child_dropped": "the child is one of its own candidates and was dropped",
     "named_twice": "a model was named more than once and counts once",
     "model_unreadable": "a candidate could not be read",
+    "not_comparable": "the tensors of a candidate do not line up with the child's",
+    "adapter_without_weights": "a candidate is a LoRA adapter, which holds no weights of its own",
+    "adapter_no_evidence": "comparing a candidate shows nothing of the child, which is an adapter",
+    "mostly_unusable": "most of a model's weights are NaN, Inf or only zeros",
+    "tensors_without_partner": "tensors of the child that a candidate has no partner for were left out",
     "equal_copies": "the parent has equal copies",
     "adapter_base_traced": "the child is an adapter; its declared base was traced in its place",
     "adapter_not_read": "the factors of an adapter are pickled and were not looked at, or it holds none",
@@ -101,6 +108,7 @@ CODES: Mapping[str, str] = {
     "nearest_by_features": "the candidate whose features are nearest",
     "detector_probability": "the probability that a detector has learned to give",
     "detector_disagrees": "detector and weights disagree",
+    "detector_refused": "why a detector could not judge a candidate",
     # of notes: cards
     "private_model_named": "the card would name a private model",
     "base_model_not_added": "no base_model is added to the card, and why",
@@ -136,6 +144,17 @@ class Note(str):
         note.code, note.sentence, note.hint, note.python = code, sentence, hint, python
         return note
 
+    def to_dict(self) -> dict[str, str]:
+        """The JSON contract: code, sentence, and what to type on a command line, empty where there is nothing."""
+        return {"code": self.code, "text": self.sentence, "hint": self.hint}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, str] | str) -> Note:
+        """What `to_dict` wrote, or the plain text of schema `hf_lineage/1`. Raises `KeyError`, `ValueError`."""
+        if isinstance(data, str):
+            return cls("older_text", data)
+        return cls(data["code"], data["text"], data["hint"])
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self.code, self.sentence, self.hint, self.python, str(self))
 
@@ -164,6 +183,11 @@ def join_notes(code: str, texts: Iterable[str]) -> Note:
         " ".join(dict.fromkeys(note.python for note in notes if note.python)),
         text=" ".join(parts),
     )
+
+
+def as_note(code: str, text: str) -> Note:
+    """A text as a note: one that is a note already keeps its own code."""
+    return text if isinstance(text, Note) else Note(code, text)
 
 
 def prefixed(words: str, text: str) -> str:

@@ -28,7 +28,7 @@ def trace(child: str, candidates: list[str] | str | None = None) -> str:
         candidates: Repo ids of possible parents, at most 16. Leave it out to have them searched for on the Hub.
 
     Returns:
-        JSON, schema hf_lineage/1: verdict (parent, identical, common_origin, none, undecided), parent,
+        JSON, schema hf_lineage/2: verdict (parent, identical, common_origin, none, undecided), parent,
         none_probability, candidates (ref, probability, p_value, relation, facts.found_by and more) best first, claims
         (what the model's own files say, and whether the weights bear it out), undeclared, notes. The verdict "none" is
         an answer: no candidate is the parent.
@@ -44,7 +44,7 @@ def layers(child: str, candidates: list[str] | str | None = None) -> str:
         candidates: Repo ids of models that it may be made of, at most 16. Leave it out to use what it declares.
 
     Returns:
-        JSON, schema hf_lineage/1: blocks (block, kind, parent, parent_block, probability, p_value, mixture, unknown),
+        JSON, schema hf_lineage/2: blocks (block, kind, parent, parent_block, probability, p_value, mixture, unknown),
         mixture of the whole, method (single, passthrough, linear, slerp, task_arithmetic, ties, dare, mixed), notes.
     """
     return _answer(lambda: asking.question(child, candidates), asking.layers)
@@ -57,7 +57,7 @@ def family_tree(models: list[str] | str) -> str:
         models: Repo ids, 2 to 24 of them, or the address of one collection on the Hub.
 
     Returns:
-        JSON, schema hf_lineage/1: nodes (id, group, hidden, generation), edges (parent, child, directed, probability,
+        JSON, schema hf_lineage/2: nodes (id, group, hidden, generation), edges (parent, child, directed, probability,
         relation), roots, left_out (models that could not be read, and why), notes.
     """
     return _answer(lambda: (asking.family(models, False),), asking.tree)
@@ -71,7 +71,7 @@ def find_candidates(child: str, most: int = MAX_CANDIDATES) -> str:
         most: How many comparable models to stop at, 1 to 16.
 
     Returns:
-        JSON, schema hf_lineage/1: candidates (ref, rules, status, similarity, parameters, downloads), notes, requests.
+        JSON, schema hf_lineage/2: candidates (ref, rules, status, similarity, parameters, downloads), notes, requests.
     """
 
     def check() -> tuple[str, int]:

@@ -51,7 +51,7 @@ def layers_html(view: View) -> str:
     return page(
         "layers", view={"recipe": "", **view}, answer=answer, columns=columns, others=others, mid=MID, deep=DEEP,
         rows=[_row(block, columns, others) for block in answer["blocks"]],
-        reasons=[shown(view, text) for text in (*answer["reasons"], *answer["notes"])],
+        reasons=[shown(text) for text in (*answer["reasons"], *answer["notes"])],
     )  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from jobs import Step
 from pages import page
 from questions import on_page
 
-from hf_lineage.answers.base import notes_in
 from hf_lineage.report.format import bytes_text
 
 View = dict[str, Any]  # {"answer": the answer's JSON, "sentence": …, "words": …, "table": …}
@@ -26,7 +25,8 @@ BADGES = {
 RELATIONS = {
     "identical": "every weight equal", "head_changed": "same trunk, other head", "partial": "partly frozen",
     "finetune": "fine-tuned from it", "quantized": "quantized from it", "pruned": "pruned from it",
-    "adapter": "adapter of it", "resized": "vocabulary resized", "merge": "merged from it", "sibling": "sibling",
+    "adapter": "adapter of it", "resized": "vocabulary resized", "cast": "a smaller format of it",
+    "depth_changed": "other layers", "shared_part": "a part in common", "merge": "merged from it", "sibling": "sibling",
     "descendant": "made from the child", "common_origin": "common origin", "none": "unrelated",
 }  # fmt: skip
 CLAIMS = {
@@ -34,6 +34,7 @@ CLAIMS = {
     "contradicted": ("✗", "contradicted: no sign of a common origin", "no"),
     "relative": ("≈", "a relative, but not the parent found", "maybe"),
     "not_testable": ("?", "not testable: it was not compared, or not decided", "maybe"),
+    "not_understood": ("?", "not understood: it names no model that could be found out", "maybe"),
 }
 SOURCES = {"card": "The model card", "config": "config.json", "adapter": "The adapter", "mergekit": "The merge recipe"}
 MAX_OPEN_ROWS = 12  # candidates that are not folded away
@@ -49,7 +50,6 @@ def view_of(answer: Any) -> View:
         "sentence": answer.sentence(),
         "words": explained,
         "table": str(answer),
-        "without_hints": {str(note): note.sentence for note in notes_in(answer) if note.hint or note.python},
     }
 
 
@@ -67,7 +67,7 @@ def lineage_html(view: View) -> str:
     text, tone = BADGES.get(answer["verdict"], BADGES["undecided"])
     return page(
         "lineage", view=view, answer=answer, badge={"text": text, "tone": tone}, claims=[*_claims(answer)],
-        notes=[shown(view, note) for note in answer["notes"]], relations=RELATIONS, max_open=MAX_OPEN_ROWS,
+        notes=[*map(shown, answer["notes"])], relations=RELATIONS, max_open=MAX_OPEN_ROWS,
         reasons_of=reasons_of, facts_of=facts_of, json_of=json_of, on_page=on_page,
     )  # fmt: skip
 
@@ -122,22 +122,22 @@ def progress_html(step: Step) -> str:
     return page("progress", what=what, amount=amount, percent=percent, beside=beside)
 
 
-def shown(view: View, text: str) -> str:
-    """A note or a reason of an answer as the page shows it, without hints."""
-    return on_page(view.get("without_hints", {}).get(text, text))
+def shown(note: Mapping[str, str] | str) -> str:
+    """A note of an answer's JSON as the page shows it, without the hint, which is for a command line; or a text."""
+    return on_page(note if isinstance(note, str) else note["text"])
 
 
-def reasons_of(view: View, candidate: dict[str, Any]) -> list[str]:
+def reasons_of(candidate: dict[str, Any]) -> list[str]:
     """The reasons of a candidate, as the page shows them."""
-    return [shown(view, reason) for reason in candidate["reasons"]]
+    return [*map(shown, candidate["reasons"])]
 
 
-def facts_of(view: View, candidate: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def facts_of(candidate: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Everything that was measured of a candidate, as pairs of texts."""
     yield "distance of a weight", _plain(candidate["distance"])
     yield "p-value of this candidate alone", _plain(candidate["p_raw"])
     yield from ((key, _plain(value)) for key, value in candidate["facts"].items() if key != "found_by")
-    yield from (("remark", reason) for reason in reasons_of(view, candidate))
+    yield from (("remark", reason) for reason in reasons_of(candidate))
     weights = candidate["evidence"].get("weights", {})
     moved = [(name, block.get("moved")) for name, block in weights.get("blocks", {}).items()]
     changes = [f"{name} {value:.3g}" for name, value in moved if value is not None]

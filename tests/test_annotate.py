@@ -96,7 +96,7 @@ class TestLooking:
     def test_its_forms(self, server: Any, lineage: Lineage) -> None:
         note = hl.annotate("lab/child", lineage, token=False)
         assert json.loads(note.to_json()) == {
-            "schema": "hf_lineage/1", "changed": True, "url": None, "files": list(FILES), "notes": [], "diff": note.diff,
+            "schema": "hf_lineage/2", "changed": True, "url": None, "files": list(FILES), "notes": [], "diff": note.diff,
         }  # fmt: skip
         assert str(note) + "\n" == note.diff and "````diff" in note.to_markdown()
 

@@ -108,7 +108,7 @@ def test_a_hundred_models(hub: MiniHub, make_net: Make) -> None:
     assert len(truth) >= 100 and [record.requested for record in records] == list(truth)
     wrong = {r.requested: (r.status, truth[r.requested], r.reason) for r in records if r.status != truth[r.requested]}
     assert not wrong
-    assert all(json.loads(json.dumps(r.to_dict(), allow_nan=False))["schema"] == "hf_lineage/1" for r in records)
+    assert all(json.loads(json.dumps(r.to_dict(), allow_nan=False))["schema"] == "hf_lineage/2" for r in records)
     assert all((not r.findings) == (r.status in ("confirmed", "no_claim")) and r.reason for r in records)
     by_name = {record.requested: record for record in records}
     assert by_name["lab/child-0"].parent == "lab/parent" and by_name["lab/child-0"].p_value < 1e-100
@@ -286,7 +286,7 @@ class TestJournal:
         with pytest.raises(ArgumentError, match=r"alpha is 0\.01 here, 0\.001 there; seed is 3 here, 0 there"):
             hl.audit(["lab/parent"], journal=tmp_path / "j", alpha=0.01, seed=3)
 
-    @pytest.mark.parametrize("text", ["my notes", "my notes\n", "{}\n", '{"schema": "hf_lineage/1"}\n'])
+    @pytest.mark.parametrize("text", ["my notes", "my notes\n", "{}\n", '{"schema": "hf_lineage/2"}\n'])
     def test_another_file_is_left_alone(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "notes"
         path.write_text(text)

@@ -46,7 +46,7 @@ class TestRecord:
     @pytest.mark.parametrize("one", EVERY, ids=lambda r: r.status)
     def test_json_and_back(self, one: AuditRecord) -> None:
         text = json.dumps(one.to_dict(), allow_nan=False)
-        assert AuditRecord.from_dict(json.loads(text)) == one and one.to_dict()["schema"] == "hf_lineage/1"
+        assert AuditRecord.from_dict(json.loads(text)) == one and one.to_dict()["schema"] == "hf_lineage/2"
 
     @pytest.mark.parametrize("change", [{"status": "fine"}, {"claims": [{"x": 1}]}, {"findings": 3}])
     def test_what_is_no_record(self, change: dict[str, Any]) -> None:

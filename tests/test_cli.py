@@ -37,7 +37,7 @@ def test_none_is_an_answer(run, folders: Folders) -> None:
 def test_json_is_one_document_on_stdout(run, folders: Folders, tmp_path: Path) -> None:
     picture = tmp_path / "x.png"
     code, out, err = run("trace", folders["child"], "-c", folders["parent"], "--json", "--plot", picture)
-    assert code == 0 and json.loads(out)["schema"] == "hf_lineage/1" and "picture" in err
+    assert code == 0 and json.loads(out)["schema"] == "hf_lineage/2" and "picture" in err
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -19,7 +19,7 @@ def test_demo(tmp_path: Path) -> None:
     assert "8 of 8 verdicts agree" in first.stdout and "The card of family/fc-child-1-0 lies" in first.stdout
     assert "contradicted" in first.stdout and "(none)" in first.stdout
     document = json.loads((tmp_path / "family" / "lineage.json").read_text())
-    assert document["schema"] == "hf_lineage/1" and len(document["lineages"]) == 8
+    assert document["schema"] == "hf_lineage/2" and len(document["lineages"]) == 8
     assert (tmp_path / "family" / "lineage.png").read_bytes().startswith(b"\x89PNG")
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert again.stdout == first.stdout, "the family is kept, and the answer is the same"

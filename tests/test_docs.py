@@ -52,7 +52,7 @@ def test_python_blocks_run(
     for drawn in re.findall(r'\.plot\("(\w+\.png)"\)', "".join(blocks(TEXTS[name], "python"))):
         assert (tmp_path / drawn).stat().st_size > 5000
     if name == "README.md":
-        assert '"schema": "hf_lineage/1"' in (tmp_path / "lineage.json").read_text()
+        assert '"schema": "hf_lineage/2"' in (tmp_path / "lineage.json").read_text()
 
 
 def test_the_pages_with_python_are_these() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from hf_lineage import errors
-from hf_lineage.answers.base import notes_in
 from hf_lineage.answers.lineage import Candidate, Lineage
 from hf_lineage.answers.refs import ModelRef
 from hf_lineage.errors import CODES, LineageError, Note, join_notes
@@ -72,12 +71,14 @@ class TestNote:
         assert both == f"No. {NOTE} b: {NOTE}" and both.sentence == "No. It can run code. b: It can run code."
         assert (both.hint, both.python) == (NOTE.hint, NOTE.python)
 
-    def test_is_found_in_an_answer_and_plain_in_its_json(self) -> None:
+    def test_is_an_object_in_the_json_of_an_answer(self) -> None:
         candidate = Candidate("a/b", "a/b", status="unreadable", reasons=(NOTE,))
         lineage = Lineage(ModelRef.parse("a/c"), "a/c", "undecided", None, None, (candidate,), notes=(NOTE, NOTE))
-        assert [*notes_in(lineage)] == [NOTE] * 3
         document = lineage.to_dict()
-        assert all(type(text) is str for text in (*document["notes"], *document["candidates"][0]["reasons"]))
+        written = {"code": NOTE.code, "text": NOTE.sentence, "hint": NOTE.hint}
+        assert [*document["notes"], *document["candidates"][0]["reasons"]] == [written] * 3
+        assert Note.from_dict(written).to_dict() == written
+        assert Note.from_dict("A text.").to_dict() == {"code": "older_text", "text": "A text.", "hint": ""}
 
 
 def test_an_error_carries_its_note() -> None:

@@ -126,7 +126,7 @@ class TestAlone:
         lineage = trace(zoo["child"], [zoo["parent"], zoo["wide"]], metric="cka")
         text = json.dumps(lineage.to_dict(), allow_nan=False)
         document = json.loads(text)
-        assert document["schema"] == "hf_lineage/1" and document["none_probability"] is None
+        assert document["schema"] == "hf_lineage/2" and document["none_probability"] is None
         assert document["candidates"][0]["evidence"]["features"]["taps"][0]["scores"]["dc"]["exact"] <= 1 + 1e-9
         assert json.loads(lineage.to_json()) == document and lineage.to_markdown() and lineage.explain()
 

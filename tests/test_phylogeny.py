@@ -203,7 +203,7 @@ class TestAnswer:
             "schema", "nodes", "edges", "roots", "quality", "method", "left_out", "notes", "bytes_read", "seconds",
             "seed", "alpha", "versions",
         }  # fmt: skip
-        assert (document["schema"], document["method"]) == ("hf_lineage/1", "information")
+        assert (document["schema"], document["method"]) == ("hf_lineage/2", "information")
         assert (document["seed"], document["alpha"], document["left_out"], document["notes"]) == (0, 0.01, {}, [])
         assert {"hf_lineage", "torch", "numpy"} <= document["versions"].keys()
         for node in document["nodes"]:

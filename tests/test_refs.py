@@ -83,7 +83,7 @@ def test_json_has_no_nan_and_nine_digits() -> None:
     lineage = Lineage(ModelRef("hub", "c"), "c", "none", None, 1.0, (candidate,))
     assert repr(lineage) == "Lineage('c', 'none', parent=None, 1 candidates)"
     document = json.loads(lineage.to_json())
-    assert document["schema"] == "hf_lineage/1" and document["child"] == {
+    assert document["schema"] == "hf_lineage/2" and document["child"] == {
         "ref": "c",
         "requested": "c",
         "revision": None,

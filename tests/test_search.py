@@ -694,7 +694,7 @@ class TestCommand:
     def test_json(self, town: MiniHub, run) -> None:
         code, out, _ = run("candidates", "lab/child", "--json", "--most", "2")
         document = json.loads(out)
-        assert code == 0 and document["schema"] == "hf_lineage/1" and document["notes"]
+        assert code == 0 and document["schema"] == "hf_lineage/2" and document["notes"]
         assert {*document} == {
             "schema", "child", "candidates", "notes", "requests", "bytes_read", "seconds", "versions",
         }  # fmt: skip

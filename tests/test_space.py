@@ -49,7 +49,7 @@ class TestEndpoints:
 
     def test_trace(self, client) -> None:
         answer = json.loads(client.predict("lab/child", ["lab/parent", "lab/stranger"], api_name="/trace"))
-        assert (answer["schema"], answer["verdict"], answer["parent"]) == ("hf_lineage/1", "parent", "lab/parent")
+        assert (answer["schema"], answer["verdict"], answer["parent"]) == ("hf_lineage/2", "parent", "lab/parent")
 
     def test_types_are_told(self, client) -> None:
         api = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
@@ -132,12 +132,12 @@ class TestEndpoints:
         tools, answers, refused = asyncio.run(talk(space.url, asked, {"child": "../up"}))
         assert {f"/{tool.name}" for tool in tools} == ENDPOINTS
         for tool in tools:
-            assert len(tool.description) > 100 and " Returns: JSON, schema hf_lineage/1: " in tool.description
+            assert len(tool.description) > 100 and " Returns: JSON, schema hf_lineage/2: " in tool.description
             assert ",," not in tool.description and "  " not in tool.description
             for about in tool.inputSchema["properties"].values():
                 assert about["description"].endswith("."), tool.name
         for name, answer in answers.items():
-            assert not answer.isError and json.loads(answer.content[0].text)["schema"] == "hf_lineage/1", name
+            assert not answer.isError and json.loads(answer.content[0].text)["schema"] == "hf_lineage/2", name
         assert refused.isError and "Expected the id of a model" in refused.content[0].text
 
     def test_tools_are_called_as_the_page_says(self, space, tmp_path, monkeypatch) -> None:
@@ -361,7 +361,7 @@ class TestPictures:
         draw = {"trace": show.lineage_html, "layers": heatmap.layers_html, "tree": show.tree_html}[
             path.stem.split("-")[0]
         ]
-        assert view["answer"]["schema"] == "hf_lineage/1" and "127.0.0.1" not in path.read_text()
+        assert view["answer"]["schema"] == "hf_lineage/2" and "127.0.0.1" not in path.read_text()
         assert 'href="' not in draw(view), "the examples' models are not on the Hub"
 
     def test_every_example_has_a_button_and_a_file(self) -> None:

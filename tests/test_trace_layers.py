@@ -79,7 +79,7 @@ class TestContract:
     def test_the_keys_of_design(self, ask: Shelf) -> None:
         layers = ask("child")
         found = json.loads(layers.to_json(), parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
-        assert list(found)[:4] == ["schema", "child", "candidates", "revisions"] and found["schema"] == "hf_lineage/1"
+        assert list(found)[:4] == ["schema", "child", "candidates", "revisions"] and found["schema"] == "hf_lineage/2"
         assert found.keys() == {"schema", "child", "candidates", "blocks"} | {
             "revisions", "mixture", "unknown", "residual", "method", "facts", "reasons", "notes", "evidence", "bytes_read",
             "seconds", "seed", "alpha", "versions",

@@ -35,6 +35,11 @@ class Annotation(Answer):
         """The JSON contract without `schema`."""
         return {name: getattr(self, name) for name in ("changed", "url", "files", "notes", "diff")}
 
+    @classmethod
+    def read_fields(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields from their JSON, which holds no file's content: `save` writes nothing then."""
+        return {**{name: data[name] for name in ("changed", "url", "diff")}, "files": tuple(data["files"])}
+
     def to_markdown(self) -> str:
         """The diff as a block of code, with the address and the notes."""
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", self.diff)), default=0))

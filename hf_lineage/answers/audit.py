@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from .base import Answer, fields_of
+from .base import COST, Answer, fields_of
 from .lineage import Claim, Relation, Verdict
 
 Status = Literal["contradicted", "undeclared", "failed", "relative", "not_testable", "no_claim", "confirmed"]
@@ -115,15 +115,11 @@ class AuditRecord(Answer):
         return fields_of(self) | lists
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> AuditRecord:
-        """What `to_dict` wrote. Raises `ValueError` for anything else."""
-        try:
-            values = {field.name: data[field.name] for field in fields(cls)}
-            values["claims"] = tuple(Claim(**claim) for claim in values["claims"])
-            values["findings"] = tuple(Finding(**{**f, "sources": tuple(f["sources"])}) for f in values["findings"])
-            record = cls(**values)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not an audit's record: {error!r}") from error
-        if record.status not in RULES:
-            raise ValueError(f"unknown status {record.status!r}")
-        return record
+    def read_fields(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields from their JSON. Raises `ValueError` for an unknown status."""
+        values = {field.name: data[field.name] for field in fields(cls) if field.name not in COST}
+        if values["status"] not in RULES:
+            raise ValueError(f"unknown status {values['status']!r}")
+        values["claims"] = tuple(Claim(**claim) for claim in values["claims"])
+        values["findings"] = tuple(Finding(**{**f, "sources": tuple(f["sources"])}) for f in values["findings"])
+        return values

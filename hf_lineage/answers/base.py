@@ -7,12 +7,16 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
 
-from ..errors import Note
+from ..errors import ArgumentError, Note
 
-SCHEMA = "hf_lineage/1"
+SCHEMA = "hf_lineage/2"
+READABLE = ("hf_lineage/1", SCHEMA)  # version 1: notes were texts, `order` and `raw` did not exist
+
+
+COST = ("bytes_read", "seconds", "seed", "alpha", "versions")
 
 
 class Progress(Protocol):
@@ -40,12 +44,46 @@ class Answer(abc.ABC):
         """The keys and values of the JSON contract after `schema`, in their order."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON contract, schema `hf_lineage/1`: plain types, no NaN, floats of 9 significant digits."""
+        """The JSON contract, schema `hf_lineage/2`: plain types, no NaN, floats of 9 significant digits."""
         return plain({"schema": SCHEMA, **self.content()})
 
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as one JSON document."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    @abc.abstractmethod
+    def read_fields(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields from their JSON, `notes` and the cost excepted. May raise what a broken document raises."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The answer that `to_dict` wrote, of schema `hf_lineage/2` or `hf_lineage/1`.
+
+        What was only measured on the way reads like its JSON: `candidate.evidence["weights"]["moved"]`. What is not in
+        the JSON is empty. Raises `ArgumentError`, a `ValueError`, for anything else.
+        """
+        schema = data.get("schema") if isinstance(data, Mapping) else None
+        if schema not in READABLE:
+            raise ArgumentError(f"Expected an answer of schema {' or '.join(READABLE)}, got {str(schema)[:80]!r}.")
+        try:
+            values = cls.read_fields(data)
+            if "notes" in data:
+                values["notes"] = tuple(Note.from_dict(note) for note in data["notes"])
+            names = cls.__dataclass_fields__  # type: ignore[attr-defined]
+            cost = {name: data[name] for name in COST if name in data and name in names}
+            return cls(**cost, **values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArgumentError(f"Expected a `{cls.__name__}` as JSON, got something else: {error!r}.") from error
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """`from_dict` of one JSON document. Raises `ArgumentError`, a `ValueError`."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ArgumentError(f"Expected a JSON document: {error}.") from error
+        return cls.from_dict(data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
@@ -85,8 +123,7 @@ class StatisticalAnswer(MeasuredAnswer):
 
     def cost(self) -> dict[str, Any]:
         """The fields that say how the answer was reached, in the order of the JSON contract."""
-        reached = ("bytes_read", "seconds", "seed", "alpha", "versions")
-        return {name: getattr(self, name) for name in reached}
+        return {name: getattr(self, name) for name in COST}
 
 
 class Evidence(Mapping[str, Any], abc.ABC):
@@ -111,22 +148,20 @@ class Evidence(Mapping[str, Any], abc.ABC):
         return len(self.to_dict())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedEvidence(Evidence):
+    """Evidence that was read back from JSON: the mapping alone, without the types of what measured it."""
+
+    recorded: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping as it was read."""
+        return self.recorded
+
+
 def fields_of(record: Any) -> dict[str, Any]:
     """The fields of a dataclass with their values, not copied."""
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
-
-
-def notes_in(value: Any) -> Iterator[Note]:
-    """Every note in an answer, wherever it is: also a candidate's reason, or why a model was left out."""
-    if isinstance(value, Note):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from notes_in(tuple(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from notes_in(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        yield from notes_in(fields_of(value))
 
 
 def plain(value: Any) -> Any:
@@ -137,8 +172,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if isinstance(value, str):
-        return str(value)  # a note is its text
+    if isinstance(value, Note):
+        return value.to_dict()
     if isinstance(value, float):
         return float(f"{value:.9g}") if math.isfinite(value) else None
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,7 +74,8 @@ class LayerLineage(StatisticalAnswer):
     their blocks. `scores[ref]`:
     float64 (child blocks × that candidate's blocks), nan where shapes differ: the correlation of the weights, in
     [−1, 1], or with features alone the metric's score. `mixture`, `unknown`, `residual` are those of the whole model;
-    `method` is a guess how it was made, `reasons` what the guess rests on.
+    `method` is a guess how it was made, `reasons` what the guess rests on. `places` and `scores` are not in the JSON:
+    an answer that was read back has none, and so no `matrix`, picture or recipe.
     """
 
     child: ModelRef
@@ -123,6 +125,21 @@ class LayerLineage(StatisticalAnswer):
             **self.cost(),
         }
 
+    @classmethod
+    def read_fields(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields from their JSON."""
+        names = ("revisions", "unknown", "residual", "method", "facts")
+        return {
+            **{name: data[name] for name in names},
+            **{name: tuple(data[name]) for name in ("candidates", "reasons", "evidence")},
+            "child": ModelRef.recorded(data["child"]),
+            "requested": data["child"]["requested"],
+            "blocks": tuple(BlockOrigin(**{**b, "mixture": _shares(b["mixture"])}) for b in data["blocks"]),
+            "mixture": _shares(data["mixture"]),
+            "places": {},
+            "scores": {},
+        }
+
     def sentence(self) -> str:
         """How the model was made, in one plain sentence."""
         return report("layers.sentence")(self, printable)
@@ -146,3 +163,7 @@ class LayerLineage(StatisticalAnswer):
     def to_text(self, width: int = 80) -> str:
         """The answer as a table in at most `width` columns."""
         return report("layers.table")(self, width)
+
+
+def _shares(data: Sequence[Mapping[str, Any]]) -> tuple[Share, ...]:
+    return tuple(Share(**share) for share in data)

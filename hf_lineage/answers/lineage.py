@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .base import Evidence, StatisticalAnswer, fields_of, report
+from ..errors import Note
+from .base import Evidence, RecordedEvidence, StatisticalAnswer, fields_of, report
 from .refs import ModelRef, printable
 
 if TYPE_CHECKING:
@@ -17,11 +19,14 @@ Verdict = Literal["parent", "identical", "common_origin", "none", "undecided"]
 Status = Literal["compared", "not_comparable", "unreadable"]
 ClaimStatus = Literal["confirmed", "contradicted", "relative", "not_testable", "not_understood"]
 Relation = Literal[
-    "identical", "head_changed", "partial", "finetune", "quantized", "pruned", "adapter",
-    "resized", "merge", "sibling", "descendant", "common_origin", "none",
+    "identical", "head_changed", "partial", "finetune", "cast", "quantized", "pruned", "adapter", "resized",
+    "depth_changed", "merge", "shared_part", "sibling", "descendant", "common_origin", "none",
 ]  # fmt: skip
+PMethod = Literal["normal", "monte_carlo", "proven"]
+# Relations under which a candidate may be called the parent. `cast` is said of the finer one of two only, so that it is
+# among them; a part in common (`shared_part`) or layers more or less (`depth_changed`) do not tell who had them first
 PARENT_RELATIONS = frozenset(
-    {"identical", "head_changed", "partial", "finetune", "quantized", "pruned", "adapter", "resized", "merge"}
+    {"identical", "head_changed", "partial", "finetune", "cast", "quantized", "pruned", "adapter", "resized", "merge"}
 )
 
 
@@ -41,6 +46,35 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """Who of child and candidate came first, as one place: that of the model they both come from.
+
+    `position`, λ: 1 where the candidate itself is that model, −1 where the child is, about 0 where both parted from a
+    third; None where nothing tells, which `reason` explains. `stderr`: its standard error. `misfit`: χ² per degree of
+    freedom of the model of steps behind it, near 1 where that fits. `method`: what told. `entries`: weights that count.
+    """
+
+    position: float | None
+    stderr: float | None = None
+    misfit: float | None = None
+    method: str | None = None
+    entries: int = 0
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract, in which the position is called `lambda`."""
+        return {"lambda": self.position, **{name: getattr(self, name) for name in ORDER_KEYS}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Order:
+        """What `to_dict` wrote. Raises `KeyError`."""
+        return cls(data["lambda"], **{name: data[name] for name in ORDER_KEYS})
+
+
+ORDER_KEYS = ("stderr", "misfit", "method", "entries", "reason")
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One candidate parent and everything measured about it; numbers are None where it was not judged.
 
@@ -56,13 +90,43 @@ class Candidate:
     probability: float | None = None
     p_value: float | None = None
     p_raw: float | None = None
-    p_method: Literal["normal", "monte_carlo"] | None = None
+    p_method: PMethod | None = None
     log10_p: float | None = None
     distance: float | None = None
     relation: Relation | None = None
+    order: Order | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[Note, ...] = ()
     evidence: dict[str, Evidence] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Literal["candidate", "child", "neither"] | None:
+        """Who came first, as far as the facts show it."""
+        return self.facts.get("first")
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """Other candidates that are equal to this one."""
+        return tuple(self.facts.get("copies", ()))
+
+    @property
+    def disguised(self) -> bool:
+        """Whether its hidden units had to be put in order before they could be compared."""
+        return "disguise" in self.facts
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract of one candidate."""
+        return fields_of(self) | {"order": None if self.order is None else self.order.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
+        """What `to_dict` wrote, in schema 2 or 1. Raises `KeyError`, `TypeError`."""
+        read = {
+            "order": Order.from_dict(data["order"]) if data.get("order") else None,
+            "reasons": tuple(Note.from_dict(reason) for reason in data["reasons"]),
+            "evidence": {name: RecordedEvidence(found) for name, found in data["evidence"].items()},
+        }
+        return cls(**{**data, **read})
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -89,11 +153,23 @@ class Lineage(StatisticalAnswer):
             "verdict": self.verdict,
             "parent": self.parent,
             "none_probability": self.none_probability,
-            "candidates": [fields_of(candidate) for candidate in self.candidates],
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
             "claims": [fields_of(claim) for claim in self.claims],
             "undeclared": self.undeclared,
             "notes": self.notes,
             **self.cost(),
+        }
+
+    @classmethod
+    def read_fields(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields from their JSON."""
+        return {
+            **{name: data[name] for name in ("verdict", "parent", "none_probability")},
+            "child": ModelRef.recorded(data["child"]),
+            "requested": data["child"]["requested"],
+            "candidates": tuple(Candidate.from_dict(candidate) for candidate in data["candidates"]),
+            "claims": tuple(Claim(**claim) for claim in data["claims"]),
+            "undeclared": tuple(data["undeclared"]),
         }
 
     def explain(self) -> str:

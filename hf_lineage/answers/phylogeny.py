@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import Note
 from .base import StatisticalAnswer, fields_of, report
 from .lineage import Relation
 
@@ -68,7 +70,7 @@ class Phylogeny(StatisticalAnswer):
     roots: tuple[str, ...]
     quality: dict[str, Any] = field(default_factory=dict)
     method: str = "information"
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, Note] = field(default_factory=dict)
     alpha: float = field(default=1e-2, kw_only=True)
 
     @property
@@ -94,6 +96,17 @@ class Phylogeny(StatisticalAnswer):
             "left_out": self.left_out,
             "notes": self.notes,
             **self.cost(),
+        }
+
+    @classmethod
+    def read_fields(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields from their JSON."""
+        return {
+            "nodes": tuple(Node(**node) for node in data["nodes"]),
+            "edges": tuple(Edge(**edge) for edge in data["edges"]),
+            "roots": tuple(data["roots"]),
+            "left_out": {ref: Note.from_dict(why) for ref, why in data["left_out"].items()},
+            **{name: data[name] for name in ("quality", "method")},
         }
 
     def to_newick(self) -> str:

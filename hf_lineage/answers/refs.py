@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote
 
 from ..errors import ReferenceSyntaxError
@@ -84,6 +85,13 @@ class ModelRef:
     def subfolder(self) -> str:
         """The folder in a repo on the Hub; "" for its root."""
         return "/".join(self.name.split("/")[2:]) if self.kind == "hub" else ""
+
+    @classmethod
+    def recorded(cls, data: Mapping[str, Any]) -> ModelRef:
+        """The reference that an answer's JSON has as `ref` and `revision`. Raises `KeyError`."""
+        name = data["ref"]
+        kind: Literal["hub", "local", "module"] = "local" if name[:1] in {".", "/", "~"} else "hub"
+        return cls("module" if name.startswith("module:") else kind, name, data["revision"])
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}" if self.revision else self.name

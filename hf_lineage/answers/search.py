@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..errors import Note
 from .base import MeasuredAnswer, fields_of, report
 from .refs import ModelRef
 
@@ -17,7 +19,7 @@ class FoundCandidate:
 
     `similarity`: share of the child's trunk, in elements, that has a partner of the same name and shape there, in
     [0, 1], from the headers alone; None where they were not read. `later`: the Hub says it was created after the child;
-    a note, no more, since a repo may be deleted and made again.
+    a note, no more, since a repo may be deleted and made again. `reason`: why it is not comparable or not readable.
     """
 
     ref: str
@@ -29,7 +31,13 @@ class FoundCandidate:
     downloads: int | None = None
     created: str | None = None
     later: bool = False
-    reason: str = ""
+    reason: Note | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FoundCandidate:
+        """What an answer's JSON has of it, in schema 2 or 1. Raises `KeyError`, `TypeError`."""
+        reason = Note.from_dict(data["reason"]) if data["reason"] else None
+        return cls(**{**data, "rules": tuple(data["rules"]), "reason": reason})
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -54,6 +62,16 @@ class CandidateSearch(MeasuredAnswer):
             "notes": self.notes,
             "requests": self.requests,
             **self.cost(),
+        }
+
+    @classmethod
+    def read_fields(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields from their JSON."""
+        return {
+            "child": ModelRef.recorded(data["child"]),
+            "requested": data["child"]["requested"],
+            "candidates": tuple(FoundCandidate.from_dict(candidate) for candidate in data["candidates"]),
+            "requests": data["requests"],
         }
 
     def to_markdown(self) -> str:

@@ -76,7 +76,7 @@ def formats(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--json", "form", flag_value="json",
-            help="Print JSON, schema hf_lineage/1.",
+            help="Print JSON, schema hf_lineage/2.",
         ),
         click.option("-q", "--quiet", "form", flag_value="quiet", help="Print only ids, one a line."),
     )(command)  # fmt: skip

@@ -22,7 +22,7 @@ from ..answers.base import Evidence, Progress, fields_of
 from ..answers.lineage import Candidate, Verdict
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.opener import Opener
-from ..errors import CheckpointError, LineageError, Note, prefixed
+from ..errors import CheckpointError, LineageError, Note, as_note, prefixed
 from ..features.evidence import Settings, module_in_memory, probes_for
 from ..features.networks import build
 from .examples import pairs
@@ -205,7 +205,8 @@ def attach(
             facts = scores.found[i]
             share = facts.probability if alone else candidate.probability
             return replace(candidate, probability=share, evidence={**candidate.evidence, "detector": facts})
-        why = (prefixed("detector: ", scores.refused[i]),) if i in scores.refused else ()
+        refused = scores.refused.get(i)
+        why = (as_note("detector_refused", prefixed("detector: ", refused)),) if refused else ()
         return replace(
             candidate, probability=None if alone else candidate.probability, reasons=(*candidate.reasons, *why)
         )
@@ -253,7 +254,8 @@ def evidence_notes(candidates: Sequence[Candidate], verdict: Verdict) -> tuple[l
     )
     notes.append(Note("detector_disagrees", disagree))
     marked = {id(best), id(first)}
-    return [replace(c, reasons=(*c.reasons, against)) if id(c) in marked else c for c in candidates], notes
+    why = Note("detector_disagrees", against)
+    return [replace(c, reasons=(*c.reasons, why)) if id(c) in marked else c for c in candidates], notes
 
 
 def _power(log10_p: float) -> str:

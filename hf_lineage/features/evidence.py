@@ -22,7 +22,7 @@ from ..answers.lineage import Candidate
 from ..answers.refs import printable
 from ..architecture.align import Alignment
 from ..checkpoints.checkpoint import Checkpoint
-from ..errors import ArgumentError, CheckpointError, LineageError, Note, prefixed
+from ..errors import ArgumentError, CheckpointError, LineageError, Note, as_note, prefixed
 from ..parallel import world
 from .forward import NoForwardDerivative
 from .lazy_tensors import CheckpointTensors, ChildTensors, InterpolatedTensors
@@ -213,7 +213,7 @@ def attach(
     """
     if "weights" not in names:
         shown = [(unjudged[i], evidence) for i, evidence in found.items()]
-        others = [(unjudged[i], why) for i, why in refused.items()]
+        others = [(unjudged[i], as_note("features_refused", why)) for i, why in refused.items()]
         return (
             [replace(each, probability=evidence.match, evidence={"features": evidence}) for each, evidence in shown],
             [replace(each, status="not_comparable", reasons=(why,)) for each, why in others],
@@ -224,7 +224,7 @@ def attach(
         i = index.get((candidate.ref, candidate.revision, candidate.requested), -1)
         if i in found:
             return replace(candidate, evidence={**candidate.evidence, "features": found[i]})
-        why = (prefixed("features: ", refused[i]),) if i in refused else ()
+        why = (as_note("features_refused", prefixed("features: ", refused[i])),) if i in refused else ()
         return replace(candidate, reasons=(*candidate.reasons, *why))
 
     return [with_features(c) for c in judged], [with_features(c) for c in rest]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Lineage
+from ..errors import Note
 
 Answer = TypeVar("Answer", Lineage, LayerLineage)
 Rename = Callable[[str], str]
@@ -78,6 +79,9 @@ def _refs(lineage: Lineage, layers: LayerLineage | None) -> Iterator[str]:
 
 def _walk(value: Any, rename: Rename) -> Any:
     """Every text in records, mappings and sequences; numbers and arrays stay as they are."""
+    if isinstance(value, Note):
+        parts = (rename(part) for part in (value.sentence, value.hint, value.python))
+        return Note(value.code, *parts, text=rename(str(value)))
     if isinstance(value, str):
         return rename(value)
     if isinstance(value, dict):

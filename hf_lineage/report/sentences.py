@@ -61,7 +61,7 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
             )
         return f"{who}: no sign of a common origin (smallest p {smallest(compared)})."
     if lineage.verdict == "common_origin":
-        if "disguise" in best.facts:
+        if best.disguised:
             return f"It shares an origin with {name}, under a disguise: {hidden(best)}."
         found = f"It shares an origin with {name} ({others}), as models from one random start do too."
         if best.relation in PARENT_RELATIONS:
@@ -159,7 +159,7 @@ def order(candidate: Candidate) -> str:
         "candidate": "It came first: the step to the child is not part of it.",
         "child": "It was made from the child, not the other way round.",
         "neither": "Neither was made from the other: the two parted from a common start.",
-    }.get(candidate.facts.get("first") or "", "Which of the two came first does not show.")
+    }.get(candidate.first or "", "Which of the two came first does not show.")
 
 
 def hidden(candidate: Candidate) -> str:
@@ -225,7 +225,7 @@ def _by_detector(compared: list[Candidate]) -> list[str]:
 
 
 def _facts(best: Candidate) -> list[str]:
-    if "disguise" in best.facts:
+    if best.disguised:
         return ["Behind a disguise it does not show who came first."]
     moved = best.facts["moved"]
     return [f"The weights moved by {100 * moved:.2g} % of their norm."] if moved else []

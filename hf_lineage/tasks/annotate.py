@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..answers.annotation import Annotation, Changed, write_files
-from ..answers.base import SCHEMA
+from ..answers.base import READABLE
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Lineage
 from ..answers.refs import ModelRef
@@ -169,7 +169,7 @@ class _Draft:
         taken = [name for name in self._names() if name != "README.md" and destination.has(name)]
         with suppress(ValueError, RecursionError):
             data = json.loads(destination.read("lineage.json")) if "lineage.json" in taken else {}
-            if isinstance(data, dict) and data.get("schema") == SCHEMA:  # of a section that was taken out
+            if isinstance(data, dict) and data.get("schema") in READABLE:  # of a section that was taken out
                 return
         if taken:
             raise CardError(

@@ -101,7 +101,7 @@ def related_candidates(candidates: Sequence[Candidate], alpha: float) -> list[Ca
     related = [
         c for c in candidates if c.p_value is not None and c.p_value <= alpha and c.relation not in (None, "none")
     ]
-    if any(c.relation in ("identical", "head_changed") or "disguise" in c.facts for c in related):
+    if any(c.relation in ("identical", "head_changed") or c.disguised for c in related):
         return []
     nearest = sorted(related, key=lambda c: (c.distance or 0.0, c.ref))[:TREE_MODELS]
     return nearest if len(nearest) > 1 else []
@@ -138,7 +138,7 @@ def apply_tree(
         changes: dict[str, Any] = {"probability": others[i] * scale if i != at else 1 - none - sum(others) * scale}
         if inside is not None:
             relation, first = _relation(c, edge, me, inside, tree)
-            facts = {**c.facts, "first": first or c.facts.get("first")}
+            facts = {**c.facts, "first": first or c.first}
             if i == at and len(twins) > 1:
                 facts["copies"] = [candidates[k].ref for k in twins if k != at]
             evidence = {

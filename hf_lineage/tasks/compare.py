@@ -11,7 +11,7 @@ from typing import Any
 from ..answers.lineage import Candidate
 from ..architecture.align import Alignment
 from ..checkpoints.view import View
-from ..errors import ArgumentError, NothingToCompareError
+from ..errors import ArgumentError, Note, NothingToCompareError
 from ..weights.edits import detect_edit, summarise_edits
 from ..weights.evidence import WeightsComparison, compare_weights
 from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
@@ -154,10 +154,11 @@ def _what(readings: Readings, candidate: int, counts: Mapping[str, int], back: b
     return summarise_edits(changes, counts)
 
 
-def _left_out(alignment: Alignment, heads: frozenset[str]) -> tuple[str, ...]:
+def _left_out(alignment: Alignment, heads: frozenset[str]) -> tuple[Note, ...]:
     """Tensors of the child's trunk that the candidate has no partner for, for the candidate's `reasons`."""
     names = [name for name in alignment.unmatched if name not in heads]
-    return (f"left out: {some([f'{name} ({alignment.unmatched[name]})' for name in names], 3)}",) if names else ()
+    listed = some([f"{name} ({alignment.unmatched[name]})" for name in names], 3)
+    return (Note("tensors_without_partner", f"left out: {listed}"),) if names else ()
 
 
 def line_up(question: Question) -> tuple[list[tuple[View, Alignment]], list[Candidate]]:
@@ -166,11 +167,12 @@ def line_up(question: Question) -> tuple[list[tuple[View, Alignment]], list[Cand
     for model, alignment in question.aligned():
         if model.adapter_base is not None:
             base = f"; name its base, {model.adapter_base}" if model.adapter_base else ""
-            rest.append(unjudged(model, "not_comparable", f"a LoRA adapter holds no weights of its own{base}"))
-        elif why := question.without_evidence(model):
+            why = Note("adapter_without_weights", f"a LoRA adapter holds no weights of its own{base}")
             rest.append(unjudged(model, "not_comparable", why))
+        elif why_not := question.without_evidence(model):
+            rest.append(unjudged(model, "not_comparable", Note("adapter_no_evidence", why_not)))
         elif not alignment.comparable:
-            rest.append(unjudged(model, "not_comparable", alignment.explain()))
+            rest.append(unjudged(model, "not_comparable", Note("not_comparable", alignment.explain())))
         else:
             comparable.append((model, alignment))
     return comparable, rest

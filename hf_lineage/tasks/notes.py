@@ -48,7 +48,7 @@ def of_search(rules: Mapping[str, Sequence[str]], requests: int, cut_short: Sequ
 
 def of_copies(candidates: Sequence[Candidate]) -> list[Note]:
     """For a parent of which there are equal copies: mirrors are common on the Hub."""
-    copies = [ref for c in candidates[:1] for ref in c.facts.get("copies", ())]
+    copies = [ref for c in candidates[:1] for ref in c.copies]
     if not copies:
         return []
     text = f"{candidates[0].ref} has an equal copy: {some(copies)}. The weights cannot tell which of them was used."

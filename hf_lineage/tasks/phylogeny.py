@@ -19,7 +19,15 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.claims import claims_of
 from ..checkpoints.opener import model_identity
 from ..checkpoints.view import View
-from ..errors import ArgumentError, CheckpointError, Note, NothingToCompareError, join_notes, prefixed
+from ..errors import (
+    ArgumentError,
+    CheckpointError,
+    Note,
+    NothingToCompareError,
+    as_note,
+    join_notes,
+    prefixed,
+)
 from ..parallel import together
 from ..trees.build import Branch, BuiltTrees
 from ..trees.clustering import scikit_learn
@@ -141,7 +149,7 @@ def read_aligned_models(models: Iterable[Model], *, seed: int = 0) -> AlignedMod
         return found
 
 
-def _open(session: Session, models: Iterable[Model]) -> tuple[list[View], dict[str, str], list[Note]]:
+def _open(session: Session, models: Iterable[Model]) -> tuple[list[View], dict[str, Note], list[Note]]:
     """(models, why others are left out, notes)."""
     if models is None or isinstance(models, (str, Path)) or hasattr(models, "state_dict"):
         raise ArgumentError(f"Expected a list of models, got a single {type(models).__name__}.")
@@ -150,14 +158,15 @@ def _open(session: Session, models: Iterable[Model]) -> tuple[list[View], dict[s
         none = "Expected models to make a tree of, got none."
         raise ArgumentError(none, "Name some: hf-lineage tree org/a org/b …")
     opened, refused = session.opener.open_all(wanted, "models")
-    left_out: dict[str, str] = {c.ref: join_notes("model_unreadable", c.reasons) for c in refused}
+    left_out: dict[str, Note] = {c.ref: join_notes("model_unreadable", c.reasons) for c in refused}
     kept: dict[tuple, View] = {}
     notes = []
     for model in sorted(opened, key=lambda model: (model.ref, model.requested)):
         if model_identity(model) in kept:
             notes.append(Note("named_twice", f"{model.ref.name} was named more than once and counts once."))
         elif model.adapter_base is not None:
-            left_out[_name(model)] = f"a LoRA adapter of {model.adapter_base} holds no weights of its own"
+            why = f"a LoRA adapter of {model.adapter_base} holds no weights of its own"
+            left_out[_name(model)] = Note("adapter_without_weights", why)
         else:
             kept[model_identity(model)] = session.view(model)
     return list(kept.values()), left_out, list(dict.fromkeys(notes))
@@ -194,7 +203,7 @@ def _ids(models: Sequence[Checkpoint]) -> dict[tuple[ModelRef, str], str]:
     }
 
 
-def _with_reasons(sentence: str, left_out: Mapping[str, str]) -> Note:
+def _with_reasons(sentence: str, left_out: Mapping[str, Note]) -> Note:
     """A sentence with why the first three models were left out."""
     why = [prefixed(f"{ref}: ", why) for ref, why in list(left_out.items())[:3]]
     return join_notes("nothing_to_compare", [sentence, *why])
@@ -285,7 +294,7 @@ class _Trees:
 
     session: Session
     ids: Mapping[tuple[ModelRef, str], str]
-    left_out: dict[str, str]
+    left_out: dict[str, Note]
     notes: list[Note]
     claims: bool = True  # whether the files of the models are asked what they say of each other
     nodes: list[Node] = field(default_factory=list)
@@ -305,7 +314,7 @@ class _Trees:
         )  # fmt: skip
 
     def leave_out(self, model: Checkpoint, why: str) -> None:
-        self.left_out[self.ids[_key(model)]] = why
+        self.left_out[self.ids[_key(model)]] = as_note("mostly_unusable", why)
 
     def alone(self, models: Iterable[View]) -> None:
         """Models that nothing can be compared with: each a tree of its own."""

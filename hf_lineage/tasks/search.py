@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..answers.lineage import Lineage
 from ..answers.refs import ModelRef, is_repo_id, printable
 from ..answers.search import CandidateSearch, FoundCandidate
+from ..architecture.align import Alignment
 from ..checkpoints.checkpoint import Checkpoint, FileCheckpoint
 from ..checkpoints.claims import claims_of
 from ..checkpoints.opener import model_identity
@@ -157,7 +158,9 @@ class Search:
     @property
     def notes(self) -> list[Note]:
         """What cut the search short, if anything did."""
-        lost = [f"{p.ref} ({p.reason.partition(': ')[0]})" for p in self._found.values() if p.status == "unreadable"]
+        lost = [
+            f"{p.ref} ({str(p.reason).partition(': ')[0]})" for p in self._found.values() if p.status == "unreadable"
+        ]
         unread = [Note("search_unreadable", f"Found, but could not be read: {some(lost, 3)}.")] if lost else []
         spent = [Note("search_limit", self._spent)] if self._spent else []
         return [*dict.fromkeys(self._troubles), *unread, *spent]
@@ -406,15 +409,21 @@ class Search:
         if isinstance(candidate, FileCheckpoint) and candidate.remote:
             candidate.keep(min(KEPT, KEPT_IN_ALL // self._most))
         alignment = self._session.align(self._session.view(self._source), self._session.view(candidate))
-        adapter = candidate.adapter_base is not None
-        comparable = alignment.comparable and not adapter
+        comparable = alignment.comparable and candidate.adapter_base is None
         born, ours = getattr(candidate.repo, "created", None), getattr(self.child.repo, "created", None)
         return replace(
             proposal, ref=candidate.ref.name, revision=candidate.ref.revision, created=born,
             parameters=sum(entry.count for entry in candidate.values()), similarity=alignment.coverage,
             status="comparable" if comparable else "not_comparable", later=bool(born and ours and born > ours),
-            reason="" if comparable else "a LoRA adapter" if adapter else alignment.explain(),
+            reason=None if comparable else _why_not(candidate, alignment),
         )  # fmt: skip
+
+
+def _why_not(candidate: Checkpoint, alignment: Alignment) -> Note:
+    """Why a candidate that opened cannot be compared."""
+    if candidate.adapter_base is not None:
+        return Note("adapter_without_weights", "a LoRA adapter")
+    return Note("not_comparable", alignment.explain())
 
 
 def _related(lineage: Lineage | None) -> list[str]:

@@ -318,7 +318,7 @@ def shared_rows(aligned: Sequence[Aligned]) -> dict[str, int]:
 # ---- candidates before anything is known of them
 
 
-def unjudged(model: Checkpoint, status: Status, *reasons: str) -> Candidate:
+def unjudged(model: Checkpoint, status: Status, *reasons: Note) -> Candidate:
     """A candidate of which nothing is known yet but its status."""
     return Candidate(model.ref.name, model.requested, model.ref.revision, status=status, reasons=reasons)
 

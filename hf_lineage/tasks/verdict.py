@@ -161,7 +161,7 @@ def weigh_claims(
             status = "confirmed"
         elif hits[0].relation == "none":
             status = "contradicted"
-        elif hits[0] is compared[0] and hits[0].facts.get("first") is None and parent is None:
+        elif hits[0] is compared[0] and hits[0].first is None and parent is None:
             status = "confirmed"
         else:
             status = "relative"

@@ -16,6 +16,7 @@ import torch
 
 from ..answers.base import Evidence
 from ..architecture.describe import Architecture, Shaped
+from ..errors import Note
 from .direction import Position, origin_position, residual_asymmetry, residual_dependences
 from .moments import Moments
 from .mutual_information import mutual_information
@@ -130,7 +131,7 @@ class WeightsComparison:
     """
 
     evidence: dict[int, WeightsEvidence]
-    refused: dict[int, str]
+    refused: dict[int, Note]
     child_defects: dict[str, str]
     gram: np.ndarray
 
@@ -144,13 +145,14 @@ def compare_weights(
     """
     counts = {name: child[name].count for name in architecture.weights}
     child_defects = {name: readings.child_defect(name) for name in readings.moments if not readings.child_usable(name)}
-    refused: dict[int, str] = {}
+    refused: dict[int, Note] = {}
     for i in range(candidates):
         share = _broken_share(readings, architecture, counts, i)
         if i in readings.failed:
             refused[i] = readings.failed[i].note
         elif share >= MAX_BROKEN_SHARE:
-            refused[i] = f"tensors with NaN, Inf or only zeros make up {100 * share:.0f} % of its weights"
+            broken = f"tensors with NaN, Inf or only zeros make up {100 * share:.0f} % of its weights"
+            refused[i] = Note("mostly_unusable", broken)
     compared = [i for i in range(candidates) if i not in refused]
     common = [
         name for name in architecture.trunk

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...answers.audit import AuditRecord
-from ...answers.base import SCHEMA
+from ...answers.base import READABLE, SCHEMA
 from ...errors import ArgumentError, LineageError
 
 KIND = "audit-journal"
@@ -81,7 +81,7 @@ class Journal:
 
     def _check(self, head: bytes, settings: dict[str, Any]) -> None:
         found = _object(head)
-        if found.get("kind") != KIND or found.get("schema") != SCHEMA:
+        if found.get("kind") != KIND or found.get("schema") not in READABLE:
             raise ArgumentError(f"Expected the journal of an audit, got another file: `{self.path}`. Name a new one.")
         differ = [
             f"{name} is {json.dumps(value)} here, {json.dumps(found.get(name))} there"
