@@ -327,7 +327,7 @@ def test_answers_of_version_1_are_read(kind: str) -> None:
     expected = old | {"schema": "hf_lineage/2"}
     if kind == "candidates":  # a reason that is not there was an empty text
         new["candidates"] = [{**c, "reason": c["reason"] or ""} for c in new["candidates"]]
-    assert without_news(new) == expected
+    assert without_news(new) == without_news(expected)
 
 
 def test_what_is_written_is_read_again() -> None:
@@ -335,7 +335,8 @@ def test_what_is_written_is_read_again() -> None:
     for answer in all_recorded():
         if (kind := kind_of(answer)) != "journal":
             again = READERS[kind].from_dict(answer)
-            assert again.to_dict() == answer
+            kept = {name: value for name, value in again.to_dict().items() if name in answer}  # a card's has no cost
+            assert kept == answer
             assert str(again) and (kind != "lineage" or again.sentence())  # type: ignore[attr-defined]
 
 

@@ -94,8 +94,8 @@ class Candidate:
     log10_p: float | None = None
     distance: float | None = None
     relation: Relation | None = None
-    order: Order | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    order: Order | None = None
     reasons: tuple[Note, ...] = ()
     evidence: dict[str, Evidence] = field(default_factory=dict)
 
