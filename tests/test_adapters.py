@@ -109,7 +109,8 @@ class TestTrace:
         assert (its.status, its.p_value, its.probability) == ("not_comparable", None, None)
         assert "6 of 6 of the adapter's factors fit" in its.reasons[0]
         assert {claim.status for claim in lineage.claims} <= {"not_testable", "not_understood"}
-        assert not lineage.undeclared
+        assert not lineage.undeclared and (lineage.verdict, lineage.none_probability) == ("undecided", None)
+        assert "LoRA adapter" in lineage.sentence() and "only candidate" not in lineage.explain()
 
     def test_factors_that_cannot_fit_contradict(self, shelf: Shelf) -> None:
         big, small = shelf.put("big", BIG), shelf.put("small", SMALL)

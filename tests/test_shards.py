@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from builders import llama, tuned
 from safetensors.torch import save_file
 
+import hf_lineage as hl
 from hf_lineage.checkpoints import local
 from hf_lineage.checkpoints.entry import Slice
 from hf_lineage.checkpoints.opener import open_checkpoint
-from hf_lineage.errors import BrokenFileError, NoWeightsError
+from hf_lineage.errors import BrokenFileError, LineageError, NoWeightsError
+from hf_lineage.tasks.session import skipped
 
 Tensors = dict[str, torch.Tensor]
 A = {f"layers.{i}.weight": torch.full((4, 4), float(i)) for i in range(4)}
@@ -148,3 +151,49 @@ def test_reads_go_on_until_all_is_there(tmp_path: Path, monkeypatch: pytest.Monk
         file.truncate(checkpoint["layers.3.weight"].start + 8)
     with pytest.raises(BrokenFileError, match="ends before"):
         checkpoint.whole([*A])
+
+
+class TestLeftOut:
+    """What was not compared is named with its share, and the architecture is not blamed for it."""
+
+    def ask(self, folder: Path, child: Tensors) -> Any:
+        parent = llama(1)
+        for name, tensors in (("child", child), ("parent", parent), ("other", llama(2))):
+            (folder / name).mkdir()
+            save_file(tensors, folder / name / "model.safetensors")
+        return hl.trace(folder / "child", [folder / "parent", folder / "other"])
+
+    def test_integers(self, tmp_path: Path) -> None:
+        child = tuned(llama(1), 3, 0.05)
+        bulk = torch.zeros(sum(t.numel() for t in child.values()), dtype=torch.int32)
+        found = self.ask(tmp_path, {**child, "optimizer.steps": bulk})
+        (note,) = [note for note in found.notes if note.code == "tensors_left_out"]
+        assert "1 tensors, 50 % of its bytes (optimizer.steps)" in note
+        assert found.candidates[0].ref == str(tmp_path / "parent") and found.candidates[0].relation != "none"
+
+    def test_matrices_without_elements(self, tmp_path: Path) -> None:
+        child = {n: torch.zeros(0) if "mlp" in n else t for n, t in tuned(llama(1), 3, 0.05).items()}
+        found = self.ask(tmp_path, child)
+        texts = " ".join(found.notes)
+        assert "without an element in the child: 9 of " in texts and "of this architecture" not in texts
+
+    def test_all_of_it(self, tmp_path: Path) -> None:
+        with pytest.raises(LineageError) as error:
+            answer = self.ask(tmp_path, {n: torch.zeros(0) for n in llama(1)})
+            raise LineageError(answer.candidates[0].reasons[0])
+        assert "have no elements" in str(error.value)
+
+    def test_dtypes_nobody_knows(self, tmp_path: Path) -> None:
+        save_file({"a": torch.ones(3), "b": torch.ones(1)}, tmp_path / "model.safetensors")
+        raw = (tmp_path / "model.safetensors").read_bytes()
+        (tmp_path / "model.safetensors").write_bytes(raw.replace(b'"F32","shape":[3]', b'"F99","shape":[3]'))
+        (note,) = skipped([open_checkpoint(tmp_path)])
+        assert "left out, 75 % of its bytes: a (F99)" in note
+
+    def test_what_a_candidate_has_no_partner_for(self, tmp_path: Path) -> None:
+        child = tuned(llama(1), 3, 0.05)
+        found = self.ask(tmp_path, {**child, "extra.weight": torch.randn(60, 100)})
+        assert found.candidates[0].reasons[0].startswith("left out, 21 % of the child's weights: extra.weight (no such")
+        assert (
+            "% of the child's weights: extra.weight (no such tensor in the candidate)" in found.candidates[0].reasons[0]
+        )

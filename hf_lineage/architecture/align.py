@@ -32,6 +32,8 @@ class Alignment:
     def explain(self) -> str:
         """Why the candidate is not comparable: the share with a partner, and the first tensor without one."""
         share = f"{100 * self.coverage:.0f} % of the child's weights have a partner of the same name and shape"
+        if not self.unmatched and not self.pairs:
+            return "the child holds no weights that can be compared: its tensors are integers, or have no elements"
         if not self.unmatched:
             return share
         name = min(self.unmatched)

@@ -57,7 +57,8 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
         self.ref = ref
         self.requested = requested
         self.adapter_base: str | None = None  # of an adapter, which has no weights of its own: "" where it is not known
-        self.skipped: tuple[str, ...] = ()
+        self.skipped: tuple[str, ...] = ()  # tensors of an unknown dtype, and how many bytes they are
+        self.skipped_bytes = 0
         self.notes: tuple[Note, ...] = ()  # about its files, for the answer
         self.origin = 0  # tells two modules of one class apart
         self.repo: LocalRepo | HubRepo | None = None  # its small files; None for a module

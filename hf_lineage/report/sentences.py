@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, Lineage
 from ..answers.refs import printable
+from ..errors import code_of
 from .format import p_text, short
 
 Show = Callable[[str], str]
@@ -17,22 +18,30 @@ CLAIMS = {
     "not_understood": "not understood as the id of a model on the Hub",
 }
 OPEN = "confirmed, as far as weights go: a common origin, and no sign against it"
-FOLLOWED = "not testable, an adapter holds no copy of its base; the claim was followed"
+BY_SHAPES = {  # of what an adapter's files say
+    "not_testable": "not testable, an adapter holds no copy of its base",
+    "contradicted": "contradicted, the adapter's factors cannot belong to its matrices",
+}
 
 
 def claim_text(lineage: Lineage, claim: Claim) -> str:
     """What the weights say of a claim."""
     if claim.status == "confirmed" and lineage.parent is None:
         return OPEN
-    found = next((c for c in lineage.candidates if c.ref == claim.ref), None)
-    if claim.status == "not_testable" and found is not None and found.relation == "adapter":
-        return FOLLOWED
+    if _is_adapter(lineage) and claim.status in BY_SHAPES:
+        return BY_SHAPES[claim.status]
     return CLAIMS[claim.status]
+
+
+def _is_adapter(lineage: Lineage) -> bool:
+    return any(code_of(note) == "adapter_base_traced" for note in lineage.notes)
 
 
 def sentence(lineage: Lineage, show: Show | None = None) -> str:
     """The verdict in plain words, with how often such evidence arises by chance; `show` writes a foreign name."""
     compared = [c for c in lineage.candidates if c.status == "compared"]
+    if lineage.verdict == "undecided" and _is_adapter(lineage):
+        return "Undecided: it is a LoRA adapter, and what it was trained on does not show in it."
     if not compared:
         return "Undecided: no candidate could be compared with it."
     unread = [c for c in lineage.candidates if c.status == "unreadable"]
@@ -115,7 +124,9 @@ def explanation(lineage: Lineage) -> str:
     sentences += [*_by_features(compared), *_by_detector(compared)]
     if lineage.none_probability is not None and lineage.verdict != "identical":
         sentences.append(f"The probability that none of them is the parent: {lineage.none_probability:.3f}.")
-    sentences += [f"The {claim.source} names {short(claim.ref)}: {CLAIMS[claim.status]}." for claim in lineage.claims]
+    sentences += [
+        f"The {claim.source} names {short(claim.ref)}: {claim_text(lineage, claim)}." for claim in lineage.claims
+    ]
     return " ".join(text for text in sentences if text)
 
 

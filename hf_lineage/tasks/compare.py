@@ -157,8 +157,9 @@ def _what(readings: Readings, candidate: int, counts: Mapping[str, int], back: b
 def _left_out(alignment: Alignment, heads: frozenset[str]) -> tuple[Note, ...]:
     """Tensors of the child's trunk that the candidate has no partner for, for the candidate's `reasons`."""
     names = [name for name in alignment.unmatched if name not in heads]
-    listed = some([f"{name} ({alignment.unmatched[name]})" for name in names], 3)
-    return (Note("tensors_without_partner", f"left out: {listed}"),) if names else ()
+    share = f"{100 * (1 - alignment.coverage):.2g} % of the child's weights"
+    named = some([f"{name} ({alignment.unmatched[name]})" for name in names], 3)
+    return (Note("tensors_without_partner", f"left out, {share}: {named}"),) if names else ()
 
 
 def line_up(question: Question) -> tuple[list[tuple[View, Alignment]], list[Candidate]]:

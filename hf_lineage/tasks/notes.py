@@ -19,6 +19,7 @@ from ..weights.reader import Readings
 from ..weights.sampling import MIN_UNITS, Plan
 from .session import Aligned, some
 
+LEAST_UNUSED = 0.001  # share of the child's bytes that is worth a word
 MAX_REASONS = 5  # candidates whose trouble is told where none can be read
 
 
@@ -92,6 +93,8 @@ def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparis
     notes += _left_out(comparison.child_defects, bad)
     if comparison.evidence and all(item.log10_p is None for item in comparison.evidence.values()):
         why = "none of this architecture are known"
+        if any(reason == "empty" or reason.endswith("is no float") for reason in architecture.left_out.values()):
+            why = "what is left without integers and empty tensors has none"
         if architecture.orders:
             why = "the sample is too small for that, read more" if plan.sampled else "its layers have fewer"
         missing = f"No p-value: the permutation test needs layers of at least {MIN_UNITS} hidden units; {why}."
@@ -170,6 +173,25 @@ def _left_out(lost: Mapping[str, str], bad: AbstractSet[str]) -> list[Note]:
     return [Note(code, f"Left out, {why}: {some(names)}.") for code, why, names in found if names]
 
 
+def of_unused(child: Checkpoint, architecture: Architecture) -> list[Note]:
+    """For tensors of the child that take no part because of what they hold, with their share of its bytes: integers,
+    where they are more than `LEAST_UNUSED` of it, and matrices without elements."""
+    whole = sum(entry.nbytes for entry in child.values()) + child.skipped_bytes
+    integers = [name for name, why in architecture.left_out.items() if why.endswith("is no float")]
+    empty = [name for name, why in architecture.left_out.items() if why == "empty"]
+    share = sum(child[name].nbytes for name in integers) / max(1, whole)
+    notes = []
+    if share > LEAST_UNUSED:
+        text = f"Left out, integers in the child: {len(integers)} tensors, {100 * share:.2g} % of its bytes"
+        notes.append(Note("tensors_left_out", f"{text} ({some(integers, 3)})."))
+    if empty:
+        text = f"Left out, without an element in the child: {len(empty)} of {len(child)} tensors ({some(empty, 3)})"
+        notes.append(
+            Note("tensors_left_out", f"{text}. Weights that were not gathered before they were saved look so.")
+        )
+    return notes
+
+
 def of_folders(
     claims: Sequence[Claim], candidates: Sequence[Candidate], same: Callable[[str, Candidate], bool]
 ) -> list[Note]:
@@ -182,8 +204,11 @@ def of_folders(
     return notes
 
 
-def of_adapter(child: Checkpoint, base: Checkpoint) -> Note:
-    """For both, of an adapter."""
+def of_adapter(child: Checkpoint, base: Checkpoint, misfit: bool = False) -> Note:
+    """For both, of an adapter; misfit: its factors cannot belong to the base."""
+    if misfit:
+        named = f"{child.ref.name} is a LoRA adapter; the base that its files declare, {base.ref.name}, has matrices of"
+        return Note("adapter_base_traced", f"{named} other shapes than its factors: nothing was traced in its place.")
     sentence = (
         f"{child.ref.name} is a LoRA adapter and holds no copy of a base; the base its adapter_config.json declares, "
         f"{base.ref.name}, was traced in its place."

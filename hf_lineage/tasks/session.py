@@ -325,8 +325,16 @@ def unjudged(model: Checkpoint, status: Status, *reasons: Note) -> Candidate:
 
 def skipped(models: Sequence[Checkpoint]) -> list[Note]:
     """A note for each model of which tensors of an unknown dtype were left out, and what else its files ask for."""
+
+    def share(model: Checkpoint) -> str:
+        whole = sum(entry.nbytes for entry in model.values()) + model.skipped_bytes
+        return f"{100 * model.skipped_bytes / whole:.2g} % of its bytes" if whole and model.skipped_bytes else "in all"
+
     return [note for model in models for note in model.notes] + [
-        Note("unknown_dtype", f"{model.ref.name}: tensors of an unknown dtype were left out: {some(model.skipped)}.")
+        Note(
+            "unknown_dtype",
+            f"{model.ref.name}: tensors of an unknown dtype were left out, {share(model)}: {some(model.skipped)}.",
+        )
         for model in models if model.skipped
     ]  # fmt: skip
 

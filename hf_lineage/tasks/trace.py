@@ -110,12 +110,14 @@ def _answer(question: Question, options: Options) -> Lineage:
         raise NoCandidateReadError(notes.of_unreadable(ranked))
     concluded, parent = verdict.conclude(ranked, options.alpha)
     messages = [*question.notes, *known.notes, *notes.of_unread(ranked)]
+    messages += notes.of_unused(question.source, question.architecture)
     for kind in kinds:
         ranked, more = kind.of_verdict(ranked, concluded)
         messages += more
     if question.is_adapter:
-        concluded, parent, ranked = _as_adapter(concluded, parent, ranked)
-        messages.insert(0, notes.of_adapter(question.asked, question.source))
+        concluded, parent, ranked = _as_adapter(question, concluded, parent, ranked)
+        fit = question.fit(question.source)
+        messages.insert(0, notes.of_adapter(question.asked, question.source, bool(fit and fit.misfit)))
     same = question.session.opener.same_model
     claims, undeclared = verdict.weigh_claims(question.claims, ranked, parent, same, circular=question.is_adapter)
     if question.is_adapter:
@@ -131,11 +133,15 @@ def _answer(question: Question, options: Options) -> Lineage:
 
 
 def _as_adapter(
-    concluded: Verdict, parent: str | None, ranked: list[Candidate]
+    question: Question, concluded: Verdict, parent: str | None, ranked: list[Candidate]
 ) -> tuple[Verdict, str | None, list[Candidate]]:
-    """An adapter's answer was found for its declared base: a copy of that says nothing of the adapter."""
+    """An adapter's answer was found for its declared base: a copy of that says nothing of the adapter, and where the
+    base itself was offered, "none of them" would be wrong."""
     ranked = [replace(c, relation="adapter") if c.relation == "identical" else c for c in ranked]
-    return ("undecided", None, ranked) if concluded == "identical" else (concluded, parent, ranked)
+    offered = (question.source.ref.name, question.source.ref.revision) in {(c.ref, c.revision) for c in ranked}
+    if concluded == "identical" or (concluded == "none" and offered):
+        return "undecided", None, ranked
+    return concluded, parent, ranked
 
 
 def _by_shapes(question: Question, claims: Sequence[Claim]) -> list[Claim]:

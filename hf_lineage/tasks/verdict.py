@@ -132,9 +132,11 @@ def _of_compared(candidates: Sequence[Candidate], alpha: float) -> tuple[Verdict
 
 
 def known_none(none: float | None, verdict: Verdict, candidates: Sequence[Candidate]) -> float | None:
-    """The probability that none of the candidates is the parent: not known where one that was not read may be it."""
-    open_ = verdict == "undecided" and any(c.status == "unreadable" for c in candidates)
-    return None if open_ else none
+    """The probability that none of the candidates is the parent: not known where one that was not read may be it, nor
+    where nothing but that is left undecided."""
+    is_none = none is not None and all(c.relation == "none" for c in candidates if c.status == "compared")
+    open_ = any(c.status == "unreadable" for c in candidates) or is_none
+    return None if verdict == "undecided" and open_ else none
 
 
 def weigh_claims(

@@ -268,7 +268,7 @@ def open_files(
     """
     remote = not isinstance(repo, LocalRepo)
 
-    def look(job: tuple[int, str]) -> tuple[Source, dict[str, Entry], list[str]]:
+    def look(job: tuple[int, str]) -> tuple[Source, dict[str, Entry], list[str], int]:
         index, name = job
         source = repo.open(name)
         where = f"{repo.ref.name}/{name}" if repo.only is None else repo.ref.name
@@ -276,12 +276,13 @@ def open_files(
         length = header_length(bytes(first[:8]), source.size, where)
         if 8 + length > len(first):
             first += source.read([(len(first), 8 + length)])[0]
-        return source, *parse_header(bytes(first[8 : 8 + length]), source.size, where, index)
+        found, unknown = parse_header(bytes(first[8 : 8 + length]), source.size, where, index)
+        return source, found, unknown, source.size - 8 - length - sum(entry.nbytes for entry in found.values())
 
     with ThreadPoolExecutor(min(FILES_AT_ONCE, len(names))) as pool:
         looked = list(pool.map(look, enumerate(names)))
     entries: dict[str, Entry] = {}
-    for (_, found, _), name in zip(looked, names, strict=True):
+    for (_, found, *_), name in zip(looked, names, strict=True):
         for tensor in found.keys() & entries.keys():
             owner = names.index(shard_of[tensor]) if shard_of and shard_of.get(tensor) in names else None
             copies = [entries[tensor], found[tensor]]
@@ -290,6 +291,7 @@ def open_files(
                 raise BrokenFileError(f"`{repo.ref.name}/{name}` repeats tensor {tensor[:80]!r} of another shard.")
             found[tensor] = kept[0] if kept else entries[tensor]
         entries |= found
-    checkpoint = FileCheckpoint(repo.ref, repo.requested, [source for source, _, _ in looked], entries, remote)
-    checkpoint.skipped = tuple(sorted(name for _, _, names_left in looked for name in names_left))
+    checkpoint = FileCheckpoint(repo.ref, repo.requested, [source for source, *_ in looked], entries, remote)
+    checkpoint.skipped = tuple(sorted(name for _, _, unknown, _ in looked for name in unknown))
+    checkpoint.skipped_bytes = sum(nbytes for *_, nbytes in looked)
     return checkpoint

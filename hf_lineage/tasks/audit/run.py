@@ -307,14 +307,17 @@ def _untested(known: AuditRecord, why: str) -> AuditRecord:
     """None of the claims can be tested, all for one reason."""
     refs = dict.fromkeys(claim.ref for claim in known.claims)
     rule = _rule("not_testable")
-    findings = [Finding(rule, ref, _sources(known.claims, ref), reason=why) for ref in refs] or [
-        Finding(rule, reason=why)
-    ]
+    unclear = {claim.ref for claim in known.claims if claim.status == "not_understood"}
+    findings = [
+        Finding(rule, ref, _sources(known.claims, ref), reason=NOT_UNDERSTOOD if ref in unclear else why)
+        for ref in refs
+    ] or [Finding(rule, reason=why)]
     return _with(known, "not_testable", findings)
 
 
 def _of_adapter(claims: Sequence[Claim]) -> str:
-    named = {source: {c.ref for c in claims if c.source == source} for source in ("card", "adapter")}
+    understood = [c for c in claims if c.status != "not_understood"]
+    named = {source: {c.ref for c in understood if c.source == source} for source in ("card", "adapter")}
     why = "A LoRA adapter holds no weights of its base: the claim cannot be tested."
     if named["card"] and named["adapter"] and not named["card"] & named["adapter"]:
         why += f" Its card and its adapter_config.json disagree: {min(named['card'])}, {min(named['adapter'])}."
