@@ -172,6 +172,16 @@ class TestFolders:
         lineage = hl.trace("pipe/child/unet", ["pipe/parent/unet"])
         assert [claim.status for claim in lineage.claims] == ["confirmed"] and not lineage.undeclared
 
+    def test_declared_and_named_by_an_option(self, server: MiniHub, nets: dict, run: Any) -> None:
+        for name in ("child", "parent"):
+            server.add(f"pipe/{name}", {"unet/model.safetensors": save(nets[name])})
+        server.commit("pipe/child", {"README.md": b"---\nbase_model: pipe/parent\n---\n"})
+        assert hl.trace("pipe/child/unet").parent == "pipe/parent/unet"
+        (record,) = hl.audit(["pipe/child/unet"])
+        assert record.status == "confirmed"
+        code, out, _ = run("trace", "pipe/child", "-c", "pipe/parent", "--subfolder", "unet", "-q")
+        assert (code, out.strip()) == (0, "pipe/parent/unet")
+
     def test_pasted_links(self, server: MiniHub) -> None:
         assert hl.trace("https://huggingface.co/lab/child/tree/main", ["hf.co/lab/parent/"]).parent == "lab/parent"
 

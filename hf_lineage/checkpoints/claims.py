@@ -26,6 +26,13 @@ def claims_of(checkpoint: Checkpoint) -> list[Claim]:
     return [claim for claim in dict.fromkeys(claims) if not _is_self(claim.ref, checkpoint)]
 
 
+def beside(ref: str, checkpoint: Checkpoint) -> str:
+    """The declared base of a model that is a folder in a repo: the folder of that name in the base's repo."""
+    folder = checkpoint.ref.subfolder
+    folder = folder.rpartition("/")[0] if checkpoint.repo and checkpoint.repo.only else folder
+    return f"{ref}/{folder}" if folder else ref
+
+
 def adapter_base(checkpoint_config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
     """The base of an adapter: what its config names, or its card where that is a path or nothing; "" for neither.
 

@@ -18,6 +18,7 @@ from .output import (
     save,
     show,
     with_options,
+    within,
 )
 
 
@@ -30,7 +31,7 @@ from .output import (
     help="Save a mergekit YAML from which the child's blocks can be made again.",
 )
 def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: str, form: str, plot: Path | None,
-           recipe: Path | None, **options: Any) -> None:  # fmt: skip
+           recipe: Path | None, subfolder: str | None, **options: Any) -> None:  # fmt: skip
     """Find which block of CHILD came from where, and in what proportion.
 
     For merged models: blocks put together from several, weighted averages, slerp, task arithmetic. CHILD and REF
@@ -56,7 +57,8 @@ def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: st
     from ..tasks.trace_layers import trace_layers as run
 
     with Bar() as progress:
-        found = run(child, list(candidates) or None, progress=progress, **options)
+        asked = [within(ref, subfolder) for ref in candidates] or None
+        found = run(within(child, subfolder), asked, progress=progress, **options)
     if not first:
         return
     show(found, form, dict.fromkeys(block.parent for block in found.blocks))

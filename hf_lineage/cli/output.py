@@ -7,13 +7,14 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..answers.base import MeasuredAnswer
-from ..answers.refs import printable
+from ..answers.refs import ModelRef, printable
 from ..errors import ArgumentError, LineageError, ProcessLostError
 from ..parallel import world
 
@@ -185,6 +186,11 @@ QUESTION = (
     click.argument("child"),
     CANDIDATES,
     click.option(
+        "--subfolder",
+        metavar="FOLDER",
+        help="Where the weights lie in CHILD and in each REF: unet, transformer, … (the same as org/name/FOLDER).",
+    ),
+    click.option(
         "--evidence",
         multiple=True,
         default=("weights",),
@@ -209,6 +215,18 @@ QUESTION = (
     formats,
     click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture."),
 )
+
+
+def within(ref: str, subfolder: str | None) -> str:
+    """A reference, or that of a folder in it.
+
+    >>> within("org/name@v1", "unet"), within("./pipe/", "unet"), within("org/name", None)
+    ('org/name/unet@v1', './pipe/unet', 'org/name')
+    """
+    if not subfolder:
+        return ref
+    parsed = ModelRef.parse(ref)
+    return str(ModelRef.parse(str(replace(parsed, name=f"{parsed.name}/{subfolder.strip('/')}"))))
 
 
 def read_probes(text: str | None) -> str | int | None:

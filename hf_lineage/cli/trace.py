@@ -21,6 +21,7 @@ from .output import (
     save,
     show,
     with_options,
+    within,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 )
 def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], probes: str | None,
           taps: tuple[str, ...], step: str, form: str, explain: bool, plot: Path | None, profile: Path | None,
-          **options: Any) -> None:  # fmt: skip
+          subfolder: str | None, **options: Any) -> None:  # fmt: skip
     """Find the parent of CHILD among candidates.
 
     CHILD and REF are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~.
@@ -56,6 +57,7 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
       hf-lineage trace ./my-model -c org/base@v1.0 --json > lineage.json
       hf-lineage trace user/child --explain           check what its files claim, or search the Hub; in words
       hf-lineage trace user/child -c org/base --sample 0.1% --plot lineage.png
+      hf-lineage trace user/pipeline -c org/pipeline --subfolder unet          or user/pipeline/unet -c …
       hf-lineage trace user/child -c org/a -c org/b --evidence features --probes ./pictures --metric cka
       hf-lineage trace user/child -c org/a -c org/b --profile depth.png
       hf-lineage trace user/child -c org/a -c org/b --evidence weights --evidence detector
@@ -80,7 +82,8 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
     from ..tasks.trace import trace as run
 
     with Bar() as progress:
-        lineage = run(child, list(candidates) or None, progress=progress, **options)
+        asked = [within(ref, subfolder) for ref in candidates] or None
+        lineage = run(within(child, subfolder), asked, progress=progress, **options)
     if not first:
         return
     show(lineage, form, [lineage.parent])

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..answers.base import Progress
+from ..answers.refs import ModelRef
 from ..checkpoints.opener import Opener
 from ..detector.examples import Table, read_table
 from ..detector.model import DetectorConfig
@@ -77,7 +78,7 @@ def table(folder: Path, ancestors: int = 1, descendants: int = 2, without: int =
     origin = {m.name: _ancestor(family, m.name, ancestors) for m in family.members if m.generation == descendants}
     known = sorted({*origin.values()})
     kept = {*known[: len(known) - without]}
-    path = {member.name: str(member.path) for member in family.members}
+    path = {member.name: str(ModelRef.parse(member.path)) for member in family.members}  # a path, not a repo id
     how = run_settings(folder, DEFAULT_PROBES)
     return Table(
         tuple(path[name] for name in sorted(kept)),

@@ -23,7 +23,7 @@ from ..answers.refs import ModelRef, is_repo_id, printable
 from ..answers.search import CandidateSearch, FoundCandidate
 from ..architecture.align import Alignment
 from ..checkpoints.checkpoint import Checkpoint, FileCheckpoint
-from ..checkpoints.claims import claims_of
+from ..checkpoints.claims import beside, claims_of
 from ..checkpoints.opener import model_identity
 from ..errors import ArgumentError, LineageError, Note, join_notes
 from .options import versions
@@ -198,7 +198,7 @@ class Search:
         for claim in self.claims:
             if claim.status == "not_understood":
                 continue
-            yield claim.ref, f"declared: {claim.source}", None
+            yield beside(claim.ref, self.child), f"declared: {claim.source}", None
 
     def _family(self) -> Iterator[Row]:
         """The Trainer's sentence, then bases of bases, then other models made from any of them."""

@@ -18,7 +18,7 @@ from ...answers.lineage import Candidate, Claim, Lineage
 from ...answers.refs import ModelRef, printable
 from ...checkpoints.adapter_shapes import adapter_fit
 from ...checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
-from ...checkpoints.claims import claims_of
+from ...checkpoints.claims import beside, claims_of
 from ...checkpoints.formats.adapter import find_adapter
 from ...checkpoints.opener import open_checkpoint
 from ...errors import (
@@ -141,7 +141,7 @@ class _Auditor:
             return replace(known, status="no_claim", reason="no file names a base")
         if child.adapter_base is not None:
             return self._adapter(model, known)
-        named = list(dict.fromkeys(claim.ref for claim in claims if claim.status != "not_understood"))
+        named = list(dict.fromkeys(beside(claim.ref, child) for claim in claims if claim.status != "not_understood"))
         if claims and not named and not self._search:
             return _untested(known, NOT_UNDERSTOOD)
         refs = None if self._search else named
@@ -153,7 +153,7 @@ class _Auditor:
                 return _untested(known, str(error))
             return replace(known, status="no_claim", reason=f"no file names a base; {NOT_FOUND}")
         except NothingToCompareError as error:
-            return self._nothing_compared(known, error)
+            return self._nothing_compared(known, error, child)
         except LineageError as error:
             return _failed(known, error)
         return self._judged(known, lineage)
@@ -190,10 +190,11 @@ class _Auditor:
         findings = [Finding(rule, ref, _sources(claims, ref), reason=fit.explain()) for ref in refs]
         return _with(replace(known, claims=claims), "contradicted", findings)
 
-    def _nothing_compared(self, known: AuditRecord, error: LineageError) -> AuditRecord:
+    def _nothing_compared(self, known: AuditRecord, error: LineageError, child: Checkpoint) -> AuditRecord:
         """No candidate could be read, or nothing of the child can be compared."""
         understood = [claim for claim in known.claims if claim.status != "not_understood"]
-        troubles = {claim.ref: self.session.opener.failed.get(claim.ref) for claim in understood}
+        failed = self.session.opener.failed
+        troubles = {claim.ref: failed.get(beside(claim.ref, child)) for claim in understood}
         if not any(troubles.values()):  # they could be opened: reading them broke off, or it is not about them
             passing = isinstance(error, NoCandidateReadError)
             return replace(_untested(known, str(error)), passing=True) if passing else _failed(known, error)
@@ -232,8 +233,8 @@ class _Auditor:
             findings.append(_about(_rule("undeclared"), ref, (), its, f"its parent is {ref}, which no file names"))
         found = {*statuses.values(), *(["undeclared"] if lineage.undeclared else [])}
         status: Status = next((each for each in RULES if each in found), "no_claim")
-        missing = [ref for ref, c in about.items() if c is not None and c.status == "unreadable"]
-        troubles = [self.session.opener.failed.get(ref) for ref in missing]  # none: it opened, reading it broke off
+        missing = [c.requested for c in about.values() if c is not None and c.status == "unreadable"]
+        troubles = [self.session.opener.failed.get(name) for name in missing]  # none: it opened, reading it broke off
         record = _with(known, status, findings, any(t is None or isinstance(t, HubUnavailableError) for t in troubles))
         if status == "confirmed":
             best = lineage.candidates[0]
@@ -244,11 +245,8 @@ class _Auditor:
 
     def _candidate(self, claim: str, lineage: Lineage) -> Candidate | None:
         """What was measured of a claimed base."""
-        for c in lineage.candidates:
-            if claim in (c.ref, c.requested.partition("@")[0]):
-                return c
-        canonical = self.session.hub.canonical(claim)
-        return next((c for c in lineage.candidates if c.ref == canonical), None)
+        same = self.session.opener.same_model
+        return next((c for c in lineage.candidates if same(claim, c)), None)
 
     def _without_token(self, text: str) -> str:
         """No token in a report, whoever put it in an error's text."""
