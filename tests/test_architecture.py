@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 
+import networkx as nx
 import pytest
 import timm
 import torch
@@ -73,6 +74,16 @@ def test_axes_with_an_order_of_their_own_are_never_units(name: str) -> None:
         for tensor in names:
             assert len(model[tensor].shape) > 1
             assert not any(word in tensor for word in ("embed", "wte", "wpe", "shared", "lm_head", "fc.weight", "stem"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_orders_stand_in_a_line(name: str) -> None:
+    """The proven p-value multiplies over orders: no order's matrices may have units of a later one as columns."""
+    found = describe(build(CASES[name][0]))
+    order_of = {matrix: order for order, names in found.orders.items() for matrix in names}
+    before = {(units, order_of[m]) for units, names in found.reads.items() for m in names if m in order_of}
+    graph = nx.DiGraph(before)
+    assert nx.is_directed_acyclic_graph(graph), before
 
 
 def test_buffers_are_no_weights() -> None:

@@ -21,7 +21,7 @@ from hf_lineage.hub.cards import CardRepository, folder_digests
 from hf_lineage.report.bom import cyclonedx, statement
 
 A, C = "a" * 40, "c" * 40
-BEST = Candidate("lab/parent", "lab/parent", A, "compared", 0.97, 1e-12, 1e-12, "normal", -12.0, 0.01, "finetune")
+BEST = Candidate("lab/parent", "lab/parent", A, "compared", 0.97, 1e-12, 1e-12, "proven", -12.0, 0.01, "finetune")
 ANSWER = Lineage(ModelRef("hub", "lab/child", C), "lab/child", "parent", "lab/parent", 0.02, (BEST,))
 DIGESTS = {"model.safetensors": "0" * 64}
 VALIDATOR = JsonStrictValidator(SchemaVersion.V1_6)

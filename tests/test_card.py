@@ -27,10 +27,10 @@ from hf_lineage.report.section import END, START, comment_json, description, is_
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40
 BEST = Candidate(
-    "lab/parent", "lab/parent", A, "compared", 0.97, 1e-12, 1e-12, "normal", -12.0, 0.01, "finetune",
+    "lab/parent", "lab/parent", A, "compared", 0.97, 1e-12, 1e-12, "proven", -12.0, 0.01, "finetune",
     {"first": "candidate", "moved": 0.1}, evidence={"weights": {}, "calibration": {}},
 )  # fmt: skip
-OTHER = Candidate("lab/other", "lab/other", B, "compared", 0.01, 0.4, 0.2, "normal", -0.4, 0.2, "none")
+OTHER = Candidate("lab/other", "lab/other", B, "compared", 0.01, 0.4, 0.2, "monte_carlo", -0.4, 0.2, "none")
 
 
 def answer(*candidates: Candidate, **about: Any) -> Lineage:

@@ -30,8 +30,6 @@ from hf_lineage.trees.without_gradient import (
 )
 from hf_lineage.weights.moments import block_moments
 from hf_lineage.weights.mutual_information import MIN_UNEXPLAINED, mutual_information
-from hf_lineage.weights.permutation_test import chatterjee_bound, layer_test
-from hf_lineage.weights.permutation_test import unit_products as unit_products
 
 
 def tuned(parent: torch.Tensor, change: float, seed: int) -> torch.Tensor:
@@ -429,83 +427,6 @@ def test_untouched_of_large_matrices_by_some_of_their_rows(monkeypatch: pytest.M
     whole = family.without_gradient.shared_by_two(0, 1, 2)
     monkeypatch.setattr("hf_lineage.trees.without_gradient.MAX_ENTRIES", 5_000)
     np.testing.assert_allclose(WithoutGradient(family.units).shared_by_two(0, 1, 2), whole / 4, rtol=0.15, atol=10)
-
-
-# ---- the bound of the permutation test
-
-
-def tail(*matrices: np.ndarray) -> float:
-    """log10 of the share of all matchings, of all layers jointly, that reach the traces' sum."""
-    sums = [
-        np.array([c[range(len(c)), list(p)].sum() for p in itertools.permutations(range(len(c)))]) for c in matrices
-    ]
-    every = sums[0]
-    for more in sums[1:]:
-        every = np.add.outer(every, more).ravel()
-    reached = sum(float(np.trace(c)) for c in matrices)
-    return math.log10(float((every >= reached - 1e-9 * max(1, abs(reached))).mean()))
-
-
-@pytest.mark.parametrize("case", range(12))
-def test_the_bound_is_above_the_exact_tail_of_all_matchings(case: int) -> None:
-    rng = np.random.default_rng(case)
-    c = rng.normal(size=(7, 7)) ** (1 + 2 * (case % 2)) + (case % 4) * np.eye(7)
-    if case % 3 == 0:
-        c[rng.random(7) < 0.5] = 0.0  # dead in one of the two
-        c[:, rng.random(7) < 0.3] = 0.0
-    assert tail(c) - 1e-12 <= chatterjee_bound([c]) <= 0
-
-
-def test_the_bound_of_dead_units_is_above_the_exact_tail() -> None:
-    """Relatives whose few live units carry everything: a tail that is far from normal."""
-    for alive in range(1, 8):
-        c = np.zeros((7, 7))
-        c[range(alive), range(alive)] = 1.0
-        assert math.comb(7, alive) > 0 and tail(c) - 1e-12 <= chatterjee_bound([c]) <= 0
-
-
-def test_the_bound_of_two_layers_is_above_their_joint_tail() -> None:
-    for seed in range(6):
-        rng = np.random.default_rng(seed)
-        a, b = rng.normal(size=(5, 5)) + seed * np.eye(5), 3 * rng.normal(size=(5, 5)) + seed * np.eye(5)
-        assert tail(a, b) - 1e-12 <= chatterjee_bound([a, b]) <= 0
-
-
-def test_the_bound_is_the_formula() -> None:
-    """Chatterjee 2007, written out; and of layers alike it adds up."""
-    rng = np.random.default_rng(0)
-    for _ in range(10):
-        c = rng.normal(size=(20, 20)) + 2 * np.eye(20)
-        a = (c - c.min(1)[:, None]) / max(row.max() - row.min() for row in c)
-        mean = a.sum() / 20
-        above = sum(a[i, i] for i in range(20)) - mean
-        expected = math.log10(math.e) * -(above**2) / (4 * mean + 2 * above)
-        assert chatterjee_bound([c]) == pytest.approx(expected, rel=1e-12)
-        assert chatterjee_bound([c] * 5) == pytest.approx(5 * expected, rel=1e-12)
-        assert chatterjee_bound([7 * c + rng.normal(size=(20, 1))]) == pytest.approx(expected, rel=1e-9)
-
-
-def test_the_bound_says_nothing_of_less_than_the_mean() -> None:
-    c = np.random.default_rng(0).normal(size=(20, 20))
-    assert (
-        chatterjee_bound([c - 10 * np.eye(20)])
-        == chatterjee_bound([np.zeros((5, 5))])
-        == chatterjee_bound([])
-        == chatterjee_bound([np.ones((5, 5))])
-        == 0.0
-    )
-
-
-def test_the_bound_of_relatives_is_far_below_what_draws_show() -> None:
-    parent = torch.randn(256, 128, generator=torch.Generator().manual_seed(0))
-    child = tuned(parent, 0.3, 1)
-    stranger = torch.randn(256, 128, generator=torch.Generator().manual_seed(2))
-    assert chatterjee_bound([unit_products([parent], [child])]) < -20
-    assert chatterjee_bound([unit_products([parent], [stranger])]) > -1
-    for units in (parent, child):
-        units[20:] = 0
-    c = unit_products([parent], [child])
-    assert chatterjee_bound([c]) <= 0 and layer_test("x", c, 0).variance > 0
 
 
 @pytest.mark.parametrize("rate", [1e-7, 1e-6, 1e-5, 1e-3])

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from hf_lineage.answers.phylogeny import descent_cycle
+from hf_lineage.trees.build import Branch, _hung, build_trees, without_cycles
 from hf_lineage.trees.groups import MAX_TESTS_PER_GROUP_PAIR, Grouping, related_groups
 from hf_lineage.trees.hidden_ancestors import hidden_distances, insert_hidden_ancestors
 from hf_lineage.trees.mixtures import mixtures
@@ -27,9 +29,9 @@ from hf_lineage.trees.spanning import (
     side,
     spanning_tree,
 )
+from hf_lineage.trees.stars import hang_on_centres, star_centre, undecided_edges
 from hf_lineage.trees.without_gradient import WithoutGradient
-from hf_lineage.weights.permutation_test import combine_layers, draw_matchings, layer_test
-from hf_lineage.weights.permutation_test import unit_products as unit_products
+from hf_lineage.weights.permutation_test import pair_test, unit_products
 
 pytestmark = pytest.mark.integration
 
@@ -372,7 +374,8 @@ def test_a_signal_of_each_kind_points_the_right_way() -> None:
     assert norm == pytest.approx(math.tanh(0.5), abs=0.02), "of a step at right angles, as long as itself"
     assert kurtosis == 1 == entropy
     moved = signals.relative_distance(0, 1)
-    np.testing.assert_allclose(signals.edge(0, 1)[4:] / signals.edge(0, 1)[:4], (0.1 / moved) ** 2, rtol=1e-9)
+    np.testing.assert_allclose(signals.edge(0, 1)[:4], signals.signs(0, 1) / (1 + (0.1 / moved) ** 2), rtol=1e-9)
+    assert not signals.edge(0, 1)[4:].any(), "of a light fine-tune nothing of this tells who came first"
 
 
 def star(children: int) -> PairStatistics:
@@ -616,10 +619,7 @@ def test_unrelated_networks_are_never_joined() -> None:
     def test(nets: Sequence[Sequence[torch.Tensor]]) -> Test:
         def log10_p(i: int, j: int) -> float | None:
             c = {str(k): unit_products([a], [b]) for k, (a, b) in enumerate(zip(nets[i], nets[j], strict=True))}
-            found = combine_layers(
-                [layer_test(k, m, 0, 199) for k, m in c.items()],
-                lambda order, count: draw_matchings(c[order], order, 1, min(count, 2000)),
-            )
+            found = pair_test(c.__getitem__, c, 0)
             return None if found is None else found.log10_p
 
         return log10_p
@@ -814,3 +814,99 @@ def test_a_fine_tune_of_a_merge_and_a_second_merge_join_nothing() -> None:
     found = joined(information, lambda i, j: -0.3 if (min(i, j), max(i, j)) in unrelated else -40.0)
     assert sorted(map(set, found.groups), key=min) == [{0, 1, 2, 6, 7, 8}, {3, 4, 5}]
     assert {merge for merge, _ in found.merge_sources} >= {6} and 7 not in {merge for merge, _ in found.merge_sources}
+
+
+def test_an_ancestor_that_is_in_the_set_is_not_missing() -> None:
+    """The spanning tree hung two siblings on a third: they go to their parent, who is there."""
+    rng = np.random.default_rng(1)
+    base = rng.standard_normal(5000)
+    x = np.vstack([base, base + 0.2 * rng.standard_normal((3, 5000))])
+    strung = {(0, 1), (1, 2), (1, 3)}
+    assert insert_hidden_ancestors(strung, range(4), Gram.signals(x)) == ({(0, 1), (0, 2), (0, 3)}, {})
+    _, hidden = insert_hidden_ancestors({(0, 1), (0, 2)}, range(3), Gram.signals(x[1:]))
+    assert len(hidden) == 1, "without it, it is"
+
+
+# ---- stars
+
+
+def fine_tunes(seed: int, drift: float, models: int = 8, light: float = 0.003) -> np.ndarray:
+    """Row 0 the base, the others plain fine-tunes of it, of very different sizes, with drift in common."""
+    rng = np.random.default_rng(seed)
+    base, common = rng.standard_normal((2, 5000))
+    size = np.exp(rng.uniform(math.log(light), math.log(0.1), models - 1))[:, None]
+    own = rng.standard_normal((models - 1, 5000))
+    return np.vstack([base, base + size * (math.sqrt(drift) * common + math.sqrt(1 - drift) * own)])
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.1, 0.2, 0.35])
+def test_plain_fine_tunes_of_one_base_are_a_star(drift: float) -> None:
+    """By distance alone most of them hang on a lighter sibling."""
+    wrong = 0
+    for seed in range(10):
+        signals = Gram.signals(fine_tunes(seed, drift))
+        strung = spanning_tree(1 / (1e-9 + signals.squared_distances))
+        wrong += len(strung - {(0, k) for k in range(1, 8)})
+        assert hang_on_centres(strung, range(8), signals) == {(0, k) for k in range(1, 8)}
+        assert not undecided_edges({(0, k) for k in range(1, 8)}, range(8), signals)
+    assert wrong <= 2 if not drift else wrong > 20
+
+
+def test_a_chain_is_no_star() -> None:
+    x = np.random.default_rng(0).standard_normal((6, 5000)).cumsum(0)
+    edges = {(i, i + 1) for i in range(5)}
+    assert hang_on_centres(edges, range(6), Gram.signals(x)) == edges
+    assert star_centre(distance2(x @ x.T)) is None and star_centre(np.zeros((5, 5))) is None
+    assert star_centre(distance2(x[:3] @ x[:3].T)) is None, "of three, one cosine says nothing"
+
+
+def test_what_may_be_either_is_undecided() -> None:
+    """A light sibling between the base and a heavy one, where others are no star: both edges explain it as well."""
+    rng = np.random.default_rng(0)
+    base, common, *own = rng.standard_normal((6, 5000))
+    light, heavy = 0.01 * (0.5 * common + own[0]), 0.3 * (0.5 * common + own[1])
+    x = np.vstack([base, base + light, base + heavy, base + heavy + 0.3 * own[2]])
+    chain = {(0, 1), (1, 2), (2, 3)}
+    assert undecided_edges(chain, range(4), Gram.signals(x)) == {(1, 2)}
+
+
+# ---- no model descends from itself
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_cycle_is_left(seed: int) -> None:
+    """Any branches at all, merges among them: what is left directed has no cycle, what had none stays as it was."""
+    rng = np.random.default_rng(seed)
+    pairs = {(int(a), int(b)) for a, b in rng.integers(0, 7, (12, 2)) if a != b}
+    merges = {b for b in range(7) if rng.random() < 0.3}
+    branches = [Branch(a, b, float(rng.uniform(0.5, 1)) if rng.random() < 0.8 or b in merges else None, 0.9, b in merges)
+                for a, b in sorted(pairs)]  # fmt: skip
+    kept = without_cycles(branches)
+    directed = [(b.parent, b.child) for b in kept if b.direction is not None]
+    assert nx.is_directed_acyclic_graph(nx.DiGraph(directed)) and not descent_cycle(directed)
+    assert [(b.parent, b.child) for b in kept] == [(b.parent, b.child) for b in branches]
+    before = nx.DiGraph([(b.parent, b.child) for b in branches if b.direction is not None])
+    tangled = {node for part in nx.strongly_connected_components(before) if len(part) > 1 for node in part}
+    assert all(
+        one == other for one, other in zip(kept, branches, strict=True) if not {one.parent, one.child} <= tangled
+    )
+
+
+def test_a_source_is_never_below_its_merge() -> None:
+    """2 is made of 0 and 1, 3 of 2; the tree had 1 below 3."""
+    information = np.array([[0, 3, 9, 5], [3, 0, 0, 6], [9, 0, 0, 9], [5, 6, 9, 0]], dtype=float)
+    assert _hung({(0, 2), (2, 3), (1, 3)}, 2, [0, 1], information) == {(0, 2), (2, 3), (0, 1)}
+
+
+def test_a_rule_that_is_contradicted_leaves_an_edge_undirected() -> None:
+    """0 and 1 can both only be older than 2: one of the two edges of a tree must be wrong, and is not turned round."""
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((1, 20, 40))
+    units = torch.from_numpy(
+        np.concatenate([base + 0.1 * k * rng.standard_normal((1, 20, 40)) for k in range(3)])
+    ).float()
+    flat = units.flatten(1).double().numpy()
+    statistics = compute_pair_statistics([Matrix("m", 800, units)], [flat @ flat.T])
+    older = {(0, 2): True, (2, 0): False, (1, 2): True, (2, 1): False}
+    built = build_trees(statistics, lambda i, j: -50.0, lambda i, j: older.get((i, j)), 0.01)
+    assert not [b for b in built.branches if b.direction is not None and older.get((b.parent, b.child)) is False]

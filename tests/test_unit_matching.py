@@ -150,8 +150,8 @@ class TestMantel:
             a, b = (_gram([weights[s]["w"]], np.arange(6)) for s in (one, two))
             t = np.vdot(a, b)
             exact = np.mean([np.vdot(a, b[list(p)][:, list(p)]) >= t - 1e-9 for p in itertools.permutations(range(6))])
-            test = mantel_test(weights[one], weights[two], {"s": ("w",)}, seed=0, draws=1999)
-            assert test is not None and test.p_monte_carlo == pytest.approx(exact, abs=0.05)
+            test = mantel_test(weights[one], weights[two], {"s": ("w",)}, seed=0)
+            assert test is not None and test.p_monte_carlo == pytest.approx(exact, rel=0.5, abs=0.01)
 
     def test_calibrated_on_strangers(self) -> None:
         """Two streams of unlike size, one with outlier coordinates that every model has somewhere."""
@@ -179,7 +179,7 @@ class TestMantel:
         )
         assert plain is not None and blind is not None and other is not None
         assert blind.z == pytest.approx(plain.z, rel=1e-4) and blind.z > 10 and abs(other.z) < 4
-        assert blind.log10_p <= -4
+        assert blind.log10_p <= -4 and plain.method == blind.method == "proven"
 
     def test_subset_of_wide_streams(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Both models are cut to the same coordinates."""

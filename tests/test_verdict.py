@@ -28,7 +28,7 @@ def found(
     """Made-up evidence: p-value and distance, `t` the origin's position (0: the candidate came first)."""
     test = None
     if log10_p is not None:
-        test = PermutationTest(1.0, log10_p, "normal", 10**log10_p, 999, 0.0, 0.0, ())
+        test = PermutationTest(1.0, log10_p, "proven", None, 0, log10_p, ())
     place = Position(t, 1 / distance) if distance else None
     r = 1 / (1 + distance**2) if log10_p is None or log10_p < -2 else 0.0
     return WeightsEvidence(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..errors import Note
 from .base import StatisticalAnswer, fields_of, report
@@ -14,6 +14,8 @@ from .lineage import Relation
 if TYPE_CHECKING:
     import networkx as nx
     from matplotlib.figure import Figure
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,37 @@ class Edge:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def descent_cycle(edges: Iterable[tuple[Name, Name]]) -> list[Name]:
+    """Nodes of which each is a parent of the next, and the last of the first; empty where no node descends from itself.
+
+    edges: (parent, child).
+
+    >>> descent_cycle([("a", "b"), ("b", "c"), ("a", "c")]), sorted(descent_cycle([("a", "b"), ("b", "c"), ("c", "b")]))
+    ([], ['b', 'c'])
+    """
+    parents: dict[Name, list[Name]] = {}
+    for parent, child in edges:
+        parents.setdefault(child, []).append(parent)
+        parents.setdefault(parent, [])
+    while roots := [node for node, above in parents.items() if not above]:
+        for node in roots:
+            del parents[node]
+        parents = {node: [p for p in above if p in parents] for node, above in parents.items()}
+    if not parents:
+        return []
+    walk = [next(iter(parents))]  # every node that is left has a parent among them
+    while walk[-1] not in walk[:-1]:
+        walk.append(parents[walk[-1]][0])
+    return walk[walk.index(walk[-1]) : -1][::-1]
+
+
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Phylogeny(StatisticalAnswer):
     """The answer of `phylogeny`: one tree for each group of models that share an origin.
 
     `roots`: the oldest node of each group where that is known, a model without relatives included. `left_out`: ref
-    → why, of models that could not be read or compared. `quality`: see docs/schema.md.
+    → why, of models that could not be read or compared. `quality`: see docs/schema.md. Raises `ValueError` where a
+    model would be its own ancestor, or a root would have a parent.
     """
 
     nodes: tuple[Node, ...]
@@ -72,6 +99,13 @@ class Phylogeny(StatisticalAnswer):
     method: str = "information"
     left_out: dict[str, Note] = field(default_factory=dict)
     alpha: float = field(default=1e-2, kw_only=True)
+
+    def __post_init__(self) -> None:
+        directed = [(edge.parent, edge.child) for edge in self.edges if edge.directed]
+        if cycle := descent_cycle(directed):
+            raise ValueError(f"Expected a forest, got models that descend from themselves: {', '.join(cycle)}.")
+        if below := {child for _, child in directed} & {*self.roots}:
+            raise ValueError(f"Expected roots without parents, got {', '.join(sorted(below))}.")
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:

@@ -29,7 +29,7 @@ from ..errors import (
     prefixed,
 )
 from ..parallel import together
-from ..trees.build import Branch, BuiltTrees
+from ..trees.build import Branch, BuiltTrees, consistent
 from ..trees.clustering import scikit_learn
 from ..trees.methods import METHODS
 from ..trees.reading import AlignedModels, defects, distinct_models, finite
@@ -326,7 +326,7 @@ class _Trees:
 
     def add(self, aligned: AlignedModels, method: Method, alpha: float, options: Mapping[str, Any]) -> None:
         """The trees of one architecture."""
-        built = method(aligned, alpha, aligned.seed, **options)
+        built = consistent(method(aligned, alpha, aligned.seed, **options))
         first = self._group()
         names = {i: self.ids[_key(model)] for i, model in enumerate(aligned.models)}
         for models in built.groups:

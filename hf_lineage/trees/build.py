@@ -8,15 +8,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..weights.direction import origin_position
+from ..answers.phylogeny import descent_cycle
+from ..weights.direction import direction_shares, origin_position
 from .groups import Grouping, PairTest, related_groups
 from .hidden_ancestors import hidden_distances, insert_hidden_ancestors
 from .mixtures import Mixture, fit, mixtures
 from .pair_statistics import PairStatistics
-from .rooting import RootPosterior, Signals, between, numbers, root_posterior
+from .rooting import RootPosterior, Signals, numbers, root_posterior
 from .spanning import Edge, cut_gap, edge, neighbours, resample, resolve_contradictions, side, spanning_tree
+from .stars import hang_on_centres, undecided_edges
 from .without_gradient import WithoutGradient
 
+MAX_UNDECIDED = 0.5  # probability of an edge that another one explains as well; up to it, an edge has no direction
 MAX_NEIGHBOURS = 8  # of an edge's end that are asked whether weights without gradient confirm the edge
 
 OneWay = Callable[[int, int], bool | None]  # (i, j) → j was made of i (True), i of j (False), or either (None)
@@ -79,6 +82,13 @@ def build_trees(statistics: PairStatistics, test: PairTest, one_way: OneWay, alp
     return builder.built
 
 
+def consistent(built: BuiltTrees) -> BuiltTrees:
+    """Trees in which no model descends from itself (`without_cycles`), and no root from anybody."""
+    branches = without_cycles(built.branches)
+    children = {branch.child for branch in branches if branch.direction is not None}
+    return replace(built, branches=branches, roots=[None if top in children else top for top in built.roots])
+
+
 def _grouped(statistics: PairStatistics, test: PairTest, alpha: float, merges: Mapping[int, Mixture]) -> Grouping:
     """The related groups, each exact merge in the group of its heaviest source."""
     plain = [i for i in range(statistics.models) if i not in merges]  # an exact merge must not join what it was made of
@@ -122,7 +132,7 @@ class _Builder:
         """Build the tree of one group, `members` in ascending order."""
         built, squared = self.built, self.signals.squared_distances
         merges = {i: self.merges[i] for i in members if i in self.merges}
-        group = _Group(self.statistics, self.without_gradient, members, merges)
+        group = _Group(self.statistics, self.signals, self.without_gradient, members, merges)
         edges = group.edges()
         probabilities = group.probabilities(edges)
         named = {edge(members[a], members[b]) for a, b in edges}
@@ -130,13 +140,17 @@ class _Builder:
         nodes = [*members, *hidden]
         decided = [pair for a, b in sorted(tree) if (pair := self._decided(a, b, merges))]
         posterior = root_posterior(self.signals, tree, nodes, decided)
+        before = len(built.branches)
         for a, b in sorted(tree):
             self._add_branch(posterior, (a, b), probabilities.get((a, b)), decided)
         for i in members:
             if i in self.sources:
                 self._add_sources(i, sorted(self.sources[i]))
         built.groups.append(nodes)
-        built.roots.append(_known_root(posterior))
+        root = _known_root(posterior)
+        if len(nodes) == 2:
+            root = next((b.parent for b in built.branches[before:] if b.direction is not None), None)
+        built.roots.append(root)
         built.distances |= {edge(a, b): squared[a, b] for a, b in tree if min(a, b) >= 0}
         built.distances |= hidden_distances(hidden, squared)
 
@@ -152,18 +166,10 @@ class _Builder:
     def _ancestors(
         self, edges: set[Edge], members: Sequence[int], merges: Mapping[int, Mixture]
     ) -> tuple[set[Edge], dict[int, tuple[int, ...]]]:
-        """Of two models alone, an ancestor where the origin lies between the two; none beside exact merges."""
-        signals = self.signals
-        if len(members) == 2:
-            a, b = members
-            squared = signals.squared_distances[a, b]
-            # the pivot of these products is zero, so the first one's row is the model itself
-            norm, cross = signals.norm2[a], (signals.norm2[a] + signals.norm2[b] - squared) / 2
-            if between(origin_position(np.array([[norm, cross - norm], [cross - norm, squared]]), 1)):
-                return {(-1, a), (-1, b)}, {-1: (a, b)}
-        if merges:
+        """None of two models alone, which show no third one, and none beside exact merges."""
+        if merges or len(members) == 2:
             return edges, {}
-        return insert_hidden_ancestors(edges, members, signals, self.without_gradient)
+        return insert_hidden_ancestors(edges, members, self.signals, self.without_gradient)
 
     def _decided(self, a: int, b: int, merges: Mapping[int, Mixture]) -> Edge | None:
         """(parent, child) where something other than the signals decides it."""
@@ -191,8 +197,27 @@ class _Builder:
             return
         first = posterior.precedence[parent, child]
         direction = first if first >= numbers()["root"]["sure"] else None
+        if len(posterior.order) == 2 and (parent, child) not in decided:
+            parent, child, direction = self._first_of_two(*pair)
+        contradicted = min(pair) >= 0 and self.one_way(parent, child) is False  # by what was done
+        if contradicted or (
+            probability is not None and probability <= MAX_UNDECIDED and (parent, child) not in decided
+        ):
+            direction = None
         is_merge = child in self.sources and (parent, child) in decided
         self.built.branches.append(Branch(parent, child, direction, probability, is_merge))
+
+    def _first_of_two(self, a: int, b: int) -> tuple[int, int, float | None]:
+        """(parent, child, probability of that) of two models alone, by the position of the origin, as `trace` has it;
+        None where it decides nothing, or that neither came first."""
+        squared = self.signals.squared_distances[a, b]
+        # the pivot of these products is zero, so the first one's row is the model itself
+        norm, cross = self.signals.norm2[a], (self.signals.norm2[a] + self.signals.norm2[b] - squared) / 2
+        position = origin_position(np.array([[norm, cross - norm], [cross - norm, squared]]), 1)
+        shares = direction_shares(None if position is None else (position.t, position.relative_distance))
+        if shares.decided == "parent":
+            return b, a, shares.parent
+        return a, b, shares.descendant if shares.decided == "descendant" else None
 
     def _add_sources(self, merge: int, sources: Sequence[int]) -> None:
         """A merge of unrelated groups: a branch from each source in another group, and weights for all its parents."""
@@ -212,6 +237,7 @@ class _Group:
     """One group's undirected tree; its edges count the models from 0 in the order of `members`."""
 
     statistics: PairStatistics
+    signals: Signals
     without_gradient: WithoutGradient
     members: Sequence[int]
     merges: Mapping[int, Mixture]
@@ -220,8 +246,10 @@ class _Group:
         """The spanning tree, corrected, with each exact merge on its heaviest source."""
         information = self._within(self.statistics.information)
         tree = resolve_contradictions(spanning_tree(information), information, self.members, self.without_gradient)
+        tree = hang_on_centres(tree, self.members, self.signals, self.without_gradient)
         for merge in self.merges.values():
-            tree = _hung(tree, self.members.index(merge.model), self.members.index(merge.sources[0]), len(self.members))
+            sources = [self.members.index(source) for source in merge.sources if source in self.members]
+            tree = _hung(tree, self.members.index(merge.model), sources, information)
         return tree
 
     def probabilities(self, tree: set[Edge]) -> dict[Edge, float]:
@@ -234,7 +262,11 @@ class _Group:
         rows = evidence_of_edges(tree, pieces, members, information, self.without_gradient)
         fitted = numbers()["edge"]
         scores = {pair: fitted["offset"] + float(np.array(fitted["weights"]) @ row) for pair, row in rows.items()}
-        return {edge(members[a], members[b]): 1 / (1 + math.exp(-score)) for (a, b), score in scores.items()}
+        most = dict.fromkeys(undecided_edges(tree, members, self.signals, self.without_gradient), MAX_UNDECIDED)
+        return {
+            edge(members[a], members[b]): min(most.get((a, b), 1.0), 1 / (1 + math.exp(-score)))
+            for (a, b), score in scores.items()
+        }
 
     def _within(self, information: np.ndarray) -> np.ndarray:
         """The information among members; nothing between a merge and its lighter sources, which are no path to one
@@ -248,11 +280,38 @@ class _Group:
         return found
 
 
-def _hung(tree: set[Edge], merge: int, source: int, models: int) -> set[Edge]:
-    """The tree with a merge on its heaviest source."""
+def _hung(tree: set[Edge], merge: int, sources: Sequence[int], information: np.ndarray) -> set[Edge]:
+    """The tree with a merge on its heaviest source, and no other source below it: what a merge was made of is no
+    descendant of it. A source that is goes, with what hangs on it, to the most informative model above the merge."""
+    models = len(information)
     around = neighbours(tree, models)
-    toward = next(near for near in around[merge] if side(around, near, merge)[source])
-    return (tree - {edge(merge, toward)}) | {edge(merge, source)}
+    toward = next(near for near in around[merge] if side(around, near, merge)[sources[0]])
+    tree = (tree - {edge(merge, toward)}) | {edge(merge, sources[0])}
+    for source in sources[1:]:
+        around = neighbours(tree, models)
+        above = side(around, sources[0], merge)
+        if above[source]:
+            continue
+        last = next(near for near in around[source] if side(around, near, source)[merge])
+        with_it, rest = np.flatnonzero(side(around, source, last)), np.flatnonzero(above)
+        i, j = np.unravel_index(np.argmax(information[np.ix_(with_it, rest)]), (len(with_it), len(rest)))
+        tree = (tree - {edge(source, last)}) | {edge(int(with_it[i]), int(rest[j]))}
+    return tree
+
+
+def without_cycles(branches: Sequence[Branch]) -> list[Branch]:
+    """The branches, of which those lose their direction that would make a model its own ancestor.
+
+    In a cycle something is wrong, and nothing shows what: its branches become undirected, those to merges only where
+    there are no others, since an exact sum of others is the younger one.
+    """
+    kept = list(branches)
+    while cycle := descent_cycle((b.parent, b.child) for b in kept if b.direction is not None or b.merge):
+        on = {*zip(cycle, [*cycle[1:], cycle[0]], strict=True)}
+        here = [i for i, b in enumerate(kept) if (b.parent, b.child) in on and (b.direction is not None or b.merge)]
+        for i in [i for i in here if not kept[i].merge] or here:
+            kept[i] = replace(kept[i], direction=None, merge=False, weight=None)
+    return kept
 
 
 def _known_root(posterior: RootPosterior) -> int | None:

@@ -11,6 +11,7 @@ from .rooting import Signals
 from .spanning import Edge, edge
 from .without_gradient import WithoutGradient
 
+PARENT_COSINE = 0.2  # of all pairs of deltas, seen from their parent, up to which that is the parent
 SHARED_DRIFT_COSINE = 0.45  # of two deltas, seen from their neighbour: more than the drift that most siblings share
 
 
@@ -24,16 +25,24 @@ def insert_hidden_ancestors(
     have more than `SHARED_DRIFT_COSINE` in common, pairwise, become children of a new node beside it, unless weights
     without gradient show that the node is between them: siblings that learned the same task share as much. A child
     that moved much less than its siblings takes the position of their missing parent: nothing shows that.
-    docs/methods.md, *Phylogeny*.
+    Where a member of the set is that parent, for seen from it the steps to all of them have no more in common than
+    drift, they become its children, and nobody is missing. docs/methods.md, *Phylogeny*.
     """
     tree = {edge(a, b) for a, b in edges}
     found: dict[int, tuple[int, ...]] = {}
-    waiting = sorted(members)
+    waiting, left = sorted(members), 4 * len(members)
     while waiting:
         node = waiting.pop(0)
         near = sorted(a + b - node for a, b in tree if node in (a, b) and a + b - node >= 0)
         bundle = next(iter(_bundles(node, near, signals, without_gradient)), None)
         if bundle is None:
+            continue
+        parent = _parent_in_set(tree, members, (node, *bundle), signals) if left else None
+        if parent is not None:
+            left -= 1
+            moved = [other for other in bundle if other != parent]
+            tree = (tree - {edge(node, other) for other in moved}) | {edge(parent, other) for other in moved}
+            waiting.insert(0, node)
             continue
         hidden = -1 - len(found)
         found[hidden] = (node, *bundle)
@@ -42,6 +51,28 @@ def insert_hidden_ancestors(
         tree = _gathered(tree, found, hidden, signals)
         waiting.insert(0, node)  # it may have another one
     return tree, found
+
+
+def _parent_in_set(
+    tree: set[Edge], members: Sequence[int], siblings: tuple[int, ...], signals: Signals
+) -> int | None:  # fmt: skip
+    """The member from which the (other) siblings look like its children; the first of them is their neighbour."""
+    node, *others = siblings
+    around: dict[int, set[int]] = {}
+    for a, b in tree:
+        around.setdefault(a, set()).add(b)
+        around.setdefault(b, set()).add(a)
+    beyond, waiting = {node}, [node]  # what hangs on the node without these others
+    while waiting:
+        for near in around[waiting.pop()] - beyond - {*others}:
+            beyond.add(near)
+            waiting.append(near)
+
+    def in_common(x: int) -> float:
+        return max(signals.cosine(a, x, b) for a, b in combinations([k for k in siblings if k != x], 2))
+
+    fit = [x for x in sorted((beyond & {*members} | {*others}) - {node}) if in_common(x) <= PARENT_COSINE]
+    return min(fit, key=lambda x: (in_common(x), x), default=None)
 
 
 def _gathered(tree: set[Edge], found: dict[int, tuple[int, ...]], hidden: int, signals: Signals) -> set[Edge]:

@@ -16,7 +16,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.view import View
 from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
 from ..weights.evidence import MAX_BROKEN_SHARE, orders_read
-from ..weights.permutation_test import pair_log10_p, unit_products
+from ..weights.permutation_test import pair_test, unit_products
 from ..weights.reader import Readings
 from .pair_statistics import Matrix, PairStatistics, compute_pair_statistics
 from .pair_statistics import products as inner_products
@@ -50,15 +50,16 @@ class AlignedModels:
         return {m.name: self.readings.units.matrix(self.indices[i], m.name) for m in self.statistics.matrices}
 
     def test(self, i: int, j: int) -> float | None:
-        """log10 p of the permutation test between two models, ≤ 0 (`weights/permutation_test.py`: `pair_log10_p`); None
+        """log10 p of the permutation test between two models, ≤ 0 (`weights/permutation_test.py`: `pair_test`); None
         where it does not apply."""
         ours, theirs = self.units(i), self.units(j)
         groups = orders_read(self.readings, self.architecture, ours.keys())
-        products = {
-            order: unit_products([ours[name] for name in names], [theirs[name] for name in names])
-            for order, names in groups.items()
-        }
-        return pair_log10_p(products, self.seed)
+
+        def products(order: str) -> np.ndarray:
+            return unit_products([ours[name] for name in groups[order]], [theirs[name] for name in groups[order]])
+
+        found = pair_test(products, groups, self.seed)
+        return None if found is None else found.log10_p
 
     def equal(self, i: int, j: int) -> bool:
         """Whether two trunks are equal in everything that was read, so that only the heads differ."""
@@ -75,11 +76,13 @@ class AlignedModels:
         return total
 
     def one_way(self, i: int, j: int) -> bool | None:
-        """Whether j can only be made of i (True) or i of j (False) by what was done; None where it may be either."""
-        for a, b, answer in ((i, j, True), (j, i, False)):
-            if self.vocabulary_growth(a, b) or self.change(a, b)[0] in ONE_WAY:
-                return answer
-        return None
+        """Whether j can only be made of i (True) or i of j (False) by what was done; None where it may be either, or
+        where one change says the one and another the other."""
+        found = {
+            answer for a, b, answer in ((i, j, True), (j, i, False))
+            if self.vocabulary_growth(a, b) or self.change(a, b)[0] in ONE_WAY
+        }  # fmt: skip
+        return found.pop() if len(found) == 1 else None
 
     def vocabulary_growth(self, i: int, j: int) -> tuple[int, int] | None:
         """(rows in i, rows in j) of a token table that has more rows in j; None where none has."""

@@ -9,7 +9,8 @@ a conditional logit (McFadden 1974) whose θ is fitted on families with a known 
 edge points from a to b with the sum of P over the roots on a's side.
 
 φ, of one edge, antisymmetric: which end has the smaller norm (the distance to any zero-mean random start, Neural
-Phylogeny, ICLR 2025), the residual asymmetry, kurtosis, spectral entropy; each apart for light and heavy fine-tunes.
+Phylogeny, ICLR 2025), the residual asymmetry, kurtosis, spectral entropy; the lighter the fine-tune, the less they
+count.
 ψ, of a path: the cosine of a − b and c − b. Siblings share drift, so it is above 0 where b is the parent of both; a
 further fine-tune goes on in the direction of the one before, so it is below 0 where b is between its parent and its
 child. docs/methods.md, *Phylogeny*.
@@ -27,13 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from ..weights.direction import Position, direction_shares
 from .pair_statistics import PairStatistics, distance2
 from .spanning import Edge, neighbours, side
 
 SIGNALS = ("norm", "lean", "kurtosis", "entropy")  # as in recorded results; "lean" is the residual asymmetry
 EDGE, PATH = 2 * len(SIGNALS), 4  # lengths of φ and ψ
-HEAVY = 0.1  # relative change between light and heavy fine-tunes
+HEAVY = 0.1  # relative change at which the signals of an edge count half
 HALF_ASYMMETRY = 0.02  # the residual asymmetry whose signal is ½
 CERTAIN = 1e3  # nats that a one-way fact counts for: more than all signals together
 DRIFT, WIDE = 0.1, 0.4  # cosines of deltas: what shared drift makes, and more than that
@@ -81,14 +81,14 @@ class Signals:
         return np.array([norm, asymmetry / (abs(asymmetry) + HALF_ASYMMETRY), kurtosis, entropy])
 
     def edge(self, a: int, b: int) -> np.ndarray:
-        """φ(a, b), (8,): the signals, apart for heavy and light fine-tunes."""
+        """φ(a, b), (8,): the signals times the share in which the fine-tune is heavy, and zeros: of light fine-tunes of
+        pretrained models no signal of a pair has told who came first."""
         if a > b:
             return -self.edge(b, a)
         if (a, b) not in self._edges:
             moved = self.relative_distance(a, b)
-            heavy = moved**2 / (moved**2 + HEAVY**2)
-            signs = self.signs(a, b)
-            self._edges[a, b] = np.concatenate([signs * heavy, signs * (1 - heavy)])
+            signs = self.signs(a, b) * (moved**2 / (moved**2 + HEAVY**2))
+            self._edges[a, b] = np.concatenate([signs, np.zeros_like(signs)])
         return self._edges[a, b]
 
     def path(self, a: int, b: int, c: int) -> np.ndarray:
@@ -173,10 +173,3 @@ def root_posterior(
     shares /= shares.sum()
     first = {pair: min(1.0, float(shares[behind].sum())) for pair, behind in sides.items()}
     return RootPosterior(tuple(members), shares, first)
-
-
-def between(position: Position | None) -> bool:
-    """Whether two models have a common origin that is neither of them, by its position on the line between the two."""
-    if position is None:
-        return False
-    return direction_shares((position.t, position.relative_distance)).decided == "between"

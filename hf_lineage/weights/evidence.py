@@ -76,7 +76,7 @@ class WeightsEvidence(Evidence):
         return math.log10(-math.expm1(self.tests * math.log1p(-min(best.p, 1 - 1e-15))))
 
     @property
-    def p_method(self) -> Literal["normal", "monte_carlo"] | None:
+    def p_method(self) -> Literal["proven", "monte_carlo"] | None:
         """How the smallest p-value was computed."""
         best = self._smallest_p()
         return best.method if best else None
@@ -116,7 +116,7 @@ class WeightsEvidence(Evidence):
 def _test_to_dict(test: PermutationTest | None) -> dict[str, Any] | None:
     return None if test is None else {
         "z": test.z, "log10_p": test.log10_p, "method": test.method, "p_monte_carlo": test.p_monte_carlo,
-        "draws": test.draws, "skewness": test.skewness, "kurtosis": test.kurtosis,
+        "draws": test.draws, "log10_proven": test.log10_proven, "rank_log10_p": test.rank_log10_p,
         "layers": [{"order": order, "units": units, "z": z} for order, units, z in test.layers],
     }  # fmt: skip
 

@@ -6,48 +6,49 @@ centred over units, rows scaled to length 1, and C = A Bᵀ. If the two are inde
 one uniformly random permutation π among h!. Then t = tr C is a draw of t(π) = Σᵢ C[i, π(i)], which has (Hoeffding 1951,
 "A combinatorial central limit theorem")
 
-    mean = ΣC / h,    variance = Σ D² / (h − 1),    D = C − row means − column means + mean of C,
+    mean = ΣC / h,    variance = Σ D² / (h − 1),    D = C − row means − column means + mean of C.
 
-and is asymptotically normal. A small p means a common origin; a shared initialisation counts as one. The test does not
-say who came first. See docs/methods.md, *Permutation test*.
+A small p means a common origin; a shared initialisation counts as one. The test does not say who came first. The normal
+law of z = (t − mean)/sd only ranks; p comes of random matchings, or of the bound in `proof.py`. See docs/methods.md,
+*Permutation test*.
+
+The test is wrong, with small p for unrelated models, where units have a place of their own: sorted by norm, padded or
+pruned at the same places, with a pattern by row that is no accident. So units that are padding or dead in either model
+are left out first (`live_units`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from scipy.special import gammaln, log_ndtr
+from scipy.special import log_ndtr
 
-DRAWS = 999
-# Draws where the normal tail is refused and none of the first draws reached the observed value: so many, or as many as
-# take MORE_WORK look-ups if those are fewer.
-MORE_DRAWS, MORE_WORK = 99_999, 200_000_000
-MAX_SKEWNESS, MAX_KURTOSIS = 0.2, 0.5  # absolute values of the draws up to which the normal tail is used
-CERTAIN_LOG10_P = -30.0  # no number of models asks for a smaller p-value
-FAINT_Z = 3.0  # below, a pair is not related, whatever the tail of the distribution looks like
+from .proof import proven_log10_p
+
+DRAWS = 1999
+STAGES = (199, 599)  # numbers of draws after which it is looked whether …
+ENOUGH_REACHED = 50  # … so many reached the observed value: more draws could not make p small
+BATCH = 256  # units that are matched among themselves: cost and memory grow with h·BATCH, not with h²
+PROOF_UNITS = 4096  # of all orders together, of which the bound is computed; at least MIN_PROOF_UNITS of each
+MIN_PROOF_UNITS = 32
+DEAD_LENGTH = 1e-6  # of the longest unit, centred: the direction of a shorter one is rounding
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTest:
-    """The statistic of one hidden-unit order, its mean and variance under independence, and draws of it.
-
-    `off_diagonal`: the same draws without the entries on C's diagonal, centred. A related pair has large entries there,
-    which make the draws count their fixed points; that must not decide whether the null distribution looks normal.
-    """
+    """The statistic of one hidden-unit order, and its mean and variance under independence."""
 
     order: str
     units: int
     statistic: float
     mean: float
     variance: float
-    draws: np.ndarray
-    off_diagonal: np.ndarray
 
     @property
     def z(self) -> float:
@@ -59,19 +60,21 @@ class LayerTest:
 class PermutationTest:
     """The one-sided test of all layers together: their statistics, means and variances are added.
 
-    `log10_p`: of the normal tail P(Z ≥ z) where skewness and kurtosis of the draws support it (`method` "normal"), else
-    of p = (1 + #{t* ≥ t})/(draws + 1) ("monte_carlo", Phipson & Smyth 2010); never below −Σ log10(h!), the smallest p
-    that so many units can give. `p_monte_carlo` is the latter in any case, of `draws` draws. `layers`: (order, units,
-    z) of each.
+    `log10_p`, with m = `DRAWS`: the proven p (`proof.py`) where that is below 1/(m + 1) (`method` "proven"), else
+    p_monte_carlo + 1/(m + 1), at most 1 ("monte_carlo"); never below −Σ log10(h!). This is a p-value: what is below
+    1/(m + 1) comes of the bound alone; for a ≥ 1/(m + 1), P(p ≤ a) ≤ P(p_monte_carlo ≤ a − 1/(m + 1)) +
+    P(proven p < 1/(m + 1)) ≤ a.
+
+    `p_monte_carlo`: of `draws` random matchings, None where none were needed; see `monte_carlo_p`.  `log10_proven`: of
+    the bound, ≤ 0.  `layers`: (order, units, z) of each.
     """
 
     z: float
     log10_p: float
-    method: Literal["normal", "monte_carlo"]
-    p_monte_carlo: float
+    method: Literal["proven", "monte_carlo"]
+    p_monte_carlo: float | None
     draws: int
-    skewness: float
-    kurtosis: float
+    log10_proven: float
     layers: tuple[tuple[str, int, float], ...]
 
     @property
@@ -80,9 +83,28 @@ class PermutationTest:
         return 10.0**self.log10_p
 
     @property
+    def rank_log10_p(self) -> float:
+        """log10 P(Z ≥ z) of a normal Z: ranks pairs, and is no p-value, since the null law's tail is not normal."""
+        return float(log_ndtr(-self.z)) / math.log(10)
+
+    @property
     def at_floor(self) -> bool:
-        """Whether no draw reached the observed value: the true p may be smaller than draws can tell."""
-        return self.method == "monte_carlo" and self.p_monte_carlo * (self.draws + 1) < 1.5
+        """Whether no draw reached the observed value and nothing smaller is proven: the true p may be smaller."""
+        return self.p_monte_carlo is not None and self.p_monte_carlo * (self.draws + 1) < 1.5
+
+
+def live_units(matrix: torch.Tensor) -> torch.Tensor:
+    """Which units can be matched at all, (h,) bool; matrix: (h, d).
+
+    Not those that hold NaN or Inf, whose weights are all one number (padding, pruning), or that are equal to the mean
+    unit, up to `DEAD_LENGTH`.
+    """
+    x = matrix.float()
+    sound = x.isfinite().all(1)
+    x = torch.where(sound[:, None], x, 0.0)
+    sound &= x.amax(1) > x.amin(1)
+    length = (x - x[sound].mean(0)).norm(dim=1) if sound.any() else x.new_zeros(len(x))
+    return sound & (length > DEAD_LENGTH * torch.where(sound, length, 0.0).amax())
 
 
 def unit_length_rows(units: torch.Tensor) -> torch.Tensor:
@@ -93,19 +115,26 @@ def unit_length_rows(units: torch.Tensor) -> torch.Tensor:
 
 
 def unit_products(child: Sequence[torch.Tensor], candidate: Sequence[torch.Tensor]) -> np.ndarray:
-    """C = Σ A Bᵀ of one hidden-unit order, (h, h) float64; matrices of one order, such as gate and up, add.
+    """C = Σ A Bᵀ of one hidden-unit order; matrices of one order, such as gate and up, add. (n, b, b) float64.
 
-    child, candidate: matrices (units, width) with the same units in the same rows. O(h²d).
+    child, candidate: matrices (units, width) with the same units in the same rows. Units that are not `live_units` of
+    all of them are left out: given which, the others are matched uniformly at random. Above `BATCH` units these are cut
+    into n runs of b, each matched within itself: given which units a run holds, the same is true; the last n − 1 at
+    most are left out. O(h·b·width). n = 0 where fewer than two units are left.
     """
-    c = unit_length_rows(child[0]) @ unit_length_rows(candidate[0]).T
-    for a, b in zip(child[1:], candidate[1:], strict=True):
-        c += unit_length_rows(a) @ unit_length_rows(b).T
-    return c.double().cpu().numpy()
-
-
-def layer_test(order: str, c: np.ndarray, seed: int, draws: int = DRAWS) -> LayerTest:
-    """The statistic, moments and `draws` random matchings of one order's matrix of products c, (h, h)."""
-    return LayerTest(order, len(c), *layer_moments(c), *draw_matchings(c, order, seed, draws))
+    live = torch.stack([live_units(matrix) for matrix in (*child, *candidate)]).all(0)
+    h = int(live.sum())
+    if h < 2:
+        return np.zeros((0, 0, 0))
+    runs = -(-h // BATCH)
+    length = h // runs
+    total: torch.Tensor | None = None
+    for a, b in zip(child, candidate, strict=True):
+        a, b = (unit_length_rows(x[live])[: runs * length].reshape(runs, length, -1) for x in (a, b))
+        product = a @ b.transpose(1, 2)
+        total = product if total is None else total + product
+    assert total is not None
+    return total.double().cpu().numpy()
 
 
 def hoeffding_moments(c: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,109 +151,101 @@ def hoeffding_moments(c: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return c.diagonal(dim1=1, dim2=2).sum(1).numpy(), (h * mean).numpy(), variance.numpy()
 
 
-def layer_moments(c: np.ndarray) -> tuple[float, float, float]:
-    """`hoeffding_moments` of one matrix of products, (h, h): t, mean, variance."""
-    t, mean, variance = hoeffding_moments(torch.from_numpy(c)[None])
-    return float(t[0]), float(mean[0]), float(variance[0])
+def layer_test(order: str, c: np.ndarray) -> LayerTest:
+    """The statistic and its moments, of one order's products c, (n, h, h) float64; matrices add."""
+    t, mean, variance = (float(part.sum()) for part in hoeffding_moments(torch.from_numpy(c))) if len(c) else (0, 0, 0)
+    return LayerTest(order, c.shape[0] * c.shape[1], t, mean, variance)
 
 
-def draw_matchings(c: np.ndarray, order: str, seed: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """`draws` values of t(π) = Σᵢ C[i, π(i)] for uniformly random π, and the same of D without its diagonal.
+def draw_matchings(c: np.ndarray, seed: int, draws: int) -> np.ndarray:
+    """`draws` values of t(π) = Σᵢ C[i, π(i)], summed over the matrices of c (n, h, h), each with its own random π.
 
-    c: (h, h). The random numbers depend on `seed` and `order` alone. Two arrays (draws,).
+    The draws of C and of its transpose are the same numbers, so that neither model is the first. (draws,) float64.
     """
-    mean = c.sum() / len(c)
-    diagonal = np.diag(c) - c.mean(0) - c.mean(1) + c.mean()
-    rng = np.random.default_rng(seed_of(seed, order))
-    rows = np.arange(len(c))
-    values, fixed_points = np.empty(draws), np.empty(draws)
-    step = max(1, 2_000_000 // len(c))
+    n, h = c.shape[:2]
+    if h > 1 and c[0, 0, 1] < c[0, 1, 0]:
+        c = c.transpose(0, 2, 1)
+    flat = np.ascontiguousarray(c).ravel()
+    rows = np.arange(n * h) * h
+    rng = np.random.default_rng(seed)
+    values = np.empty(draws)
+    step = max(1, 2_000_000 // (n * h))
     for start in range(0, draws, step):
         count = min(step, draws - start)
-        matching = rng.permuted(np.broadcast_to(rows, (count, len(c))), axis=1)
-        values[start : start + count] = c[rows, matching].sum(1)
-        fixed_points[start : start + count] = (matching == rows) @ diagonal
-    return values, values - mean - fixed_points
-
-
-def chatterjee_bound(matrices: Iterable[np.ndarray]) -> float:
-    """log10 of an upper bound of P(t(π) ≥ t) under random matchings, whatever their distribution looks like; ≤ 0.
-
-    For a in [0, 1] and X = Σ a[i, π(i)]: P(X − EX ≥ s) ≤ exp(−s²/(4·EX + 2s)) (Chatterjee 2007, "Stein's method for
-    concentration inequalities", Proposition 1.1; layers that permute independently add up in EX and s). Here a is C
-    less the smallest entry of each row, divided by the largest such difference. No draws are needed. For a close
-    relative the bound is far below what draws can show; otherwise it is weak, and often 1.
-    """
-    shifted = [c - c.min(1, keepdims=True) for c in matrices]
-    scale = max((float(a.max()) for a in shifted), default=0.0)
-    if not scale > 0:
-        return 0.0
-    expected = sum(float(a.sum()) / len(a) for a in shifted) / scale
-    excess = sum(float(np.trace(a)) for a in shifted) / scale - expected
-    return -(excess**2) / (4 * expected + 2 * excess) / math.log(10) if excess > 0 else 0.0
+        matching = rng.permuted(np.broadcast_to(np.arange(h, dtype=np.int32), (count * n, h)), axis=1)
+        values[start : start + count] = flat[matching.reshape(count, n * h) + rows].sum(1)
+    return values
 
 
 def pair_test(products: Callable[[str], np.ndarray], orders: Iterable[str], seed: int) -> PermutationTest | None:
     """The permutation test of a pair of models, over all hidden-unit orders; None where no order can say anything.
 
-    products(order): C of that order, (h, h), see `unit_products`; asked for again where more draws are needed, since
-    h² numbers a layer may be too many to keep. Every p-value of a pair in this package comes from here.
+    products(order): C of that order, (n, h, h), see `unit_products`; asked for again where draws are needed, since
+    these may be too many numbers to keep. Every p-value of a pair in this package comes from here.
+
+    orders: each is matched independently of the others, and stands behind those whose units its columns are
+    (`proof.py`): `tests/test_proof.py` holds that of every architecture. Of the bound, `PROOF_UNITS` units at most
+    are used, the first of each order; the draws use all.
     """
+    orders = tuple(orders)
+    most = max(MIN_PROOF_UNITS, PROOF_UNITS // max(1, len(orders)))
+    layers, parts = [], []
+    for order in orders:
+        c = products(order)
+        layers.append(layer_test(order, c))
+        parts.append(c[: most // c.shape[1]] if 0 < c.shape[1] <= most else c[:1, :most, :most])
 
-    def redraw(order: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        return draw_matchings(products(order), order, seed + 1, count)
+    def draw(order: str, seed_of_draws: int, count: int) -> np.ndarray:
+        return draw_matchings(products(order), seed_of(seed_of_draws, order), count)
 
-    return combine_layers((layer_test(order, products(order), seed) for order in orders), redraw)
-
-
-def pair_log10_p(products: Mapping[str, np.ndarray], seed: int) -> float | None:
-    """log10 of the p-value of `pair_test`, without draws where these cannot change a decision; None as there.
-
-    For many pairs, of which most are close relatives or unrelated. First `chatterjee_bound`: below CERTAIN_LOG10_P it
-    is the answer. Then z from the closed form: below FAINT_Z the normal tail is the answer, far from any level. Else
-    the test; where its draws do not look normal and none reached the observed value, the bound counts if it is smaller.
-    """
-    bound = chatterjee_bound(products.values())
-    if bound < CERTAIN_LOG10_P:
-        return bound
-    moments = [layer_moments(c) for c in products.values()]
-    t, mean, variance = (sum(values) for values in zip(*moments, strict=True)) if moments else (0, 0, 0)
-    if variance > 0 and (z := (t - mean) / variance**0.5) < FAINT_Z:
-        return float(log_ndtr(-z)) / math.log(10)
-    test = pair_test(products.__getitem__, products, seed)
-    return None if test is None else min(test.log10_p, bound) if test.at_floor else test.log10_p
+    return combine_layers(layers, parts, draw, seed)
 
 
 def combine_layers(
-    layers: Iterable[LayerTest], redraw: Callable[[str, int], tuple[np.ndarray, np.ndarray]]
-) -> PermutationTest | None:
+    layers: Sequence[LayerTest], parts: Sequence[np.ndarray], draw: Callable[[str, int, int], np.ndarray], seed: int,
+    draws: int = DRAWS,
+) -> PermutationTest | None:  # fmt: skip
     """Add the layers to one test. None where no layer can say anything: no layer, or no variance in any.
 
-    Layers permute independently, so statistics, means, variances and draws add. Where the normal tail is refused and no
-    draw reached the observed value, `redraw(order, count)` gives more draws of a layer, and both questions are decided
-    again by them (the skewness of the first draws alone has an error of 0.08). The test stays valid, since this happens
-    only where the first p-value is as small as it can be.
+    Layers permute independently, so statistics, means, variances and draws add.  parts: of each layer the products of
+    which the tail is bounded, (n, h, h), as in `proven_log10_p`.  draw(order, seed, count): `count` draws of a layer's
+    statistic.  draws: m of `PermutationTest`.
     """
-    kept = tuple(layer for layer in layers if layer.variance > 0)
+    kept = [(layer, part) for layer, part in zip(layers, parts, strict=True) if layer.variance > 0]
     if not kept:
         return None
-    t, mean = sum(layer.statistic for layer in kept), sum(layer.mean for layer in kept)
-    z = (t - mean) / math.sqrt(sum(layer.variance for layer in kept))
-    null, off_diagonal = (
-        np.sum(parts, axis=0) for parts in zip(*((x.draws, x.off_diagonal) for x in kept), strict=True)
-    )
-    if not _looks_normal(off_diagonal) and _tail(null, t) <= 1 / (len(null) + 1):
-        more = max(10 * len(null), min(MORE_DRAWS, MORE_WORK // sum(layer.units for layer in kept)))
-        redrawn = [redraw(layer.order, more) for layer in kept]
-        null, off_diagonal = (np.sum(parts, axis=0) for parts in zip(*redrawn, strict=True))
-    normal, p, count = _looks_normal(off_diagonal), _tail(null, t), len(null)
-    skewness, kurtosis = _shape(off_diagonal)
-    log10_p = float(log_ndtr(-z)) / math.log(10) if normal else math.log10(p)
-    floor = -sum(float(gammaln(layer.units + 1)) for layer in kept) / math.log(10)
-    return PermutationTest(
-        z, max(log10_p, floor), "normal" if normal else "monte_carlo", p, count, skewness, kurtosis,
-        tuple((layer.order, layer.units, layer.z) for layer in kept),
-    )  # fmt: skip
+    t, mean = sum(layer.statistic for layer, _ in kept), sum(layer.mean for layer, _ in kept)
+    z = (t - mean) / math.sqrt(sum(layer.variance for layer, _ in kept))
+    named = tuple((layer.order, layer.units, layer.z) for layer, _ in kept)
+    proven = proven_log10_p([part for _, part in kept])
+    if proven < -math.log10(draws + 1):
+        return PermutationTest(z, proven, "proven", None, 0, proven, named)
+
+    def total(stage: int, count: int) -> np.ndarray:
+        return np.sum([draw(layer.order, seed + stage, count) for layer, _ in kept], axis=0)
+
+    p, count = monte_carlo_p(t, total, draws)
+    floor = -sum(math.lgamma(layer.units + 1) for layer, _ in kept) / math.log(10)  # of few units draws may miss it
+    log10_p = max(floor, math.log10(min(1.0, p + 1 / (draws + 1))))
+    return PermutationTest(z, log10_p, "monte_carlo", p, count, proven, named)
+
+
+def monte_carlo_p(t: float, draw: Callable[[int, int], np.ndarray], draws: int = DRAWS) -> tuple[float, int]:
+    """(p, number of draws) of an observed t by random draws, at most `draws`; p is exact (Besag and Clifford 1991).
+
+    Drawing ends where `ENOUGH_REACHED` draws have reached t: p = ENOUGH_REACHED / (draws so far). Where it does not,
+    p = (1 + #{t* ≥ t})/(draws + 1). draw(stage, count): `count` values; stages are independent.
+    """
+    # a draw that differs from t by rounding alone counts as reached: p is then rather too large than too small
+    level = t - 1e-9 * max(1.0, abs(t))
+    reached = np.zeros(0, dtype=np.int64)
+    for stage, stop in enumerate((*(count for count in STAGES if count < draws), draws)):
+        more = np.cumsum(draw(stage, stop - len(reached)) >= level)
+        reached = np.concatenate([reached, more + (reached[-1] if len(reached) else 0)])
+        if reached[-1] >= ENOUGH_REACHED:
+            count = int(np.searchsorted(reached, ENOUGH_REACHED)) + 1
+            return ENOUGH_REACHED / count, count
+    return (1 + int(reached[-1])) / (draws + 1), draws
 
 
 def holm(log10_p: Sequence[float]) -> list[float]:
@@ -242,25 +263,6 @@ def holm(log10_p: Sequence[float]) -> list[float]:
         largest = max(largest, log10_p[i] + math.log10(len(log10_p) - rank))
         adjusted[i] = min(0.0, largest)
     return adjusted
-
-
-def _tail(null: np.ndarray, t: float) -> float:
-    # a draw that differs from t by rounding alone counts as reached: p is then rather too large than too small
-    reached = int((null >= t - 1e-9 * max(1.0, abs(t))).sum())
-    return (1 + reached) / (len(null) + 1)
-
-
-def _looks_normal(values: np.ndarray) -> bool:
-    skewness, kurtosis = _shape(values)
-    return abs(skewness) <= MAX_SKEWNESS and abs(kurtosis) <= MAX_KURTOSIS
-
-
-def _shape(values: np.ndarray) -> tuple[float, float]:
-    centred = values - values.mean()
-    variance = float((centred**2).mean())
-    if variance == 0:
-        return math.inf, math.inf
-    return float((centred**3).mean() / variance**1.5), float((centred**4).mean() / variance**2 - 3)
 
 
 def seed_of(seed: int, text: str) -> int:

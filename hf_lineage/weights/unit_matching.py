@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .permutation_test import DRAWS, MORE_WORK, LayerTest, PermutationTest, combine_layers
+from .permutation_test import DRAWS, LayerTest, PermutationTest, combine_layers, unit_products
 
 COORDINATES = 512  # of a residual stream that are compared; a draw costs their square
 EQUILIBRATION_ROUNDS = 10
@@ -72,6 +72,9 @@ def mantel_test(
     independence the coordinates are exchangeable: t = Σ_{i≠j} G[i, j] H[i, j] is a draw of
     t(π) = Σ_{i≠j} G[i, j] H[π(i), π(j)], which has mean 0. G does not depend on order, sign and scale of hidden units,
     nor on the order of heads. Streams permute independently and add, as layers do in the permutation test.
+
+    What is proven (`proof.py`) is of another statistic, which is linear in the matching as the bound wants it: half of
+    the coordinates, each with its entries of G towards the other half, matched given the matching of that half.
     """
     grams: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for stream, names in streams.items():
@@ -82,19 +85,21 @@ def mantel_test(
         chosen = np.sort(_generator(seed, stream).permutation(count)[:COORDINATES])
         a, b = (_gram([model[name] for name in both], chosen) for model in (child, candidate))
         grams[stream] = a, b
-    if not grams:
-        return None
-    most = max(10 * draws, MORE_WORK // sum(a.size for a, _ in grams.values()))
 
-    def redraw(stream: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        values = _draw(*grams[stream], _generator(seed + 1, stream), min(count, most))
-        return values, values
+    def draw(stream: str, seed_of_draws: int, count: int) -> np.ndarray:
+        return _draw(*grams[stream], _generator(seed_of_draws, stream), count)
 
-    layers = []
-    for stream, (a, b) in grams.items():
-        null = _draw(a, b, _generator(seed, stream), draws)
-        layers.append(LayerTest(stream, len(a), float(np.vdot(a, b)), 0.0, _variance(a, b), null, null))
-    return combine_layers(layers, redraw)
+    layers = [LayerTest(stream, len(a), float(np.vdot(a, b)), 0.0, _variance(a, b)) for stream, (a, b) in grams.items()]
+    return combine_layers(layers, [_given_half(a, b) for a, b in grams.values()], draw, seed, draws)
+
+
+def _given_half(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Products of half the coordinates by how they go with the other half, (n, h, h), of Gram matrices (n, n).
+
+    Given how the other half is matched, the rows of these coordinates are units like those of a layer.
+    """
+    half = len(a) // 2
+    return unit_products(*([torch.from_numpy(gram[:half, half:]).float()] for gram in (a, b)))
 
 
 def match_units(
