@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hf_lineage.answers.phylogeny import descent_cycle
-from hf_lineage.trees.build import Branch, _hung, build_trees, without_cycles
+from hf_lineage.trees.build import Branch, below_merges, build_trees, without_cycles
 from hf_lineage.trees.groups import MAX_TESTS_PER_GROUP_PAIR, Grouping, related_groups
 from hf_lineage.trees.hidden_ancestors import hidden_distances, insert_hidden_ancestors
 from hf_lineage.trees.mixtures import mixtures
@@ -893,9 +893,29 @@ def test_no_cycle_is_left(seed: int) -> None:
 
 
 def test_a_source_is_never_below_its_merge() -> None:
-    """2 is made of 0 and 1, 3 of 2; the tree had 1 below 3."""
-    information = np.array([[0, 3, 9, 5], [3, 0, 0, 6], [9, 0, 0, 9], [5, 6, 9, 0]], dtype=float)
-    assert _hung({(0, 2), (2, 3), (1, 3)}, 2, [0, 1], information) == {(0, 2), (2, 3), (0, 1)}
+    """4 is made of 0 and 1, 3 descends from it; 2 is nearest to the merge, too, but has a source behind it."""
+    information = np.array([[0, 1, 6, 5, 9], [1, 0, 7, 4, 0], [6, 7, 0, 2, 8], [5, 4, 2, 0, 9], [9, 0, 8, 9, 0]], float)
+    tree = {(0, 2), (1, 2), (0, 3), (0, 4)}
+    assert below_merges(tree, {4: [0, 1]}, information) == {(0, 2), (1, 2), (3, 4), (0, 4)}
+    assert below_merges({(0, 2), (1, 2), (0, 3)}, {}, information[:4, :4]) == {(0, 2), (1, 2), (0, 3)}
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.35])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_merge_of_siblings_does_not_come_between_them_and_their_parent(weight: float, tuned: bool) -> None:
+    """½ child + ½ sibling is nearer to the parent than they are."""
+    rng = np.random.default_rng(0)
+    parent = rng.standard_normal((30, 60))
+    one, other, third = (parent + 0.2 * rng.standard_normal((30, 60)) for _ in range(3))
+    merge = weight * one + (1 - weight) * other
+    models = [parent, one, other, third, merge] + [merge + 0.15 * rng.standard_normal((30, 60))] * tuned
+    units = torch.from_numpy(np.stack(models))
+    flat = units.flatten(1).numpy()
+    statistics = compute_pair_statistics([Matrix("m", 1800, units)], [flat @ flat.T])
+    built = build_trees(statistics, lambda i, j: -50.0, lambda i, j: None, 0.01)
+    found = {edge(b.parent, b.child) for b in built.branches}
+    assert found == {(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), *([(4, 5)] if tuned else [])}
+    assert {(b.parent, b.child) for b in built.branches if b.merge} == {(1, 4), (2, 4)}
 
 
 def test_a_rule_that_is_contradicted_leaves_an_edge_undirected() -> None:

@@ -243,22 +243,31 @@ class _Group:
     merges: Mapping[int, Mixture]
 
     def edges(self) -> set[Edge]:
-        """The spanning tree, corrected, with each exact merge on its heaviest source."""
-        information = self._within(self.statistics.information)
-        tree = resolve_contradictions(spanning_tree(information), information, self.members, self.without_gradient)
-        tree = hang_on_centres(tree, self.members, self.signals, self.without_gradient)
-        for merge in self.merges.values():
-            sources = [self.members.index(source) for source in merge.sources if source in self.members]
-            tree = _hung(tree, self.members.index(merge.model), sources, information)
-        return tree
+        """The tree of what is no exact merge, each merge on its heaviest source, and on it what descends from it.
+
+        The average of two siblings is nearer to their parent than they are: it must not come between them.
+        """
+        information = self.statistics.information[np.ix_(self.members, self.members)]
+        plain = [i for i, member in enumerate(self.members) if member not in self.merges]
+        names, inner = [self.members[i] for i in plain], information[np.ix_(plain, plain)]
+        tree = resolve_contradictions(spanning_tree(inner), inner, names, self.without_gradient)
+        tree = hang_on_centres(tree, names, self.signals, self.without_gradient)
+        tree = {edge(plain[a], plain[b]) for a, b in tree}
+        sources = {
+            self.members.index(merge.model): [self.members.index(k) for k in merge.sources if k in self.members]
+            for merge in self.merges.values()
+        }  # fmt: skip
+        tree |= {edge(merge, known[0]) for merge, known in sources.items()}
+        return below_merges(tree, sources, information)
 
     def probabilities(self, tree: set[Edge]) -> dict[Edge, float]:
         """The calibrated probability of each edge, by the models' own numbers; 1 for a group of two."""
         members = self.members
         if len(members) < 3:
             return {edge(members[a], members[b]): 1.0 for a, b in tree}
-        pieces = np.array([self._within(piece) for piece in self.statistics.pieces])
-        information = self._within(self.statistics.information)
+        around = neighbours(tree, len(members))
+        pieces = np.array([self._within(piece, around) for piece in self.statistics.pieces])
+        information = self._within(self.statistics.information, around)
         rows = evidence_of_edges(tree, pieces, members, information, self.without_gradient)
         fitted = numbers()["edge"]
         scores = {pair: fitted["offset"] + float(np.array(fitted["weights"]) @ row) for pair, row in rows.items()}
@@ -268,34 +277,33 @@ class _Group:
             for (a, b), score in scores.items()
         }
 
-    def _within(self, information: np.ndarray) -> np.ndarray:
-        """The information among members; nothing between a merge and its lighter sources, which are no path to one
-        another."""
+    def _within(self, information: np.ndarray, around: Sequence[set[int]]) -> np.ndarray:
+        """The information among members; nothing between a merge and what is not beside it in the tree: it is an
+        average, and no path."""
         found = information[np.ix_(self.members, self.members)].copy()
-        index = {model: i for i, model in enumerate(self.members)}
-        for merge in self.merges.values():
-            for source in merge.sources[1:]:
-                if source in index:
-                    found[index[merge.model], index[source]] = found[index[source], index[merge.model]] = 0.0
+        for merge in self.merges:
+            i = self.members.index(merge)
+            apart = [k for k in range(len(self.members)) if k not in around[i]]
+            found[i, apart] = found[apart, i] = 0.0
         return found
 
 
-def _hung(tree: set[Edge], merge: int, sources: Sequence[int], information: np.ndarray) -> set[Edge]:
-    """The tree with a merge on its heaviest source, and no other source below it: what a merge was made of is no
-    descendant of it. A source that is goes, with what hangs on it, to the most informative model above the merge."""
-    models = len(information)
-    around = neighbours(tree, models)
-    toward = next(near for near in around[merge] if side(around, near, merge)[sources[0]])
-    tree = (tree - {edge(merge, toward)}) | {edge(merge, sources[0])}
-    for source in sources[1:]:
-        around = neighbours(tree, models)
-        above = side(around, sources[0], merge)
-        if above[source]:
+def below_merges(tree: set[Edge], sources: Mapping[int, Sequence[int]], information: np.ndarray) -> set[Edge]:
+    """The tree in which models that a merge tells more about than any other model hang on that merge.
+
+    tree: over 0, …, M − 1, every merge at its end, on its heaviest source. sources: of each merge, the heaviest first.
+    A model with a source of the merge behind it stays: it would be the merge's child and its ancestor.
+    """
+    plain = [i for i in range(len(information)) if i not in sources]
+    for x in plain:
+        merge = max(sources, key=lambda m: (information[x, m], -m), default=None)
+        others = [k for k in plain if k != x]
+        if merge is None or x in sources[merge] or information[x, merge] <= information[x, others].max(initial=0.0):
             continue
-        last = next(near for near in around[source] if side(around, near, source)[merge])
-        with_it, rest = np.flatnonzero(side(around, source, last)), np.flatnonzero(above)
-        i, j = np.unravel_index(np.argmax(information[np.ix_(with_it, rest)]), (len(with_it), len(rest)))
-        tree = (tree - {edge(source, last)}) | {edge(int(with_it[i]), int(rest[j]))}
+        around = neighbours(tree, len(information))
+        toward = next(k for k in around[x] if side(around, k, x)[merge])
+        if not any(side(around, x, toward)[source] for source in sources[merge]):
+            tree = (tree - {edge(x, toward)}) | {edge(x, merge)}
     return tree
 
 
