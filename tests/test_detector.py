@@ -25,8 +25,9 @@ from hf_lineage.detector.training import STATE_FILE, Training, calibration_error
 from hf_lineage.errors import ArgumentError, CheckpointError, NothingToCompareError
 from hf_lineage.experiments.families import SIZES
 from hf_lineage.experiments.family_file import train_families
-from hf_lineage.experiments.networks import Apart, FullyConnected, build
+from hf_lineage.experiments.networks import Apart, build
 from hf_lineage.features.evidence import Settings
+from hf_lineage.features.perceptron import FullyConnected
 
 SMALL = DetectorConfig(width=16, heads=4, feed_forward=32, entries=64)
 QUICK = Training(epochs=4, rate=0.01)

@@ -18,8 +18,8 @@ from hf_lineage.checkpoints.checkpoint import Checkpoint
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.experiments import families
-from hf_lineage.experiments.networks import FullyConnected
 from hf_lineage.features.networks import Images, Network, Tokens, build, run_inputs, taps, upstream, weights
+from hf_lineage.features.perceptron import FullyConnected
 
 pytestmark = pytest.mark.integration
 

@@ -7,28 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..features.perceptron import FullyConnected
 from .glyphs import SIDE
 
 VOCAB = {"llama": 128, "bert": 2048}  # bytes of ASCII, and hashed words
-
-
-class FullyConnected(nn.Module):
-    """`fc1`, `fc2`, … with `relu` after each, then `head`; an image is read as one row of pixels."""
-
-    def __init__(self, inputs: int, widths: Sequence[int], classes: int) -> None:
-        super().__init__()
-        for index, (before, after) in enumerate(zip([inputs, *widths], widths, strict=False), start=1):
-            self.add_module(f"fc{index}", nn.Linear(before, after))
-            if index == 1:
-                self.relu = nn.ReLU()
-        self.head = nn.Linear([inputs, *widths][-1], classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = images.flatten(1)
-        for name, layer in self.named_children():
-            if name.startswith("fc"):
-                hidden = self.relu(layer(hidden))
-        return self.head(hidden)
 
 
 class Apart(FullyConnected):

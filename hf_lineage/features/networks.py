@@ -29,6 +29,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.texts import json_data
 from ..errors import ArgumentError, CheckpointError
 from .configs import building, checked, unknown
+from .perceptron import FullyConnected, from_config, is_described
 
 MAX_LENGTH = 64  # tokens of a probe
 DEFAULT_SIDE = 224  # pixels of a probe for a network that takes images of any size
@@ -85,6 +86,11 @@ def build(checkpoint: Checkpoint, like: nn.Module | None = None) -> Network:
     try:
         if isinstance(config.get("model_type"), str):
             return _network(_transformers(checkpoint, config, who), "transformers", checkpoint, who)
+        if like is None and is_described(config):
+            shapes = {name: entry.shape for name, entry in checkpoint.items()}
+            with building(checkpoint, who):
+                made = from_config(config, shapes, who)
+            return _network(made, "module", checkpoint, who)
         if isinstance(config.get("architecture"), str):
             return _network(_timm(checkpoint, config, who), "timm", checkpoint, who)
         if like is None:
@@ -404,6 +410,8 @@ def _is_activation(module: nn.Module) -> bool:
 def _inputs(module: Any, source: str, checkpoint: Checkpoint, who: str) -> Images | Tokens | None:
     if source == "transformers":
         return _transformers_inputs(module, checkpoint, who)
+    if isinstance(module, FullyConnected) and module.side:
+        return Images(1, module.side, module.side, (0.0,), (1.0,))
     if not isinstance(getattr(module, "pretrained_cfg", None), Mapping) and source != "timm":
         return None
     from timm.data import resolve_model_data_config

@@ -101,7 +101,8 @@ class _Draft:
         self.lineage = public(lineage, rename)
         self.layers = public(layers, rename) if layers is not None else None
         self.wanted = wanted(self.lineage, self.layers)
-        self.confirmed = {claim.ref for claim in lineage.claims if claim.status == "confirmed"}
+        confirmed = [claim for claim in lineage.claims if claim.status == "confirmed"]
+        self.confirmed = {text for claim in confirmed for text in (claim.ref, claim.raw) if text}
         self.terms: dict[str, dict[str, Any] | None] = {}
         for ref, revision in ancestors(self.lineage, self.layers):
             if not is_local(ref) and not ref.startswith("module:"):
