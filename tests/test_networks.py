@@ -6,10 +6,11 @@ import copy
 import json
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from builders import put
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -17,7 +18,9 @@ from torch.func import functional_call
 from hf_lineage.checkpoints.checkpoint import Checkpoint
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import ArgumentError, CheckpointError
-from hf_lineage.experiments import families
+from hf_lineage.experiments import families, family_file
+from hf_lineage.experiments.families import Family, Member
+from hf_lineage.features.evidence import Settings
 from hf_lineage.features.networks import Images, Network, Tokens, build, run_inputs, taps, upstream, weights
 from hf_lineage.features.perceptron import FullyConnected
 
@@ -575,3 +578,33 @@ class TestHostile:
         tensors = {k: v.to(torch.int8) for k, v in load_file(folder / "model.safetensors").items()}
         with pytest.raises(CheckpointError, match="found none for"):
             build(write(tmp_path / "x", config, tensors))
+
+
+class TestPerceptron:
+    """The demo's family, which no library knows, is run by its config."""
+
+    CONFIG: ClassVar = {"architecture": "fc", "num_classes": 4, "model_args": {"widths": [12, 8]}}
+
+    def put(self, folder: Path, config: dict[str, Any], side: int = 5) -> Path:
+        torch.manual_seed(3)
+        return put(folder, dict(FullyConnected(side * side, [12, 8], 4).state_dict()), config)
+
+    def test_its_config_suffices(self, tmp_path: Path) -> None:
+        network = build(open_checkpoint(self.put(tmp_path / "a", self.CONFIG)))
+        assert network.inputs == Images(1, 5, 5, (0.0,), (1.0,)) and not network.missing and network.tap == "relu"
+
+    @pytest.mark.parametrize(
+        "change", [{"num_classes": "x"}, {"num_classes": 10**9}, {"model_args": {"widths": [0, 8]}}, {"model_args": {"widths": "12"}}, {"model_args": {"widths": [9] * 99}}]
+    )  # fmt: skip
+    def test_other_sizes_are_refused(self, tmp_path: Path, change: dict[str, Any]) -> None:
+        with pytest.raises(CheckpointError):
+            build(open_checkpoint(self.put(tmp_path / "a", {**self.CONFIG, **change})))
+
+    def test_a_familys_folders_are_paths_from_any_directory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        root = Member("family/a", "vit", None, 1, {}, {}, Path("demo/family/a"))
+        child = Member("family/b", "vit", "family/a", 2, {}, {}, Path("demo/family/b"))
+        family = Family(Path("demo"), (root, child), 0)
+        monkeypatch.setattr(family_file, "read_family", lambda folder: (family, {"architecture": "vit"}))
+        monkeypatch.setattr(family_file, "run_settings", lambda *_: Settings())
+        found = family_file.table(Path("demo"))
+        assert found.parents == ("./demo/family/a",) and found.children == {"./demo/family/b": "./demo/family/a"}

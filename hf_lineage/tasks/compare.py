@@ -91,7 +91,7 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
                 reading.found[i].to_dict() if i in reading.found else None,
             )
         )
-        candidates.append(unjudged(model, "compared", *_left_out(alignment, architecture.heads)))
+        candidates.append(unjudged(model, "compared", *_left_out(alignment, architecture.trunk, counts)))
     return verdict.judge(candidates, reading.comparison, pairs, architecture.heads, counts, options.alpha)
 
 
@@ -154,12 +154,14 @@ def _what(readings: Readings, candidate: int, counts: Mapping[str, int], back: b
     return summarise_edits(changes, counts)
 
 
-def _left_out(alignment: Alignment, heads: frozenset[str]) -> tuple[Note, ...]:
+def _left_out(alignment: Alignment, trunk: Sequence[str], counts: Mapping[str, int]) -> tuple[Note, ...]:
     """Tensors of the child's trunk that the candidate has no partner for, for the candidate's `reasons`."""
-    names = [name for name in alignment.unmatched if name not in heads]
-    share = f"{100 * (1 - alignment.coverage):.2g} % of the child's weights"
+    names = [name for name in alignment.unmatched if name in counts and name in {*trunk}]
+    share = 100 * sum(counts[name] for name in names) / max(1, sum(counts[name] for name in trunk))
     named = some([f"{name} ({alignment.unmatched[name]})" for name in names], 3)
-    return (Note("tensors_without_partner", f"left out, {share}: {named}"),) if names else ()
+    return (
+        (Note("tensors_without_partner", f"left out, {share:.2g} % of the child's weights: {named}"),) if names else ()
+    )
 
 
 def line_up(question: Question) -> tuple[list[tuple[View, Alignment]], list[Candidate]]:

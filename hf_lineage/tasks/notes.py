@@ -64,11 +64,12 @@ def of_unreadable(candidates: Sequence[Candidate]) -> Note:
 
 
 def of_unread(candidates: Sequence[Candidate]) -> list[Note]:
-    """For candidates that could not be read, beside others that could: each with its reason, the first ones."""
-    unread = [c for c in candidates if c.status == "unreadable"]
+    """For candidates that could not be read, beside others that could; the reasons are theirs."""
+    unread = [c.ref for c in candidates if c.status == "unreadable"]
     if not unread or len(unread) == len(candidates):
         return []
-    return [of_one_unreadable(c.ref, *c.reasons) for c in unread[:MAX_REASONS]]
+    text = f"{some(unread)} could not be read: whatever is said here says nothing of {'them' if unread[1:] else 'it'}."
+    return [Note("model_unreadable", text)]
 
 
 def of_one_unreadable(ref: str, *reasons: str) -> Note:
