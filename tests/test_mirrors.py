@@ -108,6 +108,26 @@ class TestHollowFiles:
             hl.annotate("lab/child", lineage, push=True, token="hf_lab")
         assert card(server) == CARD
 
+    @pytest.mark.parametrize("value", [-3, 5])
+    def test_a_text_without_a_hash_is_held_against_the_api(self, server: MiniHub, lineage: Lineage, value: int) -> None:
+        server.fault("no_etag", times=None)
+        assert hl.annotate("lab/child", lineage, token=False).changed
+        server.fault("zero_length", times=None)
+        server.fault("resize", file="lab/child/README.md", times=None, value=value)
+        with pytest.raises(LineageError):
+            hl.annotate("lab/child", lineage, push=True, token="hf_lab")
+        assert card(server) == CARD
+
+    def test_weights_without_a_hash_are_not_taken_for_the_same(
+        self, server: MiniHub, lineage: Lineage, nets: dict, monkeypatch: Any
+    ) -> None:
+        from hf_lineage.hub.cards import CardRepository
+
+        server.commit("lab/child", {"model.safetensors": save(nets["stranger"])})
+        monkeypatch.setattr(CardRepository, "_files", lambda *_: [{"rfilename": "model.safetensors"}])
+        with pytest.raises(HubUnavailableError, match="hash of `model"):
+            hl.annotate("lab/child", lineage, push=True, token="hf_lab")
+
     def test_an_empty_card_is_one(self, server: MiniHub, lineage: Lineage) -> None:
         server.commit("lab/child", {"README.md": b""})
         assert hl.annotate("lab/child", lineage, push=True, token="hf_lab").changed
@@ -187,7 +207,7 @@ class TestFolders:
 
 
 FAULTS: tuple[Any, ...] = (
-    "no_length", "zero_length", "hollow", "chunked", "truncate", "resize", "no_content_range", "ignore_range", "drop",
+    "no_length", "zero_length", "no_etag", "hollow", "chunked", "truncate", "resize", "no_content_range", "ignore_range", "drop",
     "moved", 404, 429, 503, "lost",
 )  # fmt: skip
 

@@ -83,7 +83,8 @@ class CardRepository:
         if file.size > limit:
             raise CardError(f"Expected a README.md of at most {limit:,} bytes, got {file.size:,}. Shorten it.")
         raw = bytes(file.read([(0, file.size)])[0])
-        if not _is_whole(raw, file.digest):
+        digest, size = (file.digest, None) if _is_hash(file.digest) else self._listed_card(repo)
+        if not _is_whole(raw, digest) or size not in (None, len(raw)):
             raise HubUnavailableError(
                 f"Expected the README.md of `{repo.ref.name}`, got {len(raw):,} bytes that are not the whole of it, "
                 f"from {server_name(self.hub.endpoint)}: a mirror or a proxy changes what it hands on. "
@@ -91,6 +92,14 @@ class CardRepository:
                 "Use the Hub itself, without HF_ENDPOINT.",
             )
         return raw
+
+    def _listed_card(self, repo: HubRepo) -> tuple[str | None, int | None]:
+        """Hash and size of README.md as the API has them; None where it does not tell."""
+        for file in self._files(repo.ref):
+            if file.get("rfilename") == "README.md":
+                digest, size = file.get("blobId"), file.get("size")
+                return digest if isinstance(digest, str) else None, size if type(size) is int else None
+        return None, None
 
     def terms(self, ref: ModelRef) -> dict[str, Any]:
         """`license`, `license_name`, `gated` and `private` of a model."""
@@ -104,15 +113,24 @@ class CardRepository:
 
         Those at the top; only where there are none, those in folders.
         """
-        data, _ = self.hub.get(self._url(ref), {"blobs": True}, f"`{ref}`", ref.repo_id)
-        files = data.get("siblings") if isinstance(data, dict) else None
         found = {}
-        for file in (file for file in files if isinstance(file, dict)) if isinstance(files, list) else ():
+        for file in self._files(ref):
             name, large = str(file.get("rfilename")), file.get("lfs")
             if WEIGHTS.fullmatch(name.rpartition("/")[2]):
+                if not isinstance(file.get("blobId"), str):  # unknown twice is not the same
+                    raise HubUnavailableError(
+                        f"Expected the hash of `{name}` of `{ref}` from {server_name(self.hub.endpoint)}, got none.",
+                        "Use the Hub itself, without HF_ENDPOINT.",
+                    )
                 digest = str(large.get("sha256") or "") if isinstance(large, dict) else ""
                 found[name] = (str(file.get("blobId")), digest)
         return {name: found[name] for name in found if "/" not in name} or found
+
+    def _files(self, ref: ModelRef) -> list[dict[str, Any]]:
+        """The files of a model with size and hashes, as sent."""
+        data, _ = self.hub.get(self._url(ref), {"blobs": True}, f"`{ref}`", ref.repo_id)
+        files = data.get("siblings") if isinstance(data, dict) else None
+        return [file for file in files if isinstance(file, dict)] if isinstance(files, list) else []
 
     def digests(self, ref: ModelRef) -> dict[str, str]:
         """SHA-256 of each file of weights, as the Hub has it; only what it keeps in git is read for that."""
@@ -187,9 +205,11 @@ def _is_whole(raw: bytes, digest: str | None) -> bool:
     plain = hashlib.sha1(raw, usedforsecurity=False).hexdigest()
     git = hashlib.sha1(b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
     known = {40: (git, plain), 64: (hashlib.sha256(raw).hexdigest(),)}
-    if digest is None or not re.fullmatch("[0-9a-f]+", digest) or len(digest) not in known:
-        return bool(raw)
-    return digest in known[len(digest)]
+    return digest in known[len(digest)] if digest is not None and _is_hash(digest) else bool(raw)
+
+
+def _is_hash(digest: str | None) -> bool:
+    return bool(re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest or ""))
 
 
 def _is_ours(row: dict[str, Any], title: str, author: str) -> bool:

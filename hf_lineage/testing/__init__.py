@@ -60,6 +60,7 @@ Faults, `hub.fault(kind, on=..., file=..., times=1, after=0, value=...)`; `hub.f
     "hollow"         200 and nothing of the file                                      default on="file"
     "no_length"      HEAD without Content-Length or X-Linked-Size                     default on="head"
     "zero_length"    HEAD with a Content-Length of 0                                  default on="head"
+    "no_etag"        HEAD without a hash of the file                                   default on="head"
     "moved"          308 to the same server by another name                           default on="endpoint"
     "truncate"       the connection closes after `value` bytes of the body (0: half)  default on="file"
     "resize"         the file is `value` bytes longer (negative: shorter)             default on="file"

@@ -20,7 +20,7 @@ Source = bytes | str | Path
 Place = Literal["api", "resolve", "cdn", "write", "file", "head", "expand", "endpoint", "any"]
 Kind = int | Literal[
     "expired", "ignore_range", "wrong_range", "no_content_range", "truncate", "resize", "hollow", "chunked",
-    "no_length", "zero_length", "moved", "drop", "lost", "delay",
+    "no_length", "zero_length", "no_etag", "moved", "drop", "lost", "delay",
 ]  # fmt: skip
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".png", ".npz")

@@ -118,7 +118,7 @@ class MiniHub:
     ) -> Fault:
         """Let something go wrong; the table is in the module's docstring."""
         usual: dict[Kind, Place] = {"expired": "cdn", "delay": "any", "lost": "write", "moved": "endpoint"}
-        usual |= {"no_length": "head", "zero_length": "head"}
+        usual |= {"no_length": "head", "zero_length": "head", "no_etag": "head"}
         place = on or ("resolve" if isinstance(kind, int) else usual.get(kind, "file"))
         fault = Fault(kind, place, file, math.inf if times is None else times, after, value)
         self.faults.append(fault)
@@ -238,6 +238,8 @@ class MiniHub:
         if fault and fault.kind == "moved":
             query = f"?{call.query}" if call.query else ""
             return Answer(308, headers={"Location": self.url.replace("127.0.0.1", "localhost") + call.path + query})
+        if fault and fault.kind == "no_etag":
+            answer.headers = {name: answer.headers[name] for name in answer.headers if "etag" not in name.lower()}
         if fault and fault.kind in ("no_length", "zero_length"):
             answer.length = 0 if fault.kind == "zero_length" else None
             answer.headers.pop("X-Linked-Size", None)
