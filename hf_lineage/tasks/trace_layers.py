@@ -213,8 +213,11 @@ def _with_blocks(
         if isinstance(found, LineageError):
             messages.append(notes.of_one_unreadable(view.ref.name, found.note))
         elif view.adapter_base is not None:
-            holds_none = f"{view.ref.name} is a LoRA adapter and holds no blocks; name its base, {view.adapter_base}."
+            base = f"; name its base, {view.adapter_base}" if view.adapter_base else ""
+            holds_none = f"{view.ref.name} is a LoRA adapter and holds no blocks{base}."
             messages.append(Note("adapter_without_blocks", holds_none))
+        elif why := question.without_evidence(view):
+            messages.append(Note("adapter_no_evidence", f"{view.ref.name} was not compared: {why}."))
         elif all(j is None for j in found.best):
             no_block = f"{view.ref.name} has no block of a kind and shape of the child's: {by_name.explain()}."
             messages.append(Note("no_common_block", no_block))
