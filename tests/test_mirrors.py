@@ -331,6 +331,24 @@ class TestPoisonedCards:
             (record,) = hl.audit(["lab/child"])
             assert record.status == "contradicted" or line.startswith("base_model"), line
 
+    ODD = ("base_model:\n- [lab/parent]", "base_model:\n- lab/parent:", "base_model:\n- name: lab/parent", "base_model: 7",
+           "base_model: yes", "base_model: [1, null, lab/parent]", "base_model_relation: [finetune]", "license: {a: b}",
+           "base_model_relation: {a: b}", "license: [mit, {a: b}]", "license_name: [x]", "tags: {a: b}", "7: 8", "x: 1e999",
+           "base_model: !!set {lab/parent: null}", "base_model: !!binary aGVsbG8=", "<<: {license: mit}", "just text", "- a")  # fmt: skip
+
+    @pytest.mark.parametrize("whose", ["lab/child", "lab/parent"])
+    def test_values_of_any_type_are_annotated(self, server: MiniHub, lineage: Lineage, whose: str) -> None:
+        for line in self.ODD:
+            server.commit(whose, {"README.md": f"---\n{line}\n---\n# T\n".encode()})
+            note = hl.annotate("lab/child", lineage, token=False)
+            assert (note.changed and b"# T\n" in note.make()["README.md"]) or whose != "lab/child", line
+
+    def test_of_a_model_in_a_tree(self, server: MiniHub) -> None:
+        server.fault(503, file="lab/child/README.md", times=None)
+        server.commit("lab/child", {"README.md": b"# no metadata\n"})
+        tree = hl.phylogeny(["lab/child", "lab/parent", "lab/grandchild"])
+        assert {node.ref for node in tree.nodes} >= {"lab/child", "lab/parent"}
+
     def test_of_a_model_in_a_search(self, server: MiniHub, nets: dict) -> None:
         for i, line in enumerate(self.LINES):
             files = {"model.safetensors": save(nets["stranger"]), "config.json": b"{}"}

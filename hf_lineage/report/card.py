@@ -159,7 +159,8 @@ def newline_of(text: str) -> str:
 def _declared(value: Any, found: str | list[str], confirmed: Collection[str]) -> list[Note]:
     """A note where the declared base is not the one that was found."""
     declared, names = ([one] if isinstance(one, str) else one for one in (value, found))
-    if isinstance(declared, list) and declared and (declared == names or all(one in confirmed for one in declared)):
+    known = isinstance(declared, list) and declared and all(isinstance(one, str) for one in declared)
+    if known and (declared == names or all(one in confirmed for one in declared)):
         return []
     says = quoted(", ".join(names))
     if not value:

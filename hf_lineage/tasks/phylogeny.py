@@ -22,6 +22,7 @@ from ..checkpoints.view import View
 from ..errors import (
     ArgumentError,
     CheckpointError,
+    LineageError,
     Note,
     NothingToCompareError,
     as_note,
@@ -383,9 +384,11 @@ class _Trees:
 
         def names(child: int, parent: int) -> bool:
             candidate = unjudged(aligned.models[parent], "compared")
-            return any(
-                self.session.opener.same_model(claim.ref, candidate) for claim in claims_of(aligned.models[child])
-            )
+            try:
+                claims = claims_of(aligned.models[child])
+            except LineageError:  # what one repo's card does not tell now is no reason to lose the tree
+                return False
+            return any(self.session.opener.same_model(claim.ref, candidate) for claim in claims)
 
         if not self.claims:
             return None
