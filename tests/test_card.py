@@ -211,6 +211,10 @@ class TestWhatIsSureEnough:
         found = card.wanted(answer(replace(BEST, relation=relation)))
         assert found == {"base_model": "lab/parent", "base_model_relation": declared}
 
+    def test_a_folder_in_a_repo_is_the_repos(self) -> None:
+        best = replace(BEST, ref="lab/pipe/unet", requested="lab/pipe/unet")
+        assert card.wanted(answer(best, parent="lab/pipe/unet"))["base_model"] == "lab/pipe"
+
     def test_of_two_equal_models_none_is_the_base(self) -> None:
         """Else whoever uploads a copy could have the original's card name it."""
         best = replace(BEST, relation="identical")

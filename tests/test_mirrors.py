@@ -202,6 +202,19 @@ class TestFolders:
         code, out, _ = run("trace", "pipe/child", "-c", "pipe/parent", "--subfolder", "unet", "-q")
         assert (code, out.strip()) == (0, "pipe/parent/unet")
 
+    def test_its_card_is_the_repos(self, server: MiniHub, nets: dict) -> None:
+        for name in ("child", "parent"):
+            server.add(f"pipe/{name}", {"unet/model.safetensors": save(nets[name])})
+        server.commit("pipe/child", {"README.md": CARD})
+        server.tokens["hf_pipe"] = "pipe"
+        lineage = hl.trace("pipe/child/unet", ["pipe/parent/unet", "lab/stranger"])
+        made = hl.annotate("pipe/child/unet", lineage, push=True, token="hf_pipe").make()
+        repo = server.repos["pipe/child"]
+        text = repo.commits[repo.refs["main"]]["README.md"].read()
+        assert text.endswith(text[text.index(CARD) :]) and text.startswith(b"---\nbase_model: pipe/parent\n")
+        if "lineage/bom.cdx.json" in made:
+            assert b"pkg:huggingface/pipe/parent@" in made["lineage/bom.cdx.json"]
+
     def test_pasted_links(self, server: MiniHub) -> None:
         assert hl.trace("https://huggingface.co/lab/child/tree/main", ["hf.co/lab/parent/"]).parent == "lab/parent"
 

@@ -14,7 +14,7 @@ from ..answers.base import SCHEMA
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
 from ..errors import MissingExtraError
-from .section import at_commit, candidate_of, essentials, on_hub, sources
+from .section import at_commit, candidate_of, essentials, hub_repo, sources
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
@@ -82,15 +82,16 @@ def _component(ref: str, revision: str | None) -> Component:
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
 
-    group, _, name = ref.rpartition("/")
-    found = on_hub(ref)
+    found = hub_repo(ref)
+    group, _, name = (found or ref).rpartition("/")
+    folder = ref.removeprefix(f"{found}/") if found not in ("", ref) else None
     return Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
         name=name,
         group=group if found and group else None,
         version=revision,
         bom_ref=at_commit(ref, revision),
-        purl=PackageURL("huggingface", group or None, name, revision) if found else None,
+        purl=PackageURL("huggingface", group or None, name, revision, subpath=folder) if found else None,
     )
 
 

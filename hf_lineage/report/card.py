@@ -14,7 +14,7 @@ from typing import Any
 from ..answers.layers import LayerLineage
 from ..answers.lineage import PARENT_RELATIONS, Lineage
 from ..errors import CardError, Note
-from .section import END, START, candidate_of, is_up_to_date, on_hub, quoted, sources
+from .section import END, START, candidate_of, hub_repo, is_up_to_date, quoted, sources
 
 MAX_CARD = 10 << 20  # bytes of a README.md that is edited
 MAX_METADATA = 1_000_000  # characters of YAML that are added to: PyYAML takes a second for them
@@ -133,19 +133,20 @@ def wanted(lineage: Lineage, layers: LayerLineage | None = None) -> dict[str, st
     if any(isinstance(note, Note) and note.code == "adapter_base_traced" for note in lineage.notes):
         return {}  # it is the base of an adapter that the answer is about
     merged = sources(lineage, layers)
-    if merged and not all(on_hub(ref) for ref in merged):
+    repos = [hub_repo(ref) for ref in merged]
+    if merged and not all(repos):
         return {}
     if merged:
-        return {"base_model": merged, "base_model_relation": "merge"}
+        return {"base_model": list(dict.fromkeys(repos)), "base_model_relation": "merge"}
     best = candidate_of(lineage, lineage.parent)
-    if best is None or lineage.verdict != "parent" or not on_hub(best.ref):
+    if best is None or lineage.verdict != "parent" or not hub_repo(best.ref):
         return {}
     if best.relation not in PARENT_RELATIONS or (best.probability or 0.0) < SURE_ENOUGH:
         return {}
     if best.p_value is None or best.p_value > lineage.alpha:
         return {}
     relation = RELATIONS.get(best.relation or "")
-    found: dict[str, str | list[str]] = {"base_model": best.ref}
+    found: dict[str, str | list[str]] = {"base_model": hub_repo(best.ref)}
     return found | ({"base_model_relation": relation} if relation else {})
 
 

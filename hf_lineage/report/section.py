@@ -17,7 +17,7 @@ from typing import Any
 from ..answers.annotation import MARK
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
-from ..answers.refs import is_repo_id, printable
+from ..answers.refs import ModelRef, is_repo_id, printable
 from .format import code, p_text
 from .layers import markdown as layers_markdown
 from .layers import sentence as layers_sentence
@@ -360,9 +360,14 @@ def _data(text: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def on_hub(ref: str) -> bool:
-    """Whether a reference is a repo id."""
-    return not is_local(ref) and is_repo_id(ref)
+def hub_repo(ref: str) -> str:
+    """The repo on the Hub that a reference lies in; "" where it lies in none.
+
+    >>> hub_repo("org/name"), hub_repo("org/name/unet"), hub_repo("./folder"), hub_repo("module:Net")
+    ('org/name', 'org/name', '', '')
+    """
+    repo = ModelRef("hub", ref).repo_id
+    return repo if not is_local(ref) and is_repo_id(repo) else ""
 
 
 def candidate_of(lineage: Lineage, ref: str | None) -> Candidate | None:
