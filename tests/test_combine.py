@@ -97,7 +97,7 @@ class TestSettle:
         told = by_ref(found)
         assert none == MISSING > NONE and told["a/p"].probability == pytest.approx((1 - MISSING) * 0.9 * 0.8)
         assert (told["a/p"].relation, told["a/p"].facts["first"]) == ("finetune", "candidate")
-        assert (told["a/s"].relation, told["a/s"].facts["first"]) == ("sibling", "neither")
+        assert (told["a/s"].relation, told["a/s"].facts["first"]) == ("sibling", None)
         assert told["a/s"].probability == pytest.approx(3 * (told["a/r"].probability or 0))
         assert total(found, none) == pytest.approx(1, abs=1e-12)
 

@@ -72,12 +72,12 @@ class TestShares:
 
     def test_one_huge_tensor_is_shared_too(self) -> None:
         pieces = grid("t", (40, BLOCK))
-        sizes = [sum(p.stop - p.start for p in span) for span in _spans(pieces)]
+        sizes = [sum(p.stop - p.start for p in span) for span in _spans(pieces, 40 * BLOCK)]
         assert [len(World(rank, 4).share(sizes)) for rank in range(4)] == [10] * 4
 
     def test_spans_are_few_and_of_one_tensor(self) -> None:
         pieces = [piece for name in ("a", "b", "c") for piece in grid(name, (2000, BLOCK))]
-        spans = _spans(pieces)
+        spans = _spans(pieces, 6000 * BLOCK)
         assert [piece for span in spans for piece in span] == pieces and len(spans) <= 1.1 * SPANS
         assert all(len({piece.name for piece in span}) == 1 for span in spans)
 

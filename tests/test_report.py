@@ -153,11 +153,21 @@ def test_an_explanation_says_what_it_rests_on() -> None:
     ("relation", "facts", "words"),
     [
         ("quantized", {"bits": 4, "scheme": "row", "change": "quantized"}, "rounded to 4 bits (row)"),
-        ("quantized", {"cast": "BF16", "change": "cast"}, "cast to BF16"),
+        ("quantized", {"cast": "BF16", "change": "cast"}, "A bfloat16 copy of lab/a"),
+        ("cast", {"cast": "F16", "change": "cast"}, "A half-precision copy of lab/a"),
+        (
+            "adapter",
+            {"rank": 8, "low_rank_tensors": 16, "tensors": {"adapter": 16, "equal": 22}},
+            "8 update in 16 of 38",
+        ),
         ("pruned", {"zeros": 0.5, "change": "pruned"}, "50 % of its weights"),
-        ("adapter", {"rank": 16, "change": "adapter"}, "rank 16"),
-        ("resized", {"vocabulary": {"child": 144, "candidate": 128}, "change": "other"}, "from 128 to 144"),
-        ("partial", {"equal_share": 0.5, "change": "other"}, "50 % of the weights are untouched"),
+        ("adapter", {"rank": 16, "change": "adapter"}, "by a rank-16 update"),
+        (
+            "resized",
+            {"vocabulary": {"child": 144, "candidate": 128}, "change": "other"},
+            "with 16 tokens added (128 to 144)",
+        ),
+        ("partial", {"equal_share": 0.5, "change": "other"}, "50 % of the weights untouched"),
         ("finetune", {"change": "noise", "noise": 1.0}, "white noise of 1 standard"),
     ],
 )
@@ -167,7 +177,7 @@ def test_a_relation_is_told_with_its_fact(relation, facts, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "words"), [("child", "made from the child"), ("neither", "parted from"), (None, "does not show")]
+    ("first", "words"), [("child", "made from this one"), ("neither", "does not show"), (None, "does not show")]
 )
 def test_a_common_origin_says_who_came_first(first, words: str) -> None:
     best = replace(BEST, relation="common_origin", facts={"moved": 0.2, "first": first})

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
-from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, Lineage
+from ..answers.lineage import Candidate, Claim, Lineage
 from ..answers.refs import printable
 from ..errors import code_of
-from .format import p_text, short
+from .format import count_text, p_text, short
 
 Show = Callable[[str], str]
+CLOSE = 0.1  # change relative to the norm below which two models are no two trainings from one random start
+FORMATS = {"F16": "half-precision", "BF16": "bfloat16"}
+ONE_WAY = ("cast", "quantized", "pruned", "resized")
+UNDONE = {"cast": "a copy in a smaller format of", "quantized": "a rounded copy of", "pruned": "a pruned copy of"}
 CLAIMS = {
     "confirmed": "confirmed by the weights",
     "contradicted": "contradicted, no sign of a common origin",
@@ -56,8 +62,7 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
         tested = "" if best.log10_p is None else f" ({others})"
         return f"Identical to {name}: every weight is equal{tested}. Which of the two is the copy does not show."
     if lineage.verdict == "parent":
-        found = f"Fine-tuned from {name}, probability {best.probability:.3f}: they share an origin ({others})."
-        return f"{found} {what_was_done(best)}".strip()
+        return f"{headline(best, name)}, probability {best.probability:.3f}: they share an origin ({others})."
     if lineage.verdict == "none":
         asked = len(lineage.candidates)
         who = f"None of the {len(compared)} candidates" if len(compared) > 1 else f"Not {name}, the only candidate"
@@ -70,12 +75,7 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
             )
         return f"{who}: no sign of a common origin (smallest p {smallest(compared)})."
     if lineage.verdict == "common_origin":
-        if best.disguised:
-            return f"It shares an origin with {name}, under a disguise: {hidden(best)}."
-        found = f"It shares an origin with {name} ({others}), as models from one random start do too."
-        if best.relation in PARENT_RELATIONS:
-            return f"{found} That this is the parent itself has a probability of only {best.probability:.3f}."
-        return f"{found} {order(best)}"
+        return _of_common_origin(best, name, others)
     if "detector" in best.evidence and "weights" not in best.evidence:
         return _by_detector_alone(best, name, lineage.none_probability, len(compared))
     if "features" in best.evidence and "weights" not in best.evidence:
@@ -104,6 +104,61 @@ def _with_unread(lineage: Lineage, unread: list[Candidate], show: Show | None) -
     return f"Undecided: {listed} could not be read and may be the parent; {rest}."
 
 
+def headline(best: Candidate, name: str) -> str:
+    """What a model is that was made from a candidate, without a full stop: the relation with its measured fact."""
+    facts, relation = best.facts, best.relation
+    text = f"Fine-tuned from {name}"
+    if relation == "cast" or (relation == "quantized" and facts.get("change") == "cast"):  # so in schema 1
+        text = f"A {FORMATS.get(facts['cast'], facts['cast'])} copy of {name}"
+    elif relation == "quantized" and "cast" in facts and facts.get("scheme") == facts["cast"]:
+        text = f"An 8-bit floating-point copy of {name}"
+    elif relation == "quantized":
+        text = f"{name} rounded to {facts.get('bits', 8)} bits ({facts.get('scheme', 'unknown')})"
+    elif relation == "pruned":
+        text = f"{name} with {100 * facts['zeros']:.0f} % of its weights set to zero"
+    elif relation == "resized":
+        mine, its = facts["vocabulary"]["child"], facts["vocabulary"]["candidate"]
+        text = f"{name} with {count_text(mine - its, 'token')} added ({its:,} to {mine:,})"
+    elif relation == "adapter":
+        text = f"Fine-tuned from {name} by {_low_rank(facts)}"
+    elif relation == "partial":
+        text = f"Fine-tuned from {name}, {100 * facts['equal_share']:.0f} % of the weights untouched"
+    elif facts.get("change") == "noise":
+        text = f"{name} with white noise of {facts['noise']:.2g} standard deviations added"
+    return f"{text}, its hidden units in another order" if best.disguised and relation != "common_origin" else text
+
+
+def _low_rank(facts: dict[str, Any]) -> str:
+    if "rank" not in facts:
+        return "an adapter"
+    of = f" in {facts['low_rank_tensors']} of {sum(facts['tensors'].values())} tensors" if "tensors" in facts else ""
+    return f"a rank-{facts['rank']} update{of} (a merged LoRA)"
+
+
+def _of_common_origin(best: Candidate, name: str, others: str) -> str:
+    """A relative that is not shown to be the parent."""
+    facts, moved = best.facts, best.facts.get("moved", math.inf)
+    if best.relation == "head_changed":
+        same = f"Its trunk is equal to that of {name} in all that was read; the head is another, or there is none"
+        return f"{same} ({others}). {order(best)}"
+    if best.relation == "descendant":
+        return f"It shares an origin with {name} ({others}). {order(best)}"
+    if best.disguised:
+        found = f"It shares an origin with {name} ({others}), under a disguise: {hidden(best)}."
+        close = "Almost certainly they are parent and child, or close siblings." if moved <= CLOSE else ""
+        return " ".join(filter(None, (found, close, order(best))))
+    if best.relation == "adapter":
+        return f"It differs from {name} by {_low_rank(facts)} ({others}). {order(best)}"
+    if best.relation == "partial":
+        return f"{100 * facts['equal_share']:.0f} % of its weights are those of {name} ({others}). {order(best)}"
+    if moved <= CLOSE and best.first is None:
+        return (
+            f"Almost certainly {name} and this model are parent and child, or close siblings ({others}); which came "
+            "first does not show."
+        )
+    return f"It shares an origin with {name} ({others}), as models from one random start do too. {order(best)}"
+
+
 def explanation(lineage: Lineage) -> str:
     """The verdict, what it rests on, and what it does not say, a sentence each."""
     sentences = [sentence(lineage)]
@@ -119,7 +174,7 @@ def explanation(lineage: Lineage) -> str:
         if lineage.verdict == "parent":
             sentences.append(order(best))
     for other in compared[1:]:
-        if other.relation in ("sibling", "descendant", "common_origin"):
+        if other.relation not in (None, "none", "identical"):
             sentences.append(f"{short(candidate_name(other))} is {_relative(other)}.")
     sentences += [*_by_features(compared), *_by_detector(compared)]
     if lineage.none_probability is not None and lineage.verdict != "identical":
@@ -133,44 +188,21 @@ def explanation(lineage: Lineage) -> str:
 def _relative(candidate: Candidate) -> str:
     """What a related candidate is to the child."""
     known = {"sibling": "a sibling of the child", "descendant": "made from the child"}
-    other = "an ancestor" if candidate.facts.get("ancestor") else "related too"
-    return known.get(candidate.relation or "", other)
-
-
-def what_was_done(candidate: Candidate) -> str:
-    """The relation of a parent with its measured fact."""
-    facts, relation = candidate.facts, candidate.relation
-    if relation == "quantized":
-        if facts.get("change") == "cast":
-            return f"The weights are its own, cast to {facts['cast']}."
-        return f"The weights are its own, rounded to {facts.get('bits', 8)} bits ({facts.get('scheme', 'unknown')})."
-    if relation == "pruned":
-        return f"{100 * facts['zeros']:.0f} % of its weights were set to zero."
-    if relation == "adapter":
-        if "rank" not in facts:
-            return "The child is an adapter of it."
-        return f"The difference is a merged low-rank adapter of rank {facts['rank']}."
-    if relation == "resized":
-        mine, its = facts["vocabulary"]["child"], facts["vocabulary"]["candidate"]
-        return f"The vocabulary grew from {its:,} to {mine:,} tokens."
-    if relation == "head_changed":
-        return "Same trunk, another or no head."
-    if relation == "partial":
-        return f"{100 * facts['equal_share']:.0f} % of the weights are untouched."
-    if facts.get("change") == "noise":
-        return f"The difference is white noise of {facts['noise']:.2g} standard deviations."
-    return ""
+    return known.get(candidate.relation or "", "older, too" if candidate.first == "candidate" else "related too")
 
 
 def order(candidate: Candidate) -> str:
     """Who came first, or that it does not show."""
     if candidate.relation in ("identical", "head_changed"):
         return "Which of the two came first does not show: what they share is equal."
-    return {
-        "candidate": "It came first: the step to the child is not part of it.",
-        "child": "It was made from the child, not the other way round.",
-        "neither": "Neither was made from the other: the two parted from a common start.",
-    }.get(candidate.first or "", "Which of the two came first does not show.")
+    if candidate.first == "child":
+        undone = UNDONE.get(candidate.facts.get("undone", ""), "made from")
+        return f"That model is {undone} this one, not the other way round."
+    if candidate.relation in ONE_WAY:
+        return "That model came first: this cannot be done the other way round."
+    if candidate.first == "candidate":
+        return "That model came first: the step to this one is not part of it."
+    return "Which of the two came first does not show."
 
 
 def hidden(candidate: Candidate) -> str:
@@ -237,6 +269,6 @@ def _by_detector(compared: list[Candidate]) -> list[str]:
 
 def _facts(best: Candidate) -> list[str]:
     if best.disguised:
-        return ["Behind a disguise it does not show who came first."]
+        return []
     moved = best.facts["moved"]
     return [f"The weights moved by {100 * moved:.2g} % of their norm."] if moved else []

@@ -62,8 +62,8 @@ def merge_answers(
     """The answer with the candidates that were put aside before: their probability is 0, and p-values count them all.
 
     screened: log10 of the raw p-values by which candidates were kept or put aside. Of one that was read again the
-    larger of both counts, so that being kept is no advantage. Holm's adjustment is taken over everybody; a relative
-    whose p-value is then above `alpha` is none. `same` says whether a claimed id means a candidate.
+    larger of both counts, so that being kept is no advantage. Holm's adjustment is taken over everybody. `same` says
+    whether a claimed id means a candidate.
     """
     here = {(c.ref, c.requested) for c in lineage.candidates}
     others = [replace(c, probability=0.0 if c.probability is not None else None) for c in aside]
@@ -71,9 +71,7 @@ def merge_answers(
     tested = {i: raw for i, c in enumerate(everybody) if (raw := log10_raw(c)) is not None}
     larger = [max(raw, screened.get(everybody[i].requested, raw)) for i, raw in tested.items()]
     for i, raw, log10_p in zip(tested, larger, holm(larger), strict=True):
-        adjusted = replace(everybody[i], p_raw=10.0**raw, p_value=10.0**log10_p, log10_p=log10_p)
-        lost = log10_p > math.log10(alpha) and adjusted.relation not in (None, "identical")
-        everybody[i] = replace(adjusted, relation="none") if lost else adjusted
+        everybody[i] = replace(everybody[i], p_raw=10.0**raw, p_value=10.0**log10_p, log10_p=log10_p)
     everybody.sort(key=verdict.order)
     concluded, parent = verdict.conclude(everybody, alpha)
     claims, undeclared = verdict.weigh_claims(lineage.claims, everybody, parent, same)
@@ -117,7 +115,8 @@ def apply_tree(
     the rest. `none`, that the parent is not among the candidates, becomes `MISSING` if it was less, for a tree seldom
     shows that somebody is missing; but not where what was done to the parent runs one way, as rounding does.
     Where the edge has no direction, where the child came first in its tree or is a merge, all is left as the pairs had
-    it. Of equal copies of the parent the likelier is named, and `facts["copies"]` has the others.
+    it; so it is where a pair shows an order that the tree denies. Of equal copies of the parent the likelier is named,
+    and `facts["copies"]` has the others.
     """
     ids = {(node.ref, node.revision): node.duplicate_of or node.id for node in tree.nodes if node.ref}
     me = ids.get(child)
@@ -129,6 +128,9 @@ def apply_tree(
     if not twins:  # an ancestor that is missing from the set
         return list(candidates), none
     at = max(twins, key=lambda i: candidates[i].probability or 0.0)
+    shown = [i for i, c in enumerate(candidates) if c.first == "candidate" and c.relation in PARENT_RELATIONS]
+    if candidates[at].first == "child" or (shown and at not in shown):
+        return list(candidates), none
     none = none if candidates[at].relation in ONE_WAY else max(none, MISSING)
     others = [0.0 if i == at else c.probability or 0.0 for i, c in enumerate(candidates)]
     most = (1 - none) * (1 - above[0].probability * (edge.direction or 0.5))
@@ -138,7 +140,7 @@ def apply_tree(
         changes: dict[str, Any] = {"probability": others[i] * scale if i != at else 1 - none - sum(others) * scale}
         if inside is not None:
             relation, first = _relation(c, edge, me, inside, tree)
-            facts = {**c.facts, "first": first or c.first}
+            facts = {**c.facts, "first": c.first or first}
             if i == at and len(twins) > 1:
                 facts["copies"] = [candidates[k].ref for k in twins if k != at]
             evidence = {
@@ -150,8 +152,10 @@ def apply_tree(
     return result, none
 
 
-def _relation(c: Candidate, edge: Edge, me: str, inside: str, tree: Phylogeny) -> tuple[Relation, str | None]:
+def _relation(c: Candidate, edge: Edge, me: str, inside: str, tree: Phylogeny) -> tuple[Relation | None, str | None]:
     """What the candidate is to the child in the tree, and who of the two came first, where that is known."""
+    if c.first is not None and inside != edge.parent:
+        return c.relation, c.first  # what a pair shows by itself stays
     above, below = _line(tree, me), _line(tree, inside)
     if inside == edge.parent:
         return (c.relation if c.relation in PARENT_RELATIONS else "finetune"), "candidate"
@@ -162,7 +166,7 @@ def _relation(c: Candidate, edge: Edge, me: str, inside: str, tree: Phylogeny) -
     if me in below:
         return "descendant", "child"
     if tree.parents(inside) == (edge.parent,):
-        return "sibling", "neither"
+        return "sibling", None
     return "common_origin", None
 
 

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..answers.lineage import Candidate
 from ..architecture.align import Alignment
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.entry import Slice
 from ..checkpoints.view import View
 from ..errors import ArgumentError, Note, NothingToCompareError
-from ..weights.edits import detect_edit, summarise_edits
+from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
 from ..weights.evidence import WeightsComparison, compare_weights
 from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
 from ..weights.reader import Readings
-from ..weights.sampling import Plan
+from ..weights.sampling import Plan, make_plan
 from . import verdict
 from .options import Options
-from .session import Aligned, Question, budget_of, paired, plan_reading, shared_rows, some, unjudged
+from .session import UNITS_IN_ALL, UNITS_PER_MODEL, Aligned, Question, budget_of, some, unjudged, within
+
+MAX_CANDIDATES = 256  # of one question: a p-value below α/256 is below α whoever else is asked about
+ALIKE = 0.5  # correlation above which a tensor stands in the child's order
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What one pass over the child and its comparable candidates left behind.
 
-    `child`: of its token tables only the rows that every candidate has. `found[i]`: what hid the hidden units of
-    candidate i; in `aligned` they are in the child's order, in `models` as they are stored.
+    `found[i]`: what hid the hidden units of candidate i; in `aligned` they are in the child's order, in `models` as
+    they are stored.
     """
 
     child: View
@@ -45,11 +49,8 @@ def read(question: Question, comparable: Sequence[tuple[View, Alignment]], optio
     beside: bytes that other evidence reads. Raises `ArgumentError` for too small a sample, `LimitError`,
     `NothingToCompareError` where nothing of the child can be used.
     """
-    child = question.child.first_rows(shared_rows(comparable))
-    names = paired(question.architecture, comparable)
-    budget = budget_of(child, [model for model, _ in comparable], names, options.sample)
-    budget = min(budget, options.most) if budget and options.most else budget
-    plan = plan_reading(child, question.architecture, comparable, budget, options, beside)
+    child = question.child
+    plan = _plan(question, comparable, options, beside)
     models = tuple(model for model, _ in comparable)
     first = Reading(child, models, plan, tuple(comparable), *_compare(question, child, plan, comparable, options), {})
     readings = {*first.readings.moments} & {*question.architecture.trunk}
@@ -59,40 +60,85 @@ def read(question: Question, comparable: Sequence[tuple[View, Alignment]], optio
         raise NothingToCompareError(
             f"Every tensor of `{question.asked.ref.name}` that was read holds NaN, Inf or only zeros. Export it again."
         )
-    claimed = {i for i, (model, _) in enumerate(comparable) if is_claimed(question, model)}
-    return _with_units_in_order(question, first, options, claimed)
+    return _with_units_in_order(question, first, options)
 
 
-def is_claimed(question: Question, model: View) -> bool:
-    """Whether a file of the child names this model."""
-    candidate = unjudged(model, "compared")
-    return any(question.session.opener.same_model(claim.ref, candidate) for claim in question.claims)
+def _plan(question: Question, comparable: Sequence[Aligned], options: Options, beside: int) -> Plan:
+    """What to read: chosen by the child alone, for all of its weights; of that, what some candidate has, too.
+
+    So a pair is read at the same entries whoever else is asked about. Only the rows kept in memory become fewer, from
+    `UNITS_IN_ALL` / `UNITS_PER_MODEL` models on. Raises `ArgumentError`, `LimitError`.
+    """
+    child, architecture = question.child, question.architecture
+    entries = {name: child[name] for name in architecture.weights}
+    nbytes = {name: entry.nbytes for name, entry in entries.items()}
+    models = [model for model, _ in comparable]
+    budget = budget_of(child, models, entries, options.sample)
+    budget = min(budget, options.most) if budget and options.most else budget
+    keep = min(UNITS_PER_MODEL, UNITS_IN_ALL // (1 + len(models)))
+    whole = make_plan(entries, nbytes, architecture.orders, budget=budget, keep=keep, seed=options.seed)
+    ends = {name: _shared_elements(child, alignment, name) for _, alignment in comparable for name in alignment.pairs}
+    for _, alignment in comparable:
+        for name in alignment.pairs:
+            ends[name] = max(ends[name], _shared_elements(child, alignment, name))
+    slices = [replace(p, stop=min(p.stop, ends[p.name])) for p in whole.slices if p.start < ends.get(p.name, 0)]
+    if not slices:
+        raise ArgumentError(f"Expected a larger sample: {budget} bytes of {sum(nbytes.values()):,} hold no slice.")
+    ours = sum(nbytes[p.name] * (p.stop - p.start) / entries[p.name].count for p in slices)
+    theirs = sum(_bytes_of(child, model, alignment, slices) for model, alignment in comparable)
+    within(options.max_bytes, round(ours + theirs) + beside, 1 + len(models))
+    share = ours / sum(nbytes[name] * end / entries[name].count for name, end in ends.items())
+    rows = {name: kept for name, kept in whole.rows.items() if name in ends}
+    return Plan(tuple(slices), rows, share if whole.sampled else 1.0)
+
+
+def _shared_elements(child: View, alignment: Alignment, name: str) -> int:
+    """Elements of a tensor that child and candidate both have: of a token table those of the shorter one's rows."""
+    both = alignment.grown.get(name)
+    return child[name].count if both is None else child[name].count // both[0] * min(both)
+
+
+def _bytes_of(child: View, model: Checkpoint, alignment: Alignment, slices: Sequence[Slice]) -> float:
+    """What a candidate has to read of some slices."""
+    read = 0.0
+    for piece in slices:
+        if piece.name in alignment.pairs:
+            entry = model[alignment.pairs[piece.name]]
+            stop = min(piece.stop, _shared_elements(child, alignment, piece.name))
+            read += max(0, stop - piece.start) * entry.nbytes / entry.count
+    return read
 
 
 def judge(question: Question, reading: Reading, options: Options) -> tuple[list[Candidate], float | None]:
     """The candidates that were compared, judged, and the probability of none of them."""
-    architecture, readings, plan = question.architecture, reading.readings, reading.plan
+    architecture = question.architecture
     counts = {name: reading.child[name].count for name in architecture.weights}
-    shortened = bool(shared_rows(reading.aligned))
-    trunk = frozenset(architecture.trunk) & (readings.candidates_with.keys() if plan.sampled else counts.keys())
-    pairs, candidates = [], []
-    for i in reading.comparison.evidence:
-        model, alignment = reading.aligned[i]
-        theirs = reading.models[i].architecture
-        whole = len(alignment.pairs) == len(architecture.weights) == len(theirs.weights) and not shortened
-        what = functools.partial(_what, readings, i, counts)
-        pairs.append(
-            verdict.Pair(
-                whole and not plan.sampled,  # what is equal in a sample only is not said to be identical
-                None if shortened else trunk,
-                alignment.grown,
-                functools.cache(functools.partial(what, back=False)),
-                functools.cache(functools.partial(what, back=True)),
-                reading.found[i].to_dict() if i in reading.found else None,
-            )
-        )
-        candidates.append(unjudged(model, "compared", *_left_out(alignment, architecture.trunk, counts)))
+    pairs = [_pair(question, reading, i, counts) for i in reading.comparison.evidence]
+    candidates = [
+        unjudged(reading.models[i], "compared", *_left_out(reading.aligned[i][1], architecture.trunk, counts))
+        for i in reading.comparison.evidence
+    ]
     return verdict.judge(candidates, reading.comparison, pairs, architecture.heads, counts, options.alpha)
+
+
+def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int]) -> verdict.Pair:
+    """What else is known of one candidate."""
+    architecture, readings, plan = question.architecture, reading.readings, reading.plan
+    alignment = reading.aligned[i][1]
+    theirs = reading.models[i].architecture
+    whole = len(alignment.pairs) == len(architecture.weights) == len(theirs.weights) and not alignment.grown
+    trunk = frozenset(architecture.trunk) & (readings.candidates_with.keys() if plan.sampled else counts.keys())
+    found = reading.found.get(i)
+    what = functools.partial(_what, readings, i, counts)
+    return verdict.Pair(
+        same_names=whole and not plan.sampled,  # what is equal in a sample only is not said to be identical
+        trunk=None if alignment.grown else trunk,
+        grown=alignment.grown,
+        made=functools.cache(functools.partial(what, back=False)),
+        undone=functools.cache(functools.partial(what, back=True)),
+        permutation=found.to_dict() if found else None,
+        rescaled=bool(found and found.match and found.match.rescaled),
+    )
 
 
 def refused(reading: Reading) -> list[Candidate]:
@@ -111,46 +157,54 @@ def _compare(
     return readings, compare_weights(readings, question.architecture, child, len(aligned), seed=options.seed)
 
 
-def _with_units_in_order(question: Question, first: Reading, options: Options, claimed: AbstractSet[int]) -> Reading:
-    """Look for permuted or rescaled hidden units if the first test calls no candidate related, and those of claimed
-    ones in any case: nobody is contradicted unseen. What is found is put in the child's order, and everything is read
-    again. A sample holds too few units for that."""
+def _with_units_in_order(question: Question, first: Reading, options: Options) -> Reading:
+    """Look for permuted or rescaled hidden units of every candidate that the first test does not plainly call related.
+    What is found is put in the child's order, and everything is read again. A sample holds too few units for that."""
     architecture, readings, comparison = question.architecture, first.readings, first.comparison
-    tests = 2 if not first.plan.sampled and mantel_applies(readings, architecture, first.child) else 1
-    level = options.alpha / max(1, len(comparison.evidence)) / tests
     tested = {i: item.test for i, item in comparison.evidence.items()}
-    unrelated = {i for i, test in tested.items() if test and test.p > level and not first.plan.sampled}
-    if any(test and test.p <= level for test in tested.values()):
-        unrelated &= claimed
-    found = {
-        i: detect_permutation(readings, architecture, first.child, i, options.seed)
-        for i in comparison.evidence
-        if i in unrelated
-    }
+    level = options.alpha / MAX_CANDIDATES
+    unrelated = [i for i, test in tested.items() if test and test.p > level and not first.plan.sampled]
+    found = {i: detect_permutation(readings, architecture, first.child, i, options.seed) for i in unrelated}
     matches = {i: each.match for i, each in found.items() if each.matched and each.match}
     last = first
     if matches:
         ordered = [
-            undo_permutation(model, alignment, architecture, matches[i]) if i in matches else (model, alignment)
+            undo_permutation(model, alignment, architecture, matches[i], _alike(readings, i))
+            if i in matches else (model, alignment)
             for i, (model, alignment) in enumerate(first.aligned)
-        ]
+        ]  # fmt: skip
         again, compared = _compare(question, first.child, first.plan, ordered, options)
         again = replace(again, bytes_by_others=again.bytes_by_others + readings.bytes_by_others)
         last = replace(first, aligned=tuple(ordered), readings=again, comparison=compared)
+    whole = not first.plan.sampled
     for i, item in last.comparison.evidence.items():
-        mantel = found[i].mantel if i in found else None
+        looked = found.get(i)
+        tests = 1 + (whole and mantel_applies(readings, architecture, first.child, i))
+        tests += bool(looked and looked.mantel is None)
         # units that were put in order by looking at them can be tested no more: what was found before stays
-        last.comparison.evidence[i] = replace(item, test=tested.get(i), mantel=mantel, tests=tests)
+        second = looked.test if looked else None
+        last.comparison.evidence[i] = replace(
+            item, test=tested.get(i), mantel=second, tests=tests,
+            tested_entries=comparison.evidence[i].tested_entries,
+        )  # fmt: skip
     return replace(last, found={i: found[i] for i in matches})
 
 
-def _what(readings: Readings, candidate: int, counts: Mapping[str, int], back: bool) -> tuple[str, dict[str, Any]]:
-    """What was done to the candidate to get the child; with `back`, to the child to get the candidate."""
+def _alike(readings: Readings, candidate: int) -> set[str]:
+    """Tensors that line up as they stand: what is correlated is in no other order."""
+    found = readings.pairs_of(candidate)
+    return {name for name, moments in found.items() if float(moments.correlation()[1]) > ALIKE}
+
+
+def _what(readings: Readings, candidate: int, counts: Mapping[str, int], back: bool) -> tuple[EditKind, dict[str, Any]]:
+    """What was done to the candidate to get the child; with `back`, to the child to get the candidate: of that only
+    what runs one way."""
     changes = {}
     for name, having in readings.candidates_with.items():
         if candidate in having and name in readings.units and readings.usable(name, candidate):
-            made, start = (readings.units.matrix(model, name) for model in (0, candidate + 1))
-            changes[name] = detect_edit(start, made) if back else detect_edit(made, start)
+            made, start = readings.unit_pair(name, candidate)
+            if len(made):
+                changes[name] = detect_edit(start, made, ONE_WAY) if back else detect_edit(made, start)
     return summarise_edits(changes, counts)
 
 

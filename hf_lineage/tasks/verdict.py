@@ -1,8 +1,14 @@
 """Evidence → ranked candidates, relations, claims, verdict. The probabilities' own rule is in `tasks/calibration.py`.
 
-A small p-value says common origin, no more. *Parent* is said of the most probable candidate where the p-value, the
-probability and the relation support it; the relation asks who came first (`calibration.direction`) unless what was
-done runs one way: a copy, rounding, pruning, an added vocabulary.
+The rule, in five lines:
+1. Everything about a pair comes from the pair: related is who has p_raw ≤ alpha; what was done is `weights/edits.py`.
+2. An order is stated where a change runs one way (a copy in a smaller format, rounding, pruning, a few tokens more), or
+   where the weights moved far and the origin lies behind one of the two (`weights/direction.py`); else none is.
+3. The probability is `calibration`'s, at most that of the candidate having come first: 1 and α for one-way changes, ½
+   where no order shows, and at most α for a candidate that an ample test finds unrelated; what is cut off is "none".
+   The two directions of a pair so add up to at most 1. A copy and a cast have 1; full copies have it both ways.
+4. *Parent* is said of the most probable candidate if its p_value ≤ alpha, its probability ≥ ½, and it came first.
+5. Related, and no order shown: `common_origin`; nobody related: `none`; what could not be tested: `undecided`.
 """
 
 from __future__ import annotations
@@ -10,41 +16,67 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, ClaimStatus, Relation, Verdict
-from ..weights.direction import Direction, Position, direction_shares, origin_position, relative_positions
-from ..weights.edits import ONE_WAY
+from ..weights.direction import Direction, Position, direction_shares, end_misfit
+from ..weights.edits import ONE_WAY, EditKind
 from ..weights.evidence import WeightsComparison, WeightsEvidence
 from ..weights.permutation_test import holm
 from .calibration import Features, probabilities
 
-UNKNOWN = Direction(1 / 3, 1 / 3, 1 / 3)  # units put in order lose the scales that would tell who came first
 # What hidden units that were put in order count for in place of −log10 p: none of 13,873 unrelated models has them
 PERMUTATION_EVIDENCE = 4.0
 RELATED_Z = 4.0  # Fisher's z of a correlation above which a candidate counts as related in the features
 OPEN = ("not_testable", "not_understood")  # of a claim: it may mean any model
 FROZEN = 0.05  # share of the compared weights that must be untouched to speak of frozen parts
+# Change relative to the two norms from which the origin's position tells an order: below, it was at chance on a real
+# model (22 M weights, tuned at 2e-5 to 5e-4, moved by 0.2 to 9 %), and nothing was fitted there
+LEAST_MOVED = 0.1
+MAX_MISFIT = 3.0  # scales of the position's error beyond which neither order explains it: a merge, a rescaled model
+# Share of a vocabulary up to which more tokens are tokens that were added; more may as well have been cut off the other
+MAX_ADDED_TOKENS = 1 / 8
+AMPLE_Z = 5.0  # deviations at which a relative of correlation 0.1 must stand for a test to have ample power
+ALIKE_ROWS = 0.5  # correlation of the rows of two token tables from which they are the same tokens
+FAR_NEARER = 2.0  # times as near as a claimed base, from which another relative speaks against the claim
+NO_ORDER = Direction(1 / 3, 1 / 3, 1 / 3)
+First = Literal["candidate", "child"] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What else is known of a candidate.
+    """What else is known of child and candidate; nothing of it depends on the other candidates.
 
     `same_names`: its tensors are exactly the child's, heads included.  `trunk`: the child's trunk as far as it was
     read, None where rows of it were left out.  `grown`: rows of token tables (child's, its).
-    `made`, `undone`: what was done to it to get the child, and the reverse (`relation.summarise`), asked if needed.
-    `permutation`: how its hidden units were found in another order, None if they were not.
+    `made`, `undone`: what was done to it to get the child, and the reverse (`edits.summarise_edits`), asked if needed.
+    `permutation`: how its hidden units were found in another order, None if they were not; `rescaled`: in another
+    scale, too.
     """
 
     same_names: bool
     trunk: frozenset[str] | None
     grown: Mapping[str, tuple[int, int]]
-    made: Callable[[], tuple[str, dict[str, Any]]]
-    undone: Callable[[], tuple[str, dict[str, Any]]]
+    made: Callable[[], tuple[EditKind, dict[str, Any]]]
+    undone: Callable[[], tuple[EditKind, dict[str, Any]]]
     permutation: dict[str, Any] | None = None
+    rescaled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One pair judged by itself: its relation, the facts behind it, who came first, and the bound of its probability.
+
+    `order`: shares of the three orders; `certain`: a copy or a cast, whose probability is 1 if nobody else's is.
+    """
+
+    relation: Relation | None
+    facts: dict[str, Any]
+    order: Direction
+    bound: float
+    certain: int = 0
 
 
 def judge(
@@ -58,27 +90,11 @@ def judge(
     found = list(comparison.evidence.values())
     tested = [i for i, item in enumerate(found) if item.log10_p is not None]
     adjusted = dict(zip(tested, holm([found[i].log10_p or 0.0 for i in tested]), strict=True))
-    related = [i for i in tested if adjusted[i] <= math.log10(alpha)]
-    related += [i for i, pair in enumerate(pairs) if pair.permutation and i not in related]
-    orders = [
-        UNKNOWN if pair.permutation else _direction(comparison.gram, found, i, related) for i, pair in enumerate(pairs)
-    ]
-    if nearest := sorted((found[i].distance or 0.0, i) for i in related if not pairs[i].permutation)[:1]:
-        orders[nearest[0][1]] = _one_way(pairs[nearest[0][1]]) or orders[nearest[0][1]]
-    features = _features(found, pairs, orders)
-    copies = _copies(found, pairs)
-    shares, none = copies or probabilities(features)
-    if not copies:
-        shares = _by_information(shares, found, [i for i in related if orders[i].decided in (None, "parent")])
-    best = max(range(len(found)), key=lambda i: (shares[i], -(found[i].distance or 0.0)), default=0)
+    alone = [_judge_pair(item, pair, heads, sizes, alpha) for item, pair in zip(found, pairs, strict=True)]
+    features = _features(found, pairs, [pair.order for pair in alone])
+    shares, none = _shares(found, alone, features)
     judged = []
-    for i, (candidate, item, pair) in enumerate(zip(candidates, found, pairs, strict=True)):
-        facts = _facts(item, heads, sizes)
-        relation: Relation | None = _relation(item, pair, facts, orders[i], i in related, i == best)
-        if relation == "common_origin" and i != best and orders[best].decided == "parent" and not pair.permutation:
-            relation = _seen_from_best(comparison.gram, found, best, i, facts)
-        if relation == "none" and (item.log10_p is None or item.at_floor):
-            relation = None  # not tested, or the draws cannot show as small a p as this many candidates ask for
+    for i, (candidate, item, pair) in enumerate(zip(candidates, found, alone, strict=True)):
         judged.append(
             replace(
                 candidate,
@@ -88,13 +104,13 @@ def judge(
                 p_method=item.p_method,
                 log10_p=adjusted.get(i),
                 distance=item.distance,
-                relation=relation,
-                facts=facts,
+                relation=pair.relation,
+                facts=pair.facts,
                 evidence={
                     **candidate.evidence,
                     "weights": item,
                     "calibration": features[i],
-                    "direction": orders[i],
+                    "direction": pair.order,
                 },
             )
         )
@@ -119,14 +135,14 @@ def _of_compared(candidates: Sequence[Candidate], alpha: float) -> tuple[Verdict
         return "undecided", None
     related = best.p_value is not None and best.p_value <= alpha
     tied = len(compared) > 1 and math.isclose(compared[1].probability or 0, best.probability or 0, rel_tol=1e-9)
-    sure = related and not tied and (best.probability or 0) >= 0.5 and best.relation in PARENT_RELATIONS
+    sure = related and not tied and (best.probability or 0) >= 0.5
     if best.relation == "identical":  # equality needs no test, naming a parent does
         return "identical", best.ref if sure else None
-    if sure:
+    if sure and best.relation in PARENT_RELATIONS and best.first == "candidate":
         return "parent", best.ref
-    if all(c.relation == "none" for c in compared):
+    if all(_is_unrelated(c, alpha) for c in compared):
         return "none", None
-    if best.relation not in (None, "none") and not tied:
+    if related and not tied and best.relation not in (None, "none"):
         return "common_origin", None
     return "undecided", None
 
@@ -139,15 +155,25 @@ def known_none(none: float | None, verdict: Verdict, candidates: Sequence[Candid
     return None if verdict == "undecided" and open_ else none
 
 
+def _is_unrelated(candidate: Candidate, alpha: float) -> bool:
+    """Whether it was tested, with a test that could have shown a small enough p-value, and shows no common origin."""
+    if candidate.relation in (None, "identical", "head_changed") or candidate.p_value is None:
+        return False
+    weights = candidate.evidence.get("weights")
+    at_floor = isinstance(weights, WeightsEvidence) and weights.at_floor
+    return candidate.relation == "none" or (candidate.p_value > alpha and not at_floor)
+
+
 def weigh_claims(
     claims: Sequence[Claim], candidates: Sequence[Candidate], parent: str | None,
     same: Callable[[str, Candidate], bool], circular: bool = False,
 ) -> tuple[list[Claim], list[str]]:  # fmt: skip
     """Each claim's status, and the parent if no claim names it or may mean it: none is open.
 
-    confirmed: the claimed model is the parent found, or it is the first of the related ones and the weights leave open
-    who came first, which the claim says; contradicted: it was compared and is unrelated; relative: it is related, but
-    not the parent; not_testable: it is not among the compared candidates, or nothing could be concluded about it.
+    confirmed: the claimed model is the parent found, or no parent is found, it is as near as any relative, and the
+    weights leave open who came first, which the claim says; contradicted: it was compared and is unrelated; relative:
+    it is related, but another one is the parent or far nearer, or it came later; not_testable: it is not among the
+    compared candidates, or nothing could be concluded about it.
     `circular`: the weights traced are those the claim itself led to.
     """
     compared = [c for c in candidates if c.status == "compared"]
@@ -163,7 +189,7 @@ def weigh_claims(
             status = "confirmed"
         elif hits[0].relation == "none":
             status = "contradicted"
-        elif hits[0] is compared[0] and hits[0].first is None and parent is None:
+        elif parent is None and hits[0].first != "child" and _is_as_near(hits[0], compared):
             status = "confirmed"
         else:
             status = "relative"
@@ -185,17 +211,131 @@ def order(candidate: Candidate) -> tuple:
     )
 
 
-def _copies(found: Sequence[WeightsEvidence], pairs: Sequence[Pair]) -> tuple[np.ndarray, float] | None:
-    """Full copies of the child, else of its trunk, take it all; None where there are none."""
-    trunk = [float(_same_trunk(item, pair)) for item, pair in zip(found, pairs, strict=True)]
-    whole = [same * _copied(item, pair) for same, item, pair in zip(trunk, found, pairs, strict=True)]
-    equal = np.array(whole if any(whole) else trunk)
-    return (equal / equal.sum(), 0.0) if equal.any() else None
+def _is_as_near(candidate: Candidate, compared: Sequence[Candidate]) -> bool:
+    """Whether no other relative is far nearer than this one."""
+    nearest = min((c.distance for c in compared if c.distance is not None and c.relation != "none"), default=None)
+    if candidate is compared[0] or candidate.distance is None or nearest is None:
+        return candidate is compared[0]
+    return candidate.distance <= FAR_NEARER * nearest
+
+
+def _judge_pair(
+    item: WeightsEvidence, pair: Pair, heads: frozenset[str], sizes: Mapping[str, int], alpha: float
+) -> _Judged:
+    """What the weights show of one candidate, whoever else is asked about."""
+    facts = _facts(item, heads, sizes)
+    if pair.permutation:
+        facts["disguise"] = pair.permutation
+    if _same_trunk(item, pair):
+        if _is_copied(item, pair):
+            return _Judged("identical", facts, NO_ORDER, 1.0, certain=2)
+        return _Judged("head_changed", facts, NO_ORDER, 0.5)
+    related = item.log10_p is not None and item.log10_p <= math.log10(alpha)
+    if not related:
+        undecided = item.log10_p is None or item.at_floor  # so few draws cannot show a smaller p
+        ample = not undecided and 0.1 * math.sqrt(item.tested_entries) >= AMPLE_Z
+        return _Judged(None if undecided else "none", facts, NO_ORDER, alpha if ample else 0.5)
+    order = _order(item, pair)
+    facts["first"] = first = _first(order)
+    relation = _relation(item, pair, facts, first)
+    if relation == "cast" and facts["share"] == 1.0 and not pair.grown:
+        return _Judged(relation, facts, order, 1.0, certain=1)
+    if order in (_ONE_WAY, _OTHER_WAY):
+        return _Judged(relation, facts, order, 1 - alpha if first == "candidate" else alpha)
+    return _Judged(relation, facts, order, order.parent + order.between / 2)
+
+
+_ONE_WAY, _OTHER_WAY = Direction(1.0, 0.0, 0.0), Direction(0.0, 0.0, 1.0)
+
+
+def _order(item: WeightsEvidence, pair: Pair) -> Direction:
+    """The shares of the three orders: by what runs one way, else by the origin's position where that tells."""
+    if pair.rescaled:  # the scales that would tell are lost
+        return NO_ORDER
+    grown = _added_tokens(item, pair)
+    made, undone = pair.made()[0] in ONE_WAY or grown > 0, pair.undone()[0] in ONE_WAY or grown < 0
+    if made and undone:  # something was done to either, as to a rounded and a pruned copy of one model
+        return NO_ORDER
+    if made or undone:
+        return _ONE_WAY if made else _OTHER_WAY
+    return _by_position(item.origin, item.changed_entries)
+
+
+def _by_position(position: Position | None, entries: int) -> Direction:
+    """By the position of the origin, in a form that swaps with the two models; no order where it tells nothing."""
+    if position is None:
+        return NO_ORDER
+    t, square = position.t, position.relative_distance**2
+    back = max(square + 1 - 2 * t, 0.0)  # |child|²/|Δ|²
+    reach = (square * back) ** 0.25
+    if reach > 1 / LEAST_MOVED:
+        return NO_ORDER
+    found = direction_shares((t, reach), entries=entries)
+    return found if end_misfit(t, reach, entries) <= MAX_MISFIT else NO_ORDER
+
+
+def _first(order: Direction) -> First:
+    decided = order.decided
+    return "candidate" if decided == "parent" else "child" if decided == "descendant" else None
+
+
+def _added_tokens(item: WeightsEvidence, pair: Pair) -> int:
+    """How many tokens the child has more (negative: fewer) than the candidate; 0 where that tells no order.
+
+    Only where the rows that both have are alike, and few are added: more may as well have been cut off the other.
+    """
+    for name, (mine, its) in pair.grown.items():
+        alike = name in item.equal or item.tensors.get(name, {}).get("correlation", 0.0) >= ALIKE_ROWS
+        if alike and 0 < abs(mine - its) <= MAX_ADDED_TOKENS * min(mine, its):
+            return mine - its
+    return 0
+
+
+def _relation(item: WeightsEvidence, pair: Pair, facts: dict[str, Any], first: First) -> Relation:
+    """What was done to a related candidate; adds the measured facts that support it."""
+    kind, what = pair.made()
+    facts |= what | {"change": kind}
+    if more := [both for both in pair.grown.values() if both[0] != both[1]]:
+        facts["vocabulary"] = {"child": more[0][0], "candidate": more[0][1]}
+    if first == "child":
+        if (undone := pair.undone()[0]) in ONE_WAY:
+            facts["undone"] = undone
+        return "descendant"
+    if first == "candidate" and kind in ("cast", "quantized", "pruned"):
+        return kind
+    if first == "candidate" and _added_tokens(item, pair) > 0:
+        return "resized"
+    if kind == "adapter":
+        return "adapter"
+    if facts["equal_share"] >= FROZEN:
+        return "partial"
+    return "finetune" if first == "candidate" else "common_origin"
+
+
+def _shares(
+    found: Sequence[WeightsEvidence], alone: Sequence[_Judged], features: Sequence[Features]
+) -> tuple[np.ndarray, float]:
+    """The probability of each candidate, and of none of them; they sum to 1."""
+    surest = max((pair.certain for pair in alone), default=0)
+    if surest:  # copies, else casts, take it all
+        equal = np.array([float(pair.certain == surest) for pair in alone])
+        return equal / equal.sum(), 0.0
+    shares, _ = probabilities(features)
+    if any(same := [pair.relation == "head_changed" for pair in alone]):
+        shares = np.array(same) / sum(same)
+    ranked = [i for i, pair in enumerate(alone) if pair.relation not in (None, "none", "descendant")]
+    shares = _by_information(shares, found, ranked)
+    shares = np.minimum(shares, [pair.bound for pair in alone])
+    return shares, max(0.0, 1.0 - float(shares.sum()))
 
 
 def _same_trunk(item: WeightsEvidence, pair: Pair) -> bool:
-    whole = pair.trunk and not pair.permutation and not pair.grown
+    whole = pair.trunk and not pair.rescaled and not pair.grown
     return bool(whole and pair.trunk is not None and item.equal.issuperset(pair.trunk))
+
+
+def _is_copied(item: WeightsEvidence, pair: Pair) -> bool:
+    return pair.same_names and item.equal.issuperset((*item.compared, *item.left_out))
 
 
 def _by_information(shares: np.ndarray, found: Sequence[WeightsEvidence], group: Sequence[int]) -> np.ndarray:
@@ -208,24 +348,6 @@ def _by_information(shares: np.ndarray, found: Sequence[WeightsEvidence], group:
     order = sorted(information, key=lambda i: -information[i])
     result[order] = sorted((shares[i] for i in information), reverse=True)
     return result
-
-
-def _copied(item: WeightsEvidence, pair: Pair) -> bool:
-    return pair.same_names and item.equal.issuperset((*item.compared, *item.left_out))
-
-
-def _direction(gram: np.ndarray, found: Sequence[WeightsEvidence], index: int, related: Sequence[int]) -> Direction:
-    others = [k + 1 for k in related if k != index] if index in related else []
-    item = found[index]
-    return direction_shares(
-        _pair(item.origin),
-        [(p.t, p.relative_distance) for p in relative_positions(gram, index + 1, others)],
-        item.changed_entries,
-    )
-
-
-def _pair(position: Position | None) -> tuple[float, float] | None:
-    return None if position is None else (position.t, position.relative_distance)
 
 
 def _features(found: Sequence[WeightsEvidence], pairs: Sequence[Pair], orders: Sequence[Direction]) -> list[Features]:
@@ -262,66 +384,3 @@ def _facts(item: WeightsEvidence, heads: frozenset[str], sizes: Mapping[str, int
         "equal_share": sum(sizes[n] for n in equal) / max(1, sum(sizes[n] for n in trunk)),
         "equal_tensors": len(equal), "compared_tensors": len(trunk),
     }  # fmt: skip
-
-
-def _relation(
-    item: WeightsEvidence, pair: Pair, facts: dict[str, Any], order: Direction, related: bool, best: bool
-) -> Relation:  # fmt: skip
-    """What the weights show of one candidate; adds the measured facts that support it."""
-    if pair.permutation:
-        facts["disguise"] = pair.permutation
-    if _same_trunk(item, pair):
-        return "identical" if _copied(item, pair) else "head_changed"
-    if not related:
-        return "none"
-    facts["first"] = {"parent": "candidate", "between": "neither", "descendant": "child"}.get(order.decided or "")
-    if pair.permutation:
-        return "common_origin"
-    if not best:
-        return "descendant" if facts["first"] == "child" else "common_origin"
-    kind, what = pair.made()
-    facts |= what | {"change": kind}
-    if more := [(mine, its) for mine, its in pair.grown.values() if mine > its]:
-        facts["vocabulary"] = {"child": more[0][0], "candidate": more[0][1]}
-    if kind in ONE_WAY:
-        return "pruned" if kind == "pruned" else "quantized"
-    if more:
-        return "resized"
-    if facts["first"] == "child":
-        return "descendant"
-    if item.entries and not item.changed_entries:
-        return "partial"  # the matrices are copies: who came first is as open as for a copy
-    if facts["first"] != "candidate":
-        return "common_origin"
-    return "adapter" if kind == "adapter" else "partial" if facts["equal_share"] >= FROZEN else "finetune"
-
-
-def _one_way(pair: Pair) -> Direction | None:
-    """What can only be done to a parent says who it was: rounding, pruning, adding tokens."""
-    if pair.made()[0] in ONE_WAY or any(mine > its for mine, its in pair.grown.values()):
-        return Direction(1.0, 0.0, 0.0)
-    return Direction(0.0, 0.0, 1.0) if pair.undone()[0] in ONE_WAY else None
-
-
-def _seen_from_best(
-    gram: np.ndarray, found: Sequence[WeightsEvidence], best: int, index: int, facts: dict[str, Any]
-) -> Relation:
-    """Another relative, seen from the best one: a sibling of the child if the best one came before it too."""
-    position = origin_position(_seen_from(gram, index + 1), best + 1)
-    decided = direction_shares(_pair(position), entries=found[index].entries).decided
-    if decided == "parent":
-        return "sibling"
-    if decided == "descendant":
-        facts["first"], facts["ancestor"] = "candidate", True
-    return "common_origin"
-
-
-def _seen_from(gram: np.ndarray, pivot: int) -> np.ndarray:
-    """The same Gram matrix with another model as the child: its row takes the child's place."""
-    change = np.eye(len(gram))
-    change[:, pivot] -= 1.0  # xᵢ − xₚ from xᵢ − x₀ and xₚ − x₀
-    change[0] = 0.0
-    change[0, 0] = change[0, pivot] = 1.0  # xₚ itself
-    change[pivot] = 0.0
-    change[pivot, pivot] = -1.0  # the old child takes the pivot's row: x₀ − xₚ
-    return change @ gram @ change.T

@@ -171,6 +171,13 @@ def direction_shares(
     return Direction(*(float(share) for share in shares / shares.sum()))
 
 
+def end_misfit(t: float, distance: float, entries: int) -> float:
+    """How far t lies from the nearer of 0 and 1, in scales of its error there: above about 3 no order explains it."""
+    n = fitted_numbers()
+    scale = math.hypot(n["spread"] + n["drift"] * distance, distance / math.sqrt(max(entries, 1)))
+    return min(abs(t), abs(t - 1)) / scale
+
+
 def _densities(offsets: np.ndarray, ends: float, middle: float, tails: float) -> np.ndarray:
     """Log densities of Student's t with `tails` degrees of freedom, up to a constant, at distances from EXPECTED_T."""
     scales = np.array([ends, middle, ends])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,16 +89,18 @@ class Edit:
     noise: float | None = None
 
 
-def detect_edit(child: Tensor, parent: Tensor) -> Edit:
+def detect_edit(child: Tensor, parent: Tensor, kinds: Collection[str] | None = None) -> Edit:
     """The first edit of EDITS that explains the child, "equal" where nothing changed, else "other".
 
-    child, parent: (rows, width) float32. In which precision the child was stored is read from its values.
+    child, parent: (rows, width) float32. In which precision the child was stored is read from its values. kinds: the
+    edits that are asked for, None for all.
     """
     if torch.equal(child, parent):
         return Edit("equal")
     if not bool(torch.isfinite(child - parent).all()):
         return Edit("other")
-    return next((edit for detect in EDITS.values() if (edit := detect(child, parent))), Edit("other"))
+    asked = [detect for kind, detect in EDITS.items() if kinds is None or kind in kinds]
+    return next((edit for detect in asked if (edit := detect(child, parent))), Edit("other"))
 
 
 def _cast(child: Tensor, parent: Tensor) -> Edit | None:

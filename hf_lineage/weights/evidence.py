@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..answers.base import Evidence
+from ..answers.lineage import PMethod
 from ..architecture.describe import Architecture, Shaped
 from ..errors import Note
 from .direction import Position, origin_position, residual_asymmetry, residual_dependences
@@ -24,6 +25,8 @@ from .permutation_test import PermutationTest, pair_test, unit_products
 from .reader import Readings
 
 MAX_MARGIN = 1e6  # stands for an infinite margin, since JSON holds finite numbers only
+LINED_UP = 0.2  # correlation of a matrix with the child's from which a step leads from one to the other
+RELATED_CORRELATION = 0.1  # mean correlation from which a residual asymmetry is worth its time
 MAX_BROKEN_SHARE = 0.5  # of a candidate's trunk in NaN, Inf or zeros, from which it is not compared
 
 
@@ -31,16 +34,18 @@ MAX_BROKEN_SHARE = 0.5  # of a candidate's trunk in NaN, Inf or zeros, from whic
 class WeightsEvidence(Evidence):
     """One candidate against the child, from the weights alone. Distances are per weight: sqrt(Σd²/Σn).
 
-    distance, distance_stderr: over the tensors that all candidates have, with its standard error under sampling.
+    distance, distance_stderr: over the tensors that child and candidate have, heads left out; its standard error under
+    sampling.
     moved: sqrt(Σd²/Σ|candidate|²), the change relative to the candidate's own norm. test, mantel: the permutation test
     over hidden units, and the Mantel test, which does not depend on the order of hidden units; None where they do not
-    apply or were not needed. tests: how many of them apply to this architecture. equal: tensors that do not differ in
+    apply or were not needed. tests: how many of them apply to this architecture. tested_entries: weights that the first
+    looks at. equal: tensors that do not differ in
     what was read. compared, left_out: tensors that were used, and those with NaN, Inf or nothing but zeros.
 
     Over the matrices of the trunk: correlation, the mean of their correlations with the child, weighted by `entries`,
     the number of entries read; changed_entries, of the matrices that differ; margin = log(distance of the nearest other
     candidate / own distance), 0 without another one, and margin_z, the gap of the two squared distances in standard
-    errors; origin, the position of the origin, and residual_asymmetry, of the nearest candidate only
+    errors; origin, the position of the origin, and residual_asymmetry, where the two are correlated
     (`direction.py`); information, in nats (`mutual_information.py`), None of a sample.
     """
 
@@ -63,6 +68,7 @@ class WeightsEvidence(Evidence):
     information: float | None = None
     mantel: PermutationTest | None = None
     tests: int = 1
+    tested_entries: int = 0
 
     @property
     def log10_p(self) -> float | None:
@@ -76,7 +82,7 @@ class WeightsEvidence(Evidence):
         return math.log10(-math.expm1(self.tests * math.log1p(-min(best.p, 1 - 1e-15))))
 
     @property
-    def p_method(self) -> Literal["proven", "monte_carlo"] | None:
+    def p_method(self) -> PMethod | None:
         """How the smallest p-value was computed."""
         best = self._smallest_p()
         return best.method if best else None
@@ -85,7 +91,7 @@ class WeightsEvidence(Evidence):
     def at_floor(self) -> bool:
         """Whether the true p may be smaller than so many random draws can show."""
         best = self._smallest_p()
-        return best is not None and best.at_floor
+        return best is not None and best.at_floor and not math.isnan(best.z)  # nan: of a matching among other pairs
 
     def _smallest_p(self) -> PermutationTest | None:
         return min((t for t in (self.test, self.mantel) if t), key=lambda t: t.log10_p, default=None)
@@ -125,23 +131,22 @@ def _test_to_dict(test: PermutationTest | None) -> dict[str, Any] | None:
 class WeightsComparison:
     """The evidence for all candidates that could be compared, by number, and why the others were not.
 
-    child_defects: tensors of the child that cannot be used, "zeros" or "broken" (NaN or Inf). gram: (M + 1, M + 1),
-    over the matrices of the trunk that all of them have, scaled to full size: row 0 the child, then the differences of
-    the candidates in `evidence` from it, as in `Moments`.
+    child_defects: tensors of the child that cannot be used, "zeros" or "broken" (NaN or Inf).
     """
 
     evidence: dict[int, WeightsEvidence]
     refused: dict[int, Note]
     child_defects: dict[str, str]
-    gram: np.ndarray
 
 
 def compare_weights(
     readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidates: int, *, seed: int
 ) -> WeightsComparison:
-    """The evidence for every candidate; distances are taken over the tensors that all of them have.
+    """The evidence for every candidate: each against the child, over what the two have in common.
 
-    readings: of the child and `candidates` candidates. child: its tensors. Heads count for equality only.
+    readings: of the child and `candidates` candidates. child: its tensors. Heads count for equality only. What is said
+    of a pair does not depend by a bit on the other candidates; only `margin` and `margin_z` know of them, over the
+    entries that both have.
     """
     counts = {name: child[name].count for name in architecture.weights}
     child_defects = {name: readings.child_defect(name) for name in readings.moments if not readings.child_usable(name)}
@@ -154,24 +159,45 @@ def compare_weights(
             broken = f"tensors with NaN, Inf or only zeros make up {100 * share:.0f} % of its weights"
             refused[i] = Note("mostly_unusable", broken)
     compared = [i for i in range(candidates) if i not in refused]
-    common = [
-        name for name in architecture.trunk
-        if name in readings.moments
-        and all(i in readings.candidates_with[name] and readings.usable(name, i) for i in compared)
-    ]  # fmt: skip
-    evidence = {i: _evidence(readings, architecture, counts, i, common, seed) for i in compared}
-    matrices = [name for name in common if len(child[name].shape) > 1]
-    gram, gap, error = _pooled_gram(readings, matrices, counts, compared)
-    complete = all(readings.moments[name].count == counts[name] for name in matrices)
-    nearest = min(compared, key=lambda i: evidence[i].distance or 0.0, default=None)
-    for row, i in enumerate(compared, start=1):
-        evidence[i] = replace(
-            evidence[i], residual_asymmetry=_residual_asymmetry(readings, matrices, i) if i == nearest else None,
-            information=_information(readings, matrices, i) if complete else None,
-            **_origin(readings, matrices, counts, i),
-            **_margin(gap[row, 1:], error[row, 1:], row - 1, gram[row, row]), **_correlation(readings, matrices, i),
-        )  # fmt: skip
-    return WeightsComparison(evidence, refused, child_defects, gram)
+    evidence = {i: _evidence(PairReadings(readings, architecture, child, i), seed) for i in compared}
+    matrices = [name for name in architecture.trunk if name in readings.moments and len(child[name].shape) > 1]
+    for i in compared:
+        margin = _margin([_gap(readings, matrices, counts, i, k) for k in compared if k != i])
+        evidence[i] = replace(evidence[i], **margin)
+    return WeightsComparison(evidence, refused, child_defects)
+
+
+class PairReadings:
+    """What was read of the child and one candidate, at the entries that both have.
+
+    moments: tensor → its moments, row 0 the child, row 1 the candidate. usable: tensors that are finite and not all
+    zero in both. trunk, matrices: those of them without the heads; of these those of two dimensions and more. counts:
+    elements of a tensor that both have.
+    """
+
+    def __init__(
+        self, readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidate: int
+    ) -> None:
+        self.readings, self.architecture, self.child, self.candidate = readings, architecture, child, candidate
+        self.moments = readings.pairs_of(candidate)
+        self.usable = tuple(name for name in self.moments if readings.usable(name, candidate))
+        self.trunk = [name for name in self.usable if name not in architecture.heads]
+        self.matrices = [name for name in self.trunk if len(child[name].shape) > 1]
+        self.counts = {name: self._count(name) for name in self.moments}
+
+    def _count(self, name: str) -> int:
+        rows = self.readings.shared_rows.get(name, {}).get(self.candidate)
+        return self.child[name].count if rows is None else rows * math.prod(self.child[name].shape[1:])
+
+    @property
+    def complete(self) -> bool:
+        """Whether every entry of the matrices was read, and not a sample."""
+        return all(self.moments[name].count == self.counts[name] for name in self.matrices)
+
+    def units(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Of the matrices whose rows were kept those rows: (child's, candidate's)."""
+        kept = [name for name in self.matrices if name in self.readings.units]
+        return {name: self.readings.unit_pair(name, self.candidate) for name in kept}
 
 
 def candidate_test(
@@ -203,94 +229,100 @@ def orders_read(readings: Readings, architecture: Architecture, usable: Collecti
     return groups
 
 
-def _evidence(
-    readings: Readings, architecture: Architecture, counts: Mapping[str, int], candidate: int, common: Sequence[str],
-    seed: int,
-) -> WeightsEvidence:  # fmt: skip
-    present = [name for name, having in readings.candidates_with.items() if candidate in having]
-    usable = tuple(name for name in present if readings.usable(name, candidate))
-    trunk = [name for name in usable if name not in architecture.heads]
-    distance, stderr, norm = _distance(readings, common or trunk, counts, candidate)
-    gram = {name: readings.moments[name].gram[(readings.row(name, candidate),) * 2] for name in present}
+def _evidence(pair: PairReadings, seed: int) -> WeightsEvidence:
+    """All of one pair but the margins."""
+    readings, architecture, names = pair.readings, pair.architecture, pair.moments
+    distance, stderr, norm = _distance(pair, pair.trunk)
+    units = pair.units()
+    correlated = _correlation(pair)
     return WeightsEvidence(
         distance,
         stderr,
         distance / norm if distance is not None and norm else 0.0,
-        candidate_test(readings, architecture, candidate, usable, seed),
-        frozenset(name for name in present if gram[name] == 0.0),
-        usable,
-        tuple(name for name in present if name not in usable),
-        _blocks(readings, architecture, trunk, counts, candidate),
-        {name: _tensor(readings.moments[name], readings.row(name, candidate)) for name in sorted(usable)},
-    )
+        candidate_test(readings, architecture, pair.candidate, pair.usable, seed),
+        frozenset(name for name in names if names[name].gram[1, 1] == 0.0),
+        pair.usable,
+        tuple(name for name in names if name not in pair.usable),
+        _blocks(pair),
+        {name: _tensor(names[name]) for name in sorted(pair.usable)},
+        tested_entries=_tested_entries(readings, architecture, pair.usable),
+        residual_asymmetry=_residual_asymmetry(units) if correlated["correlation"] > RELATED_CORRELATION else None,
+        information=_information(units) if pair.complete else None,
+        **_origin(pair), **correlated,
+    )  # fmt: skip
 
 
-def _pooled_gram(
-    readings: Readings, names: Sequence[str], counts: Mapping[str, int], compared: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Over the matrices, each scaled to full size: the Gram matrix, the gaps of squared distances, and their errors."""
-    gram, variance = np.zeros((len(compared) + 1,) * 2), np.zeros((len(compared) + 1,) * 2)
-    for name in names:
-        moments = readings.moments[name]
-        rows = [0, *(readings.row(name, i) for i in compared)]
-        gram += moments.gram[np.ix_(rows, rows)] * (counts[name] / moments.count)
-        variance += (moments.gap_stderr(counts[name])[np.ix_(rows, rows)] * counts[name]) ** 2
-    square = np.diag(gram)
-    return gram, square[None, :] - square[:, None], np.sqrt(variance)
+def _tested_entries(readings: Readings, architecture: Architecture, usable: Sequence[str]) -> int:
+    """Weights that the permutation test looks at."""
+    groups = orders_read(readings, architecture, usable)
+    return sum(readings.units.matrix(0, name).numel() for names in groups.values() for name in names)
 
 
-def _origin(readings: Readings, names: Sequence[str], counts: Mapping[str, int], candidate: int) -> dict[str, Any]:
-    """The origin's position between candidate and child, over the matrices that changed: the step is 0 in the
-    others."""
+def _gap(
+    readings: Readings, matrices: Sequence[str], counts: Mapping[str, int], candidate: int, other: int
+) -> tuple[float, float, float]:
+    """Over the matrices that both candidates have: d² of the other less the own d², its standard error, the own d²."""
+    gap = variance = own = 0.0
+    for name in matrices:
+        having = readings.candidates_with[name]
+        if candidate in having and other in having and all(readings.usable(name, k) for k in (candidate, other)):
+            rows = [0, readings.row(name, candidate), readings.row(name, other)]
+            moments = readings.moments[name].of(rows)
+            square = np.diag(moments.gram) * (counts[name] / moments.count)
+            gap += square[2] - square[1]
+            own += square[1]
+            variance += float(moments.gap_stderr(counts[name])[1, 2] * counts[name]) ** 2
+    return float(gap), math.sqrt(variance), float(own)
+
+
+def _origin(pair: PairReadings) -> dict[str, Any]:
+    """The origin's position between candidate and child, over the matrices that changed: the step is 0 in the others.
+
+    What is not correlated with the child's was replaced or stands elsewhere: no step leads from one to the other.
+    """
     gram, entries = np.zeros((2, 2)), 0
-    for name in names:
-        moments, rows = readings.moments[name], [0, readings.row(name, candidate)]
-        if moments.gram[rows[1], rows[1]] > 0:
-            gram += moments.gram[np.ix_(rows, rows)] * (counts[name] / moments.count)
+    for name in pair.matrices:
+        moments = pair.moments[name]
+        if moments.gram[1, 1] > 0 and float(moments.correlation()[1]) >= LINED_UP:
+            gram += moments.gram * (pair.counts[name] / moments.count)
             entries += moments.count
     return {"origin": origin_position(gram, 1), "changed_entries": entries}
 
 
-def _margin(gap: np.ndarray, error: np.ndarray, itself: int, square: float) -> dict[str, Any]:
-    """How much farther the nearest other candidate is (negative: nearer); `gap`, `error` of all, `square` the own
-    d²."""
-    others = np.delete(np.arange(len(gap)), itself)
-    if not len(others):
+def _margin(gaps: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+    """How much farther the nearest other candidate is (negative: nearer); `gaps` to each as `_gap` gives them."""
+    if not gaps:
         return {"margin": 0.0, "margin_z": 0.0}
-    nearest = others[np.argmin(gap[others])]
-    other = square + gap[nearest]
+    gap, error, square = min(gaps)
+    other = square + gap
     margin = 0.5 * math.log(other / square) if other > 0 and square > 0 else MAX_MARGIN * np.sign(other - square)
-    z = gap[nearest] / error[nearest] if error[nearest] > 0 else MAX_MARGIN * np.sign(gap[nearest])
+    z = gap / error if error > 0 else MAX_MARGIN * np.sign(gap)
     return {
         "margin": float(np.clip(margin, -MAX_MARGIN, MAX_MARGIN)),
         "margin_z": float(np.clip(z, -MAX_MARGIN, MAX_MARGIN)),
     }
 
 
-def _correlation(readings: Readings, names: Sequence[str], candidate: int) -> dict[str, Any]:
-    known = [(m.count, float(m.correlation()[readings.row(n, candidate)])) for n in names if (m := readings.moments[n])]
+def _correlation(pair: PairReadings) -> dict[str, Any]:
+    known = [(pair.moments[n].count, float(pair.moments[n].correlation()[1])) for n in pair.matrices]
     known = [(count, r) for count, r in known if math.isfinite(r)]
     entries = sum(count for count, _ in known)
     return {"entries": entries, "correlation": sum(count * r for count, r in known) / entries if entries else 0.0}
 
 
-def _residual_asymmetry(readings: Readings, names: Sequence[str], candidate: int) -> float | None:
+def _residual_asymmetry(units: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> float | None:
     """Of the matrices whose rows were kept, weighted by size; None where none of them changed."""
     total, sums = 0, np.zeros(2)
-    for name in names:
-        if name in readings.units:
-            child, other = (readings.units.matrix(model, name) for model in (0, candidate + 1))
-            if not torch.equal(child, other):
-                total += child.numel()
-                sums += child.numel() * np.array(residual_dependences(child, other))
+    for child, other in units.values():
+        if len(child) and not torch.equal(child, other):
+            total += child.numel()
+            sums += child.numel() * np.array(residual_dependences(child, other))
     return residual_asymmetry(float(sums[0] / total), float(sums[1] / total), total) if total else None
 
 
-def _information(readings: Readings, names: Sequence[str], candidate: int) -> float | None:
+def _information(units: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> float | None:
     """The mutual information with the child over the matrices whose rows were kept; None where there are none."""
-    kept = [name for name in names if name in readings.units]
-    units = readings.units
-    return sum(mutual_information(units.matrix(0, n), units.matrix(candidate + 1, n)) for n in kept) if kept else None
+    return sum(mutual_information(child, other) for child, other in units.values()) if units else None
 
 
 def _broken_share(readings: Readings, architecture: Architecture, counts: Mapping[str, int], candidate: int) -> float:
@@ -303,17 +335,15 @@ def _broken_share(readings: Readings, architecture: Architecture, counts: Mappin
     return sum(counts[name] for name in trunk if not readings.usable(name, candidate)) / total if total else 0.0
 
 
-def _distance(
-    readings: Readings, names: Sequence[str], counts: Mapping[str, int], candidate: int
-) -> tuple[float | None, float, float]:
+def _distance(pair: PairReadings, names: Sequence[str]) -> tuple[float | None, float, float]:
     """sqrt(Σd²/Σn), its standard error under sampling, and sqrt(Σ|candidate|²/Σn), scaled up tensor by tensor."""
     square = variance = norm = 0.0
-    total = sum(counts[name] for name in names)
+    total = sum(pair.counts[name] for name in names)
     for name in names:
-        moments, row = readings.moments[name], readings.row(name, candidate)
-        square += counts[name] * moments.gram[row, row] / moments.count
-        norm += counts[name] * moments.squared_norms()[row] / moments.count
-        variance += (counts[name] * moments.distance2_stderr(counts[name])[row]) ** 2
+        moments, count = pair.moments[name], pair.counts[name]
+        square += count * moments.gram[1, 1] / moments.count
+        norm += count * moments.squared_norms()[1] / moments.count
+        variance += (count * moments.distance2_stderr(count)[1]) ** 2
     if not total:
         return None, 0.0, 0.0
     distance = math.sqrt(square / total)
@@ -321,24 +351,22 @@ def _distance(
     return distance, stderr, math.sqrt(norm / total)
 
 
-def _tensor(moments: Moments, row: int) -> dict[str, float]:
+def _tensor(moments: Moments) -> dict[str, float]:
     return {
-        "distance": math.sqrt(moments.gram[row, row] / moments.count),
-        "correlation": float(moments.correlation()[row]),
+        "distance": math.sqrt(moments.gram[1, 1] / moments.count),
+        "correlation": float(moments.correlation()[1]),
     }
 
 
-def _blocks(
-    readings: Readings, architecture: Architecture, names: Sequence[str], counts: Mapping[str, int], candidate: int
-) -> dict[str, dict[str, float]]:
+def _blocks(pair: PairReadings) -> dict[str, dict[str, float]]:
     """Distance, relative change and mean correlation (weighted by size) of each block, in the child's order."""
     groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(architecture.blocks[name], []).append(name)
+    for name in pair.trunk:
+        groups.setdefault(pair.architecture.blocks[name], []).append(name)
     result = {}
     for block, names_of_block in groups.items():
-        distance, _, norm = _distance(readings, names_of_block, counts, candidate)
-        r = [(counts[n], float(readings.moments[n].correlation()[readings.row(n, candidate)])) for n in names_of_block]
+        distance, _, norm = _distance(pair, names_of_block)
+        r = [(pair.counts[name], float(pair.moments[name].correlation()[1])) for name in names_of_block]
         known = [(n, value) for n, value in r if math.isfinite(value)]
         result[block] = {
             "distance": distance or 0.0,

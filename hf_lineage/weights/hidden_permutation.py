@@ -6,7 +6,8 @@ candidate is put into the child's order. See docs/methods.md, *Hidden permutatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.overlay import Overlay
 from .permutation_test import PermutationTest
 from .reader import Readings
-from .unit_matching import RELATED_SCORE, UnitMatch, mantel_test, match_units
+from .unit_matching import RELATED_SCORE, UNRELATED_PAIRS, UnitMatch, mantel_test, match_units
 
 MAX_MANTEL_P = 0.01  # p-value of the Mantel test up to which a matching is worth its time
 
@@ -30,6 +31,19 @@ class HiddenPermutation:
 
     mantel: PermutationTest | None
     match: UnitMatch | None
+
+    @property
+    def test(self) -> PermutationTest | None:
+        """The test that found it: Mantel's; where there is no residual stream, the matching among unrelated models.
+
+        Of the latter p = (1 + 0)/(n + 1), since none of the n = UNRELATED_PAIRS pairs of unrelated models that were
+        matched reached RELATED_SCORE (Phipson & Smyth 2010).
+        """
+        if self.mantel is not None or not self.matched or self.match is None:
+            return self.mantel
+        p = 1 / (UNRELATED_PAIRS + 1)
+        layers = tuple((order, units, math.nan) for order, (_, units) in self.match.agreement.items())
+        return PermutationTest(math.nan, math.log10(p), "monte_carlo", p, UNRELATED_PAIRS, 0.0, layers)
 
     @property
     def matched(self) -> bool:
@@ -46,9 +60,12 @@ class HiddenPermutation:
         }
 
 
-def mantel_applies(readings: Readings, architecture: Architecture, child: Mapping[str, Shaped]) -> bool:
-    """Whether the Mantel test has anything to test: matrices read in whole that read a residual stream."""
-    return any(_whole(readings, child, name) for names in architecture.residual.values() for name in names)
+def mantel_applies(
+    readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidate: int
+) -> bool:  # fmt: skip
+    """Whether the Mantel test has anything to test: matrices read in whole of both that read a residual stream."""
+    names = [name for names in architecture.residual.values() for name in names]
+    return any(candidate in readings.candidates_with.get(n, ()) and _whole(readings, child, n) for n in names)
 
 
 def detect_permutation(
@@ -70,11 +87,13 @@ def detect_permutation(
 
 
 def undo_permutation(
-    candidate: Checkpoint, alignment: Alignment, architecture: Architecture, found: UnitMatch
-) -> tuple[Overlay, Alignment]:
+    candidate: Checkpoint, alignment: Alignment, architecture: Architecture, found: UnitMatch,
+    alike: Collection[str] = (),
+) -> tuple[Overlay, Alignment]:  # fmt: skip
     """The candidate with its hidden units in the child's order and scale, in memory, and its alignment.
 
-    Tensors that the matching does not put in order are taken out of the alignment: attention heads may be permuted too.
+    alike: tensors that stand in the child's order as they are. Others that the matching does not put in order are taken
+    out of the alignment: attention heads may be permuted too.
     """
     tensors: dict[str, torch.Tensor] = {}
     matrices = {name for name, _ in found.axes} & alignment.pairs.keys()
@@ -85,11 +104,12 @@ def undo_permutation(
         readers = [name for name in architecture.reads.get(order, ()) if (name, 1) in found.factors]
         if order in found.units and readers:
             index = torch.from_numpy(found.units[order])
-            factor = 1 / torch.from_numpy(found.factors[readers[0], 1]).float()
+            factor = 1 / torch.from_numpy(found.factors[readers[0], 1]).float() if found.rescaled else torch.ones(())
             for name in alignment.pairs.keys() & set(names):
                 tensors[alignment.pairs[name]] = candidate.whole([alignment.pairs[name]])[0].float()[index] * factor
                 vectors.add(name)
-    in_order = matrices | vectors | {name for name in alignment.pairs if architecture.blocks[name] in ("stem", "head")}
+    outside = {name for name in alignment.pairs if architecture.blocks[name] in ("stem", "head")}
+    in_order = matrices | vectors | {*alike} | outside
     unordered = {name: "may be in another order" for name in alignment.pairs if name not in in_order}
     pairs = {name: partner for name, partner in alignment.pairs.items() if name in in_order}
     return Overlay(candidate, tensors), replace(alignment, pairs=pairs, unmatched=alignment.unmatched | unordered)

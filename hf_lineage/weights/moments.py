@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Entries processed at once on a CPU, over all rows. So many stay in its cache, and are fewer than torch splits among
-# threads: their barriers cost ten times the work where another program shares the cores.
-CPU_CHUNK = 1 << 14
+# Entries of each model processed at once on a CPU: those of a few models stay in its cache, and each model's are fewer
+# than torch splits among threads, whose barriers cost ten times the work where another program shares the cores. The
+# number does not depend on how many models there are: the order of the additions is part of a pair's result.
+CPU_CHUNK = 1 << 12
 
 
 # Squared norm, as a share of the pivot's, below which a tensor counts as zeros: more than rounding in float64 leaves
@@ -119,12 +120,15 @@ def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cp
     """Moments of one block: M tensors of n entries each, the pivot first, of any float dtype. O(M²n).
 
     Products and sums are float64, on every device that has it; on MPS, which has not, the block stays on the CPU.
-    A tensor with NaN or Inf makes its own sums NaN, and no others.
+    A tensor with NaN or Inf makes its own sums NaN, and no others. What belongs to the pivot and one other row (its
+    diagonal entry, its entry in row 0, its sum) does not depend by a bit on which other rows there are: a matrix
+    product rounds otherwise for another number of rows, so these are made row by row. Only the products of two rows
+    that are not the pivot come from the matrix product.
     """
     target = torch.device(device)
     target = torch.device("cpu") if target.type == "mps" else target
     count = rows[0].numel()
-    step = min(count, max(256, CPU_CHUNK // len(rows))) if target.type == "cpu" else count
+    step = CPU_CHUNK if target.type == "cpu" else max(8, -(-count // 8) * 8)  # aligned rows add up in one order
     work = torch.empty(len(rows), step, dtype=torch.float64, device=target)
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=target)
     s1, squares = torch.zeros_like(gram[0]), torch.zeros_like(gram)
@@ -133,13 +137,25 @@ def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cp
         for i, row in enumerate(rows):
             part[i].copy_(row[start : start + step])
         part[1:] -= part[0]
-        gram += part @ part.T
-        s1 += part.sum(1)
+        gram += _products(part)
+        s1 += torch.stack([row.sum() for row in part])
         part.mul_(part)
-        squares += part @ part.T
+        squares += _products(part)
     moments = Moments(count, gram.cpu().numpy(), s1.cpu().numpy(), squares.cpu().numpy())
     broken = ~np.isfinite(np.diag(moments.gram))  # one NaN or Inf makes all sums of its row NaN, and only those
     for sums in (moments.gram, moments.squares):
         sums[broken, :] = sums[:, broken] = np.nan
     moments.s1[broken] = np.nan
     return moments
+
+
+def _products(part: torch.Tensor) -> torch.Tensor:
+    """Inner products of all rows, (M, M); those with row 0 and those of a row with itself as of the two alone."""
+    if len(part) < 3:
+        products = torch.empty(len(part), len(part), dtype=part.dtype, device=part.device)
+    else:
+        products = part @ part.T
+    for i, row in enumerate(part):
+        products[i, i] = torch.dot(row, row)
+        products[0, i] = products[i, 0] = torch.dot(part[0], row)
+    return products

@@ -11,10 +11,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import reduce
-from operator import add
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +36,7 @@ SPANS = 512  # parts, about, that the work is cut into: enough for a hundred pro
 EXCHANGE_BYTES = 32 << 20  # of kept rows that processes exchange at once
 
 Values = dict[Slice, torch.Tensor] | LineageError
+Sums = dict[int | None, Moments]  # None: all models, over the entries that all have; i: child and candidate i alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,9 @@ class Readings:
     `moments[name]`: of the child's tensor `name`, row 0 the child, the other rows the candidates that have it;
     `candidates_with[name]`: their numbers, in the order of the rows. `failed`: candidates that could not be read, and
     why. `bytes_by_others`: bytes that other processes read for this answer.
+
+    Of a token table that is not equally long in all of them `moments` has the rows that all have;
+    `pairs[name][candidate]` has those that the child and this candidate have, `shared_rows[name][candidate]` how many.
     """
 
     moments: dict[str, Moments]
@@ -54,6 +56,8 @@ class Readings:
     units: Units
     failed: dict[int, LineageError]
     bytes_by_others: int = 0
+    pairs: dict[str, dict[int, Moments]] = field(default_factory=dict)
+    shared_rows: dict[str, dict[int, int]] = field(default_factory=dict)
 
     def row(self, name: str, candidate: int) -> int:
         """The candidate's row in the moments of a tensor. Raises `ValueError` where it has no such tensor."""
@@ -68,21 +72,52 @@ class Readings:
             moments[name] = known.of([0, *(self.row(name, candidate) for candidate in kept)])
             members[name] = tuple(number[candidate] for candidate in kept)
         failed = {number[candidate]: error for candidate, error in self.failed.items() if candidate in number}
-        return Readings(moments, members, self.units.of([0, *(c + 1 for c in candidates)]), failed)
+        pairs, rows = (_renumbered(table, number) for table in (self.pairs, self.shared_rows))
+        shortest = {name: min(found.values()) for name, found in rows.items() if found}
+        units = self.units.of([0, *(c + 1 for c in candidates)], shortest)
+        return Readings(moments, members, units, failed, pairs=pairs, shared_rows=rows)
+
+    def pair(self, name: str, candidate: int) -> Moments:
+        """The moments of the child, row 0, and one candidate that has the tensor, row 1: of all entries that both have.
+
+        Not a bit of them depends on the other candidates.
+        """
+        if name in self.pairs:
+            return self.pairs[name][candidate]
+        return self.moments[name].of([0, self.row(name, candidate)])
+
+    def pairs_of(self, candidate: int) -> dict[str, Moments]:
+        """`pair` of every tensor of which child and candidate were read at the same entries."""
+        names = [name for name, having in self.candidates_with.items() if candidate in having]
+        return {name: self.pair(name, candidate) for name in names if candidate in self.pairs.get(name, (candidate,))}
+
+    def unit_pair(self, name: str, candidate: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The kept rows of one matrix that both have: (child's, candidate's), (rows, width) float32 each."""
+        ours, theirs = self.units.matrix(0, name), self.units.matrix(candidate + 1, name)
+        if name in self.shared_rows:
+            last = bisect_left(self.units.rows[name], self.shared_rows[name][candidate])
+            return ours[:last], theirs[:last]
+        return ours, theirs
 
     def child_usable(self, name: str) -> bool:
         """Whether the child's tensor is finite and not all zero."""
-        norm = self.moments[name].gram[0, 0]
+        norm = self._child_norm(name)
         return bool(np.isfinite(norm) and norm > 0)
 
     def child_defect(self, name: str) -> str:
         """Why the child's tensor cannot be used: `zeros`, or `broken` by NaN or Inf."""
-        return "zeros" if self.moments[name].gram[0, 0] == 0 else "broken"
+        return "zeros" if self._child_norm(name) == 0 else "broken"
+
+    def _child_norm(self, name: str) -> float:
+        every = [self.moments[name]] if name in self.moments else [*self.pairs[name].values()]
+        return float(every[0].gram[0, 0])
 
     def usable(self, name: str, candidate: int) -> bool:
         """Whether the tensor is finite and not all zero, in the candidate and in the child."""
-        norm = self.moments[name].squared_norms()[self.row(name, candidate)]
-        return self.child_usable(name) and bool(np.isfinite(norm) and norm > 0)
+        if candidate not in self.pairs.get(name, (candidate,)):
+            return False  # nothing was read of the rows that both have
+        ours, theirs = self.pair(name, candidate).squared_norms()
+        return bool(np.isfinite(ours) and ours > 0 and np.isfinite(theirs) and theirs > 0)
 
 
 def read_aligned(
@@ -91,8 +126,9 @@ def read_aligned(
 ) -> Readings:  # fmt: skip
     """Read the plan's slices of every model once, batch by batch; the next batch is fetched meanwhile.
 
-    alignments: for each candidate, its tensors for the child's. device: one or several, which take turns. progress:
-    called with bytes done and in all, of this process's share.
+    alignments: for each candidate, its tensors for the child's; of a token table with another number of rows the first
+    ones, as many as both have. device: one or several, which take turns. progress: called with bytes done and in all,
+    of this process's share.
 
     Of several processes each reads a share, and all return the same. Sums are taken block by block along spans that the
     plan alone decides, so that their last bits depend on nothing else. A candidate whose reading fails is left out and
@@ -104,23 +140,58 @@ def read_aligned(
     names = dict.fromkeys(piece.name for piece in plan.slices)
     candidates_with = {name: tuple(i for i, a in enumerate(alignments) if name in a.pairs) for name in names}
     units = Units(plan.rows, {name: math.prod(child[name].shape[1:]) for name in plan.rows}, len(models))
-    spans = _spans(plan.slices)
+    spans = _spans(plan.slices, sum(child[name].count for name in child))
+    shared_rows = _unequal(child, alignments, names)
     share = here.share([sum(_bytes(child, piece) for piece in span) for span in spans])
     before = sum(model.bytes_read for model in models)
-    reader = _Reader(models, [None, *(a.pairs for a in alignments)], candidates_with, units, devices(device), {})
+    limits = {
+        name: {i: rows * math.prod(child[name].shape[1:]) for i, rows in found.items()}
+        for name, found in shared_rows.items()
+    }
+    partners = [None, *(a.pairs for a in alignments)]
+    reader = _Reader(models, partners, candidates_with, limits, units, devices(device), {})
     sums = reader.read({i: spans[i] for i in share}, progress if here.main else None)
 
     spent = sum(model.bytes_read for model in models) - before
     answers = here.gather((sums, reader.failed, spent))
     span_sums = {i: moments for sums, _, _ in answers for i, moments in sums.items()}
     _share_units(here, units, candidates_with, [piece for i in share for piece in spans[i]])
+    tables = {name: _added([span_sums[i] for i in group]) for name, group in _by_tensor(spans).items()}
     return Readings(
-        {name: reduce(add, (span_sums[i] for i in group)) for name, group in _by_tensor(spans).items()},
+        {name: found[None] for name, found in tables.items() if None in found},
         candidates_with,
         units,
         {i: error for _, failed, _ in reversed(answers) for i, error in failed.items()},  # the first one's words
         sum(bytes_read for _, _, bytes_read in answers) - spent,
+        {name: {i: m for i, m in tables[name].items() if i is not None} for name in shared_rows},
+        shared_rows,
     )
+
+
+def _renumbered(table: Mapping[str, Mapping[int, Any]], number: Mapping[int, int]) -> dict[str, dict[int, Any]]:
+    return {name: {number[c]: value for c, value in found.items() if c in number} for name, found in table.items()}
+
+
+def _unequal(child: Checkpoint, alignments: Sequence[Alignment], names: Iterable[str]) -> dict[str, dict[int, int]]:
+    """Token tables of which some candidate has fewer rows than the child: name → candidate → rows that both have."""
+    unequal: dict[str, dict[int, int]] = {}
+    for name in names:
+        rows = {
+            i: min(alignment.grown.get(name, child[name].shape[:1])) for i, alignment in enumerate(alignments)
+            if name in alignment.pairs and child[name].shape
+        }  # fmt: skip
+        if any(count < child[name].shape[0] for count in rows.values()):
+            unequal[name] = rows
+    return unequal
+
+
+def _added(sums: Sequence[Sums]) -> Sums:
+    """Sums over the spans of a tensor, each added up from the first to the last that has it."""
+    added: Sums = {}
+    for part in sums:
+        for key, moments in part.items():
+            added[key] = added[key] + moments if key in added else moments
+    return added
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +202,16 @@ class _Reader:
     models: Sequence[Checkpoint]
     partners: Sequence[Mapping[str, str] | None]
     candidates_with: Mapping[str, tuple[int, ...]]
+    limits: Mapping[str, Mapping[int, int]]  # elements of unequal tables that child and candidate share
     units: Units
     devices: Sequence[torch.device]
     failed: dict[int, LineageError]
 
-    def read(self, spans: Mapping[int, Sequence[Slice]], progress: Progress | None) -> dict[int, Moments]:
+    def read(self, spans: Mapping[int, Sequence[Slice]], progress: Progress | None) -> dict[int, Sums]:
         """The moments of each span. Kept rows go into `units` on the way."""
         child, count = self.models[0], len(self.models)
         span_of = {piece: i for i, span in spans.items() for piece in span}
-        sums: dict[int, Moments] = {}
+        sums: dict[int, Sums] = {}
         done, total = 0, sum(_bytes(child, piece) for piece in span_of)
         limit = (
             min(BATCH_BYTES, BATCH_BYTES_IN_ALL // count) // 2 * len(self.devices)
@@ -154,7 +226,7 @@ class _Reader:
                         self.failed.setdefault(i - 1, value)
                 for piece, found in zip(batch, self._measure(batch, values, workers), strict=True):
                     span = span_of[piece]
-                    sums[span] = sums[span] + found if span in sums else found
+                    sums[span] = _added([sums[span], found]) if span in sums else found
                 done += sum(_bytes(child, piece) for piece in batch)
                 if progress:
                     progress(done, total, f"{batch[-1].name}, {count} models")
@@ -164,8 +236,11 @@ class _Reader:
         if model - 1 in self.failed:  # is not tried again for every batch
             return self.failed[model - 1]
         partner = self.partners[model]
-        ours = [piece for piece in batch if partner is None or piece.name in partner]
-        theirs = ours if partner is None else [Slice(partner[p.name], p.start, p.stop) for p in ours]
+        if partner is None:
+            ours = theirs = list(batch)
+        else:
+            ours = [piece for piece in batch if piece.name in partner and self._stop(model - 1, piece) > piece.start]
+            theirs = [Slice(partner[p.name], p.start, self._stop(model - 1, p)) for p in ours]
         try:
             return dict(zip(ours, self.models[model].read(theirs), strict=True))
         except LineageError as error:
@@ -173,10 +248,14 @@ class _Reader:
                 raise
             return error
 
-    def _measure(self, batch: Sequence[Slice], values: Sequence[Values], workers: ThreadPoolExecutor) -> list[Moments]:
+    def _stop(self, candidate: int, piece: Slice) -> int:
+        """Where the candidate's part of a slice ends."""
+        return min(piece.stop, self.limits.get(piece.name, {}).get(candidate, piece.stop))
+
+    def _measure(self, batch: Sequence[Slice], values: Sequence[Values], workers: ThreadPoolExecutor) -> list[Sums]:
         """The moments of each slice of a batch; slices go to the devices in turn, and these work at the same time."""
 
-        def work(first: int) -> list[Moments]:
+        def work(first: int) -> list[Sums]:
             return [self._one(piece, values, self.devices[first]) for piece in batch[first :: len(self.devices)]]
 
         if len(self.devices) == 1:
@@ -184,12 +263,22 @@ class _Reader:
         columns = list(workers.map(work, range(len(self.devices))))
         return [columns[i % len(columns)][i // len(columns)] for i in range(len(batch))]
 
-    def _one(self, piece: Slice, values: Sequence[Values], device: torch.device) -> Moments:
-        models = (0, *(i + 1 for i in self.candidates_with[piece.name]))
-        block = [_values(values[model], piece) for model in models]
-        for model, row in zip(models, block, strict=True):
-            self.units.take(model, piece, row)
-        return block_moments(block, device)
+    def _one(self, piece: Slice, values: Sequence[Values], device: torch.device) -> Sums:
+        """The moments of one slice of all models, under None; and of an unequal table those of each pair."""
+        candidates = self.candidates_with[piece.name]
+        ends = {i: self._stop(i, piece) for i in candidates}
+        having = {i: Slice(piece.name, piece.start, end) for i, end in ends.items() if end > piece.start}
+        block = {0: _values(values[0], piece, piece.stop)}
+        block |= {i + 1: _values(values[i + 1], piece, part.stop) for i, part in having.items()}
+        for model, row in block.items():
+            self.units.take(model, having.get(model - 1, piece), row)
+        if piece.name not in self.limits:
+            return {None: block_moments([*block.values()], device)}
+        sums: Sums = {i: block_moments([block[0][: len(block[i + 1])], block[i + 1]], device) for i in having}
+        if len(having) == len(candidates):
+            shortest = min(map(len, block.values()))
+            sums[None] = block_moments([row[:shortest] for row in block.values()], device)
+        return sums
 
 
 def _agree(here: World, plan: Plan, models: Sequence[Checkpoint], alignments: Sequence[Alignment]) -> None:
@@ -205,9 +294,10 @@ def _agree(here: World, plan: Plan, models: Sequence[Checkpoint], alignments: Se
         )
 
 
-def _spans(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """Runs of neighbouring slices of one tensor, about 1/`SPANS` of everything each: what is shared among processes."""
-    limit = sum(piece.stop - piece.start for piece in slices) // SPANS
+def _spans(slices: Sequence[Slice], total: int) -> list[list[Slice]]:
+    """Runs of neighbouring slices of one tensor, of about 1/`SPANS` of the child's `total` elements: what is shared
+    among processes. How a tensor is divided depends on the child alone, and so do the last bits of its sums."""
+    limit = total // SPANS
     spans: list[list[Slice]] = []
     size = 0
     for piece in slices:
@@ -292,7 +382,7 @@ def _bytes(child: Checkpoint, piece: Slice) -> int:
     return entry.nbytes * (piece.stop - piece.start) // entry.count
 
 
-def _values(read: Values, piece: Slice) -> torch.Tensor:
+def _values(read: Values, piece: Slice, stop: int) -> torch.Tensor:
     if isinstance(read, LineageError):  # keeps the shape; the candidate is left out at the end
-        return torch.full((piece.stop - piece.start,), torch.nan)
+        return torch.full((stop - piece.start,), torch.nan)
     return read[piece]

@@ -6,6 +6,7 @@ rows; sums over entries do not (`weights/moments.py`).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -47,10 +48,15 @@ class Units:
         """The kept rows of one matrix of one model, (rows, width) float32; model 0 is the child."""
         return self._kept[model][name]
 
-    def of(self, models: Sequence[int]) -> Units:
-        """The same units of some models only, in the order given; nothing is copied."""
-        chosen = Units(self.rows, self._widths, 0)
-        chosen._kept = [self._kept[model] for model in models]
+    def of(self, models: Sequence[int], ends: Mapping[str, int] | None = None) -> Units:
+        """The same units of some models only, in the order given; nothing is copied.
+
+        ends: of these matrices only the rows below that number.
+        """
+        last = {name: bisect_left(kept, (ends or {}).get(name, 1 << 62)) for name, kept in self.rows.items()}
+        rows = {name: kept[: last[name]] for name, kept in self.rows.items()}
+        chosen = Units(rows, self._widths, 0)
+        chosen._kept = [{n: kept[: len(rows[n])] for n, kept in self._kept[model].items()} for model in models]
         return chosen
 
     def __contains__(self, name: str) -> bool:
