@@ -98,6 +98,7 @@ CODES: Mapping[str, str] = {
     "no_common_block": "a candidate has no block of a kind and shape of the child's",
     "equal_blocks": "candidates hold the same block",
     # of notes: trees
+    "other_depth": "two models have different numbers of layers, and are in different trees",
     "only_of_architecture": "a model is the only one of its architecture",
     "no_common_matrix": "models share no matrix of which rows could be kept",
     # of notes: features and detectors

@@ -182,6 +182,14 @@ class TestSettle:
         assert told["a/mirror"].relation == told["a/p"].relation == "finetune"
         assert told["a/s"].relation == "sibling" and total(found, none) == pytest.approx(1, abs=1e-9)
 
+    def test_a_tree_does_not_overrule_a_pair_that_is_sure(self) -> None:
+        """With the true parent offered, a tree moved it from 0.418 to 0.003."""
+        grown = tree(["a/p", "a/s", "u/child"], step("a/s", "u/child", 0.99, direction=0.99), step("a/s", "a/p"))
+        sure = [related("a/p", 0.418, "finetune"), related("a/s", 0.08), stranger("z/z", 0.1)]
+        assert apply_tree(sure, 0.4, grown, CHILD) == (sure, 0.4)
+        close = [related("a/p", 0.3, "finetune"), related("a/s", 0.2), stranger("z/z", 0.1)]
+        assert by_ref(apply_tree(close, 0.4, grown, CHILD)[0])["a/s"].probability == pytest.approx(0.6 * 0.99**2)
+
     def test_an_answer_cannot_hold_a_cycle(self) -> None:
         with pytest.raises(ValueError, match="descend from themselves"):
             tree(["a/p", "a/s", "u/child"], step("a/p", "u/child"), step("a/s", "a/p"), step("a/p", "a/s"))

@@ -549,11 +549,11 @@ class TestStored:
         base, stranger = llama(1), llama(2)
         models = {"r": base, "r1": tuned(base, 11), "r2": tuned(base, 12), "s": stranger, "s1": tuned(stranger, 13)}
         models["r11"] = tuned(models["r1"], 14)
-        models["0-grown"] = tuned(more_tokens(models["r1"], 16), 15, 0.1)
-        models["1-grown"] = tuned(more_tokens(models["0-grown"], 16), 16, 0.1)
+        models["0-grown"] = tuned(more_tokens(models["r1"], 8), 15, 0.1)
+        models["1-grown"] = tuned(more_tokens(models["0-grown"], 8), 16, 0.1)
         found = check(hl.phylogeny(write(tmp_path, models).values()))
         assert groups(found) == {frozenset(("r", "r1", "r2", "r11", "0-grown", "1-grown")), frozenset(("s", "s1"))}
-        for parent, child, sizes in (("r1", "0-grown", (96, 112)), ("0-grown", "1-grown", (112, 128))):
+        for parent, child, sizes in (("r1", "0-grown", (96, 104)), ("0-grown", "1-grown", (104, 112))):
             edge = arrow(found, parent, child)
             assert (short(edge.parent), edge.directed, edge.relation) == (parent, True, "resized")
             assert edge.facts["vocabulary"] == {"parent": sizes[0], "child": sizes[1]}
@@ -960,7 +960,7 @@ class TestMended:
         base = llama(1)
         models = {"r": base, "r1": tuned(base, 11), "r2": tuned(base, 12)}
         models["r11"] = tuned(models["r1"], 14)
-        models["0-grown"] = more_tokens(models[source], 16)
+        models["0-grown"] = more_tokens(models[source], 8)
         found = check(hl.phylogeny(write(tmp_path, models).values()))
         edge = arrow(found, source, "0-grown")
         assert (short(edge.parent), edge.directed, edge.relation) == (source, True, "resized")

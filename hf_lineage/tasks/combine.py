@@ -23,6 +23,9 @@ OVERWHELMING = -10.0  # log10 of the p-value at which a parent ends the search f
 # That the parent is missing from a search that found relatives, as often as in the questions the pairs' rule was fitted
 # on: a tree without it looks the same, the relative that moved least in its place
 MISSING = 1 / 3
+# How many times the tree's parent's probability another candidate may have for the tree to decide between the two: a
+# tree that strings out a star is as sure as one that does not
+MAX_OVERRULED = 4.0
 TREE_MODELS = 24  # relatives that make the tree, the nearest; its cost grows with their square
 
 
@@ -114,9 +117,9 @@ def apply_tree(
     others together keep at most (1 − none)·(1 − q·d), in the proportions that the pairs gave them, and the parent has
     the rest. `none`, that the parent is not among the candidates, becomes `MISSING` if it was less, for a tree seldom
     shows that somebody is missing; but not where what was done to the parent runs one way, as rounding does.
-    Where the edge has no direction, where the child came first in its tree or is a merge, all is left as the pairs had
-    it; so it is where a pair shows an order that the tree denies. Of equal copies of the parent the likelier is named,
-    and `facts["copies"]` has the others.
+    Where the edge has no direction, where the child came first in its tree or is a merge, where a pair shows an order
+    that the tree denies, and where the pairs give another candidate more than `MAX_OVERRULED` times as much, all is left
+    as the pairs had it. Of equal copies of the parent the likelier is named, and `facts["copies"]` has the others.
     """
     ids = {(node.ref, node.revision): node.duplicate_of or node.id for node in tree.nodes if node.ref}
     me = ids.get(child)
@@ -129,7 +132,9 @@ def apply_tree(
         return list(candidates), none
     at = max(twins, key=lambda i: candidates[i].probability or 0.0)
     shown = [i for i, c in enumerate(candidates) if c.first == "candidate" and c.relation in PARENT_RELATIONS]
-    if candidates[at].first == "child" or (shown and at not in shown):
+    apart = max((c.probability or 0.0 for i, c in enumerate(candidates) if i not in twins), default=0.0)
+    overruled = apart > MAX_OVERRULED * (candidates[at].probability or 0.0)
+    if overruled or candidates[at].first == "child" or (shown and at not in shown):
         return list(candidates), none
     none = none if candidates[at].relation in ONE_WAY else max(none, MISSING)
     others = [0.0 if i == at else c.probability or 0.0 for i, c in enumerate(candidates)]

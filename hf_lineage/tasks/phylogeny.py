@@ -15,6 +15,7 @@ from ..answers.lineage import Relation
 from ..answers.phylogeny import Edge, Node, Phylogeny
 from ..answers.refs import ModelRef
 from ..architecture.align import Alignment, covers
+from ..architecture.describe import block_of
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.claims import claims_of
 from ..checkpoints.opener import model_identity
@@ -108,7 +109,9 @@ def phylogeny(
             raise NothingToCompareError(_with_reasons("No model could be read.", left_out))
         trees = _Trees(session, _ids(opened), left_out, notes)
         before = session.bytes_read
-        for kind in _by_architecture(session, opened):
+        kinds = _by_architecture(session, opened)
+        trees.notes += _depth_notes(session, kinds, trees.ids)
+        for kind in kinds:
             left = None if max_bytes is None else max(1, max_bytes - (session.bytes_read - before))
             known = _read(session, kind, trees, replace(options, max_bytes=left))
             if known is not None:
@@ -128,7 +131,7 @@ def tree_of_reading(question: Question, reading: Reading, chosen: Sequence[int],
     """
     pivot, models = question.child, [reading.models[i] for i in chosen]
     trees = _Trees(question.session, _ids([pivot, *models]), {}, [], claims=False)
-    comparable = [i for i in chosen if covers(reading.models[i], reading.models[i].architecture, reading.aligned[i][1])]
+    comparable = [i for i in chosen if _line_up(question.session, pivot, reading.models[i])]
     known = _from_reading(pivot, reading, comparable, trees, seed)
     if known is not None:
         trees.add(known, METHODS["information"], TREE_ALPHA, {})
@@ -178,13 +181,36 @@ def _by_architecture(session: Session, models: Models) -> list[list[View]]:
     kinds: list[list[View]] = []
     for model in models:
         for kind in kinds:
-            alignment = session.align(kind[0], model)
-            if alignment.comparable and covers(model, model.architecture, alignment):
+            if _line_up(session, kind[0], model):
                 kind.append(model)
                 break
         else:
             kinds.append([model])
     return kinds
+
+
+def _line_up(session: Session, one: View, other: View) -> bool:
+    """Whether two models can be in one tree: most of each has a partner, and both have equally many blocks. Else blocks
+    of one name are not the same block: a distance between them would be no movement."""
+    alignment = session.align(one, other)
+    return alignment.comparable and covers(other, other.architecture, alignment) and _depth(one) == _depth(other)
+
+
+def _depth(model: View) -> int:
+    """How many numbered blocks it has; 0 where none are known."""
+    return sum(block_of(f"{path}.") is not None for path in {*model.architecture.blocks.values()})
+
+
+def _depth_notes(session: Session, kinds: Sequence[Models], ids: Mapping[tuple[ModelRef, str], str]) -> list[Note]:
+    """A note for each two kinds of models that line up but for the number of their blocks."""
+    found = []
+    for i, kind in enumerate(kinds):
+        for other in kinds[:i]:
+            if session.align(other[0], kind[0]).comparable:
+                one, two = ids[_key(other[0])], ids[_key(kind[0])]
+                text = f"{one} and {two} have other numbers of layers, and stand in different trees."
+                found.append(Note("other_depth", text, f"Block by block: hf-lineage layers {two} -c {one}"))
+    return found
 
 
 def _name(model: Checkpoint) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..answers.phylogeny import descent_cycle
-from ..weights.direction import direction_shares, origin_position
+from ..weights.direction import direction_shares
 from .groups import Grouping, PairTest, related_groups
 from .hidden_ancestors import hidden_distances, insert_hidden_ancestors
 from .mixtures import Mixture, fit, mixtures
@@ -19,6 +19,7 @@ from .spanning import Edge, cut_gap, edge, neighbours, resample, resolve_contrad
 from .stars import hang_on_centres, undecided_edges
 from .without_gradient import WithoutGradient
 
+LEAST_MOVED = 0.1  # relative change of two models alone from which the origin's position tells who came first
 MAX_UNDECIDED = 0.5  # probability of an edge that another one explains as well; up to it, an edge has no direction
 MAX_NEIGHBOURS = 8  # of an edge's end that are asked whether weights without gradient confirm the edge
 
@@ -200,6 +201,9 @@ class _Builder:
         if len(posterior.order) == 2 and (parent, child) not in decided:
             parent, child, direction = self._first_of_two(*pair)
         contradicted = min(pair) >= 0 and self.one_way(parent, child) is False  # by what was done
+        if direction is not None and min(pair) >= 0 and (parent, child) not in decided:
+            alone, _, sure = self._first_of_two(parent, child)
+            contradicted |= sure is not None and alone == child  # a pair says the same in `trace`
         if contradicted or (
             probability is not None and probability <= MAX_UNDECIDED and (parent, child) not in decided
         ):
@@ -208,16 +212,17 @@ class _Builder:
         self.built.branches.append(Branch(parent, child, direction, probability, is_merge))
 
     def _first_of_two(self, a: int, b: int) -> tuple[int, int, float | None]:
-        """(parent, child, probability of that) of two models alone, by the position of the origin, as `trace` has it;
-        None where it decides nothing, or that neither came first."""
-        squared = self.signals.squared_distances[a, b]
-        # the pivot of these products is zero, so the first one's row is the model itself
-        norm, cross = self.signals.norm2[a], (self.signals.norm2[a] + self.signals.norm2[b] - squared) / 2
-        position = origin_position(np.array([[norm, cross - norm], [cross - norm, squared]]), 1)
-        shares = direction_shares(None if position is None else (position.t, position.relative_distance))
-        if shares.decided == "parent":
-            return b, a, shares.parent
-        return a, b, shares.descendant if shares.decided == "descendant" else None
+        """(parent, child, probability of that) of two models by the position of the origin; None where it decides
+        nothing, or that neither came first, and for all that moved less than `LEAST_MOVED`."""
+        moved, norm2 = self.signals.relative_distance(a, b), self.signals.norm2
+        if moved < LEAST_MOVED:
+            return a, b, None
+        # seen from a, with reach = √(|a|·|b|)/|a − b|: the same for both
+        t = (norm2[a] - norm2[b] + self.signals.squared_distances[a, b]) / (2 * self.signals.squared_distances[a, b])
+        shares = direction_shares((float(t), 1 / moved))
+        if shares.decided == "descendant":
+            return b, a, shares.descendant
+        return a, b, shares.parent if shares.decided == "parent" else None
 
     def _add_sources(self, merge: int, sources: Sequence[int]) -> None:
         """A merge of unrelated groups: a branch from each source in another group, and weights for all its parents."""

@@ -16,11 +16,13 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.view import View
 from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
 from ..weights.evidence import MAX_BROKEN_SHARE, orders_read
-from ..weights.permutation_test import pair_test, unit_products
+from ..weights.hidden_permutation import mantel_applies
+from ..weights.permutation_test import pair_test, sidak, unit_products
 from ..weights.reader import Readings
 from .pair_statistics import Matrix, PairStatistics, compute_pair_statistics
 from .pair_statistics import products as inner_products
 
+MAX_ADDED_TOKENS = 1 / 8  # of a vocabulary, up to which more tokens are tokens that were added
 MAX_LATTICE_VALUES = 512  # different values in a row, below which they lie on a lattice
 MAX_DISTINCT_SHARE = 0.95  # share of different values in a row: floats have hardly any twice
 MIN_PRUNED_SHARE = 0.05  # share of zeros that training does not make
@@ -51,7 +53,7 @@ class AlignedModels:
 
     def test(self, i: int, j: int) -> float | None:
         """log10 p of the permutation test between two models, ≤ 0 (`weights/permutation_test.py`: `pair_test`); None
-        where it does not apply."""
+        where it does not apply. Where the Mantel test applies, too, it counts as one of two, as in `trace`."""
         ours, theirs = self.units(i), self.units(j)
         groups = orders_read(self.readings, self.architecture, ours.keys())
 
@@ -59,7 +61,8 @@ class AlignedModels:
             return unit_products([ours[name] for name in groups[order]], [theirs[name] for name in groups[order]])
 
         found = pair_test(products, groups, self.seed)
-        return None if found is None else found.log10_p
+        tests = 2 if mantel_applies(self.readings, self.architecture, self.models[0]) else 1
+        return None if found is None else sidak(found.log10_p, tests)
 
     def equal(self, i: int, j: int) -> bool:
         """Whether two trunks are equal in everything that was read, so that only the heads differ."""
@@ -80,9 +83,14 @@ class AlignedModels:
         where one change says the one and another the other."""
         found = {
             answer for a, b, answer in ((i, j, True), (j, i, False))
-            if self.vocabulary_growth(a, b) or self.change(a, b)[0] in ONE_WAY
+            if self._added_tokens(a, b) or self.change(a, b)[0] in ONE_WAY
         }  # fmt: skip
         return found.pop() if len(found) == 1 else None
+
+    def _added_tokens(self, i: int, j: int) -> bool:
+        """Whether j has a few tokens more than i; many more may as well have been cut off i."""
+        rows = self.vocabulary_growth(i, j)
+        return rows is not None and rows[1] - rows[0] <= MAX_ADDED_TOKENS * rows[0]
 
     def vocabulary_growth(self, i: int, j: int) -> tuple[int, int] | None:
         """(rows in i, rows in j) of a token table that has more rows in j; None where none has."""
@@ -98,8 +106,9 @@ class AlignedModels:
         return grown[name][1] if name in grown else in_pivot
 
     def change(self, i: int, j: int) -> tuple[EditKind, dict[str, Any]]:
-        """What was done to i to get j, with facts (`weights/edits.py`); `other` where j has no mark that i has not."""
-        if not self._marks_of(j) - self._marks_of(i):
+        """What was done to i to get j, with facts (`weights/edits.py`); `other` where j has no mark that i has not;
+        two models alone are looked at in any case, as in `trace`."""
+        if len(self.models) > 2 and not self._marks_of(j) - self._marks_of(i):
             return "other", {}
         made, start = self.units(j), self.units(i)
         sizes = {m.name: m.size for m in self.statistics.matrices}

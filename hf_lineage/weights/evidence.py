@@ -21,7 +21,7 @@ from ..errors import Note
 from .direction import Position, origin_position, residual_asymmetry, residual_dependences
 from .moments import Moments
 from .mutual_information import mutual_information
-from .permutation_test import PermutationTest, pair_test, unit_products
+from .permutation_test import PermutationTest, pair_test, sidak, unit_products
 from .reader import Readings
 
 MAX_MARGIN = 1e6  # stands for an infinite margin, since JSON holds finite numbers only
@@ -75,11 +75,7 @@ class WeightsEvidence(Evidence):
         """log10 p of all tests that apply, by Šidák: p = 1 − (1 − min p)^tests (Šidák 1967). None where none
         applies."""
         best = self._smallest_p()
-        if best is None or self.tests == 1:
-            return None if best is None else best.log10_p
-        if best.log10_p < -8:
-            return best.log10_p + math.log10(self.tests)
-        return math.log10(-math.expm1(self.tests * math.log1p(-min(best.p, 1 - 1e-15))))
+        return None if best is None else sidak(best.log10_p, self.tests)
 
     @property
     def p_method(self) -> PMethod | None:

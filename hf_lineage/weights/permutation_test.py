@@ -265,6 +265,17 @@ def holm(log10_p: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def sidak(log10_p: float, tests: int) -> float:
+    """log10 of p = 1 − (1 − min p)^tests, for the smallest of so many p-values of one pair (Šidák 1967).
+
+    >>> round(10 ** sidak(math.log10(0.01), 2), 6), sidak(-300.0, 2) + 300
+    (0.0199, 0.3010299956639813)
+    """
+    if tests == 1 or log10_p < -8:
+        return log10_p + math.log10(tests)
+    return math.log10(-math.expm1(tests * math.log1p(-min(10.0**log10_p, 1 - 1e-15))))
+
+
 def seed_of(seed: int, text: str) -> int:
     """A seed that belongs to a text."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "little")
