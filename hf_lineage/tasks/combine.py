@@ -118,8 +118,8 @@ def apply_tree(
     the rest. `none`, that the parent is not among the candidates, becomes `MISSING` if it was less, for a tree seldom
     shows that somebody is missing; but not where what was done to the parent runs one way, as rounding does.
     Where the edge has no direction, where the child came first in its tree or is a merge, where a pair shows an order
-    that the tree denies, and where the pairs give another candidate more than `MAX_OVERRULED` times as much, all is left
-    as the pairs had it. Of equal copies of the parent the likelier is named, and `facts["copies"]` has the others.
+    that the tree denies, and where the pairs give another candidate more than `MAX_OVERRULED` times as much, all is
+    left as the pairs had it. Of equal copies of the parent the likelier is named, and `facts["copies"]` has the others.
     """
     ids = {(node.ref, node.revision): node.duplicate_of or node.id for node in tree.nodes if node.ref}
     me = ids.get(child)

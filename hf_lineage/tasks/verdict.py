@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, ClaimStatus, Relation, Verdict
-from ..weights.direction import Direction, Position, direction_shares, end_misfit
+from ..weights.direction import NO_ORDER, Direction, order_by_position
 from ..weights.edits import ONE_WAY, EditKind
 from ..weights.evidence import WeightsComparison, WeightsEvidence
 from ..weights.permutation_test import holm
@@ -32,16 +32,11 @@ PERMUTATION_EVIDENCE = 4.0
 RELATED_Z = 4.0  # Fisher's z of a correlation above which a candidate counts as related in the features
 OPEN = ("not_testable", "not_understood")  # of a claim: it may mean any model
 FROZEN = 0.05  # share of the compared weights that must be untouched to speak of frozen parts
-# Change relative to the two norms from which the origin's position tells an order: below, it was at chance on a real
-# model (22 M weights, tuned at 2e-5 to 5e-4, moved by 0.2 to 9 %), and nothing was fitted there
-LEAST_MOVED = 0.1
-MAX_MISFIT = 3.0  # scales of the position's error beyond which neither order explains it: a merge, a rescaled model
 # Share of a vocabulary up to which more tokens are tokens that were added; more may as well have been cut off the other
 MAX_ADDED_TOKENS = 1 / 8
 AMPLE_Z = 5.0  # deviations at which a relative of correlation 0.1 must stand for a test to have ample power
 ALIKE_ROWS = 0.5  # correlation of the rows of two token tables from which they are the same tokens
 FAR_NEARER = 2.0  # times as near as a claimed base, from which another relative speaks against the claim
-NO_ORDER = Direction(1 / 3, 1 / 3, 1 / 3)
 First = Literal["candidate", "child"] | None
 
 
@@ -258,20 +253,7 @@ def _order(item: WeightsEvidence, pair: Pair) -> Direction:
         return NO_ORDER
     if made or undone:
         return _ONE_WAY if made else _OTHER_WAY
-    return _by_position(item.origin, item.changed_entries)
-
-
-def _by_position(position: Position | None, entries: int) -> Direction:
-    """By the position of the origin, in a form that swaps with the two models; no order where it tells nothing."""
-    if position is None:
-        return NO_ORDER
-    t, square = position.t, position.relative_distance**2
-    back = max(square + 1 - 2 * t, 0.0)  # |child|²/|Δ|²
-    reach = (square * back) ** 0.25
-    if reach > 1 / LEAST_MOVED:
-        return NO_ORDER
-    found = direction_shares((t, reach), entries=entries)
-    return found if end_misfit(t, reach, entries) <= MAX_MISFIT else NO_ORDER
+    return order_by_position(item.origin, item.changed_entries)
 
 
 def _first(order: Direction) -> First:

@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..answers.phylogeny import descent_cycle
-from ..weights.direction import direction_shares
+from ..weights.direction import Position, order_by_position
 from .groups import Grouping, PairTest, related_groups
 from .hidden_ancestors import hidden_distances, insert_hidden_ancestors
 from .mixtures import Mixture, fit, mixtures
-from .pair_statistics import PairStatistics
+from .pair_statistics import PairStatistics, distance2
 from .rooting import RootPosterior, Signals, numbers, root_posterior
 from .spanning import Edge, cut_gap, edge, neighbours, resample, resolve_contradictions, side, spanning_tree
 from .stars import hang_on_centres, undecided_edges
 from .without_gradient import WithoutGradient
 
-LEAST_MOVED = 0.1  # relative change of two models alone from which the origin's position tells who came first
 MAX_UNDECIDED = 0.5  # probability of an edge that another one explains as well; up to it, an edge has no direction
 MAX_NEIGHBOURS = 8  # of an edge's end that are asked whether weights without gradient confirm the edge
 
@@ -212,14 +211,15 @@ class _Builder:
         self.built.branches.append(Branch(parent, child, direction, probability, is_merge))
 
     def _first_of_two(self, a: int, b: int) -> tuple[int, int, float | None]:
-        """(parent, child, probability of that) of two models by the position of the origin; None where it decides
-        nothing, or that neither came first, and for all that moved less than `LEAST_MOVED`."""
-        moved, norm2 = self.signals.relative_distance(a, b), self.signals.norm2
-        if moved < LEAST_MOVED:
+        """(parent, child, probability of that) of two models by the position of the origin, as `trace` has it
+        (`weights/direction.py`); None where that decides nothing, or that neither came first."""
+        changed = self.signals.changed(a, b)
+        grams = self.statistics.grams[changed].sum(0)
+        one, other, squared = grams[a, a], grams[b, b], float(distance2(grams)[a, b])
+        if not squared > 0:
             return a, b, None
-        # seen from a, with reach = √(|a|·|b|)/|a − b|: the same for both
-        t = (norm2[a] - norm2[b] + self.signals.squared_distances[a, b]) / (2 * self.signals.squared_distances[a, b])
-        shares = direction_shares((float(t), 1 / moved))
+        position = Position(float((one - other + squared) / (2 * squared)), float(one / squared) ** 0.5)
+        shares = order_by_position(position, int(self.statistics.sizes[changed].sum()))
         if shares.decided == "descendant":
             return b, a, shares.descendant
         return a, b, shares.parent if shares.decided == "parent" else None

@@ -61,7 +61,8 @@ class AlignedModels:
             return unit_products([ours[name] for name in groups[order]], [theirs[name] for name in groups[order]])
 
         found = pair_test(products, groups, self.seed)
-        tests = 2 if mantel_applies(self.readings, self.architecture, self.models[0]) else 1
+        candidate = max(self.indices[i], self.indices[j]) - 1
+        tests = 2 if mantel_applies(self.readings, self.architecture, self.models[0], candidate) else 1
         return None if found is None else sidak(found.log10_p, tests)
 
     def equal(self, i: int, j: int) -> bool:

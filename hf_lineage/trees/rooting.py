@@ -56,6 +56,10 @@ class Signals:
         self._changed = distance2(statistics.grams) > 1e-14 * norms2[:, :, None]
         self._edges: dict[Edge, np.ndarray] = {}
 
+    def changed(self, a: int, b: int) -> np.ndarray:
+        """Which matrices differ between two models, (T,) bool."""
+        return self._changed[:, a, b]
+
     def relative_distance(self, a: int, b: int) -> float:
         """‖a − b‖/√(‖a‖·‖b‖), ≥ 0; 0 where one of the two is 0."""
         size = np.sqrt(self.norm2[a] * self.norm2[b])
