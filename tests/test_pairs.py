@@ -68,6 +68,15 @@ def in_another_order(model: Tensors, seed: int) -> Tensors:
     return made
 
 
+def layers_of(models: list[Tensors], choice: list[tuple[int, int]]) -> Tensors:
+    """Layer i is layer choice[i][1] of models[choice[i][0]]; the rest is the first model's."""
+    made = {name: t for name, t in models[0].items() if ".layers." not in name}
+    for i, (which, layer) in enumerate(choice):
+        at = f".layers.{layer}."
+        made |= {n.replace(at, f".layers.{i}."): t for n, t in models[which].items() if at in n}
+    return made
+
+
 def with_tables(model: Tensors, change: Any) -> Tensors:
     return {name: change(t) if name in TABLES else t for name, t in model.items()}
 
@@ -203,3 +212,45 @@ def test_a_permuted_child_is_judged_as_the_same_child_unpermuted(folders: dict[s
     assert permuted.disguised and permuted.relation == plain_child.relation and permuted.first == plain_child.first
     assert permuted.distance == pytest.approx(plain_child.distance, rel=1e-6)
     assert permuted.p_raw is not None and permuted.p_raw <= ALPHA / 256
+
+
+DEEP = (llama(31, depth=4), llama(32, depth=4))
+LAYERS = {  # the child's layers, each with the candidate and its layer; the relation; words of the sentence
+    "repeated": ([(0, 0), (0, 1), (0, 2), (0, 1), (0, 2), (0, 3)], {"3": 1}, "layer 1 as layer 3"),
+    "the last ones dropped": ([(0, 0), (0, 1), (0, 2)], {}, "with 3 layers instead of 4"),
+    "the first one dropped": ([(0, 1), (0, 2), (0, 3)], {"0": 1, "1": 2}, "layers 1 to 2 as layers 0 to 1"),
+    "reversed": ([(0, 3), (0, 2), (0, 1), (0, 0)], {"0": 3, "1": 2, "2": 1, "3": 0}, "in another order"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("change", [0.0, 0.05])
+def test_layers_that_stand_elsewhere_show_no_order(kind: str, change: float, tmp_path: Path) -> None:
+    choice, expected, words = LAYERS[kind]
+    child = moved(layers_of([DEEP[0]], choice), 33, change)
+    found = put(tmp_path / "base", DEEP[0], {}), put(tmp_path / "child", child, {})
+    for mine, its in (found, found[::-1]):
+        answer = hl.trace(mine, [its])
+        best = answer.candidates[0]
+        assert answer.verdict != "parent" and best.first is None and best.relation in ("depth_changed", "none")
+    answer = hl.trace(found[1], [found[0]])
+    assert (answer.verdict, answer.candidates[0].relation) == ("common_origin", "depth_changed")
+    assert answer.candidates[0].facts["layers"]["moved"] == expected and words in answer.sentence()
+
+
+@pytest.mark.parametrize("change", [0.0, 0.05])
+def test_a_hybrid_is_said_to_be_one(change: float, tmp_path: Path) -> None:
+    child = moved(layers_of([*DEEP], [(0, 0), (0, 1), (1, 2), (1, 3)]), 34, change)
+    sources = [put(tmp_path / f"source-{i}", each, {}) for i, each in enumerate(DEEP)]
+    answer = hl.trace(
+        put(tmp_path / "child", child, {}), [*sources, put(tmp_path / "unrelated", llama(35, depth=4), {})]
+    )
+    assert answer.verdict == "common_origin" and answer.parent is None
+    assert all(str(source) in answer.sentence() for source in sources) and "put together" in answer.sentence()
+    alone = hl.trace(tmp_path / "child", sources[:1])
+    assert "put together" not in alone.sentence(), "of one source alone there is no telling"
+
+
+def test_a_tuned_child_of_siblings_is_no_hybrid(folders: dict[str, Path]) -> None:
+    answer = hl.trace(folders["grandchild"], [folders[name] for name in ("child", "base", "sibling")])
+    assert "put together" not in answer.sentence() and answer.parent == str(folders["child"])

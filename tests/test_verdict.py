@@ -50,14 +50,9 @@ def pair(
 ) -> verdict.Pair:  # fmt: skip
     what = {"share": 1.0}
     return verdict.Pair(
-        same,
-        frozenset("wb"),
-        grown or {},
-        lambda: (kind, dict(what)),
-        lambda: (back, dict(what)),
-        permutation,
-        rescaled,
-    )  # type: ignore[arg-type]
+        same, frozenset("wb"), grown or {}, lambda: (kind, dict(what)), lambda: (back, dict(what)),  # type: ignore[arg-type]
+        permutation=permutation, rescaled=rescaled,
+    )  # fmt: skip
 
 
 def judge(*items: WeightsEvidence, pairs: Sequence[verdict.Pair] = ()) -> tuple[list[Candidate], float | None]:

@@ -9,7 +9,7 @@ from typing import Any
 from ..answers.lineage import Candidate, Claim, Lineage
 from ..answers.refs import printable
 from ..errors import code_of
-from .format import count_text, p_text, short
+from .format import count_text, listed_text, p_text, short
 
 Show = Callable[[str], str]
 CLOSE = 0.1  # change relative to the norm below which two models are no two trainings from one random start
@@ -54,6 +54,9 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
     if lineage.verdict == "undecided" and unread:
         return _with_unread(lineage, unread, show)
     best = compared[0]
+    merged = [note for note in lineage.notes if code_of(note) == "merge_found"]
+    if merged and lineage.verdict in ("common_origin", "undecided"):
+        return f"{(show or printable)(merged[0].sentence.removesuffix('.'))}; see hf-lineage layers."
     name = (show or short)(candidate_name(best))
     others = f"p {p_text(best.log10_p)} " + (
         f"among {len(compared)} candidates" if len(compared) > 1 else "for the one candidate"
@@ -135,12 +138,39 @@ def _low_rank(facts: dict[str, Any]) -> str:
     return f"a rank-{facts['rank']} update{of} (a merged LoRA)"
 
 
+def _layers(found: dict[str, Any]) -> str:
+    """How the layers of two models differ, as said of the child after the candidate's name."""
+    mine, its = found["child"], found["candidate"]
+    kept = {int(child): place for child, place in found["moved"].items()}
+    runs = _runs(kept)
+    moved = listed_text([f"{_span(a, b)} as {_span(a - shift, b - shift)}" for a, b, shift in runs])
+    count = f"with {count_text(mine, 'layer')} instead of {its}" if mine != its else "with its layers in another order"
+    return f"{count}: that model's {moved}" if runs else count
+
+
+def _runs(kept: dict[int, int]) -> list[tuple[int, int, int]]:
+    """Neighbouring layers that moved by the same number: (candidate's first, last, how far the child's are before)."""
+    runs: list[tuple[int, int, int]] = []
+    for child, place in sorted(kept.items()):
+        if runs and runs[-1][1] == place - 1 and runs[-1][2] == place - child:
+            runs[-1] = (runs[-1][0], place, place - child)
+        else:
+            runs.append((place, place, place - child))
+    return runs
+
+
+def _span(first: int, last: int) -> str:
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
+
+
 def _of_common_origin(best: Candidate, name: str, others: str) -> str:
     """A relative that is not shown to be the parent."""
     facts, moved = best.facts, best.facts.get("moved", math.inf)
     if best.relation == "head_changed":
         same = f"Its trunk is equal to that of {name} in all that was read; the head is another, or there is none"
         return f"{same} ({others}). {order(best)}"
+    if best.relation == "depth_changed" and "layers" in facts:
+        return f"{name} {_layers(facts['layers'])} ({others}). {order(best)}"
     if best.relation == "descendant":
         return f"It shares an origin with {name} ({others}). {order(best)}"
     if best.disguised:

@@ -13,8 +13,9 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..checkpoints.view import View
 from ..errors import ArgumentError, Note, NothingToCompareError
+from ..weights.depth import changed_layers
 from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
-from ..weights.evidence import WeightsComparison, compare_weights
+from ..weights.evidence import LINED_UP, PairReadings, WeightsComparison, compare_weights
 from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
 from ..weights.reader import Readings
 from ..weights.sampling import Plan, make_plan
@@ -136,6 +137,7 @@ def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int
         grown=alignment.grown,
         made=functools.cache(functools.partial(what, back=False)),
         undone=functools.cache(functools.partial(what, back=True)),
+        layers=lambda: changed_layers(PairReadings(readings, architecture, reading.child, i), theirs, LINED_UP),
         permutation=found.to_dict() if found else None,
         rescaled=bool(found and found.match and found.match.rescaled),
     )

@@ -13,7 +13,8 @@ from ..answers.lineage import Candidate, Claim
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import Note, join_notes
-from ..weights.evidence import WeightsComparison
+from ..weights.depth import ELSEWHERE
+from ..weights.evidence import LINED_UP, WeightsComparison, WeightsEvidence
 from ..weights.mixture import exact_average
 from ..weights.reader import Readings
 from ..weights.sampling import MIN_UNITS, Plan
@@ -112,23 +113,26 @@ def of_merges(
 ) -> list[Note]:
     """For a child that no single candidate explains: an average of several, or put together from several.
 
-    Fine-tuned since, it is not noticed here. `comparable`: the candidates as they were read.
+    An average that was fine-tuned since is not noticed here. `comparable`: the candidates as they were read.
     """
     related_refs = {(c.ref, c.revision) for c in judged if c.relation != "none"}
     related = {i: m.ref.name for i, (m, _) in enumerate(comparable) if (m.ref.name, m.ref.revision) in related_refs}
     names = [name for name in architecture.trunk if {*related} <= {*readings.candidates_with.get(name, ())}]
-    names = [name for name in names if all(readings.usable(name, i) for i in related)]
+    names = [name for name in names if name in readings.moments and all(readings.usable(name, i) for i in related)]
     if len(related) < 2 or not names:
         return []
     rows = {name: [0, *(readings.row(name, i) for i in related)] for name in names}
     gram = np.sum([readings.moments[name].gram[np.ix_(rows[name], rows[name])] for name in names], axis=0)
     refs = [*related.values()]
+    judged_of = {c.requested: c for c in judged}
     described, sources = "", []
     if fit := exact_average(gram, range(len(refs))):
         sources = sorted(fit.support, key=lambda k: -fit.weights[k])
         described = f"an average of {_and([f'{refs[k]} ({fit.weights[k]:.2f})' for k in sources])}"
     elif len(sources := _assembled(readings, names, [*related])) > 1:
         described = f"put together from tensors of {_and([refs[k] for k in sources])}"
+    elif len(sources := _owners([judged_of[comparable[i][0].requested] for i in related])) > 1:
+        described = f"put together from layers of {_and([refs[k] for k in sources])}"
     if not described:
         return []
     options = " ".join(f"-c {refs[k]}" for k in sources)
@@ -148,6 +152,20 @@ def _assembled(readings: Readings, names: Sequence[str], related: Sequence[int])
         if len(equal) == 1 and name in readings.units:
             unique |= {*equal}
     return sorted(unique)
+
+
+def _owners(related: Sequence[Candidate]) -> list[int]:
+    """Places in `related` of candidates to which a layer of the child is alike, and to which no other one's is.
+
+    So it is with layers of unrelated models, tuned since or not; those of siblings are all alike.
+    """
+    found = [weights for c in related if isinstance(weights := c.evidence.get("weights"), WeightsEvidence)]
+    owners: set[int] = set()
+    for block in {block for weights in found for block in weights.blocks if block not in ("stem", "head")}:
+        alike = [weights.blocks.get(block, {}).get("correlation", 0.0) for weights in found]
+        if len(found) == len(related) and max(alike) >= ELSEWHERE and sum(r >= LINED_UP for r in alike) == 1:
+            owners.add(alike.index(max(alike)))
+    return sorted(owners)
 
 
 def _and(texts: Sequence[str]) -> str:

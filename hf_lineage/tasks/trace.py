@@ -110,6 +110,8 @@ def _answer(question: Question, options: Options) -> Lineage:
         raise NoCandidateReadError(notes.of_unreadable(ranked))
     concluded, parent = verdict.conclude(ranked, options.alpha)
     messages = [*question.notes, *known.notes, *notes.of_unread(ranked)]
+    if concluded == "parent" and any(message.code == "merge_found" for message in messages):
+        concluded, parent = "common_origin", None  # of several parents none is the one
     messages += notes.of_unused(question.source, question.architecture)
     for kind in kinds:
         ranked, more = kind.of_verdict(ranked, concluded)

@@ -47,6 +47,7 @@ class Pair:
     `same_names`: its tensors are exactly the child's, heads included.  `trunk`: the child's trunk as far as it was
     read, None where rows of it were left out.  `grown`: rows of token tables (child's, its).
     `made`, `undone`: what was done to it to get the child, and the reverse (`edits.summarise_edits`), asked if needed.
+    `layers`: how the numbers and positions of their layers differ (`depth.changed_layers`), asked if needed.
     `permutation`: how its hidden units were found in another order, None if they were not; `rescaled`: in another
     scale, too.
     """
@@ -56,6 +57,7 @@ class Pair:
     grown: Mapping[str, tuple[int, int]]
     made: Callable[[], tuple[EditKind, dict[str, Any]]]
     undone: Callable[[], tuple[EditKind, dict[str, Any]]]
+    layers: Callable[[], dict[str, Any] | None] = lambda: None
     permutation: dict[str, Any] | None = None
     rescaled: bool = False
 
@@ -64,7 +66,8 @@ class Pair:
 class _Judged:
     """One pair judged by itself: its relation, the facts behind it, who came first, and the bound of its probability.
 
-    `order`: shares of the three orders; `certain`: a copy or a cast, whose probability is 1 if nobody else's is.
+    `order`: shares of the three orders; `certain`: a copy or a cast, whose probability is 1 if nobody else's is;
+    `same_trunk`: every weight of the child's trunk is equal.
     """
 
     relation: Relation | None
@@ -72,6 +75,7 @@ class _Judged:
     order: Direction
     bound: float
     certain: int = 0
+    same_trunk: bool = False
 
 
 def judge(
@@ -224,12 +228,16 @@ def _judge_pair(
     if _same_trunk(item, pair):
         if _is_copied(item, pair):
             return _Judged("identical", facts, NO_ORDER, 1.0, certain=2)
-        return _Judged("head_changed", facts, NO_ORDER, 0.5)
+        return _Judged(
+            "depth_changed" if _other_layers(pair, facts) else "head_changed", facts, NO_ORDER, 0.5, same_trunk=True
+        )
     related = item.log10_p is not None and item.log10_p <= math.log10(alpha)
     if not related:
         undecided = item.log10_p is None or item.at_floor  # so few draws cannot show a smaller p
         ample = not undecided and 0.1 * math.sqrt(item.tested_entries) >= AMPLE_Z
         return _Judged(None if undecided else "none", facts, NO_ORDER, alpha if ample else 0.5)
+    if _other_layers(pair, facts):  # no order from what stands elsewhere
+        return _Judged("depth_changed", facts, NO_ORDER, 0.5)
     order = _order(item, pair)
     facts["first"] = first = _first(order)
     relation = _relation(item, pair, facts, first)
@@ -241,6 +249,14 @@ def _judge_pair(
 
 
 _ONE_WAY, _OTHER_WAY = Direction(1.0, 0.0, 0.0), Direction(0.0, 0.0, 1.0)
+
+
+def _other_layers(pair: Pair, facts: dict[str, Any]) -> bool:
+    """Whether layers were repeated, put in, left out or put elsewhere; says which in the facts."""
+    found = None if pair.permutation else pair.layers()
+    if found:
+        facts["layers"] = found
+    return found is not None
 
 
 def _order(item: WeightsEvidence, pair: Pair) -> Direction:
@@ -303,7 +319,7 @@ def _shares(
         equal = np.array([float(pair.certain == surest) for pair in alone])
         return equal / equal.sum(), 0.0
     shares, _ = probabilities(features)
-    if any(same := [pair.relation == "head_changed" for pair in alone]):
+    if any(same := [pair.same_trunk for pair in alone]):
         shares = np.array(same) / sum(same)
     ranked = [i for i, pair in enumerate(alone) if pair.relation not in (None, "none", "descendant")]
     shares = _by_information(shares, found, ranked)
