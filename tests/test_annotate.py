@@ -125,7 +125,7 @@ class TestPullRequest:
         assert set(files(server, "refs/pr/1")) == {*FILES, "model.safetensors", "config.json"}
         assert files(server)["README.md"] == CARD
         for text in (
-            "Fine-tuned from `lab/parent`",
+            "`lab/parent` with white noise of 0.3 standard deviations added, probability 0.8",
             "How to reproduce",
             "`base_model` and `base_model_relation` to its metadata",
         ):
@@ -238,7 +238,7 @@ class TestPush:
     def test_what_somebody_changed_in_the_section_is_written_again(self, server: Any, lineage: Lineage) -> None:
         hl.annotate("lab/child", lineage, push=True, token="hf_lab")
         card = files(server)["README.md"]
-        server.commit("lab/child", {"README.md": card.replace(b"Fine-tuned from", b"Stolen from")})
+        server.commit("lab/child", {"README.md": card.replace(b"they share an origin", b"it was stolen")})
         assert hl.annotate("lab/child", lineage, push=True, token="hf_lab").changed
         assert files(server)["README.md"] == card
 
@@ -557,7 +557,7 @@ class TestCommand:
         asked = ["lab/child", "-c", "lab/parent", "-c", "lab/stranger"]
         code, out, err = run("annotate", *asked, "--out", str(tmp_path / "card"))
         assert code == 0 and out.startswith("--- a/README.md\n+++ b/README.md\n") and out.endswith(END + "\n")
-        assert err.startswith("Fine-tuned from lab/parent, probability ") and "files: " in err
+        assert err.startswith("lab/parent with white noise of 0.3 standard deviations added, probability ") and "files: " in err
         assert (tmp_path / "card" / "lineage" / "bom.cdx.json").exists() and not writes(server)
         code, out, _ = run("annotate", *asked, "--json", "--layers")
         assert code == 0 and "lineage/layers.json" in json.loads(out)["files"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from safetensors.torch import save, save_file
 
 import hf_lineage as hl
 from hf_lineage.answers.lineage import Lineage
+from hf_lineage.answers.refs import ModelRef
 from hf_lineage.checkpoints.entry import Slice
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import CardError, CheckpointError, HubUnavailableError, LineageError
+from hf_lineage.hub.cache import snapshot
 from hf_lineage.report.card import MAX_CARD
 from hf_lineage.tasks import annotate as annotation
 from hf_lineage.testing import MiniHub
@@ -33,6 +36,7 @@ def server(lab: MiniHub, monkeypatch: pytest.MonkeyPatch) -> MiniHub:
     lab.commit("lab/child", {"README.md": CARD})
     lab.tokens["hf_lab"] = "lab"
     monkeypatch.setattr(annotation, "WAIT", 0.0)
+    monkeypatch.setattr("hf_lineage.hub.client.time", SimpleNamespace(sleep=lambda seconds: None))
     monkeypatch.setattr(annotation, "_picture", lambda answer: b"a picture")
     return lab
 
@@ -409,6 +413,21 @@ class TestSnapshots:
         lineage = hl.trace(cache["child"], [cache["parent"], cache["stranger"]])
         assert [claim.status for claim in lineage.claims] == ["confirmed"] and not lineage.undeclared
         assert hl.trace(cache["child"].parents[1], [cache["parent"]]).parent == str(cache["parent"])
+
+    def test_offline_what_was_fetched_by_its_commit_is_there(self, cache: dict[str, Path], monkeypatch: Any) -> None:
+        root = cache["parent"].parents[1]
+        monkeypatch.setattr("hf_lineage.hub.cache.constants.HF_HUB_CACHE", str(root.parent))
+        ref = ModelRef.parse("lab/parent")
+        assert snapshot(ref) == (cache["parent"].name, cache["parent"]), "no refs: the only one there is"
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text("f" * 40)
+        with pytest.raises(HubUnavailableError, match=rf"It has `lab/parent@{cache['parent'].name}`: name that commit"):
+            snapshot(ref)
+        (root / "refs" / "main").unlink()
+        (root / "snapshots" / ("e" * 40)).mkdir()
+        with pytest.raises(HubUnavailableError, match="name that commit"):
+            snapshot(ref)
+        assert snapshot(ModelRef.parse(f"lab/parent@{'e' * 40}"))[0] == "e" * 40
 
     def test_a_folder_from_any_directory(self, folders: dict[str, Path], monkeypatch: Any) -> None:
         (folders["child"] / "README.md").write_text("---\nbase_model: lab/parent\n---\n")
