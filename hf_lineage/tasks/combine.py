@@ -47,10 +47,15 @@ class TreeEvidence(Evidence):
 
 
 def is_enough(lineage: Lineage) -> bool:
-    """Whether no wider ring need be looked at: a parent beyond all doubt, or a claim that the weights bear out."""
+    """Whether no wider ring need be looked at: a parent beyond all doubt, or one that a claim names, too.
+
+    A declared relative of which nothing shows that it came first may be a sibling: that is no reason to end the search.
+    """
     best = lineage.candidates[0]
-    sure = lineage.parent is not None and (best.log10_p or 0.0) <= OVERWHELMING
-    return sure or lineage.verdict == "identical" or any(claim.status == "confirmed" for claim in lineage.claims)
+    if lineage.verdict == "identical" or lineage.parent is None:
+        return lineage.verdict == "identical"
+    sure = (best.log10_p or 0.0) <= OVERWHELMING
+    return sure or any(claim.status == "confirmed" for claim in lineage.claims)
 
 
 def unrelated(lineage: Lineage | None) -> list[Candidate]:
