@@ -79,6 +79,18 @@ def test_the_tree_leaves_its_matrix_alone_and_goes_with_the_order() -> None:
     assert (information == before).all()
 
 
+def test_ties_do_not_depend_on_rounding() -> None:
+    """Of copies of one trunk many trees are the best: which, must not change with the last bit of a sum."""
+    rng = np.random.default_rng(0)
+    information = np.full((9, 9), 1e6)
+    information[:4] = information[:, :4] = 5e5
+    found = set()
+    for _ in range(20):
+        noise = 1 + 1e-13 * rng.standard_normal((9, 9))
+        found.add(frozenset(spanning_tree(information * (noise + noise.T) / 2)))
+    assert len(found) == 1
+
+
 def test_sides_of_an_edge_are_networkx_components() -> None:
     for seed in range(10):
         edges = random_tree(range(9), seed)

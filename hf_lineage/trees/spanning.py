@@ -12,6 +12,7 @@ from .without_gradient import WithoutGradient
 Edge = tuple[int, int]  # two models, the smaller number first
 
 BOOTSTRAPS = 100
+TIED = 1e-9  # of the largest information: a smaller difference is rounding
 MIN_INFORMATION_RATIO = 0.85  # of an edge's information: a model that shares less is no neighbour
 MAX_REWIRINGS_PER_MODEL = 4
 
@@ -19,9 +20,14 @@ MAX_REWIRINGS_PER_MODEL = 4
 def spanning_tree(information: np.ndarray) -> set[Edge]:
     """The maximum spanning tree: the M − 1 edges of largest total information (Chow and Liu 1968).
 
-    information: (M, M), nats, symmetric, ≥ 0. Ties are broken by scipy's order.
+    information: (M, M), nats, symmetric, ≥ 0. What differs by less than `TIED` of the largest is a tie, as between
+    copies of one trunk, whose sums differ by rounding alone: the pair of the smaller numbers comes first.
     """
-    cost = information.max(initial=0.0) * (1 + 1e-6) + 1.0 - information
+    models = len(information)
+    between = information * (1 - np.eye(models))
+    steps = np.round(between / (TIED * (between.max(initial=0.0) or 1.0)))
+    first = np.minimum.outer(range(models), range(models)) * models + np.maximum.outer(range(models), range(models))
+    cost = steps.max(initial=0.0) + 1.0 - steps + first / max(1, models * models)
     np.fill_diagonal(cost, 0.0)
     tree = minimum_spanning_tree(cost).tocoo()
     return {edge(int(i), int(j)) for i, j in zip(tree.row, tree.col, strict=True)}

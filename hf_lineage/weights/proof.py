@@ -30,7 +30,7 @@ import torch
 
 GRID = tuple(0.03 * 1.5**i for i in range(16))  # τ = θ · (standard deviation of C's entries)
 MAX_EXPONENT = 600.0  # θ·(max C − min C): exp of more is 0 in float64, and the bound would be no bound
-SCALING_STEPS = 16
+SCALING_STEPS = 8
 MIN_Z = 3.0  # below, no τ can prove more than a few draws show
 SLACK = 1e-9  # by which rounding may not make an e-value too large, relative to its exponent
 MIN_GAIN = 0.01  # nats by which another point of the grid must be better to look further
