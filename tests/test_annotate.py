@@ -557,7 +557,10 @@ class TestCommand:
         asked = ["lab/child", "-c", "lab/parent", "-c", "lab/stranger"]
         code, out, err = run("annotate", *asked, "--out", str(tmp_path / "card"))
         assert code == 0 and out.startswith("--- a/README.md\n+++ b/README.md\n") and out.endswith(END + "\n")
-        assert err.startswith("lab/parent with white noise of 0.3 standard deviations added, probability ") and "files: " in err
+        assert (
+            err.startswith("lab/parent with white noise of 0.3 standard deviations added, probability ")
+            and "files: " in err
+        )
         assert (tmp_path / "card" / "lineage" / "bom.cdx.json").exists() and not writes(server)
         code, out, _ = run("annotate", *asked, "--json", "--layers")
         assert code == 0 and "lineage/layers.json" in json.loads(out)["files"]
