@@ -202,11 +202,12 @@ def _what(readings: Readings, candidate: int, counts: Mapping[str, int], back: b
     """What was done to the candidate to get the child; with `back`, to the child to get the candidate: of that only
     what runs one way."""
     changes = {}
-    for name, having in readings.candidates_with.items():
-        if candidate in having and name in readings.units and readings.usable(name, candidate):
-            made, start = readings.unit_pair(name, candidate)
-            if len(made):
-                changes[name] = detect_edit(start, made, ONE_WAY) if back else detect_edit(made, start)
+    names = [name for name, having in readings.candidates_with.items() if candidate in having]
+    names = [name for name in names if name in readings.units and readings.usable(name, candidate)]
+    for name in names:
+        made, start = readings.unit_pair(name, candidate)
+        if len(made):
+            changes[name] = detect_edit(start, made, ONE_WAY) if back else detect_edit(made, start)
     return summarise_edits(changes, counts)
 
 
