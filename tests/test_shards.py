@@ -177,6 +177,15 @@ class TestLeftOut:
         texts = " ".join(found.notes)
         assert "without an element in the child: 9 of " in texts and "of this architecture" not in texts
 
+    def test_units_that_both_have_are_tested(self, tmp_path: Path) -> None:
+        child = tuned(llama(1), 3, 0.05)
+        bulk = {"ema.weight": torch.randn(300, sum(t.numel() for t in child.values()) // 200)}
+        found = self.ask(tmp_path, {**child, **bulk})
+        best = found.candidates[0]
+        assert best.ref == str(tmp_path / "parent") and best.relation == "shared_part" and best.p_value < 1e-3
+        assert (found.verdict, found.parent) == ("common_origin", None) and best.facts["part"].startswith("39 %")
+        assert found.candidates[1].relation == "none"
+
     def test_all_of_it(self, tmp_path: Path) -> None:
         with pytest.raises(LineageError) as error:
             answer = self.ask(tmp_path, {n: torch.zeros(0) for n in llama(1)})

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..answers.lineage import Candidate
 from ..architecture.align import Alignment
+from ..architecture.describe import MIN_COVERAGE
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..checkpoints.view import View
@@ -18,7 +19,7 @@ from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
 from ..weights.evidence import LINED_UP, PairReadings, WeightsComparison, compare_weights
 from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
 from ..weights.reader import Readings
-from ..weights.sampling import Plan, make_plan
+from ..weights.sampling import MIN_UNITS, Plan, make_plan
 from . import verdict
 from .options import Options
 from .session import UNITS_IN_ALL, UNITS_PER_MODEL, Aligned, Question, budget_of, some, unjudged, within
@@ -119,7 +120,17 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
         unjudged(reading.models[i], "compared", *_left_out(reading.aligned[i][1], architecture.trunk, counts))
         for i in reading.comparison.evidence
     ]
-    return verdict.judge(candidates, reading.comparison, pairs, architecture.heads, counts, options.alpha)
+    judged, none = verdict.judge(candidates, reading.comparison, pairs, architecture.heads, counts, options.alpha)
+    shares = [reading.aligned[i][1].coverage for i in reading.comparison.evidence]
+    return [_of_part(c, share) for c, share in zip(judged, shares, strict=True)], none
+
+
+def _of_part(candidate: Candidate, share: float) -> Candidate:
+    """A relative of which less than half of the child lines up: that they share a part is all that is said of it."""
+    if share >= MIN_COVERAGE or candidate.relation in (None, "none"):
+        return candidate
+    part = f"{100 * share:.2g} % of the child's weights"
+    return replace(candidate, relation="shared_part", facts={**candidate.facts, "first": None, "part": part})
 
 
 def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int]) -> verdict.Pair:
@@ -221,6 +232,16 @@ def _left_out(alignment: Alignment, trunk: Sequence[str], counts: Mapping[str, i
     )
 
 
+def _share_units(question: Question, alignment: Alignment) -> bool:
+    """Whether a layer's hidden units, enough of them to be tested, line up where little of the trunk does."""
+    child, orders = question.child, question.architecture.orders.values()
+    return any(
+        all(name in alignment.pairs and child[name].shape[0] >= MIN_UNITS for name in names)
+        for names in orders
+        if names
+    )
+
+
 def line_up(question: Question) -> tuple[list[tuple[View, Alignment]], list[Candidate]]:
     """The candidates whose tensors line up with the child's, and the others with the reason."""
     comparable, rest = [], []
@@ -231,7 +252,7 @@ def line_up(question: Question) -> tuple[list[tuple[View, Alignment]], list[Cand
             rest.append(unjudged(model, "not_comparable", why))
         elif why_not := question.without_evidence(model):
             rest.append(unjudged(model, "not_comparable", Note("adapter_no_evidence", why_not)))
-        elif not alignment.comparable:
+        elif not (alignment.comparable or _share_units(question, alignment)):
             rest.append(unjudged(model, "not_comparable", Note("not_comparable", alignment.explain())))
         else:
             comparable.append((model, alignment))
