@@ -6,6 +6,7 @@ pytest -m large tests/test_trees_measured.py        about an hour on 2 cores; th
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -262,6 +263,18 @@ class TestReduced:
         assert found["directed"] - found["right"] <= 1  # said with a probability of 0.95 or more
         assert found["strange"] == 0
         assert found["undirected"] <= 0.4
+
+    def test_related_pairs_are_proven_and_unrelated_ones_are_not(self, family: Family) -> None:
+        """Children of every generation with their roots, far below what any number of candidates asks; and strangers."""
+        aligned = read_aligned_models([member.path for member in family.members])
+        numbers = {str(model.ref.name): i for i, model in enumerate(aligned.models)}
+        parents = _parents(family.members)
+        roots = {path: _root(path, parents) for path in numbers}
+        related = [aligned.test(numbers[root], numbers[path]) for path, root in roots.items() if root != path]
+        assert len(related) >= 20 and max(p or 0.0 for p in related) < math.log10(1e-3 / 256)
+        pairs = [(a, b) for a, b in itertools.combinations(numbers, 2) if roots[a] != roots[b]][::6]
+        unrelated = [aligned.test(numbers[a], numbers[b]) or 0.0 for a, b in pairs]
+        assert len(unrelated) >= 20 and min(unrelated) > -3 and np.mean([p < math.log10(0.05) for p in unrelated]) < 0.2
 
     def test_the_default_is_ahead_of_other_methods(self, family: Family) -> None:
         table = compare(family, ["information", "distance", "mother", "after-kmeans"])
