@@ -14,6 +14,7 @@ from typing import Any
 from ..answers.base import Evidence, fields_of
 from ..answers.lineage import PARENT_RELATIONS, Candidate, Lineage, Relation
 from ..answers.phylogeny import Edge, Phylogeny
+from ..report.sentences import CLOSE
 from ..weights.edits import ONE_WAY
 from ..weights.evidence import WeightsEvidence
 from ..weights.permutation_test import holm
@@ -47,15 +48,16 @@ class TreeEvidence(Evidence):
 
 
 def is_enough(lineage: Lineage) -> bool:
-    """Whether no wider ring need be looked at: a parent beyond all doubt, or one that a claim names, too.
+    """Whether no wider ring need be looked at: a parent beyond all doubt, or a claim that the weights bear out.
 
-    A declared relative of which nothing shows that it came first may be a sibling: that is no reason to end the search.
+    A declared relative of which nothing shows that it came first may be a sibling: it ends the search only if it is so
+    close that it is said to be a parent, a child or a close sibling.
     """
     best = lineage.candidates[0]
-    if lineage.verdict == "identical" or lineage.parent is None:
-        return lineage.verdict == "identical"
-    sure = (best.log10_p or 0.0) <= OVERWHELMING
-    return sure or any(claim.status == "confirmed" for claim in lineage.claims)
+    sure = lineage.parent is not None and (best.log10_p or 0.0) <= OVERWHELMING
+    declared = any(claim.status == "confirmed" for claim in lineage.claims)
+    close = lineage.parent is not None or best.facts.get("moved", math.inf) <= CLOSE
+    return sure or lineage.verdict == "identical" or (declared and close)
 
 
 def unrelated(lineage: Lineage | None) -> list[Candidate]:
