@@ -87,12 +87,18 @@ def contradictions(one: Path, two: Path) -> list[str]:
         # blocks are compared as they are stored: `trace_layers` does not put hidden units back in order
         if candidate.relation == "identical" and kinds != {"equal"} and not candidate.facts.get("disguise"):
             found.append(f"identical in trace, {kinds} in layers")
+    verdicts = {answer.verdict for answer in asked.values()}
+    if all(answer.verdict == "parent" for answer in asked.values()):
+        found.append("each is the parent of the other")
+    both = sum(answer.candidates[0].probability or 0 for answer in asked.values())
+    if both > 1.001 + 1e-6 and "identical" not in verdicts:  # of a cast: 1, and at most alpha the other way
+        found.append("the probabilities of both directions add up to more than 1")
     for edge in tree.edges:
         if edge.directed:
             child, parent = (edge.child, edge.parent)
             if first[child, parent] == "child" or first[parent, child] == "candidate":
                 found.append("the tree turns what trace says")
-            if asked[parent, child].verdict == "parent" != asked[child, parent].verdict:
+            if asked[parent, child].verdict == "parent":
                 found.append("the tree turns the parent")
     return found
 
