@@ -193,7 +193,7 @@ def _with_units_in_order(question: Question, first: Reading, options: Options) -
     for i, item in last.comparison.evidence.items():
         looked = found.get(i)
         tests = 1 + (whole and mantel_applies(readings, architecture, first.child, i))
-        tests += bool(looked and looked.mantel is None)
+        tests += bool(looked and looked.mantel is None and looked.matched)
         # units that were put in order by looking at them can be tested no more: what was found before stays
         second = looked.test if looked else None
         last.comparison.evidence[i] = replace(
