@@ -135,11 +135,16 @@ def lab(hub, nets: dict[str, Tensors]):
     return hub
 
 
+# Sizes of the networks of the reduced forms: the smallest that still learn their tasks
+SMALL: dict[str, dict[str, Any]] = {
+    "fc": {"widths": [256, 96, 64]}, "resnet": {"side": 20}, "vit": {"depth": 2, "patch_size": 14},
+    "llama": {"num_hidden_layers": 2}, "bert": {"num_hidden_layers": 2},
+}  # fmt: skip
 # What the claims of the README are measured on. `large` is the full form; the tests run the reduced one.
 FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "reduced": {
-        "fc": {"roots": 4, "children": 4}, "resnet": {"roots": 3, "children": 3}, "vit": {"roots": 3, "children": 3},
-        "llama": {"roots": 2, "children": 3}, "bert": {"roots": 2, "children": 3},
+        "fc": {"roots": 4, "children": 4}, "resnet": {"roots": 3, "children": 2}, "vit": {"roots": 3, "children": 3},
+        "llama": {"roots": 2, "children": 3}, "bert": {"roots": 2, "children": 2},
     },
     "large": {
         "fc": {"roots": 12, "children": 16}, "resnet": {"roots": 6, "children": 9}, "vit": {"roots": 6, "children": 6},
@@ -186,9 +191,9 @@ HIDDEN: dict[str, dict[str, tuple[dict[str, Any], dict[str, int], int]]] = {
 SOURCES: dict[str, dict[str, dict[str, Any]]] = {
     "reduced": {
         "vit": {"roots": 4, "children": 0, "seed": 21, "sizes": {"depth": 6, "mlp_ratio": 2, "patch_size": 14}},
-        "llama": {"roots": 3, "children": 0, "generations": 1, "seed": 21, "sizes": {"num_hidden_layers": 4}},
+        "llama": {"roots": 3, "children": 0, "generations": 1, "seed": 21, "sizes": {"num_hidden_layers": 3}},
         "llama-siblings": {"roots": 1, "children": 3, "seed": 22},
-        "resnet": {"roots": 1, "children": 0, "seed": 21},
+        "resnet": {"roots": 1, "children": 0, "seed": 21, "sizes": SMALL["resnet"]},
     },
     "large": {
         "vit": {"roots": 9, "children": 0, "seed": 31, "sizes": {"depth": 12, "mlp_ratio": 2}},
@@ -203,8 +208,8 @@ SOURCES: dict[str, dict[str, dict[str, Any]]] = {
 # that its rules were looked at with
 TREES: dict[str, dict[str, dict[str, Any]]] = {
     "reduced": {
-        "fc": {"seed": 71, "roots": 2, "branching": (2, 2, 1)},
-        "fc-light": {"seed": 72, "roots": 2, "branching": (3, 1), "shorten": 0.1},
+        "fc": {"seed": 71, "roots": 2, "branching": (2, 2, 1), "sizes": SMALL["fc"]},
+        "fc-light": {"seed": 72, "roots": 2, "branching": (3, 1), "shorten": 0.1, "sizes": SMALL["fc"]},
     },
     "large": {
         "fc": {"seed": 71}, "fc-many": {"seed": 73, "branching": (6, 3, 1)}, "resnet": {"seed": 71}, "vit": {"seed": 71},
@@ -250,9 +255,9 @@ class Nursery:
         self.folder = folder
 
     def family(self, architecture: str, scale: str) -> Family:
-        return once(
-            train_family, self.folder / scale / architecture, architecture, seed=1, **FAMILIES[scale][architecture]
-        )
+        sizes = SMALL[architecture] if scale == "reduced" else None
+        folder = self.folder / scale / architecture
+        return once(train_family, folder, architecture, seed=1, sizes=sizes, **FAMILIES[scale][architecture])
 
     def lines(self, architecture: str, scale: str) -> Family:
         folder = self.folder / scale / f"lines-{architecture}"
@@ -292,9 +297,11 @@ class Nursery:
         return once(train_family, folder, architecture, roots=3, children=1, seed=2, sizes=BIG[architecture])
 
     def unrelated(self, kind: str, scale: str) -> Family:
-        decay = 0.03 if kind == "fc-decayed" else 0.0
+        decay = {"reduced": 0.04, "large": 0.03}[scale] if kind == "fc-decayed" else 0.0  # narrow layers die later
         folder = self.folder / scale / f"unrelated-{kind}"
-        return once(train_unrelated, folder, kind.split("-")[0], UNRELATED[scale][kind], seed=3, weight_decay=decay)
+        architecture, count = kind.split("-")[0], UNRELATED[scale][kind]
+        sizes = SMALL[architecture] if scale == "reduced" else None
+        return once(train_unrelated, folder, architecture, count, seed=3, weight_decay=decay, sizes=sizes)
 
     def strangers(self, architecture: str) -> list[Member]:
         """Networks of a family's shapes and recipes that have nothing to do with it."""

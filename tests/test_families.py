@@ -14,9 +14,9 @@ from hf_lineage.experiments.families import MIN_ACCURACY, SIZES, Family, Member,
 
 pytestmark = pytest.mark.integration
 
-SMALL = {"widths": [512, 256, 128]}
+SMALL = {"widths": [256, 96, 64]}
 SHALLOW: dict[str, dict] = {
-    "fc": SMALL, "resnet": {}, "vit": {"depth": 2},
+    "fc": SMALL, "resnet": {"side": 20}, "vit": {"depth": 2, "patch_size": 14},
     "llama": {"num_hidden_layers": 1}, "bert": {"num_hidden_layers": 1},
 }  # fmt: skip
 

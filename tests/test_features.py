@@ -599,10 +599,10 @@ class TestStreamed:
         assert mixed.candidates[0].evidence["features"]["form"] == "streamed"
 
     @pytest.mark.slow
-    def test_a_gigabyte_and_a_half_under_a_limit(self, tmp_path: Path) -> None:
-        sizes = {"depth": 6, "embed_dim": 1024, "num_heads": 8, "mlp_ratio": 28}
+    def test_more_than_fits_under_a_limit(self, tmp_path: Path) -> None:
+        sizes = {"depth": 3, "embed_dim": 1024, "num_heads": 8, "mlp_ratio": 28}
         folders = [huge(tmp_path / name, sizes, seed) for seed, name in enumerate(("child", "parent"))]
-        assert (folders[0] / "model.safetensors").stat().st_size > 1.3 * GB
+        assert (folders[0] / "model.safetensors").stat().st_size > 0.6 * GB
         streamed = subprocess.run(
             [sys.executable, "-c", LIMITED, str(1 << 20), *map(str, folders)],
             capture_output=True,
@@ -611,7 +611,7 @@ class TestStreamed:
         )
         assert streamed.returncode == 0, streamed.stderr[-2000:]
         form, score, read = streamed.stdout.split()
-        assert form == "streamed" and float(score) < 0 and int(read) > 6 * GB
+        assert form == "streamed" and float(score) < 0 and int(read) > 3 * GB
         control = subprocess.run(
             [sys.executable, "-c", LIMITED, str(1 << 40), *map(str, folders)],
             capture_output=True,
@@ -643,7 +643,7 @@ from hf_lineage.features import evidence, streaming
 torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_DATA, (1600 << 20,) * 2)
 evidence.MAX_BYTES_IN_MEMORY = int(sys.argv[1])
-lineage = hl.trace(sys.argv[2], sys.argv[3:], evidence="features", probes=2, taps="blocks.5", step=0.1)
+lineage = hl.trace(sys.argv[2], sys.argv[3:], evidence="features", probes=2, taps="blocks.2", step=0.1)
 candidate = lineage.candidates[0]
 if candidate.status != "compared":
     sys.exit(candidate.reasons[0])

@@ -170,7 +170,7 @@ class TestTrace:
         assert page.locator("#trace-child input").input_value() == "lab/stranger"
 
     def test_a_question_can_be_stopped(self, visit, space, shoot) -> None:
-        slow = space.hub.fault("delay", file="lab/child*", times=None, value=1.5)
+        slow = space.hub.fault("delay", file="lab/child*", times=None, value=0.7)
         try:
             page = visit()
             ask(page, "trace", "lab/child", "lab/parent")
@@ -181,8 +181,8 @@ class TestTrace:
             before = -1
             while before != len(space.hub.log):  # what was under way is answered, then it is quiet
                 before = len(space.hub.log)
-                page.wait_for_timeout(4000)
-            page.wait_for_timeout(2000)
+                page.wait_for_timeout(1600)
+            page.wait_for_timeout(1000)
             assert len(space.hub.log) == before
         finally:
             space.hub.faults.remove(slow)

@@ -14,11 +14,12 @@ from ..tasks.trace import trace
 from .families import Family, Member, train_family
 
 ROOTS, CHILDREN = 4, 2
+SIZES = {"widths": [256, 96, 64]}  # small enough that nobody waits
 
 
 def run(out: Path, *, seed: int = 0, progress: Progress | None = None) -> str:
     """Make the family under `out`, trace it, save `lineage.png` and `lineage.json`; returns what to print."""
-    family = train_family(out, "fc", roots=ROOTS, children=CHILDREN, seed=seed, progress=progress)
+    family = train_family(out, "fc", roots=ROOTS, children=CHILDREN, seed=seed, sizes=SIZES, progress=progress)
     *candidates, held_back = family.roots
     claimant = next(child for child in family.children if child.parent == candidates[1].name)
     _false_claim(claimant, candidates[0].name)
