@@ -208,7 +208,7 @@ SOURCES: dict[str, dict[str, dict[str, Any]]] = {
 # that its rules were looked at with
 TREES: dict[str, dict[str, dict[str, Any]]] = {
     "reduced": {
-        "fc": {"seed": 71, "roots": 2, "branching": (2, 2, 1), "sizes": SMALL["fc"]},
+        "fc": {"seed": 71, "roots": 2, "branching": (2, 2, 1), "sizes": {"widths": [512, 128]}},
         "fc-light": {"seed": 72, "roots": 2, "branching": (3, 1), "shorten": 0.1, "sizes": SMALL["fc"]},
     },
     "large": {

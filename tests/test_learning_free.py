@@ -112,11 +112,11 @@ def mean_of(table: dict[str, dict[str, list[float]]], form: str) -> float:
 class TestReduced:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_parents_are_found_by_features(self, nursery: Nursery, architecture: str) -> None:
-        found = measure(nursery.family(architecture, "reduced"), most=6, steps=["auto", 0.01], probed=PROBES[:1])
+        found = measure(nursery.family(architecture, "reduced"), most=6, steps=["auto", 0.001], probed=PROBES[:1])
         own = found["own data, step auto"]
         best = max(forms["exact"][0] for forms in own["top1"].values())
         assert best >= 0.75 and mean_of(own["top1"], "exact") > 1.5 / found["roots"], own["top1"]
-        small = found["own data, step 0.01"]["gains"]
+        small = found["own data, step 0.001"]["gains"]
         for name, item in METRICS.items():  # Fig. 3(a): at a small step the two forms gain the same
             assert not item.differentiable or small[name]["taylor_against_exact"] > 0.99, (name, small[name])
         assert all(each["real"]["gaining"] >= 0.8 for each in small.values()), small  # Fig. 3(b), its first half
