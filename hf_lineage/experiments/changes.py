@@ -155,8 +155,8 @@ def _tuned(
 CHANGES: dict[str, tuple[str, Callable[[Member, Tensors, int], Tensors | None]]] = {
     "int8": ("quantized", _matrices(_rounded(8))),
     "int4": ("quantized", _matrices(_rounded(4))),
-    "fp16": ("quantized", _cast(torch.float16)),
-    "bf16": ("quantized", _cast(torch.bfloat16)),
+    "fp16": ("cast", _cast(torch.float16)),
+    "bf16": ("cast", _cast(torch.bfloat16)),
     "fp8": ("quantized", _cast(torch.float8_e4m3fn)),
     "pruned 50 %": ("pruned", _matrices(_pruned(0.5))),
     "pruned 90 %": ("pruned", _matrices(_pruned(0.9))),
