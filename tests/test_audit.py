@@ -67,7 +67,7 @@ def town(hub: MiniHub, make_net: Make) -> dict[str, str]:
     child("merge", "confirmed", 2, parent, "lab/parent", "lab/sibling")
     child("liar", "contradicted", 10, parent, "lab/other")
     child("half", "contradicted", 2, parent, "lab/parent", "lab/other")
-    child("cousin", "relative", 6, parent, "lab/sibling")
+    child("cousin", "confirmed", 6, parent, "lab/sibling")  # a sibling, but no order shows
     child("lost", "not_testable", 4, parent, "lab/nowhere")
     child("behind-gate", "not_testable", 3, parent, "lab/gated")
     child("half-lost", "not_testable", 2, parent, "lab/parent", "lab/nowhere")

@@ -14,7 +14,7 @@ from hf_lineage.experiments.families import MIN_ACCURACY, SIZES, Family, Member,
 
 pytestmark = pytest.mark.integration
 
-SMALL = {"widths": [256, 96, 64]}
+SMALL = {"widths": [512, 256, 128]}
 SHALLOW: dict[str, dict] = {
     "fc": SMALL, "resnet": {"side": 20}, "vit": {"depth": 2, "patch_size": 14},
     "llama": {"num_hidden_layers": 1}, "bert": {"num_hidden_layers": 1},

@@ -1,7 +1,7 @@
 """Tracing needs the same memory whatever the size of the checkpoint: files under a limit that reading them whole breaks.
 
 RLIMIT_DATA bounds anonymous memory (heap and private writable maps) and leaves read-only file maps alone. The tests take
-0.75 GB; `pytest -m large tests/test_memory.py` takes 2 GB.
+0.6 GB; `pytest -m large tests/test_memory.py` takes 2 GB.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LIMIT = 1400 << 20  # bytes of anonymous memory: torch and its thread pools take
 PRELUDE = f"""
 import resource, sys, threading
 import numpy, torch, hf_lineage.tasks.trace, hf_lineage.tasks.trace_layers
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 limit = {LIMIT}
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 def anonymous():
@@ -82,7 +82,7 @@ def sparse(folder: Path, tensors: dict[str, list[int]], seed: int) -> Path:
     return folder
 
 
-FULL, REDUCED = 64, 24  # layers of 32 MB
+FULL, REDUCED = 64, 20  # layers of 32 MB
 
 
 def many(layers: int) -> dict[str, list[int]]:

@@ -154,3 +154,14 @@ def test_zeros_have_no_norm_whatever_else_is_there(models: int) -> None:
     for position in range(1, models):
         norms = block_moments([*rows[:position], torch.zeros(6144), *rows[position + 1 :]]).squared_norms()
         assert norms[position] == 0.0 and (np.delete(norms, position) > 1000).all()
+
+
+@pytest.mark.parametrize("models", [3, 4, 9])
+def test_copies_among_the_others_have_no_distance(models: int) -> None:
+    """Of equal rows beside each other the products are made the same way, whatever a matrix product rounds."""
+    draw = torch.Generator().manual_seed(models)
+    for n in (96, 1000, 4096, 9001):
+        x = torch.randn(models, n, generator=draw)
+        x[-1] = x[1]
+        gram = block_moments([*x]).gram
+        assert gram[1, 1] + gram[-1, -1] - 2 * gram[1, -1] == 0 < gram[1, 1]

@@ -201,7 +201,7 @@ class TestQuestions:
             "./a",
             "~/a",
             "a b",
-            "a/b/c",
+            "a b/c",
             "module:Net",
             "org/name@../x",
             "<b>",

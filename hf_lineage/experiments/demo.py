@@ -14,7 +14,7 @@ from ..tasks.trace import trace
 from .families import Family, Member, train_family
 
 ROOTS, CHILDREN = 4, 2
-SIZES = {"widths": [256, 96, 64]}  # small enough that nobody waits
+SIZES = {"widths": [384, 128, 64]}  # small enough that nobody waits
 
 
 def run(out: Path, *, seed: int = 0, progress: Progress | None = None) -> str:

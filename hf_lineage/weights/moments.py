@@ -150,7 +150,10 @@ def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cp
 
 
 def _products(part: torch.Tensor) -> torch.Tensor:
-    """Inner products of all rows, (M, M); those with row 0 and those of a row with itself as of the two alone."""
+    """Inner products of all rows, (M, M); those with row 0 and those of a row with itself as of the two alone.
+
+    Of two rows whose squares are the same, which may be copies, too: a copy has distance 0 from its original.
+    """
     if len(part) < 3:
         products = torch.empty(len(part), len(part), dtype=part.dtype, device=part.device)
     else:
@@ -158,4 +161,7 @@ def _products(part: torch.Tensor) -> torch.Tensor:
     for i, row in enumerate(part):
         products[i, i] = torch.dot(row, row)
         products[0, i] = products[i, 0] = torch.dot(part[0], row)
+    squares = products.diagonal()
+    for i, j in (squares[:, None] == squares).triu(1).nonzero().tolist() if len(part) > 2 else ():
+        products[i, j] = products[j, i] = torch.dot(part[i], part[j])
     return products

@@ -268,8 +268,8 @@ def holm(log10_p: Sequence[float]) -> list[float]:
 def sidak(log10_p: float, tests: int) -> float:
     """log10 of p = 1 − (1 − min p)^tests, for the smallest of so many p-values of one pair (Šidák 1967).
 
-    >>> round(10 ** sidak(math.log10(0.01), 2), 6), sidak(-300.0, 2) + 300
-    (0.0199, 0.3010299956639813)
+    >>> round(10 ** sidak(math.log10(0.01), 2), 6), round(sidak(-300.0, 2) + 300, 6)
+    (0.0199, 0.30103)
     """
     if tests == 1 or log10_p < -8:
         return log10_p + math.log10(tests)
