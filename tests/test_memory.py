@@ -118,7 +118,7 @@ def test_many_tensors_and_few_take_the_same(tmp_path: Path, layers: int) -> None
     """What grows with the file would show here."""
     grown = grown_by_tracing(tmp_path, many(layers))
     (tmp_path / "few").mkdir()
-    few = grown_by_tracing(tmp_path / "few", many(layers // 3 + 5))
+    few = grown_by_tracing(tmp_path / "few", many(layers // 2 + 4))
     assert abs(grown - few) < 150 << 20
 
 
