@@ -16,7 +16,7 @@ from ..checkpoints.view import View
 from ..errors import ArgumentError, Note, NothingToCompareError
 from ..weights.depth import changed_layers
 from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
-from ..weights.evidence import LINED_UP, PairReadings, WeightsComparison, compare_weights
+from ..weights.evidence import LINED_UP, WeightsComparison, compare_weights
 from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
 from ..weights.reader import Readings
 from ..weights.sampling import MIN_UNITS, Plan, make_plan
@@ -79,10 +79,10 @@ def _plan(question: Question, comparable: Sequence[Aligned], options: Options, b
     budget = min(budget, options.most) if budget and options.most else budget
     keep = min(UNITS_PER_MODEL, UNITS_IN_ALL // (1 + len(models)))
     whole = make_plan(entries, nbytes, architecture.orders, budget=budget, keep=keep, seed=options.seed)
-    ends = {name: _shared_elements(child, alignment, name) for _, alignment in comparable for name in alignment.pairs}
+    ends: dict[str, int] = {}
     for _, alignment in comparable:
         for name in alignment.pairs:
-            ends[name] = max(ends[name], _shared_elements(child, alignment, name))
+            ends[name] = max(ends.get(name, 0), _shared_elements(child, alignment, name))
     slices = [replace(p, stop=min(p.stop, ends[p.name])) for p in whole.slices if p.start < ends.get(p.name, 0)]
     if not slices:
         raise ArgumentError(f"Expected a larger sample: {budget} bytes of {sum(nbytes.values()):,} hold no slice.")
@@ -148,7 +148,7 @@ def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int
         grown=alignment.grown,
         made=functools.cache(functools.partial(what, back=False)),
         undone=functools.cache(functools.partial(what, back=True)),
-        layers=lambda: changed_layers(PairReadings(readings, architecture, reading.child, i), theirs, LINED_UP),
+        layers=lambda: changed_layers(reading.comparison.pairs[i], theirs, LINED_UP),
         permutation=found.to_dict() if found else None,
         rescaled=bool(found and found.match and found.match.rescaled),
     )
@@ -246,9 +246,8 @@ def line_up(question: Question) -> tuple[list[tuple[View, Alignment]], list[Cand
     """The candidates whose tensors line up with the child's, and the others with the reason."""
     comparable, rest = [], []
     for model, alignment in question.aligned():
-        if model.adapter_base is not None:
-            base = f"; name its base, {model.adapter_base}" if model.adapter_base else ""
-            why = Note("adapter_without_weights", f"a LoRA adapter holds no weights of its own{base}")
+        if model.is_adapter:
+            why = Note("adapter_without_weights", f"a LoRA adapter holds no weights of its own{model.base_hint}")
             rest.append(unjudged(model, "not_comparable", why))
         elif why_not := question.without_evidence(model):
             rest.append(unjudged(model, "not_comparable", Note("adapter_no_evidence", why_not)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -127,12 +127,14 @@ def _test_to_dict(test: PermutationTest | None) -> dict[str, Any] | None:
 class WeightsComparison:
     """The evidence for all candidates that could be compared, by number, and why the others were not.
 
-    child_defects: tensors of the child that cannot be used, "zeros" or "broken" (NaN or Inf).
+    child_defects: tensors of the child that cannot be used, "zeros" or "broken" (NaN or Inf). pairs: what was read of
+    each candidate in `evidence`.
     """
 
     evidence: dict[int, WeightsEvidence]
     refused: dict[int, Note]
     child_defects: dict[str, str]
+    pairs: dict[int, PairReadings] = field(default_factory=dict)
 
 
 def compare_weights(
@@ -155,12 +157,12 @@ def compare_weights(
             broken = f"tensors with NaN, Inf or only zeros make up {100 * share:.0f} % of its weights"
             refused[i] = Note("mostly_unusable", broken)
     compared = [i for i in range(candidates) if i not in refused]
-    evidence = {i: _evidence(PairReadings(readings, architecture, child, i), seed) for i in compared}
+    pairs = {i: PairReadings(readings, architecture, child, i) for i in compared}
+    evidence = {i: _evidence(pair, seed) for i, pair in pairs.items()}
     matrices = [name for name in architecture.trunk if name in readings.moments and len(child[name].shape) > 1]
-    for i in compared:
-        margin = _margin([_gap(readings, matrices, counts, i, k) for k in compared if k != i])
-        evidence[i] = replace(evidence[i], **margin)
-    return WeightsComparison(evidence, refused, child_defects)
+    for i, gaps in zip(compared, _gaps([*pairs.values()], matrices, counts), strict=True):
+        evidence[i] = replace(evidence[i], **_margin(gaps))
+    return WeightsComparison(evidence, refused, child_defects, pairs)
 
 
 class PairReadings:
@@ -254,21 +256,28 @@ def _tested_entries(readings: Readings, architecture: Architecture, usable: Sequ
     return sum(readings.units.matrix(0, name).numel() for names in groups.values() for name in names)
 
 
-def _gap(
-    readings: Readings, matrices: Sequence[str], counts: Mapping[str, int], candidate: int, other: int
-) -> tuple[float, float, float]:
-    """Over the matrices that both candidates have: d² of the other less the own d², its standard error, the own d²."""
-    gap = variance = own = 0.0
+Gap = tuple[float, float, float]  # d² of another candidate less the own d², its standard error, the own d²
+
+
+def _gaps(pairs: Sequence[PairReadings], matrices: Sequence[str], counts: Mapping[str, int]) -> list[list[Gap]]:
+    """From each candidate to every other, over the matrices that the two have.
+
+    Each matrix is looked at once, whatever the number of candidates.
+    """
+    own, gap, variance = (np.zeros((len(pairs), len(pairs))) for _ in range(3))
+    usable = [frozenset(pair.usable) for pair in pairs]
     for name in matrices:
-        having = readings.candidates_with[name]
-        if candidate in having and other in having and all(readings.usable(name, k) for k in (candidate, other)):
-            rows = [0, readings.row(name, candidate), readings.row(name, other)]
-            moments = readings.moments[name].of(rows)
-            square = np.diag(moments.gram) * (counts[name] / moments.count)
-            gap += square[2] - square[1]
-            own += square[1]
-            variance += float(moments.gap_stderr(counts[name])[1, 2] * counts[name]) ** 2
-    return float(gap), math.sqrt(variance), float(own)
+        here = [k for k, names in enumerate(usable) if name in names]
+        if len(here) > 1:
+            readings = pairs[0].readings
+            moments = readings.moments[name].of([0, *(readings.row(name, pairs[k].candidate) for k in here)])
+            square = np.diag(moments.gram)[1:] * (counts[name] / moments.count)
+            among = np.ix_(here, here)
+            own[among] += square[:, None]
+            gap[among] += square[None, :] - square[:, None]
+            variance[among] += (moments.gap_stderr(counts[name])[1:, 1:] * counts[name]) ** 2
+    error, numbers = np.sqrt(variance), range(len(pairs))
+    return [[(float(gap[i, k]), float(error[i, k]), float(own[i, k])) for k in numbers if k != i] for i in numbers]
 
 
 def _origin(pair: PairReadings) -> dict[str, Any]:
@@ -285,8 +294,8 @@ def _origin(pair: PairReadings) -> dict[str, Any]:
     return {"origin": origin_position(gram, 1), "changed_entries": entries}
 
 
-def _margin(gaps: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
-    """How much farther the nearest other candidate is (negative: nearer); `gaps` to each as `_gap` gives them."""
+def _margin(gaps: Sequence[Gap]) -> dict[str, Any]:
+    """How much farther the nearest other candidate is (negative: nearer); `gaps` to each as `_gaps` gives them."""
     if not gaps:
         return {"margin": 0.0, "margin_z": 0.0}
     gap, error, square = min(gaps)

@@ -116,7 +116,11 @@ class Readings:
         """Whether the tensor is finite and not all zero, in the candidate and in the child."""
         if candidate not in self.pairs.get(name, (candidate,)):
             return False  # nothing was read of the rows that both have
-        ours, theirs = self.pair(name, candidate).squared_norms()
+        moments, row = (
+            (self.pairs[name][candidate], 1) if name in self.pairs else (self.moments[name], self.row(name, candidate))
+        )
+        norms = moments.squared_norms()
+        ours, theirs = norms[0], norms[row]
         return bool(np.isfinite(ours) and ours > 0 and np.isfinite(theirs) and theirs > 0)
 
 
