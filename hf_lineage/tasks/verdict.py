@@ -22,7 +22,7 @@ import numpy as np
 
 from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, ClaimStatus, Relation, Verdict
 from ..weights.direction import NO_ORDER, Direction, order_by_position
-from ..weights.edits import ONE_WAY, EditKind
+from ..weights.edits import ONE_WAY, EditKind, are_added_tokens
 from ..weights.evidence import WeightsComparison, WeightsEvidence
 from ..weights.permutation_test import holm
 from .calibration import Features, probabilities
@@ -32,8 +32,6 @@ PERMUTATION_EVIDENCE = 4.0
 RELATED_Z = 4.0  # Fisher's z of a correlation above which a candidate counts as related in the features
 OPEN = ("not_testable", "not_understood")  # of a claim: it may mean any model
 FROZEN = 0.05  # share of the compared weights that must be untouched to speak of frozen parts
-# Share of a vocabulary up to which more tokens are tokens that were added; more may as well have been cut off the other
-MAX_ADDED_TOKENS = 1 / 8
 AMPLE_Z = 5.0  # deviations at which a relative of correlation 0.1 must stand for a test to have ample power
 ALIKE_ROWS = 0.5  # correlation of the rows of two token tables from which they are the same tokens
 FAR_NEARER = 2.0  # times as near as a claimed base, from which another relative speaks against the claim
@@ -280,11 +278,11 @@ def _first(order: Direction) -> First:
 def _added_tokens(item: WeightsEvidence, pair: Pair) -> int:
     """How many tokens the child has more (negative: fewer) than the candidate; 0 where that tells no order.
 
-    Only where the rows that both have are alike, and few are added: more may as well have been cut off the other.
+    Only where the rows that both have are alike, and few are added (`edits.are_added_tokens`).
     """
     for name, (mine, its) in pair.grown.items():
         alike = name in item.equal or item.tensors.get(name, {}).get("correlation", 0.0) >= ALIKE_ROWS
-        if alike and 0 < abs(mine - its) <= MAX_ADDED_TOKENS * min(mine, its):
+        if alike and are_added_tokens(min(mine, its), max(mine, its)):
             return mine - its
     return 0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..answers.phylogeny import descent_cycle
-from ..weights.direction import Position, order_by_position
+from ..weights.direction import order_by_position, origin_position
 from .groups import Grouping, PairTest, related_groups
 from .hidden_ancestors import hidden_distances, insert_hidden_ancestors
 from .mixtures import Mixture, fit, mixtures
@@ -215,10 +215,9 @@ class _Builder:
         (`weights/direction.py`); None where that decides nothing, or that neither came first."""
         changed = self.signals.changed(a, b)
         grams = self.statistics.grams[changed].sum(0)
-        one, other, squared = grams[a, a], grams[b, b], float(distance2(grams)[a, b])
-        if not squared > 0:
-            return a, b, None
-        position = Position(float((one - other + squared) / (2 * squared)), float(one / squared) ** 0.5)
+        one, other, squared = grams[a, a], grams[b, b], distance2(grams)[a, b]
+        inner = (one - other - squared) / 2  # ⟨b, a − b⟩
+        position = origin_position(np.array([[other, inner], [inner, squared]]), 1)
         shares = order_by_position(position, int(self.statistics.sizes[changed].sum()))
         if shares.decided == "descendant":
             return b, a, shares.descendant

@@ -14,7 +14,7 @@ from ..architecture.align import Alignment
 from ..architecture.describe import Architecture, short_names
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.view import View
-from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
+from ..weights.edits import ONE_WAY, EditKind, are_added_tokens, detect_edit, summarise_edits
 from ..weights.evidence import MAX_BROKEN_SHARE, orders_read
 from ..weights.hidden_permutation import mantel_applies
 from ..weights.permutation_test import pair_test, sidak, unit_products
@@ -22,7 +22,6 @@ from ..weights.reader import Readings
 from .pair_statistics import Matrix, PairStatistics, compute_pair_statistics
 from .pair_statistics import products as inner_products
 
-MAX_ADDED_TOKENS = 1 / 8  # of a vocabulary, up to which more tokens are tokens that were added
 MAX_LATTICE_VALUES = 512  # different values in a row, below which they lie on a lattice
 MAX_DISTINCT_SHARE = 0.95  # share of different values in a row: floats have hardly any twice
 MIN_PRUNED_SHARE = 0.05  # share of zeros that training does not make
@@ -91,7 +90,7 @@ class AlignedModels:
     def _added_tokens(self, i: int, j: int) -> bool:
         """Whether j has a few tokens more than i; many more may as well have been cut off i."""
         rows = self.vocabulary_growth(i, j)
-        return rows is not None and rows[1] - rows[0] <= MAX_ADDED_TOKENS * rows[0]
+        return rows is not None and are_added_tokens(*rows)
 
     def vocabulary_growth(self, i: int, j: int) -> tuple[int, int] | None:
         """(rows in i, rows in j) of a token table that has more rows in j; None where none has."""

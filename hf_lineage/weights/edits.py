@@ -29,6 +29,8 @@ _HALF_ULP = {
 _SUBNORMAL_ERROR = {"BF16": 0.0, "F16": 2.0**-25, "F32": 0.0}  # its largest absolute error among subnormals
 
 ONE_WAY: tuple[EditKind, ...] = ("cast", "quantized", "pruned")  # what can only be done to a parent
+# Share of a vocabulary up to which more tokens are tokens that were added; more may as well have been cut off the other
+MAX_ADDED_TOKENS = 1 / 8
 LATTICE_BITS = (2, 3, 4, 5, 6, 8)
 MAX_LEVEL = 255  # steps between the lowest and the highest value of an 8-bit lattice
 LATTICE_GROUPS, GROUPS_AT_ONCE, GROUP_SAMPLE = 64, 8, 256  # groups of values examined, at once, and values of each
@@ -87,6 +89,15 @@ class Edit:
     pruned: Pruning | None = None
     rank: int | None = None
     noise: float | None = None
+
+
+def are_added_tokens(before: int, after: int) -> bool:
+    """Whether a token table of `after` rows is one of `before` rows to which a few tokens were added.
+
+    >>> are_added_tokens(512, 520), are_added_tokens(512, 1024), are_added_tokens(520, 512)
+    (True, False, False)
+    """
+    return 0 < after - before <= MAX_ADDED_TOKENS * before
 
 
 def detect_edit(child: Tensor, parent: Tensor, kinds: Collection[str] | None = None) -> Edit:
