@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FILES_AT_ONCE = 8  # of one model that are read in parallel
 
+ADAPTER_CONFIG = "adapter_config.json"
 OTHER_RECIPES = ("config.yaml", "config.yml")  # of anybody: a recipe only where it names a method
 RECIPES = (
     "mergekit_config.yml", "mergekit_config.yaml", "mergekit_moe_config.yml", "mergekit_moe_config.yaml",
@@ -76,6 +77,23 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
     def config(self) -> dict:
         """`config.json`; empty where there is none or it cannot be read. Fetched when first asked for."""
         return json_data(self.repo.read_optional("config.json", MAX_TEXT)) if self.repo else {}
+
+    @cached_property
+    def adapter_config(self) -> dict:
+        """`adapter_config.json`; empty where there is none. Fetched when first asked for."""
+        if self.repo is None or ADAPTER_CONFIG not in self.repo.files:
+            return {}
+        return json_data(self.repo.read_optional(ADAPTER_CONFIG, MAX_TEXT))
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is a LoRA adapter, which holds no weights of its own."""
+        return self.adapter_base is not None
+
+    @property
+    def base_hint(self) -> str:
+        """Of an adapter, what to name instead of it, for the end of a sentence; "" where that is not known."""
+        return f"; name its base, {self.adapter_base}" if self.adapter_base else ""
 
     @cached_property
     def recipes(self) -> list[dict]:

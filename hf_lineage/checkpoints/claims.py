@@ -10,9 +10,7 @@ from ..answers.lineage import Claim
 from .checkpoint import Checkpoint
 from .local import LocalRepo, stands_for
 from .names import MAX_NAMES, Named, as_written, is_on_hub, names_in, repo_id_of
-from .texts import MAX_TEXT, json_data
 
-ADAPTER_CONFIG = "adapter_config.json"
 _RELATIONS = ("finetune", "adapter", "quantized", "merge")
 
 
@@ -64,9 +62,7 @@ def _by_config(checkpoint: Checkpoint) -> list[Claim]:
 
 def _by_adapter(checkpoint: Checkpoint) -> list[Claim]:
     """The base that an adapter's config names."""
-    if checkpoint.repo is None or ADAPTER_CONFIG not in checkpoint.repo.files:
-        return []
-    base = json_data(checkpoint.repo.read_optional(ADAPTER_CONFIG, MAX_TEXT)).get("base_model_name_or_path")
+    base = checkpoint.adapter_config.get("base_model_name_or_path")
     return _claims("adapter", [_on_hub(named) for named in names_in(base)], "adapter")
 
 

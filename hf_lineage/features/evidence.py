@@ -290,8 +290,8 @@ def candidate_facts(child: Child, checkpoint: Checkpoint, alignment: Alignment, 
 
 def candidate_network(checkpoint: Checkpoint, settings: Settings) -> Network:
     """The network of a candidate; `ArgumentError` for an adapter, which has no weights of its own."""
-    if checkpoint.adapter_base is not None:
-        raise ArgumentError(f"a LoRA adapter holds no weights of its own; name its base, {checkpoint.adapter_base}")
+    if checkpoint.is_adapter:
+        raise ArgumentError(f"a LoRA adapter holds no weights of its own{checkpoint.base_hint}")
     return build(checkpoint, module_in_memory(checkpoint, settings))
 
 

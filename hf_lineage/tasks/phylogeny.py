@@ -168,7 +168,7 @@ def _open(session: Session, models: Iterable[Model]) -> tuple[list[View], dict[s
     for model in sorted(opened, key=lambda model: (model.ref, model.requested)):
         if model_identity(model) in kept:
             notes.append(Note("named_twice", f"{model.ref.name} was named more than once and counts once."))
-        elif model.adapter_base is not None:
+        elif model.is_adapter:
             why = f"a LoRA adapter of {model.adapter_base} holds no weights of its own"
             left_out[_name(model)] = Note("adapter_without_weights", why)
         else:

@@ -346,7 +346,7 @@ class Search:
     def _source(self) -> Checkpoint:
         """The child, or the base in an adapter's place."""
         try:
-            return base_of(self.child, self._session.opener) if self.child.adapter_base is not None else self.child
+            return base_of(self.child, self._session.opener) if self.child.is_adapter else self.child
         except LineageError:
             return self.child
 
@@ -409,7 +409,7 @@ class Search:
         if isinstance(candidate, FileCheckpoint) and candidate.remote:
             candidate.keep(min(KEPT, KEPT_IN_ALL // self._most))
         alignment = self._session.align(self._session.view(self._source), self._session.view(candidate))
-        comparable = alignment.comparable and candidate.adapter_base is None
+        comparable = alignment.comparable and not candidate.is_adapter
         born, ours = getattr(candidate.repo, "created", None), getattr(self.child.repo, "created", None)
         return replace(
             proposal, ref=candidate.ref.name, revision=candidate.ref.revision, created=born,
@@ -421,7 +421,7 @@ class Search:
 
 def _why_not(candidate: Checkpoint, alignment: Alignment) -> Note:
     """Why a candidate that opened cannot be compared."""
-    if candidate.adapter_base is not None:
+    if candidate.is_adapter:
         return Note("adapter_without_weights", "a LoRA adapter")
     return Note("not_comparable", alignment.explain())
 

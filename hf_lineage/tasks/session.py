@@ -212,7 +212,7 @@ def ask(session: Session, child: Model, candidates: Iterable[Model]) -> Question
     wanted = list(candidates)
     ours = session.opener.open(child)
     claims = claims_of(ours)
-    source = base_of(ours, session.opener) if ours.adapter_base is not None else ours
+    source = base_of(ours, session.opener) if ours.is_adapter else ours
     if not wanted:
         raise NoCandidatesError(f"Expected candidate parents of `{ours.ref.name}`, got none.", *NAME_SOME)
     opened, unreadable = session.opener.open_all(wanted)

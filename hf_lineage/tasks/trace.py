@@ -166,7 +166,7 @@ def _search(child: Model, session: Session, options: Options) -> Lineage:
     trouble: LineageError | None = None
     while refs := world().gather([*search.refs] if world().main and search.widen(lineage) else None)[0]:
         try:
-            if ours.adapter_base is not None:  # its base is traced in its place: nobody but the base is looked for
+            if ours.is_adapter:  # its base is traced in its place: nobody but the base is looked for
                 lineage = _answer(ask(session, child, refs[:CHUNK]), replace(options, tree=False))
             else:
                 lineage = _ring(child, refs, lineage, session, options)
@@ -178,7 +178,7 @@ def _search(child: Model, session: Session, options: Options) -> Lineage:
                 raise
             search.trouble(error.note)
             break
-        if is_enough(lineage) or "weights" not in options.evidence or ours.adapter_base is not None:
+        if is_enough(lineage) or "weights" not in options.evidence or ours.is_adapter:
             break
     if lineage is None:
         none = f"Expected candidate parents of `{ours.ref.name}`: it declares none, and none was found on the Hub "

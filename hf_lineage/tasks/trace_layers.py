@@ -212,9 +212,8 @@ def _with_blocks(
     for (view, by_name), label, found in zip(question.aligned(), labels, matches, strict=True):
         if isinstance(found, LineageError):
             messages.append(notes.of_one_unreadable(view.ref.name, found.note))
-        elif view.adapter_base is not None:
-            base = f"; name its base, {view.adapter_base}" if view.adapter_base else ""
-            holds_none = f"{view.ref.name} is a LoRA adapter and holds no blocks{base}."
+        elif view.is_adapter:
+            holds_none = f"{view.ref.name} is a LoRA adapter and holds no blocks{view.base_hint}."
             messages.append(Note("adapter_without_blocks", holds_none))
         elif why := question.without_evidence(view):
             messages.append(Note("adapter_no_evidence", f"{view.ref.name} was not compared: {why}."))

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import Note
-from ..checkpoint import Checkpoint, MemoryCheckpoint
-from ..claims import ADAPTER_CONFIG, adapter_base
+from ..checkpoint import ADAPTER_CONFIG, Checkpoint, MemoryCheckpoint
+from ..claims import adapter_base
 from ..local import LocalRepo
-from ..texts import MAX_TEXT, card_data, json_data
 from .pickle import load_pickle
 from .safetensors import ADAPTER, INDEX, SAFETENSORS, SERIES, open_files
 
@@ -44,12 +43,10 @@ def open_adapter(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: 
             checkpoint.notes = (
                 Note("adapter_not_read", pickled, "If you trust it: --allow-pickle.", "allow_pickle=True."),
             )
-    config = json_data(repo.read_optional(ADAPTER_CONFIG, MAX_TEXT))
-    checkpoint.adapter_base = (
-        _local_base(repo, config)
-        or adapter_base(config, {})
-        or adapter_base({}, repo.card or card_data(repo.read_card(MAX_TEXT)))
-    )
+    checkpoint.repo = repo
+    config = checkpoint.adapter_config
+    # the card is the last that is asked: it may have to be fetched
+    checkpoint.adapter_base = _local_base(repo, config) or adapter_base(config, {}) or adapter_base({}, checkpoint.card)
     return checkpoint
 
 

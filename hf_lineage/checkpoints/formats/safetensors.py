@@ -153,7 +153,7 @@ def find_safetensors(repo: LocalRepo | HubRepo) -> list[str]:
     if repo.only:
         return [repo.only] if repo.only.endswith((".safetensors", f".safetensors{INDEX}")) else []
     found = sorted(name for name in repo.files if name.endswith(".safetensors") and "/" not in name)
-    series = [shards[0] for shards in _series(repo).values()]
+    series = [shards[0] for shards in _series(repo)]
     known = [file for name in SAFETENSORS for file in (f"{name}{INDEX}", name) if file in repo.files]
     if known:
         return [*known[:1], *(file for file in known[1:] if file == known[0].removesuffix(INDEX)), *series]
@@ -214,17 +214,21 @@ def _open_indexed(
 
 def _open_one(repo: LocalRepo | HubRepo, name: str) -> FileCheckpoint:
     """One file, or the series that it begins."""
-    return open_files(repo, next((shards for shards in _series(repo).values() if name in shards), [name]))
+    return open_files(repo, _series_of(repo, name))
 
 
-def _series(repo: LocalRepo | HubRepo) -> dict[str, list[str]]:
-    """The complete series of numbered shards: what is in front of the number, and how many → their names in order."""
+def _series(repo: LocalRepo | HubRepo) -> list[list[str]]:
+    """The complete series of numbered shards, the names of each in order."""
     parts: dict[tuple[str, int], list[str]] = {}
     for name in sorted(repo.files):
         if (match := SERIES.fullmatch(name)) and "/" not in name:
             parts.setdefault((match[1], int(match[3])), []).append(name)
-    whole = {key: names for key, names in parts.items() if _numbers(names) == [*range(1, key[1] + 1)]}
-    return {f"{stem} of {count}": names for (stem, count), names in whole.items()}
+    return [names for (_, count), names in parts.items() if _numbers(names) == [*range(1, count + 1)]]
+
+
+def _series_of(repo: LocalRepo | HubRepo, name: str) -> list[str]:
+    """The complete series that a file belongs to, else the file alone."""
+    return next((shards for shards in _series(repo) if name in shards), [name])
 
 
 def _numbers(names: Sequence[str]) -> list[int]:
@@ -232,24 +236,21 @@ def _numbers(names: Sequence[str]) -> list[int]:
 
 
 def _beside(repo: LocalRepo | HubRepo, name: str) -> str:
-    shards = next((shards for shards in _series(repo).values() if name in shards), [name])
+    shards = _series_of(repo, name)
     return f"the complete series {shards[0]} to {shards[-1]}" if len(shards) > 1 else shards[0]
 
 
 def _raise_several(repo: LocalRepo | HubRepo, found: Sequence[str]) -> NoReturn:
     if match := next((match for name in found if (match := SERIES.fullmatch(name))), None):
+        stem, count = match[1], int(match[3])
         there = _numbers(
-            [
-                name
-                for name in found
-                if name.startswith(f"{match[1]}-") and name.endswith(f"-{match[3]}" + ".safetensors")
-            ]
+            [name for name in found if (m := SERIES.fullmatch(name)) and m.group(1, 3) == match.group(1, 3)]
         )
-        lost = [number for number in range(1, int(match[3]) + 1) if number not in there][:1]
-        if lost and int(match[3]) <= MAX_SHARDS:
+        lost = [number for number in range(1, min(count, MAX_SHARDS) + 1) if number not in there]
+        if lost and count <= MAX_SHARDS:
             raise NoWeightsError(
-                f"Expected {int(match[3])} shards `{match[1]}-…` in `{repo.ref.name}`, found {len(there)}: number "
-                f"{lost[0]} is missing. Get the missing shards."
+                f"Expected {count} shards `{stem}-…` in `{repo.ref.name}`, found {len(there)}: number {lost[0]} is "
+                "missing. Get the missing shards."
             )
     raise NoWeightsError(
         f"Expected one `model.safetensors` (or its index) in `{repo.ref.name}`, found {len(found)} files: "
@@ -284,12 +285,11 @@ def open_files(
     entries: dict[str, Entry] = {}
     for (_, found, *_), name in zip(looked, names, strict=True):
         for tensor in found.keys() & entries.keys():
-            owner = names.index(shard_of[tensor]) if shard_of and shard_of.get(tensor) in names else None
-            copies = [entries[tensor], found[tensor]]
-            kept = [copy for copy in copies if owner is None or copy.file == owner]
-            if owner is None:
+            owner = shard_of.get(tensor) if shard_of else None
+            if owner not in names:
                 raise BrokenFileError(f"`{repo.ref.name}/{name}` repeats tensor {tensor[:80]!r} of another shard.")
-            found[tensor] = kept[0] if kept else entries[tensor]
+            if name != owner:  # the copy that was found before stays
+                found[tensor] = entries[tensor]
         entries |= found
     checkpoint = FileCheckpoint(repo.ref, repo.requested, [source for source, *_ in looked], entries, remote)
     checkpoint.skipped = tuple(sorted(name for _, _, unknown, _ in looked for name in unknown))

@@ -139,7 +139,7 @@ class _Auditor:
         known = replace(empty, ref=child.ref.name, revision=child.ref.revision, claims=claims)
         if not claims and not self._search:
             return replace(known, status="no_claim", reason="no file names a base")
-        if child.adapter_base is not None:
+        if child.is_adapter:
             return self._adapter(model, known)
         named = list(dict.fromkeys(beside(claim.ref, child) for claim in claims if claim.status != "not_understood"))
         if claims and not named and not self._search:
