@@ -24,6 +24,7 @@ from filelock import FileLock
 from safetensors.torch import save, save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import hf_lineage as hl
 from hf_lineage.experiments.families import Family, Member, train_family, train_trees, train_twins, train_unrelated
 
 pytest_plugins = ["hf_lineage.testing"]
@@ -133,6 +134,18 @@ def lab(hub, nets: dict[str, Tensors]):
             files["README.md"] = b"---\nbase_model: lab/parent\nbase_model_relation: finetune\n---\n# A child\n"
         hub.add(f"lab/{name}", files)
     return hub
+
+
+TRACED: dict[str, hl.Lineage] = {}
+
+
+@pytest.fixture
+def lineage(server: Any, request: pytest.FixtureRequest) -> hl.Lineage:
+    """The child of a test file's own `server`, traced once: the stand-in gives the same commits the same names."""
+    file = request.node.path.name
+    if file not in TRACED:
+        TRACED[file] = hl.trace("lab/child", ["lab/parent", "lab/stranger"], token=False)
+    return TRACED[file]
 
 
 # Sizes of the networks of the reduced forms: the smallest that still learn their tasks

@@ -48,17 +48,6 @@ def server(lab: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lab
 
 
-TRACED: list[Lineage] = []
-
-
-@pytest.fixture
-def lineage(server: Any) -> Lineage:
-    """Traced once: the stand-in gives the same commits the same names."""
-    if not TRACED:
-        TRACED.append(hl.trace("lab/child", ASKED, token=False))
-    return TRACED[0]
-
-
 def files(hub: Any, ref: str = "main") -> dict[str, bytes]:
     repo = hub.repos["lab/child"]
     return {name: file.read() for name, file in repo.commits[repo.refs[ref]].items()}

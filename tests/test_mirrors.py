@@ -41,17 +41,6 @@ def server(lab: MiniHub, monkeypatch: pytest.MonkeyPatch) -> MiniHub:
     return lab
 
 
-TRACED: list[Lineage] = []
-
-
-@pytest.fixture
-def lineage(server: MiniHub) -> Lineage:
-    """Traced once: the stand-in gives the same commits the same names."""
-    if not TRACED:
-        TRACED.append(hl.trace("lab/child", ASKED, token=False))
-    return TRACED[0]
-
-
 def card(hub: MiniHub) -> bytes:
     repo = hub.repos["lab/child"]
     return repo.commits[repo.refs["main"]]["README.md"].read()

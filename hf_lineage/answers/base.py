@@ -7,8 +7,8 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from dataclasses import Field, dataclass, field
+from typing import Any, ClassVar, Protocol, Self
 
 from ..errors import ArgumentError, Note
 
@@ -38,6 +38,7 @@ class Answer(abc.ABC):
     """An answer of a task: frozen, plain JSON on request."""
 
     __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # every answer is a dataclass
 
     @abc.abstractmethod
     def content(self) -> dict[str, Any]:
@@ -70,8 +71,7 @@ class Answer(abc.ABC):
             values = cls.read_fields(data)
             if "notes" in data:
                 values["notes"] = tuple(Note.from_dict(note) for note in data["notes"])
-            names = cls.__dataclass_fields__  # type: ignore[attr-defined]
-            cost = {name: data[name] for name in COST if name in data and name in names}
+            cost = {name: data[name] for name in COST if name in data and name in cls.__dataclass_fields__}
             return cls(**cost, **values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArgumentError(f"Expected a `{cls.__name__}` as JSON, got something else: {error!r}.") from error

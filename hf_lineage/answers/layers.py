@@ -108,7 +108,7 @@ class LayerLineage(StatisticalAnswer):
     def content(self) -> dict[str, Any]:
         """The JSON contract without `schema`."""
         return {
-            "child": {"ref": self.child.name, "requested": self.requested, "revision": self.child.revision},
+            "child": self.child.to_dict(self.requested),
             "candidates": self.candidates,
             "revisions": self.revisions,
             "blocks": [

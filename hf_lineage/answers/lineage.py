@@ -145,11 +145,7 @@ class Lineage(StatisticalAnswer):
     def content(self) -> dict[str, Any]:
         """The JSON contract without `schema`."""
         return {
-            "child": {
-                "ref": self.child.name,
-                "requested": self.requested,
-                "revision": self.child.revision,
-            },
+            "child": self.child.to_dict(self.requested),
             "verdict": self.verdict,
             "parent": self.parent,
             "none_probability": self.none_probability,

@@ -86,9 +86,13 @@ class ModelRef:
         """The folder in a repo on the Hub; "" for its root."""
         return "/".join(self.name.split("/")[2:]) if self.kind == "hub" else ""
 
+    def to_dict(self, requested: str) -> dict[str, Any]:
+        """The JSON contract of the model that an answer is about."""
+        return {"ref": self.name, "requested": requested, "revision": self.revision}
+
     @classmethod
     def recorded(cls, data: Mapping[str, Any]) -> ModelRef:
-        """The reference that an answer's JSON has as `ref` and `revision`. Raises `KeyError`."""
+        """The reference of what `to_dict` wrote. Raises `KeyError`."""
         name = data["ref"]
         kind: Literal["hub", "local", "module"] = "local" if name[:1] in {".", "/", "~"} else "hub"
         return cls("module" if name.startswith("module:") else kind, name, data["revision"])

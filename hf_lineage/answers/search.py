@@ -57,7 +57,7 @@ class CandidateSearch(MeasuredAnswer):
     def content(self) -> dict[str, Any]:
         """The JSON contract without `schema`."""
         return {
-            "child": {"ref": self.child.name, "requested": self.requested, "revision": self.child.revision},
+            "child": self.child.to_dict(self.requested),
             "candidates": [fields_of(candidate) for candidate in self.candidates],
             "notes": self.notes,
             "requests": self.requests,

@@ -15,6 +15,7 @@ from ..answers.layers import LayerLineage
 from ..answers.lineage import PARENT_RELATIONS, Lineage
 from ..errors import CardError, Note
 from .section import END, START, candidate_of, hub_repo, is_up_to_date, quoted, sources
+from .sentences import is_adapter
 
 MAX_CARD = 10 << 20  # bytes of a README.md that is edited
 MAX_METADATA = 1_000_000  # characters of YAML that are added to: PyYAML takes a second for them
@@ -130,7 +131,7 @@ def wanted(lineage: Lineage, layers: LayerLineage | None = None) -> dict[str, st
     For a parent on the Hub of probability at least `SURE_ENOUGH` and with a p-value of at most α; for several of
     them where `layers` says how the model was merged. Of two equal models none is: who copied whom does not show.
     """
-    if any(isinstance(note, Note) and note.code == "adapter_base_traced" for note in lineage.notes):
+    if is_adapter(lineage):
         return {}  # it is the base of an adapter that the answer is about
     merged = sources(lineage, layers)
     repos = [hub_repo(ref) for ref in merged]

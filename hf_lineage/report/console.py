@@ -108,9 +108,10 @@ def _grid(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) 
 
 def _lines(what: RenderableType, width: int) -> list[str]:
     """What rich draws, line by line, without blanks at the ends."""
+    drawn = io.StringIO()
     console = Console(
-        file=io.StringIO(), width=width, height=100, color_system=None, force_terminal=False, force_jupyter=False,
+        file=drawn, width=width, height=100, color_system=None, force_terminal=False, force_jupyter=False,
         legacy_windows=False, markup=False, emoji=False, highlight=False, soft_wrap=False, _environ={},
     )  # fmt: skip
     console.print(what)
-    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    return [line.rstrip() for line in drawn.getvalue().splitlines()]

@@ -34,19 +34,20 @@ def claim_text(lineage: Lineage, claim: Claim) -> str:
     """What the weights say of a claim."""
     if claim.status == "confirmed" and lineage.parent is None:
         return OPEN
-    if _is_adapter(lineage) and claim.status in BY_SHAPES:
+    if is_adapter(lineage) and claim.status in BY_SHAPES:
         return BY_SHAPES[claim.status]
     return CLAIMS[claim.status]
 
 
-def _is_adapter(lineage: Lineage) -> bool:
+def is_adapter(lineage: Lineage) -> bool:
+    """Whether the base of an adapter was traced in its place."""
     return any(code_of(note) == "adapter_base_traced" for note in lineage.notes)
 
 
 def sentence(lineage: Lineage, show: Show | None = None) -> str:
     """The verdict in plain words, with how often such evidence arises by chance; `show` writes a foreign name."""
     compared = [c for c in lineage.candidates if c.status == "compared"]
-    if lineage.verdict == "undecided" and _is_adapter(lineage):
+    if lineage.verdict == "undecided" and is_adapter(lineage):
         return "Undecided: it is a LoRA adapter, and what it was trained on does not show in it."
     if not compared:
         return "Undecided: no candidate could be compared with it."

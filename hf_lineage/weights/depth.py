@@ -60,9 +60,9 @@ def _rows_of_both(
         both = sorted({*rows} & {*others})
         a, b = units[ours[part]][0], units[theirs[part]][1]
         if len(both) >= MIN_ROWS and a.shape[1] == b.shape[1]:
-            place = {row: i for i, row in enumerate(rows)}, {row: i for i, row in enumerate(others)}
-            found.append(tuple(t[[at[row] for row in both]] for t, at in zip((a, b), place, strict=True)))
-    return found  # type: ignore[return-value]
+            at, other = ({row: i for i, row in enumerate(kept)} for kept in (rows, others))
+            found.append((a[[at[row] for row in both]], b[[other[row] for row in both]]))
+    return found
 
 
 def _pooled(matrices: Iterable[tuple[Tensor, Tensor]]) -> float:
