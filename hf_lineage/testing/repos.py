@@ -261,7 +261,7 @@ def card_block(text: str) -> str | None:
 
 def card_data(files: Mapping[str, File]) -> dict[str, Any]:
     """The YAML of README.md; empty if there is none or it is broken."""
-    import yaml  # type: ignore[import-untyped,unused-ignore]
+    import yaml
 
     text = files["README.md"].read().decode("utf-8-sig", "replace") if "README.md" in files else ""
     with suppress(yaml.YAMLError):
