@@ -34,8 +34,8 @@ OLD = {"answer": {"p": 0.25, "n": 3, "text": "a\nread 1.2 MB in … s", "seconds
 @pytest.mark.parametrize(
     ("change", "told", "ignored"),
     [
-        ({"p": 0.25 * (1 + 1e-6)}, "$.answer.p: 0.25 != ", ()),
-        ({"p": 0.25 + 1e-11}, "", ()),
+        ({"p": 0.25 * (1 + 1e-5)}, "$.answer.p: 0.25 != ", ()),
+        ({"p": 0.25 + 1e-9}, "", ()),
         ({"n": 4}, "$.answer.n: 3 != 4", ()),
         ({"n": True}, "$.answer.n: 3 != True", ()),
         ({"seconds": 9.0}, "", ()),
@@ -65,7 +65,7 @@ def test_compare_fails_at_a_difference(tmp_path: Path, capsys: pytest.CaptureFix
     assert answers.main(["compare", str(tmp_path), "--only", "trace-none"]) == 0
     path = tmp_path / "trace-none.json"
     told = json.loads(path.read_text())
-    told["answer"]["record"]["candidates"][0]["p_value"] *= 1 + 1e-6
+    told["answer"]["record"]["candidates"][0]["p_value"] *= 1 + 1e-5
     path.write_text(json.dumps(told))
     assert answers.main(["compare", str(tmp_path), "--only", "trace-none"]) == 1
     assert "$.answer.record.candidates[0].p_value" in capsys.readouterr().out
