@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from hf_lineage.tasks import calibration
 from hf_lineage.tasks.calibration import Features, probabilities
-from hf_lineage.weights import direction as directions
-from hf_lineage.weights.direction import (
+from hf_lineage.weights.direction import origin as directions
+from hf_lineage.weights.direction.origin import (
     direction_shares,
     origin_position,
     relative_positions,

@@ -17,7 +17,7 @@ print(build_meta.build_sdist("out"))
 print(build_meta.build_wheel("out"))
 """
 NEEDED = {
-    "hf_lineage/tasks/calibration.json", "hf_lineage/trees/numbers.json", "hf_lineage/weights/direction.json", "hf_lineage/py.typed",
+    "hf_lineage/tasks/calibration.json", "hf_lineage/trees/numbers.json", "hf_lineage/weights/direction/origin.json", "hf_lineage/py.typed",
     "hf_lineage/detector/shipped/model.safetensors", "hf_lineage/detector/shipped/config.json",
     "hf_lineage/detector/shipped/README.md", "hf_lineage/detector/shipped/training.json",
 }  # fmt: skip

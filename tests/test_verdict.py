@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hf_lineage.answers.lineage import Candidate, Claim
 from hf_lineage.tasks import verdict
-from hf_lineage.weights.direction import Position, order_by_position
+from hf_lineage.weights.direction.origin import OriginPosition, order_by_position
 from hf_lineage.weights.evidence import WeightsComparison, WeightsEvidence, _margin
 from hf_lineage.weights.permutation_test import PermutationTest
 
@@ -28,7 +28,7 @@ def found(
     test = None
     if log10_p is not None:
         test = PermutationTest(1.0, log10_p, "proven", None, 0, log10_p, ())
-    place = Position(t, 1 / distance) if distance else None
+    place = OriginPosition(t, 1 / distance) if distance else None
     r = 1 / (1 + distance**2) if log10_p is None or log10_p < -2 else 0.0
     return WeightsEvidence(
         distance, 0.0, distance, test, equal, ("w", "b"), (), {}, {"w": {"distance": distance, "correlation": r}}, correlation=r, entries=100_000,
@@ -181,8 +181,8 @@ def test_an_ample_test_leaves_an_unrelated_candidate_no_probability() -> None:
 def test_the_two_directions_of_a_pair_add_up_to_at_most_one(t: float, reach: float, entries: int) -> None:
     """The origin seen from the other model: 1 − t, at the distance |child|/|Δ|; never parent both ways."""
     back = max(reach**2 + 1 - 2 * t, 0.0) ** 0.5
-    forth = order_by_position(Position(t, reach), entries)
-    other = order_by_position(Position(1 - t, back), entries)
+    forth = order_by_position(OriginPosition(t, reach), entries)
+    other = order_by_position(OriginPosition(1 - t, back), entries)
     assert forth.parent + forth.between / 2 + other.parent + other.between / 2 <= 1 + 1e-9
     assert {verdict._first(forth), verdict._first(other)} in ({None}, {"candidate", "child"})
 

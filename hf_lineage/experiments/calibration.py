@@ -1,4 +1,4 @@
-"""Make tasks/calibration.json and weights/direction.json, about an hour on 2 cores:
+"""Make tasks/calibration.json and weights/direction/origin.json, about an hour on 2 cores:
 
     python -m hf_lineage.experiments.calibration FOLDER
 
@@ -23,7 +23,7 @@ from scipy.stats import t as student
 
 from ..tasks import calibration
 from ..tasks.trace import trace
-from ..weights import direction
+from ..weights.direction import origin as direction
 from .families import Family, Member, train_family, train_twins
 from .questions import KEPT_WITHOUT_PARENT, answers
 

@@ -3,7 +3,7 @@
 The rule, in five lines:
 1. Everything about a pair comes from the pair: related is who has p_raw ≤ alpha; what was done is `weights/edits.py`.
 2. An order is stated where a change runs one way (a copy in a smaller format, rounding, pruning, a few tokens more), or
-   where the weights moved far and the origin lies behind one of the two (`weights/direction.py`); else none is.
+   where the weights moved far and the origin lies behind one of the two (`weights/direction/origin.py`); else none is.
 3. The probability is `calibration`'s, at most that of the candidate having come first: 1 and α for one-way changes, ½
    where no order shows, and at most α for a candidate that an ample test finds unrelated; what is cut off is "none".
    The two directions of a pair so add up to at most 1. A copy and a cast have 1; full copies have it both ways.
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, ClaimStatus, Relation, Verdict
-from ..weights.direction import NO_ORDER, Direction, order_by_position
+from ..weights.direction.origin import NO_ORDER, Direction, order_by_position
 from ..weights.edits import ONE_WAY, EditKind, are_added_tokens
 from ..weights.evidence import WeightsComparison, WeightsEvidence
 from ..weights.permutation_test import holm

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..answers.phylogeny import descent_cycle
-from ..weights.direction import order_by_position, origin_position
+from ..weights.direction.origin import order_by_position, origin_position
 from .groups import Grouping, PairTest, related_groups
 from .hidden_ancestors import hidden_distances, insert_hidden_ancestors
 from .mixtures import Mixture, fit, mixtures
@@ -212,7 +212,7 @@ class _Builder:
 
     def _first_of_two(self, a: int, b: int) -> tuple[int, int, float | None]:
         """(parent, child, probability of that) of two models by the position of the origin, as `trace` has it
-        (`weights/direction.py`); None where that decides nothing, or that neither came first."""
+        (`weights/direction/origin.py`); None where that decides nothing, or that neither came first."""
         changed = self.signals.changed(a, b)
         grams = self.statistics.grams[changed].sum(0)
         one, other, squared = grams[a, a], grams[b, b], distance2(grams)[a, b]

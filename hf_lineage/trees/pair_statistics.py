@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ..weights.direction import residual_dependences
+from ..weights.direction.origin import residual_dependences
 from ..weights.moments import Moments
 from ..weights.mutual_information import MIN_UNEXPLAINED
 
@@ -84,7 +84,7 @@ class PairStatistics:
     def residual_asymmetry(self, first: int, second: int) -> np.ndarray:
         """Residual asymmetry of each matrix, (T,), in [−2, 2]; above 0 where `first` looks like the parent.
 
-        backward − forward of `residual_dependences` (`weights/direction.py`; docs/methods.md, *Residual asymmetry*).
+        backward − forward of `residual_dependences` (docs/methods.md, *Residual asymmetry*).
         Antisymmetric in the two models; computed once a pair.
         """
         if first > second:

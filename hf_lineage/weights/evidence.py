@@ -1,7 +1,7 @@
 """The evidence `weights`: distances, tests and positions of every candidate, from one pass over the aligned weights.
 
-The arithmetic is in `moments.py`, `permutation_test.py`, `direction.py` and `mutual_information.py`; here it is asked
-of each candidate and put together. How probabilities come of it is in `tasks/calibration.py`.
+The arithmetic is in `moments.py`, `permutation_test.py`, `direction/origin.py` and `mutual_information.py`; here it is
+asked of each candidate and put together. How probabilities come of it is in `tasks/calibration.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..answers.base import Evidence
 from ..answers.lineage import PMethod
 from ..architecture.describe import Architecture, Shaped
 from ..errors import Note
-from .direction import Position, origin_position, residual_asymmetry, residual_dependences
+from .direction.origin import OriginPosition, origin_position, residual_asymmetry, residual_dependences
 from .moments import Moments
 from .mutual_information import mutual_information
 from .permutation_test import PermutationTest, pair_test, sidak, unit_products
@@ -46,7 +46,7 @@ class WeightsEvidence(Evidence):
     the number of entries read; changed_entries, of the matrices that differ; margin = log(distance of the nearest other
     candidate / own distance), 0 without another one, and margin_z, the gap of the two squared distances in standard
     errors; origin, the position of the origin, and residual_asymmetry, where the two are correlated
-    (`direction.py`); information, in nats (`mutual_information.py`), None of a sample.
+    (`direction/origin.py`); information, in nats (`mutual_information.py`), None of a sample.
     """
 
     distance: float | None
@@ -63,7 +63,7 @@ class WeightsEvidence(Evidence):
     changed_entries: int = 0
     margin: float = 0.0
     margin_z: float = 0.0
-    origin: Position | None = None
+    origin: OriginPosition | None = None
     residual_asymmetry: float | None = None
     information: float | None = None
     mantel: PermutationTest | None = None

@@ -46,7 +46,7 @@ def make_plan(
 
     nbytes: bytes of each tensor as stored. orders: hidden-unit order → matrices whose rows are its units. budget: bytes
     to read of the child, None for everything. keep: bytes (as float32) of rows held in memory for one model. What the
-    units leave of these goes to rows of other matrices, by which `edits.py` and `direction.py` see what was done.
+    units leave of these goes to rows of other matrices, by which `edits.py` and `direction/` see what was done.
 
     Everything: the blocks of `grid`, and rows drawn at random. A sample: of each tensor one contiguous slice that
     starts at a random place; unit matrices give whole rows, at least `MIN_UNITS` of them or none. Random numbers are

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..answers.base import Evidence, fields_of
+from ...answers.base import Evidence, fields_of
 
 MIN_DEPENDENCE = 0.01  # an absolute correlation this small is no asymmetry yet
 # Change relative to the two norms from which the origin's position tells an order: below, it was at chance on a real
@@ -44,18 +44,18 @@ ASYMMETRY_ENTRIES = 1 << 18  # entries of one matrix that the residual asymmetry
 @functools.cache
 def fitted_numbers() -> dict[str, Any]:
     """The constants of `direction_shares`, fitted by `experiments/calibration.py` on families with a known truth."""
-    return json.loads(files("hf_lineage").joinpath("weights/direction.json").read_text(encoding="utf-8"))
+    return json.loads(files("hf_lineage").joinpath("weights/direction/origin.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class OriginPosition:
     """Where one reference lies: `t` (see above), and `relative_distance` = |reference − candidate| / |Δ|, ≥ 0."""
 
     t: float
     relative_distance: float
 
 
-def origin_position(gram: np.ndarray, candidate: int) -> Position | None:
+def origin_position(gram: np.ndarray, candidate: int) -> OriginPosition | None:
     """The position of the origin, seen from the candidate in row `candidate`; None where it equals the child.
 
     gram: (M, M) as in `Moments`, row 0 the child c, row i the difference yᵢ of a candidate from it. With p = c + y and
@@ -65,10 +65,10 @@ def origin_position(gram: np.ndarray, candidate: int) -> Position | None:
     if not square > 0:
         return None
     norm = gram[0, 0] + 2 * gram[0, candidate] + square
-    return Position(float(1 + gram[0, candidate] / square), float(np.sqrt(max(norm, 0.0) / square)))
+    return OriginPosition(float(1 + gram[0, candidate] / square), float(np.sqrt(max(norm, 0.0) / square)))
 
 
-def relative_positions(gram: np.ndarray, candidate: int, others: Sequence[int]) -> list[Position]:
+def relative_positions(gram: np.ndarray, candidate: int, others: Sequence[int]) -> list[OriginPosition]:
     """The positions of other candidates, t = 1 − ⟨y, yₖ⟩/|y|²; equal models are left out. `gram` as above."""
     square = gram[candidate, candidate]
     positions = []
@@ -76,7 +76,7 @@ def relative_positions(gram: np.ndarray, candidate: int, others: Sequence[int]) 
         apart = square + gram[other, other] - 2 * gram[candidate, other]
         if square > 0 and gram[other, other] > 0 and apart > 1e-12 * square:
             t = 1 - gram[candidate, other] / square
-            positions.append(Position(float(t), float(np.sqrt(apart / square))))
+            positions.append(OriginPosition(float(t), float(np.sqrt(apart / square))))
     return positions
 
 
@@ -185,7 +185,7 @@ def end_misfit(t: float, distance: float, entries: int) -> float:
     return min(abs(t), abs(t - 1)) / scale
 
 
-def order_by_position(position: Position | None, entries: int) -> Direction:
+def order_by_position(position: OriginPosition | None, entries: int) -> Direction:
     """The shares of the orders of two models by the position of the origin, in a form that swaps with the two models;
     `NO_ORDER` where it tells nothing. entries: weights that changed."""
     if position is None:
