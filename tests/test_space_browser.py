@@ -1,7 +1,7 @@
 """The Space as its visitors see it: in a real browser, against the stand-in of the Hub.
 
 Needs Chromium (Debian: apt-get install chromium-headless-shell). Without it these tests are skipped, unless
-HF_LINEAGE_REQUIRE_BROWSER=1. Screenshots lie in HF_LINEAGE_SCREENSHOTS, or in a temporary folder that is printed.
+HF_LINEAGE_REQUIRE_BROWSER=1. Screenshots are taken where HF_LINEAGE_SCREENSHOTS names a folder.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ AXE = os.environ.get("HF_LINEAGE_AXE", "")
 REQUIRED = os.environ.get("HF_LINEAGE_REQUIRE_BROWSER") == "1"
 pytestmark = pytest.mark.skipif(BROWSER is None and not REQUIRED, reason=f"none of {', '.join(BROWSERS)} is installed")
 CUT_OFF = re.compile("AbortError: signal is aborted|Connection errored out")
+# Colours fade: until all that has an end is there
+FADED = """Promise.all(document.getAnimations().filter(each => each.effect.getComputedTiming().endTime < Infinity)
+    .map(each => each.finished.catch(() => 0)))"""
 SECONDS = 60_000  # milliseconds for an answer: two cores may be busy with other tests
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory, nets: dict[str, Any]) -> Iterator[Any]:
-    """As on the Hub: visitors sign in by OAuth, at a stand-in."""
-    with running(tmp_path_factory.mktemp("space"), on_hub=True) as found:
+    """As on the Hub: visitors sign in by OAuth, at a stand-in; two questions may wait, which nobody but the last test fills."""
+    with running(tmp_path_factory.mktemp("space"), on_hub=True, waiting=2) as found:
         furnish(found.hub, nets)
         yield found
 
@@ -48,24 +51,39 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def shoot(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, str], None]:
+def profiles(browser: Any) -> Iterator[list[Any]]:
+    """Browser contexts, one for each visitor at a time, lent to one test after the other: what they keep is the cache."""
+    made: list[Any] = []
+    yield made
+    for context in made:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def shoot() -> Callable[[Any, str], None]:
     given = os.environ.get("HF_LINEAGE_SCREENSHOTS")
-    folder = Path(given) if given else tmp_path_factory.mktemp("screenshots")
+    if not given:
+        return lambda *_: None
+    folder = Path(given)
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"screenshots: {folder}")
     return lambda page, name: page.screenshot(path=folder / f"{name}.png", full_page=True)
 
 
 @pytest.fixture
-def visit(browser: Any, space: Any) -> Iterator[Callable[..., Any]]:
+def visit(browser: Any, profiles: list[Any], space: Any) -> Iterator[Callable[..., Any]]:
     """Open the page as a new visitor. In the end: no error in the console, and no other host was asked for anything."""
-    contexts, troubles, hosts, moves = [], [], set(), Counter()
+    pages, troubles, hosts, moves = [], [], set(), Counter()
 
     def opened(query: str = "", user: str = "alice", dark: bool = False, viewport: dict[str, int] | None = None) -> Any:
-        context = browser.new_context(viewport=viewport or DESK, color_scheme="dark" if dark else "light")
-        context.set_default_timeout(SECONDS)
-        contexts.append(context)
+        if len(pages) == len(profiles):
+            profiles.append(browser.new_context())
+            profiles[-1].set_default_timeout(SECONDS)
+        context = profiles[len(pages)]
+        assert not context.pages and not context.cookies(), "nothing of an earlier visitor"
         page = context.new_page()
+        pages.append(page)
+        page.set_viewport_size(viewport or DESK)
+        page.emulate_media(color_scheme="dark" if dark else "light")
         page.on("framenavigated", lambda frame: moves.update([page]))  # the login's, ours, and any that follows
         page.goto(f"{space.login}/as/{user}")
         page.on("console", lambda message: troubles.append((page, message.text)) if message.type == "error" else None)
@@ -76,8 +94,10 @@ def visit(browser: Any, space: Any) -> Iterator[Callable[..., Any]]:
         return page
 
     yield opened
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.evaluate("localStorage.clear()")
+        page.context.clear_cookies()
+        page.close()
     # gradio reports the calls that going to the login and back cuts off; of a page that stays, nothing is forgiven
     assert not [text for page, text in troubles if not (moves[page] > 2 and CUT_OFF.search(text))]
     assert hosts <= {urlsplit(space.url).netloc, urlsplit(space.login).netloc, ""}, hosts
@@ -114,7 +134,6 @@ def tab(page: Any, name: str) -> None:
 
 
 def sign_in(page: Any) -> None:
-    page.wait_for_timeout(700)  # gradio says in the console what leaving the page cuts off
     page.locator("#login").click()
     page.locator("#login", has_text="Sign out").wait_for()
 
@@ -170,7 +189,7 @@ class TestTrace:
         assert page.locator("#trace-child input").input_value() == "lab/stranger"
 
     def test_a_question_can_be_stopped(self, visit, space, shoot) -> None:
-        slow = space.hub.fault("delay", file="lab/child*", times=None, value=0.7)
+        slow = space.hub.fault("delay", file="lab/child*", times=None, value=0.5)
         try:
             page = visit()
             ask(page, "trace", "lab/child", "lab/parent")
@@ -181,8 +200,8 @@ class TestTrace:
             before = -1
             while before != len(space.hub.log):  # what was under way is answered, then it is quiet
                 before = len(space.hub.log)
-                page.wait_for_timeout(1600)
-            page.wait_for_timeout(1000)
+                page.wait_for_timeout(900)
+            page.wait_for_timeout(600)
             assert len(space.hub.log) == before
         finally:
             space.hub.faults.remove(slow)
@@ -196,7 +215,7 @@ class TestTrace:
             for page in pages:
                 ask(page, "trace", "lab/child", "lab/parent")
             pages[2].locator("#trace-status", has_text="waiting for a free place").wait_for()
-            pages[2].wait_for_timeout(1500)  # the others are being worked on meanwhile
+            pages[2].wait_for_timeout(600)  # the others are being worked on meanwhile
             assert "waiting for a free place" in pages[2].locator("#trace-status").inner_text()
             assert "waiting" not in pages[0].locator("#trace-status").inner_text()
             shoot(pages[2], "waiting-light")
@@ -390,7 +409,6 @@ def bob_was_refused(space: Any) -> bool:
 def test_signing_out(visit) -> None:
     page = visit()
     sign_in(page)
-    page.wait_for_timeout(700)
     page.locator("#login", has_text="Sign out (alice)").click()
     page.locator("#login", has_text="Sign in").wait_for()
     ask(page, "trace", "vault/gated", "lab/parent")
@@ -452,10 +470,9 @@ class TestKeyboardOnly:
 
 
 @pytest.mark.skipif(not AXE and not REQUIRED, reason="HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)")
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("place", ["first", "trace", "layers", "tree", "annotate", "how", "error"])
-def test_axe_finds_nothing_serious(visit, place: str, dark: bool) -> None:
-    page = visit("?child=lab/child&parents=lab/parent" if place in ("trace", "annotate") else "", dark=dark)
+def test_axe_finds_nothing_serious(visit, place: str) -> None:
+    page = visit("?child=lab/child&parents=lab/parent" if place in ("trace", "annotate") else "")
     match place:
         case "trace":
             answer(page, "trace").get_by_text("The evidence", exact=True).click()
@@ -475,6 +492,9 @@ def test_axe_finds_nothing_serious(visit, place: str, dark: bool) -> None:
             ask(page, "trace", "nobody/nothing")
             told(page, "trace")
     assert not serious(page)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("+getComputedStyle(document.body).color.match(/[\\d.]+/)[0] > 200")  # the text is bright
+    assert not serious(page)
 
 
 @pytest.mark.skipif(not AXE and not REQUIRED, reason="HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)")
@@ -487,8 +507,9 @@ def test_and_the_test_above_can_fail(visit) -> None:
 def serious(page: Any) -> list[tuple]:
     """What axe calls serious or critical."""
     assert AXE, "HF_LINEAGE_REQUIRE_BROWSER=1, but HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)"
-    page.wait_for_timeout(400)  # colours fade in
-    page.evaluate(Path(AXE).read_text())
+    page.evaluate(FADED)
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(Path(AXE).read_text())
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
     return [
         (each["id"], node["target"], node["html"][:160], node["failureSummary"][:200])
@@ -550,20 +571,20 @@ class TestWhatAQuestionLeavesBehind:
         assert page.locator("#annotate-look").is_disabled()
 
 
-def test_a_full_queue_is_told(visit, browser, tmp_path, nets) -> None:
-    with running(tmp_path, waiting=1) as small:
-        furnish(small.hub, nets)
-        slow = small.hub.fault("delay", file="lab/child*", times=None, value=1.5)
-        contexts = [browser.new_context() for _ in range(5)]
-        pages = [context.new_page() for context in contexts]
-        for page in pages:
-            page.goto(f"{small.url}/?child=lab/child&parents=lab/parent")
-        full = [page.locator("#trace-status", has_text="could not take the question") for page in pages]
-        for _ in range(200):
-            if any(each.count() for each in full):
-                break
-            pages[0].wait_for_timeout(100)
-        assert any(each.count() for each in full)
-        small.hub.faults.remove(slow)
-        for context in contexts:
-            context.close()
+def test_a_full_queue_is_told(browser, space) -> None:
+    slow = space.hub.fault("delay", file="lab/child*", times=None, value=1.5)
+    contexts = [
+        browser.new_context() for _ in range(5)
+    ]  # two at work, two waiting; a browser has few connections to a host
+    pages = [context.new_page() for context in contexts]
+    for page in pages:
+        page.goto(f"{space.url}/?child=lab/child&parents=lab/parent")
+    full = [page.locator("#trace-status", has_text="could not take the question") for page in pages]
+    for _ in range(200):
+        if any(each.count() for each in full):
+            break
+        pages[0].wait_for_timeout(100)
+    assert any(each.count() for each in full)
+    space.hub.faults.remove(slow)
+    for context in contexts:
+        context.close()

@@ -44,7 +44,7 @@ def build(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Module:
     from timm.models.resnet import BasicBlock, ResNet
 
     sizes = {name: size for name, size in sizes.items() if name != "side"}  # it takes images of any
-    return ResNet(BasicBlock, in_chans=1, num_classes=classes, **sizes)  # type: ignore[arg-type]
+    return ResNet(BasicBlock, in_chans=1, num_classes=classes, **sizes)
 
 
 def _build_text(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Module:
@@ -56,5 +56,5 @@ def _build_text(architecture: str, classes: int, sizes: dict[str, Any]) -> nn.Mo
         config = transformers.LlamaConfig(**common, tie_word_embeddings=False, use_cache=False)
         return transformers.LlamaForCausalLM(config)
     dropout: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config = transformers.BertConfig(**common, **dropout, num_labels=classes)  # type: ignore[call-arg]
+    config = transformers.BertConfig(**common, **dropout, num_labels=classes)
     return transformers.BertForSequenceClassification(config)
