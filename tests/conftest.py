@@ -151,7 +151,7 @@ def lineage(server: Any, request: pytest.FixtureRequest) -> hl.Lineage:
 # Sizes of the networks of the reduced forms: the smallest that still learn their tasks
 SMALL: dict[str, dict[str, Any]] = {
     "fc": {"widths": [256, 96, 64]}, "resnet": {"side": 20}, "vit": {"depth": 2, "patch_size": 14},
-    "llama": {"num_hidden_layers": 2}, "bert": {"num_hidden_layers": 2},
+    "llama": {"num_hidden_layers": 2}, "bert": {"num_hidden_layers": 1},
 }  # fmt: skip
 # What the claims of the README are measured on. `large` is the full form; the tests run the reduced one.
 FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
@@ -172,7 +172,7 @@ BIG: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3},
 }
 UNRELATED = {
-    "reduced": {"fc": 20, "fc-decayed": 16, "resnet": 6, "vit": 6, "llama": 6},
+    "reduced": {"fc": 15, "fc-decayed": 15, "resnet": 6, "vit": 6, "llama": 6},
     "large": {"fc": 57, "fc-decayed": 57, "resnet": 22, "vit": 22},
 }
 
@@ -180,13 +180,13 @@ UNRELATED = {
 # Four generations and twins, for verdicts: no seed, recipe or width of experiments/calibration.py
 _NARROW = {"widths": [384, 128]}
 LINES: dict[str, dict[str, dict[str, Any]]] = {
-    "reduced": {"fc": {"roots": 4, "children": 2, "sizes": _NARROW}},
+    "reduced": {"fc": {"roots": 3, "children": 2, "sizes": _NARROW}},
     "large": {
         "fc": {"roots": 10, "children": 5}, "resnet": {"roots": 3, "children": 4}, "vit": {"roots": 3, "children": 4},
         "llama": {"roots": 3, "children": 4},
     },
 }  # fmt: skip
-TWINS = {"reduced": {"fc": 8}, "large": {"fc": 25, "resnet": 8, "vit": 8, "llama": 8}}
+TWINS = {"reduced": {"fc": 6}, "large": {"fc": 25, "resnet": 8, "vit": 8, "llama": 8}}
 SHORTENED = (1.0, 0.4, 0.15)  # twins that trained as long, and less and less
 
 
@@ -205,7 +205,6 @@ SOURCES: dict[str, dict[str, dict[str, Any]]] = {
     "reduced": {
         "vit": {"roots": 4, "children": 0, "seed": 21, "sizes": {"depth": 6, "mlp_ratio": 2, "patch_size": 14}},
         "llama": {"roots": 3, "children": 0, "generations": 1, "seed": 21, "sizes": {"num_hidden_layers": 3}},
-        "llama-siblings": {"roots": 1, "children": 3, "seed": 22},
         "resnet": {"roots": 1, "children": 0, "seed": 21, "sizes": SMALL["resnet"]},
     },
     "large": {
