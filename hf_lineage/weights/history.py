@@ -69,6 +69,9 @@ class ValueCounts:
         return {name: int(counts.sum()) for name, counts in self.cells.items()}
 
 
+NO_COUNTS = ValueCounts()
+
+
 def _added(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return one | {name: one[name] + table if name in one else table for name, table in other.items()}
 

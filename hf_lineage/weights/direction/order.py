@@ -21,7 +21,7 @@ import numpy as np
 
 from .position import Position
 
-# The model's own error of λ, by estimator; how it was fitted is in tests/benchmarks/results/direction_real.json
+# The model's own error of λ, by estimator
 ERROR = {
     "rounding_edges": 0.05, "barrier": 0.3, "lattice_memory": 0.3, "growth": 0.5, "merged_lora": 0.1,
     "weight_decay": 0.25,
