@@ -317,7 +317,7 @@ def repeated_layers(layers: Mapping[str, Mapping[int, np.ndarray]]) -> list[tupl
         indices = sorted(index for index, values in found.items() if len(values) > 1 and float(np.std(values)) > 0)
         if len(indices) < 2:
             continue
-        r = np.corrcoef(np.stack([found[index] for index in indices]).astype(np.float64))
+        r = np.atleast_2d(np.corrcoef(np.stack([found[index] for index in indices]).astype(np.float64)))
         for i, one in enumerate(indices):
             for j in range(i + 1, len(indices)):
                 votes.setdefault((one, indices[j]), []).append(abs(float(r[i, j])) >= ALIKE)

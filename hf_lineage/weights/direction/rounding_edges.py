@@ -200,9 +200,11 @@ def _crossings(table: np.ndarray) -> Iterable[tuple[float, ...]]:
     """For each edge and pair of cells a < b across it: steps a → b; both ways; share of a → b expected if the candidate
     is the origin, if the child is; relative variance of that which the law of the step leaves."""
     forward, backward = table
-    for binade in np.flatnonzero(forward[:, -1].sum(1) >= MIN_INTERIOR):
+    for binade in np.flatnonzero(forward[:, -1].sum(1) >= MIN_INTERIOR).tolist():
         law = _law(table, binade)
-        for a, b in PAIRS if law is not None else ():
+        if law is None:
+            continue
+        for a, b in PAIRS:
             up = int(forward[binade, BESIDE + a, REACH + b - a])
             down = int(forward[binade, BESIDE + b, REACH + a - b])
             if up + down < MIN_CROSSINGS:
