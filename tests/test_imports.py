@@ -172,7 +172,7 @@ def test_every_room_is_in_the_table() -> None:
 def test_public_names_are_those_that_work() -> None:
     names = [
         "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit",
-        "find_candidates", "phylogeny", "trace", "trace_layers",
+        "find_candidates", "inspect", "phylogeny", "trace", "trace_layers",
     ]  # fmt: skip
     assert hf_lineage.__all__ == names == dir(hf_lineage)
     assert all(getattr(hf_lineage, name) for name in hf_lineage.__all__)

@@ -12,6 +12,7 @@ from .annotate import annotate
 from .audit import audit
 from .candidates import candidates
 from .demo import demo
+from .inspect import inspect
 from .layers import layers
 from .output import say
 from .trace import trace
@@ -33,13 +34,14 @@ def cli() -> None:
     hf-lineage layers user/merge -c org/a -c org/b        which layer came from where
     hf-lineage tree org/a org/b user/c user/d             who descends from whom
     hf-lineage candidates user/child                      who could be the parent
+    hf-lineage inspect user/model                         what one model tells of its past
     hf-lineage annotate user/child -c org/a --create-pr   put the answer into its card
     hf-lineage audit --author org                         check what models declare
     hf-lineage train-detector --family a.csv --out ./d    learn from models whose parents are known
     """
 
 
-for command in (trace, layers, tree, candidates, annotate, audit, demo, train_detector):
+for command in (trace, layers, tree, candidates, inspect, annotate, audit, demo, train_detector):
     cli.add_command(command)
 
 

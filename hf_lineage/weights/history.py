@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from ..answers.history import Format
 from .direction.lattice_memory import CHANCE, FAR, NEAR, remembering
 from .direction.lattices import LATTICES, MAGNITUDE, Lattice, lattice_of
 
@@ -104,17 +105,18 @@ class Profile:
     """Excess over a smooth density in the cells beside the edges of binades.
 
     excess, stderr: cell −5 … 5 → relative excess summed over edges, and its Poisson error. at_edge: binade → (11,)
-    relative excess at its edge alone, and (11,) errors. ripple: root mean square of the excess in cells −5 … 2, over
-    edges, less what counting errors make. score: (χ² of these cells − its degrees of freedom)/√(2 · that), each edge's
-    χ² divided by the dispersion of its cells away from the edge; control: the same at places without an edge, the
-    largest of a few. alternation, alternation_error: odd less even cells away from edges, relative. values: all that
-    were counted around edges.
+    relative excess at its edge alone, and (11,) errors. ripple, ripple_error: root mean square of the excess in cells
+    −5 … 2, over edges, less what counting errors make. score: (χ² of these cells − its degrees of freedom)/√(2 · that),
+    each edge's χ² divided by the dispersion of its cells away from the edge; control: the same at places without an
+    edge, the largest of a few. alternation, alternation_error: odd less even cells away from edges, relative. values:
+    all that were counted around edges.
     """
 
     excess: dict[int, float]
     stderr: dict[int, float]
     at_edge: dict[int, tuple[np.ndarray, np.ndarray]]
     ripple: float
+    ripple_error: float
     score: float
     control: float
     alternation: float
@@ -149,13 +151,20 @@ def profile(cells: np.ndarray, lattice: Lattice) -> Profile | None:
         places = [int((b + shift - 1) * lattice.cells) for b in fits]
         found = [fit for at in places if (fit := _fit(cells, at, lattice, False)) is not None]
         controls += [_score(found, middle)] if found else []
+    ripple = _root(float(squares / size), math.sqrt(2 / size))
     return Profile(
         dict(enumerate((observed / predicted - 1)[near].tolist(), -BESIDE)),
         dict(enumerate((predicted[near] ** -0.5).tolist(), -BESIDE)),
         {b: ((one / two - 1)[near], two[near] ** -0.5) for b, (one, two) in fits.items()},
-        math.sqrt(max(float(squares / size), 0.0)), _score([*fits.values()], middle), max(controls, default=math.inf),
+        *ripple, _score([*fits.values()], middle), max(controls, default=math.inf),
         float(ratios[0] - ratios[1]), float(2 / math.sqrt(observed[away].sum())), int(observed.sum()),
     )  # fmt: skip
+
+
+def _root(square: float, error: float) -> tuple[float, float]:
+    """The root of an estimated square, 0 of a negative one, and its error."""
+    root = math.sqrt(max(square, 0.0))
+    return root, min(error / (2 * root), math.sqrt(error)) if root else math.sqrt(error)
 
 
 def _fit(cells: np.ndarray, middle: int, lattice: Lattice, at_edge: bool) -> tuple[np.ndarray, np.ndarray] | None:
@@ -213,10 +222,10 @@ class Past:
     whether there were enough weights to look for a mark, and no other explanation stood in the way.
     """
 
-    lattice: str | None
+    lattice: Format | None
     trained_since: bool | None
     kept_in_half: bool | None
-    began_from: str | None
+    began_from: Format | None
     looked: bool
     findings: dict[str, Finding]
 
@@ -250,7 +259,7 @@ def _on_lattice(lattice: Lattice, cells: np.ndarray) -> Past:
     kept = Finding(won, error, found.values, often)
     score = f"the cells beside powers of two leave the smooth density by {found.ripple:.1%} (score {found.score:.1f}"
     score += f", away from them at most {found.control:.1f})"
-    mark = Finding(found.ripple, found.ripple / max(found.score, 1.0), found.values, score)
+    mark = Finding(found.ripple, found.ripple_error, found.values, score)
     if won >= MIN_WON and won >= MIN_WON_Z * error and won >= WON_RATIO * _largest_other(found, binade):
         return Past(lattice.name, True, True, None, True, {"first_rounding": mark, "held_back": kept})
     if found.score >= MIN_SCORE and found.score >= CONTROL_RATIO * found.control:
@@ -304,7 +313,8 @@ def _off_lattice(counts: ValueCounts) -> Past:
         else:
             findings[f"memory_{name}"] = Finding(None, None, total, f"the values remember no {name} numbers")
     began = max(shares, key=lambda name: shares[name], default=None)
-    return Past(None, True if began else None, None, began, bool(counts.offsets), findings)
+    first = LATTICES[began].name if began else None
+    return Past(None, True if began else None, None, first, bool(counts.offsets), findings)
 
 
 def repeated_layers(layers: Mapping[str, Mapping[int, np.ndarray]]) -> list[tuple[int, int]]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ...answers.history import Format
+
 MAGNITUDE = 0x7FFF  # all bits of a 16-bit float but its sign
 FEW = 4096  # values looked at before all are
 
@@ -20,7 +22,7 @@ FEW = 4096  # values looked at before all are
 class Lattice:
     """A 16-bit float format: `mantissa` explicit bits; `binades`: those of normal numbers, first to last."""
 
-    name: str
+    name: Format
     dtype: torch.dtype
     mantissa: int
     binades: range
