@@ -36,6 +36,15 @@ INTEGRATION = {"browser", "hub_server", "nursery", "recorder", "space", "folders
 PROCESSES = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
 FORBIDDEN = PROCESSES | {"socket.bind", "socket.connect"}
 
+# The files of half a minute and more: one of them at the end would be waited for by a worker that has nothing to do.
+# Neighbours train no family of each other, or train it in another order
+FIRST = (
+    "test_space_browser", "test_trace_measured", "test_trust", "test_layers_measured", "test_phylogeny", "test_edits",
+    "test_trees_measured", "test_features", "test_recorded_answers", "test_parallel", "test_search_measured", "test_families",
+    "test_search", "test_space", "test_lint", "test_audit", "test_memory", "test_demo", "test_learning_free",
+    "test_lineage_detector", "test_extras",
+)  # fmt: skip
+
 hypothesis.settings.register_profile("tests", deadline=None)  # another test may have the processor
 hypothesis.settings.load_profile("tests")
 
@@ -55,7 +64,8 @@ def net(seed: int, base: Tensors | None = None, change: float = 0.3, widths: tup
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each test is `integration` by its fixtures, by hand, or as a large one; else `unit`, doctests too."""
+    """Each test is `integration` by its fixtures, by hand, or as a large one; else `unit`, doctests too. FIRST first."""
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
     for item in items:
         started = INTEGRATION.intersection(getattr(item, "fixturenames", ()))
         if started or any(item.get_closest_marker(name) for name in ("large", "hub")):

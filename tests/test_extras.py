@@ -19,6 +19,13 @@ WITHOUT = "import sys\nfor name in {names!r}: sys.modules[name] = None\n"
 PACKAGES = {"papers": ("sklearn", "datasets"), "bom": ("cyclonedx",), "space": ("gradio", "gradio_client")}
 LINE = "pip install 'hf_lineage[{extra}]'"
 MAIN = "from hf_lineage.cli import main\nmain({arguments!r})\n"
+# Several in one process: the exit codes are printed
+EACH = """
+from hf_lineage.cli import main
+for arguments in {commands!r}:
+    try: main(arguments)
+    except SystemExit as end: print(end.code)
+"""
 
 
 def without(*extras: str, run: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -50,8 +57,11 @@ def missed(extra: str, *arguments: str) -> str:
 
 
 def test_a_missing_scikit_learn_is_one_line(models: list[str]) -> None:
-    for method in ("after-kmeans", "along-meanshift"):
-        assert "scikit-learn" in missed("papers", "tree", *models, "--method", method)
+    commands = [["tree", *models, "--method", method] for method in ("after-kmeans", "along-meanshift")]
+    found = without("papers", run=EACH.format(commands=commands))
+    codes, lines = found.stdout.split(), found.stderr.splitlines()
+    assert len(codes) == len(lines) == 2 and "0" not in codes
+    assert all("scikit-learn" in line and LINE.format(extra="papers") in line for line in lines)
 
 
 def test_a_missing_datasets_is_one_line(networks: list[str]) -> None:
@@ -61,19 +71,17 @@ def test_a_missing_datasets_is_one_line(networks: list[str]) -> None:
 
 
 def test_without_the_bill_of_materials_the_card_is_written(models: list[str]) -> None:
-    found = without("bom", run=MAIN.format(arguments=["annotate", models[0], "-c", models[1]]))
-    (line,) = [line for line in found.stderr.splitlines() if "pip install" in line]
-    assert not found.returncode and line == f"note: No bill of materials: {LINE.format(extra='bom')}."
-
-
-def test_a_missing_bill_of_materials_is_one_line(models: list[str]) -> None:
+    """And who asks for nothing else is told in one line."""
     run = (
         "import hf_lineage as hl\nfrom hf_lineage.report.bom import cyclonedx\n"
         f"try: cyclonedx(hl.trace({models[0]!r}, [{models[1]!r}]))\n"
         "except hl.LineageError as error: print(error)\n"
     )
-    found = without("bom", run=run)
-    assert len(found.stdout.splitlines()) == 1 and LINE.format(extra="bom") in found.stdout, found.stderr
+    found = without("bom", run=run + MAIN.format(arguments=["annotate", models[0], "-c", models[1]]))
+    (line,) = [line for line in found.stderr.splitlines() if "pip install" in line]
+    assert not found.returncode and line == f"note: No bill of materials: {LINE.format(extra='bom')}."
+    missed, *rest = found.stdout.splitlines()
+    assert LINE.format(extra="bom") in missed and rest and LINE.format(extra="bom") not in "".join(rest)
 
 
 def test_a_missing_gradio_is_one_line() -> None:

@@ -68,13 +68,19 @@ def descent_cycle(edges: Iterable[tuple[Name, Name]]) -> list[Name]:
     ([], ['b', 'c'])
     """
     parents: dict[Name, list[Name]] = {}
+    children: dict[Name, list[Name]] = {}
     for parent, child in edges:
-        parents.setdefault(child, []).append(parent)
-        parents.setdefault(parent, [])
-    while roots := [node for node, above in parents.items() if not above]:
-        for node in roots:
-            del parents[node]
-        parents = {node: [p for p in above if p in parents] for node, above in parents.items()}
+        for node, above, below in ((child, [parent], []), (parent, [], [child])):
+            parents.setdefault(node, []).extend(above)
+            children.setdefault(node, []).extend(below)
+    left = {node: len(above) for node, above in parents.items()}  # parents that may still lie on a cycle
+    free = [node for node, count in left.items() if not count]
+    for node in free:  # grows
+        for child in children[node]:
+            left[child] -= 1
+            if not left[child]:
+                free.append(child)
+    parents = {node: [p for p in above if left[p]] for node, above in parents.items() if left[node]}
     if not parents:
         return []
     walk = [next(iter(parents))]  # every node that is left has a parent among them
