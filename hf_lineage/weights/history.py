@@ -219,7 +219,8 @@ class Past:
     first lay on that lattice, or from another checkpoint on a coarser one; kept_in_half: whether its weights were kept
     on the lattice meanwhile. Both are None where that does not show; trained_since is never False: a step may be too
     small, too large, or in too few weights to leave a mark. began_from: the coarser lattice that it remembers. looked:
-    whether there were enough weights to look for a mark, and no other explanation stood in the way.
+    whether there were enough weights to look for a mark, and no other explanation stood in the way. held_back: binade →
+    excess at its first number and its error, of a model on a lattice.
     """
 
     lattice: Format | None
@@ -228,6 +229,7 @@ class Past:
     began_from: Format | None
     looked: bool
     findings: dict[str, Finding]
+    held_back: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def marked(self) -> bool | None:
@@ -252,7 +254,7 @@ def _on_lattice(lattice: Lattice, cells: np.ndarray) -> Past:
         return Past(lattice.name, None, None, None, False, {"first_rounding": why})
     if other := _other_past(found):
         why = Finding(None, None, found.values, f"{told}; {other}")
-        return Past(lattice.name, None, None, None, False, {"first_rounding": why})
+        return Past(lattice.name, None, None, None, False, {"first_rounding": why}, found.held_back)
     binade, won, error = _won(found)
     power = f"2^{binade - lattice.binades.stop // 2}"
     often = f"the number {power} is {1 + won:.2f} times as frequent as its neighbours let expect"
@@ -261,11 +263,11 @@ def _on_lattice(lattice: Lattice, cells: np.ndarray) -> Past:
     score += f", away from them at most {found.control:.1f})"
     mark = Finding(found.ripple, found.ripple_error, found.values, score)
     if won >= MIN_WON and won >= MIN_WON_Z * error and won >= WON_RATIO * _largest_other(found, binade):
-        return Past(lattice.name, True, True, None, True, {"first_rounding": mark, "held_back": kept})
+        return Past(lattice.name, True, True, None, True, {"first_rounding": mark, "held_back": kept}, found.held_back)
     if found.score >= MIN_SCORE and found.score >= CONTROL_RATIO * found.control:
-        return Past(lattice.name, True, False, None, True, {"first_rounding": mark})
+        return Past(lattice.name, True, False, None, True, {"first_rounding": mark}, found.held_back)
     none = replace(mark, reason=f"{score}: no mark; rounded once, or moved too little, too far, or in too few weights")
-    return Past(lattice.name, None, None, None, True, {"first_rounding": none})
+    return Past(lattice.name, None, None, None, True, {"first_rounding": none}, found.held_back)
 
 
 def _other_past(found: Profile) -> str:

@@ -125,8 +125,21 @@ def lora_position(matrices: Iterable[Explained]) -> Position:
         f"{forward:.1%} of the entries of {len(found)} matrices are the candidate's plus a step of rank "
         f"{max(m.rank for m in found)}, rounded; {backward:.1%} the other way round"
     )
-    short = [(m.forward_expected - m.forward, m.backward_expected - m.backward) for m in found]
-    for sign, one, other in ((1.0, 0, 1), (-1.0, 1, 0)):
-        if all(gap[one] <= MAX_SHORT and gap[other] >= gap[one] + MIN_LEAD for gap in short):
+    for sign in (1.0, -1.0):
+        if all(_direction(m) == sign for m in found):
             return Position(sign, 0.2, 1.0, METHOD, entries, told)
     return Position.silent(METHOD, f"{told}: not plain", entries)
+
+
+def says_nothing(found: Explained) -> bool:
+    """Whether one matrix shows a merged LoRA in neither direction."""
+    return _direction(found) == 0
+
+
+def _direction(found: Explained) -> float:
+    """1 where only the child is explained, −1 where only the candidate is, else 0."""
+    ahead, back = found.forward_expected - found.forward, found.backward_expected - found.backward
+    for sign, one, other in ((1.0, ahead, back), (-1.0, back, ahead)):
+        if one <= MAX_SHORT and other >= one + MIN_LEAD:
+            return sign
+    return 0.0
