@@ -10,9 +10,12 @@ import atexit
 import functools
 import os
 import re
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 TIMEOUT = 600  # seconds that a process waits for the others; HF_LINEAGE_TIMEOUT sets another
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,55 @@ def devices(wanted: Device | Sequence[Device]) -> tuple[torch.device, ...]:
     if world().size > 1:
         return (torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count),)
     return tuple(torch.device("cuda", i) for i in range(count))
+
+
+class _Threads:
+    """How many threads torch has, while questions under way keep each of its operations on one."""
+
+    def __init__(self) -> None:
+        self._lock, self._questions, self._count = threading.Lock(), 0, 1
+
+    @property
+    def count(self) -> int:
+        """Threads to share work among: as many as torch has."""
+        import torch
+
+        return self._count if self._questions else torch.get_num_threads()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Torch's operations stay on one thread each; what is under way shares its work among `count` of its own.
+
+        Many short operations on all threads wait for one another at every one of them: where another program has one
+        of the cores, a trace took ten times the processor time. The setting is torch's own, for the whole process.
+        """
+        import torch
+
+        with self._lock:
+            if not self._questions:
+                self._count = torch.get_num_threads()
+                torch.set_num_threads(1)
+            self._questions += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._questions -= 1
+                if not self._questions:
+                    torch.set_num_threads(self._count)
+
+
+THREADS = _Threads()
+
+
+def on_threads(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """`work` of every item, in order, on as many threads as torch has (`THREADS.count`)."""
+    todo = [*items]
+    count = min(THREADS.count, len(todo))
+    if count < 2:
+        return [work(item) for item in todo]
+    with ThreadPoolExecutor(count, thread_name_prefix="hf-lineage-work") as pool:
+        return list(pool.map(work, todo))
 
 
 def _all_gather(size: int, value: Any) -> list[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_lineage.weights.moments import Moments, block_moments
+from hf_lineage.weights.moments import CHUNK, SMALL, Moments, block_moments
 
 
 def rows(models: int = 4, n: int = 999, seed: int = 0) -> torch.Tensor:
@@ -51,7 +51,7 @@ def test_small_changes_lose_no_digits(change: float, dtype: torch.dtype) -> None
     exact = (child.double() - parent.double()).numpy()
     p, c = parent.double().numpy(), child.double().numpy()
     moments = block_moments([child, parent])
-    assert moments.distance2()[0, 1] == pytest.approx((exact**2).sum(), rel=1e-9)
+    assert moments.distance2()[0, 1] == pytest.approx((exact**2).sum(), rel=1e-6 if dtype == torch.float32 else 1e-12)
     # 1 − r² through the residual of the regression, in long double
     pc, cc = np.longdouble(p) - p.mean(dtype=np.longdouble), np.longdouble(c) - c.mean(dtype=np.longdouble)
     residual = cc - (cc @ pc) / (pc @ pc) * pc
@@ -69,6 +69,67 @@ def test_the_plain_gram_matrix_does_lose_them() -> None:
     naive = float(gram[0, 0] + gram[1, 1] - 2 * gram[0, 1])
     exact = float((child.double() - parent.double()).square().sum())
     assert abs(naive - exact) > 1e-2 * exact
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("models", [2, 3, 9])
+@pytest.mark.parametrize("change", [1e-1, 1e-3, 1e-5])
+def test_sums_of_large_blocks_against_float64(models: int, dtype: torch.dtype, change: float) -> None:
+    """Every sum within 1e-6 of the sum of its terms' sizes, and what is sure to be positive within 1e-6 of itself."""
+    generator = torch.Generator().manual_seed(2)
+    n = 3 * CHUNK + 4321
+    first = torch.randn(n, generator=generator).to(dtype)
+    others = [
+        (first.float() * (1 + k * 1e-4) + change * torch.randn(n, generator=generator)).to(dtype)
+        for k in range(1, models)
+    ]
+    moments = block_moments([first, *others])
+    exact = np.stack([x.double().numpy() for x in (first, *others)])
+    exact[1:] -= exact[0]
+    sizes = np.abs(exact)
+    np.testing.assert_array_less(np.abs(moments.gram - exact @ exact.T), 1e-6 * (sizes @ sizes.T))
+    np.testing.assert_allclose(np.diag(moments.gram), np.square(exact).sum(1), rtol=1e-6)
+    np.testing.assert_array_less(np.abs(moments.s1 - exact.sum(1)), 1e-6 * sizes.sum(1))
+    np.testing.assert_allclose(moments.squares, np.square(exact) @ np.square(exact).T, rtol=1e-6)
+    assert not block_moments([first, *others], fourth=False).squares.any()
+
+
+@pytest.mark.parametrize("where", [0, CHUNK - 1, CHUNK, 10_000_000 - 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_one_unit_in_the_last_place_of_one_entry_in_ten_million(where: int, dtype: torch.dtype) -> None:
+    first = torch.randn(10_000_000, generator=torch.Generator().manual_seed(3)).to(dtype)
+    other = first.clone()
+    other[where] = torch.nextafter(first[where], first.new_tensor(9.0))
+    step = float(other[where].double() - first[where].double())
+    assert block_moments([first, other], fourth=False).gram[1, 1] == pytest.approx(step**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_squares_that_float32_cannot_hold(scale: float) -> None:
+    """Tiny and huge values, and tiny differences of ordinary ones: equal means equal, and nothing is infinite."""
+    x = torch.randn(3, SMALL + 999, generator=torch.Generator().manual_seed(4)) * scale
+    exact = x.double().numpy().copy()
+    exact[1:] -= exact[0]
+    moments = block_moments(list(x))
+    np.testing.assert_allclose(moments.gram, exact @ exact.T, rtol=1e-6, atol=1e-6 * float(scale) ** 2)
+    tiny = torch.full_like(x[0], 1e-25)
+    apart = block_moments([tiny, tiny * 1.5, tiny])
+    assert apart.gram[1, 1] == pytest.approx(0.25e-50 * len(tiny), rel=1e-5) and apart.gram[2, 2] == 0.0
+
+
+@pytest.mark.parametrize("company", [0, 1, 8])
+@pytest.mark.parametrize("odd", ["float64", "huge", "broken"])
+def test_a_pair_does_not_depend_on_who_else_is_there(company: int, odd: str) -> None:
+    """Not by a bit; nor where another one needs float64, or is broken."""
+    generator = torch.Generator().manual_seed(5)
+    first, second, *others = torch.randn(2 + 8, CHUNK + 777, generator=generator)
+    wide = {"float64": others[0].double(), "huge": others[0] * 1e30, "broken": others[0] / 0}[odd]
+    alone = block_moments([first, second])
+    beside = block_moments([first, *others[:company], second, wide])
+    row = company + 1
+    assert beside.gram[row, row] == alone.gram[1, 1] and beside.gram[0, row] == alone.gram[0, 1]
+    assert beside.s1[row] == alone.s1[1] and beside.squares[row, row] == alone.squares[1, 1]
+    assert beside.gram[0, 0] == alone.gram[0, 0]
 
 
 def test_zero_distance_means_equal_and_only_then() -> None:

@@ -14,8 +14,9 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..checkpoints.view import View
 from ..errors import ArgumentError, Note, NothingToCompareError
+from ..parallel import on_threads
 from ..weights.depth import changed_layers
-from ..weights.edits import ONE_WAY, EditKind, detect_edit, summarise_edits
+from ..weights.edits import ONE_WAY, Edit, EditKind, Lattices, detect_edit, summarise_edits
 from ..weights.evidence import LINED_UP, WeightsComparison, compare_weights
 from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
 from ..weights.reader import Readings
@@ -115,7 +116,8 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
     """The candidates that were compared, judged, and the probability of none of them."""
     architecture = question.architecture
     counts = {name: reading.child[name].count for name in architecture.weights}
-    pairs = [_pair(question, reading, i, counts) for i in reading.comparison.evidence]
+    lattices = Lattices()
+    pairs = [_pair(question, reading, i, counts, lattices) for i in reading.comparison.evidence]
     candidates = [
         unjudged(reading.models[i], "compared", *_left_out(reading.aligned[i][1], architecture.trunk, counts))
         for i in reading.comparison.evidence
@@ -133,7 +135,9 @@ def _of_part(candidate: Candidate, share: float) -> Candidate:
     return replace(candidate, relation="shared_part", facts={**candidate.facts, "first": None, "part": part})
 
 
-def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int]) -> verdict.Pair:
+def _pair(
+    question: Question, reading: Reading, i: int, counts: Mapping[str, int], lattices: Lattices
+) -> verdict.Pair:
     """What else is known of one candidate."""
     architecture, readings, plan = question.architecture, reading.readings, reading.plan
     alignment = reading.aligned[i][1]
@@ -141,7 +145,7 @@ def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int
     whole = len(alignment.pairs) == len(architecture.weights) == len(theirs.weights) and not alignment.grown
     trunk = frozenset(architecture.trunk) & (readings.candidates_with.keys() if plan.sampled else counts.keys())
     found = reading.found.get(i)
-    what = functools.partial(_what, readings, i, counts)
+    what = functools.partial(_what, readings, i, counts, lattices)
     return verdict.Pair(
         same_names=whole and not plan.sampled,  # what is equal in a sample only is not said to be identical
         trunk=None if alignment.grown else trunk,
@@ -209,16 +213,20 @@ def _alike(readings: Readings, candidate: int) -> set[str]:
     return {name for name, moments in found.items() if float(moments.correlation()[1]) > ALIKE}
 
 
-def _what(readings: Readings, candidate: int, counts: Mapping[str, int], back: bool) -> tuple[EditKind, dict[str, Any]]:
+def _what(
+    readings: Readings, candidate: int, counts: Mapping[str, int], lattices: Lattices, back: bool
+) -> tuple[EditKind, dict[str, Any]]:
     """What was done to the candidate to get the child; with `back`, to the child to get the candidate: of that only
     what runs one way."""
-    changes = {}
     names = [name for name, having in readings.candidates_with.items() if candidate in having]
     names = [name for name in names if name in readings.units and readings.usable(name, candidate)]
-    for name in names:
-        made, start = readings.unit_pair(name, candidate)
-        if len(made):
-            changes[name] = detect_edit(start, made, ONE_WAY) if back else detect_edit(made, start)
+    pairs = {name: pair for name in names if len((pair := readings.unit_pair(name, candidate))[0])}
+
+    def detect(name: str) -> Edit:
+        made, start = pairs[name]
+        return detect_edit(start, made, ONE_WAY, lattices) if back else detect_edit(made, start, None, lattices)
+
+    changes = dict(zip(pairs, on_threads(detect, pairs), strict=True))
     return summarise_edits(changes, counts)
 
 

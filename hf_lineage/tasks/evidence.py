@@ -10,7 +10,7 @@ from ..answers.lineage import Candidate, Verdict
 from ..architecture.align import Alignment
 from ..checkpoints.view import View
 from ..errors import ArgumentError, Note
-from ..parallel import world
+from ..parallel import THREADS, world
 from . import compare, notes
 from .combine import apply_tree, related_candidates
 from .options import Options
@@ -58,6 +58,7 @@ class Weights:
     def __init__(self, question: Question, comparable: Comparable, options: Options, beside: int) -> None:
         self._question, self._comparable, self._options, self._beside = question, comparable, options, beside
 
+    @THREADS.apart()
     def weigh(self, known: Weighed) -> Weighed:
         """Read everything once, judge each candidate, and let the tree of several relatives decide among them."""
         if not self._comparable:

@@ -30,7 +30,7 @@ from ..errors import (
     join_notes,
     prefixed,
 )
-from ..parallel import together
+from ..parallel import THREADS, together
 from ..trees.build import Branch, BuiltTrees, consistent
 from ..trees.clustering import scikit_learn
 from ..trees.methods import METHODS
@@ -65,6 +65,7 @@ TREE_ALPHA = 1e-2  # level of the groups of a tree that a trace asks
 
 
 @together
+@THREADS.apart()
 def phylogeny(
     models: Iterable[Model], *, method: str = "information", alpha: float = 1e-2, rho: float | None = None,
     token: str | bool | None = None, device: str | torch.device | None = None,

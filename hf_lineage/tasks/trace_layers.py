@@ -10,7 +10,7 @@ from ..answers.base import Progress
 from ..answers.layers import LayerLineage
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import LineageError, NoCandidatesError, Note, NothingToCompareError, join_notes
-from ..parallel import together, world
+from ..parallel import THREADS, together, world
 from ..weights.block_matching import Block, BlockMatches, align_blocks, match_blocks
 from ..weights.block_origins import LayerReadings, block_facts, block_origins, block_scores, equal_block_notes
 from ..weights.merge_recipe import infer_merge_method
@@ -132,6 +132,7 @@ def _expected_bytes(question: Question, options: Options) -> int:
     return needed
 
 
+@THREADS.apart()
 def _by_weights(question: Question, known: _Blocks, options: Options, beside: int) -> _Blocks:
     """Match the blocks, read what lines up, judge every block."""
     whole, architecture, session = question.child, question.architecture, question.session

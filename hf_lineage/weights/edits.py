@@ -34,6 +34,7 @@ MAX_ADDED_TOKENS = 1 / 8
 LATTICE_BITS = (2, 3, 4, 5, 6, 8)
 MAX_LEVEL = 255  # steps between the lowest and the highest value of an 8-bit lattice
 LATTICE_GROUPS, GROUPS_AT_ONCE, GROUP_SAMPLE = 64, 8, 256  # groups of values examined, at once, and values of each
+FIRST_GROUPS, FIRST_VALUES = 4, 16  # groups and values that are looked at first: without a lattice they end the question
 MAX_LN_CHANCE = -30.0  # ln of the chance that unrounded values look like a lattice, summed over groups
 SAME_STEP = 0.4  # steps of the true lattice agree to a factor of 2 (groups of even integers), accidental ones to 0.1
 SPECTRUM_SIZE = 256  # rows and columns of a spectrum: rank r shows in any block of 2r, and 256 takes 50 ms
@@ -100,29 +101,47 @@ def are_added_tokens(before: int, after: int) -> bool:
     return 0 < after - before <= MAX_ADDED_TOKENS * before
 
 
-def detect_edit(child: Tensor, parent: Tensor, kinds: Collection[str] | None = None) -> Edit:
+def detect_edit(
+    child: Tensor, parent: Tensor, kinds: Collection[str] | None = None, lattices: Lattices | None = None
+) -> Edit:
     """The first edit of EDITS that explains the child, "equal" where nothing changed, else "other".
 
     child, parent: (rows, width) float32. In which precision the child was stored is read from its values. kinds: the
-    edits that are asked for, None for all.
+    edits that are asked for, None for all. lattices: what is known of matrices that are asked about several times.
     """
     if torch.equal(child, parent):
         return Edit("equal")
     if not bool(torch.isfinite(child - parent).all()):
         return Edit("other")
+    known = lattices or Lattices()
     asked = [detect for kind, detect in EDITS.items() if kinds is None or kind in kinds]
-    return next((edit for detect in asked if (edit := detect(child, parent))), Edit("other"))
+    return next((edit for detect in asked if (edit := detect(child, parent, known))), Edit("other"))
 
 
-def _cast(child: Tensor, parent: Tensor) -> Edit | None:
+class Lattices:
+    """The rounding lattices of matrices, each looked for once. A matrix is known by its memory, which must not change
+    while this lives."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Lattice | None]] = {}
+
+    def of(self, rows: Tensor) -> Lattice | None:
+        """`rounding_lattice` of a matrix."""
+        key = (rows.data_ptr(), tuple(rows.shape))
+        if key not in self._known:
+            self._known[key] = (rows, rounding_lattice(rows))  # holding it keeps the memory its own
+        return self._known[key][1]
+
+
+def _cast(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None:
     name = cast_dtype(child, parent)
     return Edit("quantized" if name.startswith("F8") else "cast", cast=name) if name else None
 
 
-def _quantized(child: Tensor, parent: Tensor) -> Edit | None:
+def _quantized(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None:
     """A rounding lattice that the parent has not; "other" where the child is too far from the parent for rounding."""
-    lattice = rounding_lattice(child)
-    if lattice is None or rounding_lattice(parent) is not None:
+    lattice = lattices.of(child)
+    if lattice is None or lattices.of(parent) is not None:
         return None
     removed = detect_pruning(child, parent)
     if removed and float(((child == 0) & (parent.abs() > lattice.step)).float().mean()) < MIN_NEW_ZEROS:
@@ -132,7 +151,7 @@ def _quantized(child: Tensor, parent: Tensor) -> Edit | None:
     return Edit(kind, lattice=lattice, pruned=removed)
 
 
-def _pruned(child: Tensor, parent: Tensor) -> Edit | None:
+def _pruned(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None:
     removed = detect_pruning(child, parent)
     if removed is None:
         return None
@@ -140,18 +159,18 @@ def _pruned(child: Tensor, parent: Tensor) -> Edit | None:
     return Edit("pruned", pruned=removed) if float(change) < MAX_KEPT_CHANGE * float(size) else None
 
 
-def _adapter(child: Tensor, parent: Tensor) -> Edit | None:
+def _adapter(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None:
     rank = low_rank_update(child, parent)
     return Edit("adapter", rank=rank) if rank else None
 
 
-def _noise(child: Tensor, parent: Tensor) -> Edit | None:
+def _noise(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None:
     deviation = added_noise(child, parent)
     return None if deviation is None else Edit("noise", noise=deviation)
 
 
 # The questions, in the order in which they are asked: what rounds or prunes leaves no low rank and no white noise
-EDITS: dict[str, Callable[[Tensor, Tensor], Edit | None]] = {
+EDITS: dict[str, Callable[[Tensor, Tensor, Lattices], Edit | None]] = {
     "cast": _cast, "quantized": _quantized, "pruned": _pruned, "adapter": _adapter, "noise": _noise,
 }  # fmt: skip
 
@@ -410,48 +429,83 @@ def _fit(groups: Tensor, precision: str, offset: bool) -> _Fit | None:
     groups: (groups, values) float64. The lattice is anchored at zero and the largest value, with `offset` at the lowest
     and the highest.
     """
-    steps, lows, highs, ln_chance, missed = [], [], [], 0.0, 0
-    tries = torch.arange(1.0, MAX_LEVEL + 1, dtype=torch.float64)
-    for part in groups.split(GROUPS_AT_ONCE):
+    steps, lows, highs = [], [], []
+    ln_chance, missed = 0.0, 0
+    for part in (groups[:FIRST_GROUPS], *groups[FIRST_GROUPS:].split(GROUPS_AT_ONCE)):
         origin = part.amin(1) if offset else torch.zeros(len(part), dtype=torch.float64)
         span = part.amax(1) - origin if offset else part.abs().amax(1)
         live = span > 0
         part, origin, span = part[live], origin[live, None], span[live, None]
         share = (part - origin) / span
-        position = share[:, None] * tries[:, None]  # in steps, (groups, tries, values)
         size = part.abs() + (origin.abs() * (1 - share) + (origin + span).abs() * share if offset else part.abs())
         largest = part.abs().amax(1, keepdim=True)
-        # rounding of the value and of its anchors (1 %: second order), then in steps
+        # rounding of the value and of its anchors (1 %: second order), in shares of the span
         error = 1.01 * _HALF_ULP[precision] * size + 8 * _HALF_ULP["F32"] * largest + 2 * _SUBNORMAL_ERROR[precision]
-        slack = (error / span)[:, None] * tries[:, None]
-        level = position.round()
-        met = ((position - level).abs() <= slack) | (part == 0)[:, None]
-        # values that were rounded twice may lie one level off at the ends, hence + 1
-        good = met.all(2) & (level.amax(2) - level.amin(2) <= MAX_LEVEL + 1)
-        missed += int((~good.any(1)).sum())
+        error = torch.where(part == 0, math.inf, error / span)
+        tries = _first_try(share, error)
+        missed += int((tries == 0).sum())
         if missed > len(groups) // 50:
             return None
-        first = good.int().argmax(1)
-        for i in good.any(1).nonzero().flatten().tolist():
-            levels = level[i, first[i]]
-            anchor = levels[share[i].abs().argmax()]
-            used = torch.where(part[i] == 0, anchor, levels)  # zeros may come from pruning and prove nothing
-            ln_chance += _ln_chance(used, anchor, slack[i, first[i]], int(first[i]) + 1)
-            if len(levels.unique()) > 1:
-                steps.append(float(span[i]) / float(tries[first[i]]))
-                lows.append(float(levels.min()))
-                highs.append(float(levels.max()))
-    return _Fit(*(torch.tensor(v) for v in (steps, lows, highs))) if ln_chance <= MAX_LN_CHANCE and steps else None
+        part, share, error, span, tries = (t[tries > 0] for t in (part, share, error, span, tries))
+        levels = (share * tries[:, None]).round()
+        anchor = levels.gather(1, share.abs().argmax(1, keepdim=True))
+        # zeros may come from pruning and prove nothing
+        used = torch.where(part == 0, anchor, levels)
+        ln_chance += float(_ln_chance(used, anchor, error * tries[:, None], tries).sum())
+        if len(part) and not ln_chance:  # chance explains the first groups altogether
+            return None
+        several = levels.amax(1) > levels.amin(1)
+        steps.append((span[:, 0] / tries)[several])
+        lows.append(levels.amin(1)[several])
+        highs.append(levels.amax(1)[several])
+    found = _Fit(*(torch.cat(each) for each in (steps, lows, highs)))
+    return found if ln_chance <= MAX_LN_CHANCE and len(found.step) else None
 
 
-def _ln_chance(levels: Tensor, anchor: Tensor, slack: Tensor, tries: int) -> float:
-    """ln of the chance that unrounded values meet these levels (values,), each within its slack, in one of the
-    tries."""
-    distinct, index = torch.unique(levels, return_inverse=True)
-    chance = (2 * slack).clamp(max=1.0)
-    worst = torch.zeros(len(distinct), dtype=torch.float64).scatter_reduce(0, index, chance, "amax")
-    free = (distinct != anchor) & (distinct != 0)
-    return min(0.0, math.log(tries) + float(worst[free].log().sum()))
+def _first_try(share: Tensor, error: Tensor) -> Tensor:
+    """The smallest number of steps in 1 … MAX_LEVEL at which all values of a group are levels, 0 where none is.
+
+    share, error: (groups, values), in shares of the group's span; returns (groups,) float64. Few values rule out most
+    tries; what they leave is held against all values, the smallest tries first.
+    """
+    tries = torch.arange(1.0, MAX_LEVEL + 1, dtype=torch.float64)
+    some = slice(None, None, max(1, share.shape[1] // FIRST_VALUES))
+    position = share[:, None, some] * tries[:, None]  # in steps, (groups, tries, values)
+    left = ((position - position.round()).abs() <= error[:, None, some] * tries[:, None]).all(2)
+    found = torch.zeros(len(share), dtype=torch.float64)
+    wave = 2
+    while bool(left.any()):
+        chosen = left & (left.cumsum(1) <= wave)
+        group, number = chosen.nonzero(as_tuple=True)
+        position = share[group] * tries[number, None]
+        level = position.round()
+        met = ((position - level).abs() <= error[group] * tries[number, None]).all(1)
+        # values that were rounded twice may lie one level off at the ends, hence + 1
+        met &= level.amax(1) - level.amin(1) <= MAX_LEVEL + 1
+        good = torch.zeros_like(left)
+        good[group[met], number[met]] = True
+        has = good.any(1)
+        found[has] = tries[good.int().argmax(1)][has]
+        left &= ~chosen & ~has[:, None]
+        wave *= 4
+    return found
+
+
+def _ln_chance(levels: Tensor, anchor: Tensor, slack: Tensor, tries: Tensor) -> Tensor:
+    """ln of the chance that unrounded values meet these levels, each within its slack, in one of the tries.
+
+    levels, slack: (groups, values); anchor: (groups, 1); tries: (groups,); returns (groups,), at most 0. A level that
+    several values meet counts once, with the largest slack.
+    """
+    if not len(levels):
+        return tries
+    low = levels.amin(1, keepdim=True)
+    chance = (2 * slack).clamp(max=1.0).log()
+    worst = torch.full((len(levels), int((levels - low).max()) + 1), -math.inf, dtype=torch.float64)
+    worst = worst.scatter_reduce(1, (levels - low).long(), chance, "amax")
+    level = torch.arange(worst.shape[1], dtype=torch.float64) + low
+    counts = (worst > -math.inf) & (level != anchor) & (level != 0)
+    return (tries.log() + torch.where(counts, worst, 0.0).sum(1)).clamp(max=0.0)
 
 
 def _describe(scheme: str, fit: _Fit, offset: bool, precision: str) -> Lattice:

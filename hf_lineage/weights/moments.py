@@ -14,11 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Entries of each model processed at once on a CPU: those of a few models stay in its cache, and each model's are fewer
-# than torch splits among threads, whose barriers cost ten times the work where another program shares the cores. The
-# number does not depend on how many models there are: the order of the additions is part of a pair's result.
-CPU_CHUNK = 1 << 12
-
+# Entries whose products are added in float32; these sums are added in float64. Each is off by a few units of 6e-8
+ROW = 256
+# Entries of each model that are worked on at once: they stay in a processor's cache, and are fewer than torch splits
+# among threads, whose barriers cost more than the work. All sums of a pair are made in this order, whoever else is there
+CHUNK = 7 << 12
+PRODUCTS = 1 << 12  # entries of one matrix product of all rows but the pivot
+NARROW = (torch.float32, torch.bfloat16, torch.float16, torch.int16, torch.int8, torch.uint8, torch.bool)
+SMALL = 1 << 14  # entries up to which all is float64: of gains around 1 little is left after their mean is taken out
+LARGEST, SMALLEST = 1e34, 1e-34  # mean squares between which no square of float32 that matters is lost
 
 # Squared norm, as a share of the pivot's, below which a tensor counts as zeros: more than rounding in float64 leaves
 NOTHING = 1e-13
@@ -116,32 +120,29 @@ class Moments:
         return excess
 
 
-def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cpu") -> Moments:
-    """Moments of one block: M tensors of n entries each, the pivot first, of any float dtype. O(M²n).
+def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cpu", fourth: bool = True) -> Moments:
+    """Moments of one block: M tensors of n entries each, the pivot first, of any dtype. O(M²n).
 
-    Products and sums are float64, on every device that has it; on MPS, which has not, the block stays on the CPU.
+    Differences and products are float32, `ROW` of them are added in float32 and the rest in float64: every sum is off
+    by less than 1e-6 of the sum of its terms' sizes. Of small blocks, and where float32 would lose squares (float64 and
+    wide integers, values above 1e17 or below 1e-17), all is float64. fourth: whether `squares` are wanted, which are zeros otherwise.
     A tensor with NaN or Inf makes its own sums NaN, and no others. What belongs to the pivot and one other row (its
-    diagonal entry, its entry in row 0, its sum) does not depend by a bit on which other rows there are: a matrix
-    product rounds otherwise for another number of rows, so these are made row by row. Only the products of two rows
-    that are not the pivot come from the matrix product.
+    diagonal entry, its entry in row 0, its sum) does not depend by a bit on which other rows there are. On MPS, which
+    has no float64, the block stays on the CPU.
     """
     target = torch.device(device)
     target = torch.device("cpu") if target.type == "mps" else target
     count = rows[0].numel()
-    step = CPU_CHUNK if target.type == "cpu" else max(8, -(-count // 8) * 8)  # aligned rows add up in one order
-    work = torch.empty(len(rows), step, dtype=torch.float64, device=target)
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=target)
-    s1, squares = torch.zeros_like(gram[0]), torch.zeros_like(gram)
-    for start in range(0, count, step):
-        part = work[:, : min(step, count - start)]
-        for i, row in enumerate(rows):
-            part[i].copy_(row[start : start + step])
-        part[1:] -= part[0]
-        gram += _products(part)
-        s1 += torch.stack([row.sum() for row in part])
-        part.mul_(part)
-        squares += _products(part)
-    moments = Moments(count, gram.cpu().numpy(), s1.cpu().numpy(), squares.cpu().numpy())
+    wide = {i for i, row in enumerate(rows) if row.dtype not in NARROW and not row.dtype.itemsize == 1}
+    if 0 in wide or count <= SMALL:
+        wide = {*range(len(rows))}
+    moments = Moments(count, *(np.zeros(shape) for shape in ((len(rows),) * 2, len(rows), (len(rows),) * 2)))
+    with np.errstate(all="ignore"):  # values may be anything; what is lost is made again, what is broken stays NaN
+        if len(wide) < len(rows):
+            moments = _sums(rows, target, torch.float32, fourth)
+            wide |= _lost(rows, np.diag(moments.gram), count)
+        if wide:
+            moments = _with_rows(moments, _sums(rows, target, torch.float64, fourth), wide)
     broken = ~np.isfinite(np.diag(moments.gram))  # one NaN or Inf makes all sums of its row NaN, and only those
     for sums in (moments.gram, moments.squares):
         sums[broken, :] = sums[:, broken] = np.nan
@@ -149,19 +150,85 @@ def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cp
     return moments
 
 
-def _products(part: torch.Tensor) -> torch.Tensor:
-    """Inner products of all rows, (M, M); those with row 0 and those of a row with itself as of the two alone.
+def _lost(rows: Sequence[torch.Tensor], squares: np.ndarray, count: int) -> set[int]:
+    """The rows of which float32 may have lost squares; all of them where it lost the pivot's."""
+    outside = {i for i, square in enumerate(squares) if not SMALLEST * count <= square <= LARGEST * count}
+    lost = {i for i in outside if i == 0 or not _equal(rows[0], rows[i])}
+    if 0 in lost and bool(rows[0].any()):
+        return {*range(len(rows))}
+    return lost - {0}
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a == b).all()) if a.dtype.itemsize > 1 else bool((a.float() == b.float()).all())
+
+
+def _with_rows(narrow: Moments, wide: Moments, rows: set[int]) -> Moments:
+    """Some rows of float64 sums in the place of those of float32."""
+    for i in rows:
+        for mine, theirs in ((narrow.gram, wide.gram), (narrow.squares, wide.squares)):
+            mine[i, :], mine[:, i] = theirs[i, :], theirs[:, i]
+        narrow.s1[i] = wide.s1[i]
+    return narrow
+
+
+def _sums(rows: Sequence[torch.Tensor], device: torch.device, dtype: torch.dtype, fourth: bool) -> Moments:
+    """The moments with differences and products in `dtype`."""
+    models, count = len(rows), rows[0].numel()
+    step = CHUNK if device.type == "cpu" else max(PRODUCTS, -(-count // PRODUCTS) * PRODUCTS)
+    step = min(step, -(-count // ROW) * ROW)
+    work = torch.zeros(models, step, dtype=dtype, device=device)
+    ones = torch.ones(ROW, dtype=dtype, device=device)
+    gram, s1, squares = np.zeros((models, models)), np.zeros(models), np.zeros((models, models))
+    for pieces in zip(*(row.split(step) for row in rows), strict=True):
+        length = len(pieces[0])
+        if length < step:  # zeros up to a whole row: they add nothing
+            work = work[:, : -(-length // ROW) * ROW]
+            work[:, length:] = 0
+        parts = [*work]
+        for part, piece in zip(parts, pieces, strict=True):
+            (part if length == len(part) else part[:length]).copy_(piece)
+            if part is not parts[0]:
+                part.sub_(parts[0])
+        gram += _products(work, parts)
+        s1 += [_dot(part.view(-1, ROW), ones) for part in parts]
+        if fourth:
+            work.mul_(work)
+            squares += _products(work, parts)
+    return Moments(count, gram, s1, squares)
+
+
+def _products(work: torch.Tensor, parts: Sequence[torch.Tensor]) -> np.ndarray:
+    """Inner products of all rows, (M, M) float64; those with row 0 and those of a row with itself as of the two alone.
 
     Of two rows whose squares are the same, which may be copies, too: a copy has distance 0 from its original.
+    work: (M, n), n a multiple of `ROW`; parts: its rows.
     """
-    if len(part) < 3:
-        products = torch.empty(len(part), len(part), dtype=part.dtype, device=part.device)
-    else:
-        products = part @ part.T
-    for i, row in enumerate(part):
-        products[i, i] = torch.dot(row, row)
-        products[0, i] = products[i, 0] = torch.dot(part[0], row)
-    squares = products.diagonal()
-    for i, j in (squares[:, None] == squares).triu(1).nonzero().tolist() if len(part) > 2 else ():
-        products[i, j] = products[j, i] = torch.dot(part[i], part[j])
+    rows = [part.view(-1, ROW) for part in parts]
+    products = np.empty((len(rows), len(rows)))
+    if len(rows) > 3:
+        products[1:, 1:] = _matrix_products(work[1:])
+    for i, row in enumerate(rows):
+        products[i, i] = _dot(row, row)
+        if i:
+            products[0, i] = products[i, 0] = _dot(rows[0], row)
+    squares = products.diagonal()[1:]
+    alike = np.argwhere(np.triu(squares[:, None] == squares, 1)) if len(rows) > 3 else ((0, 1),) * (len(rows) == 3)
+    for i, j in alike:
+        products[i + 1, j + 1] = products[j + 1, i + 1] = _dot(rows[i + 1], rows[j + 1])
     return products
+
+
+def _matrix_products(rows: torch.Tensor) -> np.ndarray:
+    """Inner products of the rows, (M, M) float64, by matrix products of `PRODUCTS` entries each."""
+    whole = rows.shape[1] // PRODUCTS * PRODUCTS
+    blocks = rows[:, :whole].unflatten(1, (-1, PRODUCTS)).transpose(0, 1)
+    rest = rows[:, whole:]
+    return (torch.bmm(blocks, blocks.mT).double().sum(0) + (rest @ rest.T).double()).cpu().numpy()
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Σ aᵢⱼbᵢⱼ, or Σ aᵢⱼbⱼ: over j in their own precision, over i in float64. a: (n, ROW)."""
+    if a.device.type == "cpu":
+        return float(np.vecdot(a.numpy(), b.numpy()).sum(dtype=np.float64))
+    return float((a * b).sum(1).double().sum())

@@ -22,7 +22,7 @@ from ..architecture.align import Alignment
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import LineageError
-from ..parallel import World, devices, world
+from ..parallel import THREADS, World, devices, world
 from .moments import Moments, block_moments
 from .sampling import Plan
 from .units import Units
@@ -153,7 +153,7 @@ def read_aligned(
         for name, found in shared_rows.items()
     }
     partners = [None, *(a.pairs for a in alignments)]
-    reader = _Reader(models, partners, candidates_with, limits, units, devices(device), {})
+    reader = _Reader(models, partners, candidates_with, limits, units, _workers(device), plan.sampled, {})
     sums = reader.read({i: spans[i] for i in share}, progress if here.main else None)
 
     spent = sum(model.bytes_read for model in models) - before
@@ -209,6 +209,7 @@ class _Reader:
     limits: Mapping[str, Mapping[int, int]]  # elements of unequal tables that child and candidate share
     units: Units
     devices: Sequence[torch.device]
+    sampled: bool  # only of a sample the standard errors are asked for
     failed: dict[int, LineageError]
 
     def read(self, spans: Mapping[int, Sequence[Slice]], progress: Progress | None) -> dict[int, Sums]:
@@ -277,12 +278,18 @@ class _Reader:
         for model, row in block.items():
             self.units.take(model, having.get(model - 1, piece), row)
         if piece.name not in self.limits:
-            return {None: block_moments([*block.values()], device)}
+            return {None: block_moments([*block.values()], device, self.sampled)}
         sums: Sums = {i: block_moments([block[0][: len(block[i + 1])], block[i + 1]], device) for i in having}
         if len(having) == len(candidates):
             shortest = min(map(len, block.values()))
             sums[None] = block_moments([row[:shortest] for row in block.values()], device)
         return sums
+
+
+def _workers(device: Device | Sequence[Device]) -> tuple[torch.device, ...]:
+    """The devices that take turns; the processor as often as torch has threads."""
+    found = devices(device)
+    return found * THREADS.count if [one.type for one in found] == ["cpu"] else found
 
 
 def _agree(here: World, plan: Plan, models: Sequence[Checkpoint], alignments: Sequence[Alignment]) -> None:

@@ -38,7 +38,7 @@ MIN_DEPENDENCE = 0.01  # an absolute correlation this small is no asymmetry yet
 # model (22 M weights, tuned at 2e-5 to 5e-4, moved by 0.2 to 9 %), and nothing was fitted there
 LEAST_MOVED = 0.1
 MAX_MISFIT = 3.0  # scales of the position's error beyond which neither order explains it: a merge, a rescaled model
-ASYMMETRY_ENTRIES = 1 << 18  # entries of one matrix that the residual asymmetry is computed from: 2 MB a copy
+ASYMMETRY_ENTRIES = 1 << 16  # entries of one matrix that the residual asymmetry is computed from
 
 
 @functools.cache
