@@ -100,18 +100,21 @@ def live_units(matrix: torch.Tensor) -> torch.Tensor:
     unit, up to `DEAD_LENGTH`.
     """
     x = matrix.float()
-    sound = x.isfinite().all(1)
-    x = torch.where(sound[:, None], x, 0.0)
-    sound &= x.amax(1) > x.amin(1)
-    length = (x - x[sound].mean(0)).norm(dim=1) if sound.any() else x.new_zeros(len(x))
-    return sound & (length > DEAD_LENGTH * torch.where(sound, length, 0.0).amax())
+    low, high = torch.aminmax(x, dim=1)  # a row with NaN has NaN for both
+    sound = (high > low) & low.isfinite() & high.isfinite()
+    if not sound.any():
+        return sound
+    units = _rows(x, sound)
+    length = (units - units.mean(0)).norm(dim=1)
+    sound[sound.clone()] = length > DEAD_LENGTH * length.amax()
+    return sound
 
 
 def unit_length_rows(units: torch.Tensor) -> torch.Tensor:
     """Centre over units and scale each unit to length 1, float32; a unit equal to the mean is 0. (h, d) → (h, d)."""
     centred = units.float() - units.float().mean(0)
     length = centred.norm(dim=1, keepdim=True)
-    return centred / torch.where(length > 0, length, 1.0)
+    return centred.div_(torch.where(length > 0, length, 1.0))
 
 
 def unit_products(child: Sequence[torch.Tensor], candidate: Sequence[torch.Tensor]) -> np.ndarray:
@@ -130,11 +133,16 @@ def unit_products(child: Sequence[torch.Tensor], candidate: Sequence[torch.Tenso
     length = h // runs
     total: torch.Tensor | None = None
     for a, b in zip(child, candidate, strict=True):
-        a, b = (unit_length_rows(x[live])[: runs * length].reshape(runs, length, -1) for x in (a, b))
+        a, b = (unit_length_rows(_rows(x, live))[: runs * length].reshape(runs, length, -1) for x in (a, b))
         product = a @ b.transpose(1, 2)
         total = product if total is None else total + product
     assert total is not None
     return total.double().cpu().numpy()
+
+
+def _rows(matrix: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The chosen rows, without a copy where all are."""
+    return matrix if bool(chosen.all()) else matrix[chosen]
 
 
 def hoeffding_moments(c: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
