@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import yaml
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 MAX_TEXT = 1_000_000  # bytes of a card or config that are looked at
 MAX_NODES = 100_000  # values of a YAML document, aliases written out; a card that lists thousands of scores has fewer
@@ -21,6 +20,10 @@ _BASE_LINE = re.compile(r"^base_model[ \t]*:[ \t]*(.*(?:(?:\r\n|\r|\n)[ \t]*-.*)
 
 def card_data(raw: bytes) -> dict:
     """Metadata of a model card; empty where there is none. Of what cannot be read, the text of `base_model`."""
+    if not raw:
+        return {}
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
     block = REGEX_YAML_BLOCK.search(raw.decode("utf-8-sig", errors="replace"))
     if not block:
         return {}

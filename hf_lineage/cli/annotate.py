@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from .output import CANDIDATES, Bar, formats, is_first, reading, save, say, show, with_options
+from .output import CANDIDATES, Bar, formats, is_first, look_for, reading, save, say, show, with_options
 
 OPTIONS = (
     click.argument("child"),
@@ -52,6 +52,7 @@ def annotate(child: str, candidates: tuple[str, ...], with_layers: bool, create_
     if create_pr and push:
         raise ArgumentError("Expected --create-pr or --push, got both. A pull request waits for the owner, a push not.")
     first = is_first()
+    look_for(child)
     from ..tasks.annotate import annotate as run
     from ..tasks.annotate import headline
     from ..tasks.session import Session

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .output import Bar, formats, show
+from .output import Bar, formats, look_for, show
 
 
 @click.command()
@@ -40,6 +40,7 @@ def candidates(child: str, form: str, **options: Any) -> None:
     Exit codes: 0 an answer (none found is one), 1 an error, 2 wrong usage,
     3 the child does not exist or is not accessible, 130 interrupted.
     """
+    look_for(child)
     from ..tasks.search import find_candidates
 
     with Bar() as progress:

@@ -13,6 +13,7 @@ from .output import (
     check_picture,
     check_writable,
     is_first,
+    look_for,
     read_probes,
     read_step,
     save,
@@ -53,12 +54,13 @@ def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: st
     if recipe:
         check_writable(recipe, "recipe")
     options |= {"probes": read_probes(probes), "step": read_step(step)}
-    first = is_first()
+    first, child = is_first(), within(child, subfolder)
+    look_for(child)
     from ..tasks.trace_layers import trace_layers as run
 
     with Bar() as progress:
         asked = [within(ref, subfolder) for ref in candidates] or None
-        found = run(within(child, subfolder), asked, progress=progress, **options)
+        found = run(child, asked, progress=progress, **options)
     if not first:
         return
     show(found, form, dict.fromkeys(block.parent for block in found.blocks))

@@ -230,6 +230,15 @@ def within(ref: str, subfolder: str | None) -> str:
     return str(ModelRef.parse(str(replace(parsed, name=f"{parsed.name}/{subfolder.strip('/')}"))))
 
 
+def look_for(child: str) -> None:
+    """Raise `ModelNotFoundError` or its kind where the child is a path and nothing is there: before torch is loaded."""
+    ref = ModelRef.parse(child)
+    if ref.kind == "local":
+        from ..checkpoints.local import LocalRepo
+
+        LocalRepo(ref)
+
+
 def read_probes(text: str | None) -> str | int | None:
     """A number of probes, or what `probes` names."""
     return int(text) if text and re.fullmatch(r"-?[0-9]{1,18}", text) else text

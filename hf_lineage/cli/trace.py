@@ -15,6 +15,7 @@ from .output import (
     Bar,
     check_picture,
     is_first,
+    look_for,
     mode,
     read_probes,
     read_step,
@@ -78,12 +79,13 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
         "evidence": evidence, "probes": read_probes(probes), "step": read_step(step),
         "taps": "blocks" if "blocks" in taps or (profile and not taps) else taps or None,
     }  # fmt: skip
-    first = is_first()
+    first, child = is_first(), within(child, subfolder)
+    look_for(child)
     from ..tasks.trace import trace as run
 
     with Bar() as progress:
         asked = [within(ref, subfolder) for ref in candidates] or None
-        lineage = run(within(child, subfolder), asked, progress=progress, **options)
+        lineage = run(child, asked, progress=progress, **options)
     if not first:
         return
     show(lineage, form, [lineage.parent])

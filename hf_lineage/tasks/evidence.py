@@ -14,7 +14,6 @@ from ..parallel import THREADS, world
 from . import compare, notes
 from .combine import apply_tree, related_candidates
 from .options import Options
-from .phylogeny import tree_of_reading
 from .session import Question, unjudged
 
 if TYPE_CHECKING:
@@ -87,6 +86,8 @@ class Weights:
         chosen = [i for i, model in enumerate(reading.models) if (model.ref.name, model.ref.revision) in related]
         if len(chosen) < 2:
             return judged, none
+        from .phylogeny import tree_of_reading
+
         source = self._question.source
         tree = tree_of_reading(self._question, reading, chosen, self._options.seed)
         return apply_tree(judged, none, tree, (source.ref.name, source.ref.revision))

@@ -6,7 +6,6 @@ With sources as the rows of X, X Xᵀ and X c are all that a fit of c needs: the
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import nnls
 
 
 def nonnegative_weights(gram: np.ndarray, products: np.ndarray) -> np.ndarray:
@@ -14,6 +13,8 @@ def nonnegative_weights(gram: np.ndarray, products: np.ndarray) -> np.ndarray:
 
     gram: (M, M), ⟨xₖ, xₗ⟩, no row of zeros. products: (M,), ⟨xₖ, c⟩.
     """
+    from scipy.optimize import nnls  # most answers need no SciPy, whose import takes longer than they do
+
     length = np.sqrt(np.diag(gram))
     values, vectors = np.linalg.eigh(gram / np.outer(length, length))
     root = np.sqrt(np.maximum(values, 1e-15 * values.max()))
@@ -27,6 +28,8 @@ def simplex_minimum(gram: np.ndarray) -> np.ndarray:
     gram: (M, M), positive semi-definite. min ‖Lv‖² + μ²(1 − Σv)² over v ≥ 0 has the same solution up to scale for
     every μ > 0. A row of zeros takes all.
     """
+    from scipy.optimize import nnls
+
     length = np.sqrt(np.maximum(np.diag(gram), 0.0))
     if not length.all():
         return np.eye(len(gram))[int(np.argmin(length))]

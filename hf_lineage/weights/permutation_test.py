@@ -27,7 +27,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.special import log_ndtr
 
 from .proof import proven_log10_p
 
@@ -85,6 +84,8 @@ class PermutationTest:
     @property
     def rank_log10_p(self) -> float:
         """log10 P(Z ≥ z) of a normal Z: ranks pairs, and is no p-value, since the null law's tail is not normal."""
+        from scipy.special import log_ndtr  # most answers need no SciPy
+
         return float(log_ndtr(-self.z)) / math.log(10)
 
     @property

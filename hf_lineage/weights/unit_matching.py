@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .permutation_test import DRAWS, LayerTest, PermutationTest, combine_layers, unit_products
@@ -161,6 +160,8 @@ def match_units(
                 a, b = ours[name].along(axis, None), theirs[name].along(axis, other)
                 total = (a @ b.T).abs() + (0 if total is None else total)
         return total
+
+    from scipy.optimize import linear_sum_assignment  # most answers need no SciPy
 
     for order in _inputs_first(orders, axes):
         if (gain := gains(orders[order], 0)) is not None:
