@@ -219,6 +219,7 @@ def candidate_test(
 def orders_read(readings: Readings, architecture: Architecture, usable: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Hidden-unit order → those of its usable matrices of which the same rows were kept."""
     groups: dict[str, tuple[str, ...]] = {}
+    usable = frozenset(usable)
     for order, names in architecture.orders.items():
         names = tuple(name for name in names if name in readings.units and name in usable)
         names = tuple(name for name in names if readings.units.rows[name] == readings.units.rows[names[0]])
@@ -231,7 +232,7 @@ def _evidence(pair: PairReadings, seed: int) -> WeightsEvidence:
     """All of one pair but the margins."""
     readings, architecture, names = pair.readings, pair.architecture, pair.moments
     distance, stderr, norm = _distance(pair, pair.trunk)
-    units = pair.units()
+    units, usable = pair.units(), frozenset(pair.usable)
     correlated = _correlation(pair)
     return WeightsEvidence(
         distance,
@@ -240,7 +241,7 @@ def _evidence(pair: PairReadings, seed: int) -> WeightsEvidence:
         candidate_test(readings, architecture, pair.candidate, pair.usable, seed),
         frozenset(name for name in names if names[name].gram[1, 1] == 0.0),
         pair.usable,
-        tuple(name for name in names if name not in pair.usable),
+        tuple(name for name in names if name not in usable),
         _blocks(pair),
         {name: _tensor(names[name]) for name in sorted(pair.usable)},
         tested_entries=_tested_entries(readings, architecture, pair.usable),

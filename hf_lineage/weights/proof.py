@@ -83,7 +83,9 @@ def proven_log10_p(products: Sequence[np.ndarray]) -> float:
     excess = sum(order.excess / order.spread for order in orders)
     if not orders or excess < MIN_Z * math.sqrt(units):
         return 0.0
-    sizes = {order.c.shape[-1]: [o for o in orders if o.c.shape[-1] == order.c.shape[-1]] for order in orders}
+    sizes: dict[int, list[_Order]] = {}
+    for order in orders:
+        sizes.setdefault(order.c.shape[-1], []).append(order)
     stacks = [(torch.cat([order.c for order in same]), same) for same in sizes.values()]
     found: dict[int, float] = {}
 

@@ -12,6 +12,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..architecture.describe import Shaped
 from ..checkpoints.entry import Slice
 from ..errors import ArgumentError
@@ -134,12 +136,14 @@ def _kept_rows(
 ) -> dict[str, tuple[int, ...]]:
     """Rows of every unit matrix that stay in memory, the same for the tensors of one order, within `keep` bytes."""
     width: dict[str, int] = {}
+    members: dict[str, list[str]] = {}
     for name, order in units.items():
         width[order] = width.get(order, 0) + 4 * _row(entries[name].shape)
+        members.setdefault(order, []).append(name)
     rows: dict[str, tuple[int, ...]] = {}
     left, chosen = keep, {}
     for position, order in enumerate(sorted(width, key=lambda order: (width[order], order))):
-        height = min(entries[name].shape[0] for name in units if units[name] == order)
+        height = min(entries[name].shape[0] for name in members[order])
         count = min(height, MAX_UNITS, left // (len(width) - position) // width[order])
         if count >= MIN_UNITS:
             chosen[order] = tuple(sorted(seeded_random(seed, order).sample(range(height), count)))
@@ -194,10 +198,19 @@ def _share(
     min_length: int,
 ) -> float:
     """The share of every tensor at which the lengths add up to the budget (bisection: the sum is monotone)."""
+    counts, rows, each = (
+        np.array(column, dtype=np.float64)
+        for column in zip(*((e.count, _row(e.shape), nbytes[name] / e.count) for name, e in entries.items()), strict=True)
+    )
+    unit = np.array([name in affordable for name in entries])
+    height = counts / rows
 
     def cost(share: float) -> float:
-        lengths = ((name, _length(entry, share, name in affordable, min_length)[0]) for name, entry in entries.items())
-        return sum(nbytes[name] / entries[name].count * length for name, length in lengths)
+        """Bytes of the lengths that `_length` gives."""
+        whole = rows * np.minimum(height, np.maximum(MIN_UNITS, np.round(share * height)))
+        part = np.minimum(counts, np.maximum(np.round(share * counts), min_length))
+        part = np.where(part >= np.minimum(counts, MIN_SLICE), part, 0.0)
+        return float((each * np.where(unit, whole, part)).sum())
 
     low, high = 0.0, 1.0
     for _ in range(40):
