@@ -7,6 +7,7 @@ that answers None where it cannot decide; EDITS lists the questions in the order
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -113,9 +114,9 @@ def detect_edit(
         return Edit("equal")
     if not bool(torch.isfinite(child - parent).all()):
         return Edit("other")
-    known = lattices or Lattices()
-    asked = [detect for kind, detect in EDITS.items() if kinds is None or kind in kinds]
-    return next((edit for detect in asked if (edit := detect(child, parent, known))), Edit("other"))
+    detectors = EDITS | {"quantized": functools.partial(_quantized, lattices=lattices)}
+    asked = [detect for kind, detect in detectors.items() if kinds is None or kind in kinds]
+    return next((edit for detect in asked if (edit := detect(child, parent))), Edit("other"))
 
 
 class Lattices:
@@ -133,13 +134,14 @@ class Lattices:
         return self._known[key][1]
 
 
-def _cast(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None:
+def _cast(child: Tensor, parent: Tensor) -> Edit | None:
     name = cast_dtype(child, parent)
     return Edit("quantized" if name.startswith("F8") else "cast", cast=name) if name else None
 
 
-def _quantized(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None:
+def _quantized(child: Tensor, parent: Tensor, lattices: Lattices | None = None) -> Edit | None:
     """A rounding lattice that the parent has not; "other" where the child is too far from the parent for rounding."""
+    lattices = lattices or Lattices()
     lattice = lattices.of(child)
     if lattice is None or lattices.of(parent) is not None:
         return None
@@ -151,7 +153,7 @@ def _quantized(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None
     return Edit(kind, lattice=lattice, pruned=removed)
 
 
-def _pruned(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None:
+def _pruned(child: Tensor, parent: Tensor) -> Edit | None:
     removed = detect_pruning(child, parent)
     if removed is None:
         return None
@@ -159,18 +161,18 @@ def _pruned(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None:
     return Edit("pruned", pruned=removed) if float(change) < MAX_KEPT_CHANGE * float(size) else None
 
 
-def _adapter(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None:
+def _adapter(child: Tensor, parent: Tensor) -> Edit | None:
     rank = low_rank_update(child, parent)
     return Edit("adapter", rank=rank) if rank else None
 
 
-def _noise(child: Tensor, parent: Tensor, lattices: Lattices) -> Edit | None:
+def _noise(child: Tensor, parent: Tensor) -> Edit | None:
     deviation = added_noise(child, parent)
     return None if deviation is None else Edit("noise", noise=deviation)
 
 
 # The questions, in the order in which they are asked: what rounds or prunes leaves no low rank and no white noise
-EDITS: dict[str, Callable[[Tensor, Tensor, Lattices], Edit | None]] = {
+EDITS: dict[str, Callable[[Tensor, Tensor], Edit | None]] = {
     "cast": _cast, "quantized": _quantized, "pruned": _pruned, "adapter": _adapter, "noise": _noise,
 }  # fmt: skip
 
