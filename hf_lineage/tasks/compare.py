@@ -139,9 +139,7 @@ def _of_part(candidate: Candidate, share: float) -> Candidate:
     return replace(candidate, relation="shared_part", facts={**candidate.facts, "first": None, "part": part})
 
 
-def _pair(
-    question: Question, reading: Reading, i: int, counts: Mapping[str, int], lattices: Lattices
-) -> verdict.Pair:
+def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int], lattices: Lattices) -> verdict.Pair:
     """What else is known of one candidate."""
     architecture, readings, plan = question.architecture, reading.readings, reading.plan
     alignment = reading.aligned[i][1]

@@ -17,7 +17,7 @@ import torch
 # Entries whose products are added in float32; these sums are added in float64. Each is off by a few units of 6e-8
 ROW = 256
 # Entries of each model that are worked on at once: they stay in a processor's cache, and are fewer than torch splits
-# among threads, whose barriers cost more than the work. All sums of a pair are made in this order, whoever else is there
+# among threads, whose barriers cost more than the work. Sums of a pair are made in this order, whoever else is there
 CHUNK = 7 << 12
 PRODUCTS = 1 << 12  # entries of one matrix product of all rows but the pivot
 NARROW = (torch.float32, torch.bfloat16, torch.float16, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -125,15 +125,15 @@ def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cp
 
     Differences and products are float32, `ROW` of them are added in float32 and the rest in float64: every sum is off
     by less than 1e-6 of the sum of its terms' sizes. Of small blocks, and where float32 would lose squares (float64 and
-    wide integers, values above 1e17 or below 1e-17), all is float64. fourth: whether `squares` are wanted, which are zeros otherwise.
-    A tensor with NaN or Inf makes its own sums NaN, and no others. What belongs to the pivot and one other row (its
+    wide integers, values above 1e17 or below 1e-17), all is float64. fourth: whether `squares` are wanted, which are
+    zeros otherwise. A tensor with NaN or Inf makes its own sums NaN, and no others. What belongs to the pivot and one other row (its
     diagonal entry, its entry in row 0, its sum) does not depend by a bit on which other rows there are. On MPS, which
     has no float64, the block stays on the CPU.
     """
     target = torch.device(device)
     target = torch.device("cpu") if target.type == "mps" else target
     count = rows[0].numel()
-    wide = {i for i, row in enumerate(rows) if row.dtype not in NARROW and not row.dtype.itemsize == 1}
+    wide = {i for i, row in enumerate(rows) if row.dtype not in NARROW and row.dtype.itemsize != 1}
     if 0 in wide or count <= SMALL:
         wide = {*range(len(rows))}
     moments = Moments(count, *(np.zeros(shape) for shape in ((len(rows),) * 2, len(rows), (len(rows),) * 2)))

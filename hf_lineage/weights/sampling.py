@@ -198,10 +198,8 @@ def _share(
     min_length: int,
 ) -> float:
     """The share of every tensor at which the lengths add up to the budget (bisection: the sum is monotone)."""
-    counts, rows, each = (
-        np.array(column, dtype=np.float64)
-        for column in zip(*((e.count, _row(e.shape), nbytes[name] / e.count) for name, e in entries.items()), strict=True)
-    )
+    table = [(entry.count, _row(entry.shape), nbytes[name] / entry.count) for name, entry in entries.items()]
+    counts, rows, each = np.array(table, dtype=np.float64).T
     unit = np.array([name in affordable for name in entries])
     height = counts / rows
 
