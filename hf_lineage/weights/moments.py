@@ -126,9 +126,9 @@ def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cp
     Differences and products are float32, `ROW` of them are added in float32 and the rest in float64: every sum is off
     by less than 1e-6 of the sum of its terms' sizes. Of small blocks, and where float32 would lose squares (float64 and
     wide integers, values above 1e17 or below 1e-17), all is float64. fourth: whether `squares` are wanted, which are
-    zeros otherwise. A tensor with NaN or Inf makes its own sums NaN, and no others. What belongs to the pivot and one other row (its
-    diagonal entry, its entry in row 0, its sum) does not depend by a bit on which other rows there are. On MPS, which
-    has no float64, the block stays on the CPU.
+    zeros otherwise. A tensor with NaN or Inf makes its own sums NaN, and no others. What belongs to the pivot and one
+    other row (its diagonal entry, its entry in row 0, its sum) does not depend by a bit on which other rows there are.
+    On MPS, which has no float64, the block stays on the CPU.
     """
     target = torch.device(device)
     target = torch.device("cpu") if target.type == "mps" else target
