@@ -43,16 +43,16 @@ def place_of(value: float, size: int, bias: int) -> int:
 def looped(one: Tensor, other: Tensor, name: str) -> np.ndarray:
     """The counts of `Roundings.tables[name][0]` by a loop over entries."""
     size, bias = FORMATS[name][1:]
-    table = np.zeros((LATTICES[name].binades.stop, ZONES, 2 * REACH + 1), dtype=np.int64)
+    table = np.zeros((len(LATTICES[name].edges), ZONES, 2 * REACH + 1), dtype=np.int64)
     for a, b in zip(one.double().tolist(), other.double().tolist(), strict=True):
         start, end = place_of(a, size, bias), place_of(b, size, bias)
         step = max(-REACH, min((end if a * b >= 0 else -end) - start, REACH))
-        for binade in LATTICES[name].binades[1:]:
+        for i, binade in enumerate(LATTICES[name].edges):
             beside = start - size * binade
             if -BESIDE <= beside <= BESIDE:
-                table[binade, beside + BESIDE, step + REACH] += 1
+                table[i, beside + BESIDE, step + REACH] += 1
             if beside in INTERIOR:
-                table[binade, -1, step + REACH] += 1
+                table[i, -1, step + REACH] += 1
     return table
 
 
@@ -172,4 +172,5 @@ def test_it_is_silent_where_it_cannot_see() -> None:
         assert found.lambda_ is None or abs(found.z) < 3, what
         assert found.lambda_ is not None or found.reason
     assert edge_position({}).lambda_ is None
-    assert edge_position({"w": Roundings()}).reason.startswith("the two do not lie on one lattice")
+    assert edge_position({"w": Roundings()}).reason.startswith("they do not lie on one lattice")
+    assert not silent["unrelated"].tables and "too long" in edge_position({"w": silent["unrelated"]}).reason

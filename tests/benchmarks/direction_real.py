@@ -1,6 +1,6 @@
 """Who came first, on families of a real pretrained model: every estimator of `weights/direction` for every pair.
 
-By hand: `python tests/benchmarks/direction_real.py FOLDER [--write]`. FOLDER keeps the models and the counts
+By hand: `python tests/benchmarks/direction_real.py FOLDER [--write]`. FOLDER keeps the models
 (`real_families.py` says what is needed). Two families of one base each, 30 steps a child; about ten minutes on one core.
 The constants of the estimators were chosen on family a; family b, another base with other rates and seeds, judges them.
 
@@ -27,22 +27,16 @@ import torch
 from real_families import Recipe, Tensors, make
 from safetensors.torch import load_file
 
-from hf_lineage.weights.direction.barrier import barrier_position
-from hf_lineage.weights.direction.decay import decay_position
-from hf_lineage.weights.direction.growth import count_growth, growth_position
-from hf_lineage.weights.direction.lattice_memory import NO_MEMORY, count_memory, memory_position
-from hf_lineage.weights.direction.lattices import LATTICES
-from hf_lineage.weights.direction.merged_lora import MAX_MATRICES, explain_matrix, lora_position
-from hf_lineage.weights.direction.order import ERROR, Order, join
+from hf_lineage.weights.direction.order import ERROR, MAX_MISFIT, Order, join
 from hf_lineage.weights.direction.position import Position
-from hf_lineage.weights.direction.rounding_edges import Roundings, count_roundings, edge_position
-from hf_lineage.weights.history import NO_COUNTS, Past, Profile, count_values, past_of, profile
+from hf_lineage.weights.direction.steps import PairCounts, Steps, count_steps, pair_positions
+from hf_lineage.weights.history import NO_COUNTS, Past, ValueCounts, count_values, past_of
 from hf_lineage.weights.moments import block_moments
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results" / "direction_real.json"
-SHARES = (0.005, 0.05, 1.0)  # of each tensor, one slice at a random place
-LEAST_SLICE = 64
+SHARES = (0.005, 0.05, 1.0)  # of the rows of each matrix, one slice at a random place
+LEAST_ROWS, KEPT_ROWS, SLICE = 32, 1024, 1 << 18
 
 
 def family(name: str, scaled: int, seed: int, rates: tuple[float, float, float]) -> list[Recipe]:
@@ -82,11 +76,11 @@ FAMILIES = {
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The values of one model, and what they tell alone."""
+    """The values of one model, what they count and what they tell alone."""
 
     tensors: Tensors
+    values: ValueCounts
     past: Past
-    profile: Profile | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,38 +100,25 @@ class Pair:
 def opened(path: Path) -> Model:
     tensors = load_file(path / "model.safetensors")
     counts = sum((count_values(t.flatten()) for t in tensors.values() if t.ndim > 1), NO_COUNTS)
-    on = max(counts.cells, key=lambda name: counts.cells[name].sum(), default=None)
-    return Model(tensors, past_of(counts), profile(counts.cells[on], LATTICES[on]) if on else None)
+    return Model(tensors, counts, past_of(counts))
 
 
 def measured(candidate: Model, child: Model, share: float = 1.0) -> tuple[list[Position], float]:
     """The positions of all estimators, from a share of every tensor, and ‖c − p‖/‖c‖ over all matrices."""
-    roundings: dict[str, Roundings] = {}
-    memory, growth, moments, matrices = NO_MEMORY, [], [], []
-    for i, name in enumerate(candidate.tensors):
+    steps, moments, units = {}, {}, {}
+    for i, name in enumerate(name for name, t in candidate.tensors.items() if t.ndim > 1):
         p, c = candidate.tensors[name], child.tensors[name]
-        width = max(1, math.prod(p.shape[1:]))
-        count = min(p.numel(), max(LEAST_SLICE, round(share * p.numel()), 32 * width if share < 1 else 0))
-        start = int(np.random.default_rng(i).integers((p.numel() - count) // width + 1)) * width
-        one, other = p.flatten()[start : start + count], c.flatten()[start : start + count]
-        roundings[name] = count_roundings(other, one)
-        memory = memory + count_memory(other, one)
-        if p.ndim < 2 or torch.equal(one, other):
-            continue
-        moments.append(block_moments([other, one]))
-        rows = [values[: count // width * width].reshape(-1, width) for values in (other, one)]
-        growth.append(count_growth(*rows))
-        if len(matrices) < MAX_MATRICES and p.shape[0] < 5000 and (found := explain_matrix(*rows)):
-            matrices.append(found)
-    held = [model.profile.held_back if model.profile else {} for model in (child, candidate)]
-    lattice = candidate.past.lattice or "bf16"
-    whole = sum(roundings.values(), Roundings())
-    positions = [
-        edge_position(roundings), barrier_position(whole, lattice, *held), memory_position(memory),
-        growth_position(growth), decay_position(moments), lora_position(matrices),
-    ]  # fmt: skip
-    norm = sum(m.gram[0, 0] for m in moments)
-    return positions, math.sqrt(sum(m.gram[1, 1] for m in moments) / norm) if norm else 0.0
+        rows, width = p.shape[0], math.prod(p.shape[1:])
+        count = max(round(share * rows), min(rows, LEAST_ROWS))
+        start = int(np.random.default_rng(i).integers(rows - count + 1))
+        one, other = (t[start : start + count].reshape(-1, width) for t in (p, c))
+        pieces = range(0, one.numel(), SLICE)
+        flat = [(other.flatten()[at : at + SLICE], one.flatten()[at : at + SLICE]) for at in pieces]
+        steps[name] = sum((count_steps(*both) for both in flat), Steps())
+        moments[name] = block_moments([other.flatten(), one.flatten()])
+        units[name] = (other[:KEPT_ROWS].float(), one[:KEPT_ROWS].float())
+    norm, square = (sum(m.gram[i, i] for m in moments.values()) for i in (0, 1))
+    return pair_positions(PairCounts(steps, moments, units, child.values, candidate.values)), math.sqrt(square / norm)
 
 
 def ancestors(recipes: Sequence[Recipe], name: str) -> list[str]:
@@ -215,7 +196,7 @@ def pulls(found: Sequence[Pair]) -> dict[str, Any]:
     for pair in found:
         if pair.kind == "direct":
             for p in pair.positions:
-                if p.lambda_ is not None and p.misfit <= 3.5:
+                if p.lambda_ is not None and p.misfit <= MAX_MISFIT:
                     error = math.hypot(p.stderr, ERROR[p.method])
                     values.setdefault(p.method, []).append((p.lambda_ * pair.truth - 1) / error)
             if pair.order.lambda_ is not None:

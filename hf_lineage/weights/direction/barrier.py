@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .lattices import LATTICES
 from .position import Position
 from .rounding_edges import BESIDE, MIN_INTERIOR, REACH, Roundings
 
@@ -37,14 +38,12 @@ def barrier_position(roundings: Roundings, lattice: str, child: AtEdge, candidat
         return Position.silent(METHOD, "the two do not lie on one lattice of half precision", roundings.entries)
     forward, backward = roundings.tables[lattice]
     entered = left = 0
-    edges = 0
-    for binade in range(2, len(forward) - 1):
+    for i, binade in enumerate(LATTICES[lattice].edges[:-1]):
         most = max((at.get(binade, (0.0, 1.0)) for at in (child, candidate)), key=lambda found: found[0])
-        if most[0] < MIN_EXCESS or most[0] < MIN_Z * most[1] or not _holds_back(forward, binade):
+        if most[0] < MIN_EXCESS or most[0] < MIN_Z * most[1] or not _holds_back(forward, i):
             continue
-        edges += 1
-        entered += _elsewhere(backward[binade, BESIDE])
-        left += _elsewhere(forward[binade, BESIDE])
+        entered += _elsewhere(backward[i, BESIDE])
+        left += _elsewhere(forward[i, BESIDE])
     if entered + left < MIN_CHANGED:
         return Position.silent(METHOD, silent, roundings.entries)
     total = entered + left
@@ -54,9 +53,9 @@ def barrier_position(roundings: Roundings, lattice: str, child: AtEdge, candidat
     return Position(value, stderr, 1.0, METHOD, roundings.entries, reason)
 
 
-def _holds_back(table: np.ndarray, binade: int) -> bool:
+def _holds_back(table: np.ndarray, edge: int) -> bool:
     """Whether the weights below the edge moved and those above did not."""
-    below, above = table[binade, -1], table[binade + 1, -1]
+    below, above = table[edge, -1], table[edge + 1, -1]
     if min(below.sum(), above.sum()) < MIN_INTERIOR:
         return False
     moved = _elsewhere(below) / below.sum()

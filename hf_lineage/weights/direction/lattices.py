@@ -20,12 +20,14 @@ FEW = 4096  # values looked at before all are
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """A 16-bit float format: `mantissa` explicit bits; `binades`: those of normal numbers, first to last."""
+    """A 16-bit float format: `mantissa` explicit bits; `binades`: those of normal numbers, first to last; `edges`:
+    those that begin with an edge at which weights are counted."""
 
     name: Format
     dtype: torch.dtype
     mantissa: int
     binades: range
+    edges: range
 
     @property
     def cells(self) -> int:
@@ -37,10 +39,11 @@ class Lattice:
         return values.contiguous().to(self.dtype).view(torch.int16).numpy()
 
 
-# In the order in which they are asked; values that lie on both, as those of gains of 1, count as bf16
+# In the order in which they are asked; values that lie on both, as those of gains of 1, count as bf16. Edges of bf16:
+# 2^−30 to 2^33; of fp16 all but the first, below which the spacing is the same
 LATTICES: dict[str, Lattice] = {
-    "bf16": Lattice("bf16", torch.bfloat16, 7, range(1, 255)),
-    "fp16": Lattice("fp16", torch.float16, 10, range(1, 31)),
+    "bf16": Lattice("bf16", torch.bfloat16, 7, range(1, 255), range(97, 161)),
+    "fp16": Lattice("fp16", torch.float16, 10, range(1, 31), range(2, 31)),
 }
 
 

@@ -66,9 +66,10 @@ def pair_positions(counts: PairCounts) -> list[Position]:
     roundings = {name: steps.roundings for name, steps in counts.steps.items()}
     memory = sum((steps.memory for steps in counts.steps.values()), NO_MEMORY)
     changed = {name: both for name, both in counts.units.items() if not torch.equal(*both)}
+    child, candidate = past_of(counts.child), past_of(counts.candidate)
     return [
-        edge_position(roundings),
-        _barrier(roundings, past_of(counts.child), past_of(counts.candidate)),
+        _edges(roundings, child, candidate),
+        _barrier(roundings, child, candidate),
         memory_position(memory),
         growth_position([count_growth(*both) for both in changed.values()]),
         decay_position(counts.moments.values()),
@@ -79,6 +80,14 @@ def pair_positions(counts: PairCounts) -> list[Position]:
 def pair_order(counts: PairCounts, moved: float) -> Order:
     """Who came first. moved: ‖child − candidate‖, in the unit that the order's radius is wanted in."""
     return join(pair_positions(counts), moved, past_of(counts.candidate).marked)
+
+
+def _edges(roundings: Mapping[str, Roundings], child: Past, candidate: Past) -> Position:
+    """Not of weights that were kept in half precision: their steps know where in its cell a weight lies."""
+    if child.kept_in_half or candidate.kept_in_half:
+        entries = sum(r.entries for r in roundings.values())
+        return Position.silent("rounding_edges", "the weights of one of the two were kept in half precision", entries)
+    return edge_position(roundings)
 
 
 def _barrier(roundings: Mapping[str, Roundings], child: Past, candidate: Past) -> Position:
