@@ -204,13 +204,13 @@ class TestReduced:
     def test_parents_are_found(self, nursery: Nursery) -> None:
         config = replace(PAPER, entries=256, probes=64)
         examples = looked_at([table(nursery.family("fc", "reduced").folder)], config)
-        found = protocol(examples, config, Training(epochs=40), 3)
+        found = protocol(examples, config, Training(epochs=40, patience=6), 3)
         assert found["tested"] >= 3 and found["accuracy"][0] >= 0.85, found
 
     def test_a_random_truth_is_not_found(self, nursery: Nursery) -> None:
         config = replace(PAPER, entries=256, probes=64)
         examples = mixed_up(looked_at([table(nursery.family("fc", "reduced").folder)], config), 0)
-        found = protocol(examples, config, Training(epochs=40), 4)
+        found = protocol(examples, config, Training(epochs=40, patience=6), 4)
         assert found["accuracy"][0] <= 0.75, found  # 9 of 12 at 1/4 by chance: once in 2,500
 
     @pytest.mark.parametrize("architecture", ["fc", "llama"])
