@@ -310,7 +310,9 @@ class TestJournal:
         first.close()
         assert next(hl.audit(["lab/parent"], journal=tmp_path / "j")).resumed
 
-    def test_killed_and_resumed(self, hub: MiniHub, make_net: Make, tmp_path: Path) -> None:
+    def test_killed_and_resumed(
+        self, hub: MiniHub, make_net: Make, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         parent = make_net(1)
         add(hub, "lab/parent", parent)
         add(hub, "lab/other", make_net(2))
@@ -331,9 +333,10 @@ class TestJournal:
         before = len(hub.log)
         resumed = subprocess.run([*command, "a.jsonl"], **about, **pipes)
         assert not any(asked(hub, name, before) for name in finished)
-        whole = subprocess.run([*command, "b.jsonl"], **about, **pipes)
-        assert resumed.returncode == whole.returncode == 4
-        ours, theirs = ([json.loads(line) for line in r.stdout.splitlines()] for r in (resumed, whole))
+        monkeypatch.chdir(tmp_path)
+        code, whole, _ = run(*command[3:], "b.jsonl")
+        assert resumed.returncode == code == 4
+        ours, theirs = ([json.loads(line) for line in out.splitlines()] for out in (resumed.stdout, whole))
         assert plain(ours) == plain(theirs) and len(ours) == 25
         assert [r["requested"] for r in ours if r["resumed"]] == finished
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import hashlib
 import json
 from dataclasses import replace
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from hf_lineage.answers.layers import BlockOrigin, LayerLineage, Share
 from hf_lineage.answers.lineage import Candidate, Lineage
@@ -24,7 +23,15 @@ A, C = "a" * 40, "c" * 40
 BEST = Candidate("lab/parent", "lab/parent", A, "compared", 0.97, 1e-12, 1e-12, "proven", -12.0, 0.01, "finetune")
 ANSWER = Lineage(ModelRef("hub", "lab/child", C), "lab/child", "parent", "lab/parent", 0.02, (BEST,))
 DIGESTS = {"model.safetensors": "0" * 64}
-VALIDATOR = JsonStrictValidator(SchemaVersion.V1_6)
+
+
+@functools.cache
+def validator() -> Any:
+    """Imported when it is asked: its grammars of addresses take a second, and every process collects this file."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    return JsonStrictValidator(SchemaVersion.V1_6)
 
 
 def merge(*refs: str) -> LayerLineage:
@@ -64,8 +71,8 @@ class TestBillOfMaterials:
     )
     def test_is_valid(self, lineage: Lineage, layers: LayerLineage | None) -> None:
         text = cyclonedx(lineage, layers, DIGESTS)
-        assert VALIDATOR.validate_str(text) is None
-        assert VALIDATOR.validate_str(text.replace("machine-learning-model", "model")) is not None  # it can fail
+        assert validator().validate_str(text) is None
+        assert validator().validate_str(text.replace("machine-learning-model", "model")) is not None  # it can fail
 
     def test_is_a_function_of_the_answer(self) -> None:
         text = cyclonedx(ANSWER, None, DIGESTS)
