@@ -360,7 +360,7 @@ def test_other_documents_are_refused(kind: str, answers: Answers) -> None:
 
 
 def test_an_order_is_written_and_read() -> None:
-    order = lineage.Order(0.95, 0.04, 1.1, "rounding_edges", 22_000)
+    order = lineage.Order(0.95, 0.04, 1.1, "rounding_edges", 22_000, 1e-4)
     assert [*order.to_dict()] == [*SCHEMAS["lineage"]["$defs"]["order"]["properties"]]
     assert lineage.Order.from_dict(order.to_dict()) == order and order.to_dict()["lambda"] == 0.95
     answer = READERS["lineage"].from_dict(version_1("lineage")).to_dict()

@@ -52,6 +52,7 @@ class Order:
     `position`, λ: 1 where the candidate itself is that model, −1 where the child is, about 0 where both parted from a
     third; None where nothing tells, which `reason` explains. `stderr`: its standard error. `misfit`: χ² per degree of
     freedom of the model of steps behind it, near 1 where that fits. `method`: what told. `entries`: weights that count.
+    `radius`: the common origin lies within it of the candidate, root mean square of a weight, as `distance`.
     """
 
     position: float | None
@@ -59,6 +60,7 @@ class Order:
     misfit: float | None = None
     method: str | None = None
     entries: int = 0
+    radius: float | None = None
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class Order:
         return cls(data["lambda"], **{name: data[name] for name in ORDER_KEYS})
 
 
-ORDER_KEYS = ("stderr", "misfit", "method", "entries", "reason")
+ORDER_KEYS = ("stderr", "misfit", "method", "entries", "radius", "reason")
 
 
 @dataclass(frozen=True, slots=True)

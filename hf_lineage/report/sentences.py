@@ -66,7 +66,8 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
         tested = "" if best.log10_p is None else f" ({others})"
         return f"Identical to {name}: every weight is equal{tested}. Which of the two is the copy does not show."
     if lineage.verdict == "parent":
-        return f"{headline(best, name)}, probability {best.probability:.3f}: they share an origin ({others})."
+        told = f"{headline(best, name)}{radius(best)}, probability {best.probability:.3f}"
+        return f"{told}: they share an origin ({others})."
     if lineage.verdict == "none":
         asked = len(lineage.candidates)
         who = f"None of the {len(compared)} candidates" if len(compared) > 1 else f"Not {name}, the only candidate"
@@ -132,6 +133,14 @@ def headline(best: Candidate, name: str) -> str:
     return f"{text}, its hidden units in another order" if best.disguised and relation != "common_origin" else text
 
 
+def radius(best: Candidate) -> str:
+    """How far from the candidate the common origin can be, by the roundings or another measurement; "" without one."""
+    found = best.order.radius if best.order else None
+    if not found or not best.distance or best.relation in ONE_WAY:
+        return ""
+    return f", or from a model within {100 * min(found / best.distance, 1):.0f} % of the distance to it"
+
+
 def _low_rank(facts: dict[str, Any]) -> str:
     if "rank" not in facts:
         return "an adapter"
@@ -183,10 +192,10 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
     if best.relation == "partial":
         return f"{100 * facts['equal_share']:.0f} % of its weights are those of {name} ({others}). {order(best)}"
     if moved <= CLOSE and best.first is None:
-        return (
-            f"Almost certainly {name} and this model are parent and child, or close siblings ({others}); which came "
-            "first does not show."
-        )
+        which = "which came first does not show."
+        if "own_base" in facts:
+            which = order(best)[0].lower() + order(best)[1:]
+        return f"Almost certainly {name} and this model are parent and child, or close siblings ({others}); {which}"
     return f"It shares an origin with {name} ({others}), as models from one random start do too. {order(best)}"
 
 
@@ -231,9 +240,23 @@ def order(candidate: Candidate) -> str:
         return f"That model is {undone} this one, not the other way round."
     if candidate.relation in ONE_WAY:
         return "That model came first: this cannot be done the other way round."
+    if candidate.facts.get("own_base"):
+        return (
+            "Which of the two came first does not show: the one that looks older was itself trained from another model "
+            "in half precision, which may be the parent of both."
+        )
+    if candidate.order and candidate.first == "candidate":
+        return f"That model came first: {_reason(candidate)}."
     if candidate.first == "candidate":
         return "That model came first: the step to this one is not part of it."
     return "Which of the two came first does not show."
+
+
+def _reason(candidate: Candidate) -> str:
+    """What tells the order, for a sentence."""
+    found = candidate.order
+    assert found is not None and found.position is not None and found.stderr is not None
+    return f"{found.reason} (λ = {found.position:.2f} ± {found.stderr:.2f}; 1 is the parent, 0 a sibling)"
 
 
 def hidden(candidate: Candidate) -> str:

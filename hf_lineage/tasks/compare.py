@@ -16,9 +16,12 @@ from ..checkpoints.view import View
 from ..errors import ArgumentError, Note, NothingToCompareError
 from ..parallel import on_threads
 from ..weights.depth import changed_layers
+from ..weights.direction.order import Order
+from ..weights.direction.steps import PairCounts, pair_order
 from ..weights.edits import ONE_WAY, Edit, EditKind, Lattices, detect_edit, summarise_edits
 from ..weights.evidence import LINED_UP, WeightsComparison, compare_weights
 from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
+from ..weights.history import NO_COUNTS
 from ..weights.reader import Readings
 from ..weights.sampling import MIN_UNITS, Plan, make_plan, seeded_random
 from . import verdict
@@ -157,7 +160,18 @@ def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int
         layers=lambda: changed_layers(reading.comparison.pairs[i], theirs, LINED_UP),
         permutation=found.to_dict() if found else None,
         rescaled=bool(found and found.match and found.match.rescaled),
+        order=functools.cache(functools.partial(_order, reading, i)),
     )
+
+
+def _order(reading: Reading, i: int) -> Order:
+    """Who of child and candidate i came first, by the steps between them."""
+    pair, counts = reading.comparison.pairs[i], reading.readings.counts
+    steps = {kind: steps for (kind, candidate), steps in counts.steps.items() if candidate == i}
+    moments = {name: pair.moments[name] for name in pair.matrices}
+    values = [counts.values.get(model, NO_COUNTS) for model in (0, i + 1)]
+    distance = reading.comparison.evidence[i].distance or 0.0
+    return pair_order(PairCounts(steps, moments, pair.units(), *values), distance)
 
 
 def refused(reading: Reading) -> list[Candidate]:
@@ -172,7 +186,7 @@ def refused(reading: Reading) -> list[Candidate]:
 def _compare(
     question: Question, child: View, plan: Plan, aligned: Sequence[Aligned], options: Options
 ) -> tuple[Readings, WeightsComparison]:
-    readings = question.session.read_aligned(child, aligned, plan, options)
+    readings = question.session.read_aligned(child, aligned, plan, options, orders=True)
     return readings, compare_weights(readings, question.architecture, child, len(aligned), seed=options.seed)
 
 

@@ -112,14 +112,16 @@ class Session:
             if i < len(opened) - count or isinstance(model, MemoryCheckpoint):
                 self.forget(model)
 
-    def read_aligned(self, child: View, aligned: Sequence[Aligned], plan: Plan, options: Options) -> Readings:
+    def read_aligned(
+        self, child: View, aligned: Sequence[Aligned], plan: Plan, options: Options, orders: bool = False
+    ) -> Readings:
         """One pass over the plan's slices of the child and of everything that lines up with it.
 
         The only loop that reads weights for `trace`, `trace_layers` and `phylogeny` (`weights/reader.py`).
         """
         return read_aligned(
             child, [model for model, _ in aligned], [alignment for _, alignment in aligned], plan,
-            device=options.device or "cpu", progress=options.progress,
+            device=options.device or "cpu", progress=options.progress, orders=orders,
         )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 The rule, in five lines:
 1. Everything about a pair comes from the pair: related is who has p_raw ≤ alpha; what was done is `weights/edits.py`.
-2. An order is stated where a change runs one way (a copy in a smaller format, rounding, pruning, a few tokens more), or
-   where the weights moved far and the origin lies behind one of the two (`weights/direction/origin.py`); else none is.
+2. An order is stated where a change runs one way (a copy in a smaller format, rounding, pruning, a few tokens more),
+   where the steps between the two tell (`weights/direction/order.py`), or where the weights moved far and the origin
+   lies behind one of the two (`weights/direction/origin.py`); else none is.
 3. The probability is `calibration`'s, at most that of the candidate having come first: 1 and α for one-way changes, ½
    where no order shows, and at most α for a candidate that an ample test finds unrelated; what is cut off is "none".
    The two directions of a pair so add up to at most 1. A copy and a cast have 1; full copies have it both ways.
@@ -20,8 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, ClaimStatus, Relation, Verdict
-from ..weights.direction.origin import NO_ORDER, Direction, order_by_position
+from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, ClaimStatus, Order, Relation, Verdict
+from ..weights.direction.order import SURE
+from ..weights.direction.order import Order as PairOrder
+from ..weights.direction.origin import NO_ORDER, Direction, fitted_numbers, order_by_position
 from ..weights.edits import ONE_WAY, EditKind, are_added_tokens
 from ..weights.evidence import WeightsComparison, WeightsEvidence
 from ..weights.permutation_test import holm
@@ -47,7 +50,7 @@ class Pair:
     `made`, `undone`: what was done to it to get the child, and the reverse (`edits.summarise_edits`), asked if needed.
     `layers`: how the numbers and positions of their layers differ (`depth.changed_layers`), asked if needed.
     `permutation`: how its hidden units were found in another order, None if they were not; `rescaled`: in another
-    scale, too.
+    scale, too. `order`: what the steps between the two tell of who came first, asked if needed.
     """
 
     same_names: bool
@@ -58,6 +61,7 @@ class Pair:
     layers: Callable[[], dict[str, Any] | None] = lambda: None
     permutation: dict[str, Any] | None = None
     rescaled: bool = False
+    order: Callable[[], PairOrder | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,8 @@ class _Judged:
     """One pair judged by itself: its relation, the facts behind it, who came first, and the bound of its probability.
 
     `order`: shares of the three orders; `certain`: a copy or a cast, whose probability is 1 if nobody else's is;
-    `same_trunk`: every weight of the child's trunk is equal.
+    `same_trunk`: every weight of the child's trunk is equal. `measured`: the place of the common origin, where it
+    shows.
     """
 
     relation: Relation | None
@@ -74,6 +79,7 @@ class _Judged:
     bound: float
     certain: int = 0
     same_trunk: bool = False
+    measured: Order | None = None
 
 
 def judge(
@@ -89,7 +95,7 @@ def judge(
     adjusted = dict(zip(tested, holm([found[i].log10_p or 0.0 for i in tested]), strict=True))
     alone = [_judge_pair(item, pair, heads, sizes, alpha) for item, pair in zip(found, pairs, strict=True)]
     features = _features(found, pairs, [pair.order for pair in alone])
-    shares, none = _shares(found, alone, features)
+    shares, none = _handed_out(found, alone, features)
     judged = []
     for i, (candidate, item, pair) in enumerate(zip(candidates, found, alone, strict=True)):
         judged.append(
@@ -103,6 +109,7 @@ def judge(
                 distance=item.distance,
                 relation=pair.relation,
                 facts=pair.facts,
+                order=pair.measured,
                 evidence={
                     **candidate.evidence,
                     "weights": item,
@@ -236,14 +243,16 @@ def _judge_pair(
         return _Judged(None if undecided else "none", facts, NO_ORDER, alpha if ample else 0.5)
     if _other_layers(pair, facts):  # no order from what stands elsewhere
         return _Judged("depth_changed", facts, NO_ORDER, 0.5)
-    order = _order(item, pair)
-    facts["first"] = first = _first(order)
+    order, measured = _order(item, pair)
+    facts["first"] = first = _first(order, measured)
+    if measured and first is None and _has_own_base(measured, pair):
+        facts["own_base"] = True
     relation = _relation(item, pair, facts, first)
     if relation == "cast" and facts["share"] == 1.0 and not pair.grown:
         return _Judged(relation, facts, order, 1.0, certain=1)
     if order in (_ONE_WAY, _OTHER_WAY):
         return _Judged(relation, facts, order, 1 - alpha if first == "candidate" else alpha)
-    return _Judged(relation, facts, order, order.parent + order.between / 2)
+    return _Judged(relation, facts, order, order.parent + order.between / 2, measured=measured)
 
 
 _ONE_WAY, _OTHER_WAY = Direction(1.0, 0.0, 0.0), Direction(0.0, 0.0, 1.0)
@@ -257,22 +266,52 @@ def _other_layers(pair: Pair, facts: dict[str, Any]) -> bool:
     return found is not None
 
 
-def _order(item: WeightsEvidence, pair: Pair) -> Direction:
-    """The shares of the three orders: by what runs one way, else by the origin's position where that tells."""
+def _order(item: WeightsEvidence, pair: Pair) -> tuple[Direction, Order | None]:
+    """The shares of the three orders: by what runs one way, else by the steps between the two, else by the origin's
+    position where that tells; and what the steps tell."""
     if pair.rescaled:  # the scales that would tell are lost
-        return NO_ORDER
+        return NO_ORDER, None
     grown = _added_tokens(item, pair)
     made, undone = pair.made()[0] in ONE_WAY or grown > 0, pair.undone()[0] in ONE_WAY or grown < 0
     if made and undone:  # something was done to either, as to a rounded and a pruned copy of one model
-        return NO_ORDER
+        return NO_ORDER, None
     if made or undone:
-        return _ONE_WAY if made else _OTHER_WAY
-    return order_by_position(item.origin, item.changed_entries)
+        return _ONE_WAY if made else _OTHER_WAY, None
+    by_position = order_by_position(item.origin, item.changed_entries)
+    found = pair.order()
+    if found is None or found.lambda_ is None or found.decided is None:
+        return by_position, None
+    measured = Order(
+        found.lambda_, found.stderr, found.misfit, found.method, found.entries, found.radius, found.reason
+    )  # fmt: skip
+    shares, older = _shares(found), by_position.decided
+    if {older, found.decided} in ({"parent", "child"}, {"descendant", "candidate"}):  # the two contradict each other
+        return NO_ORDER, measured
+    return shares, measured
 
 
-def _first(order: Direction) -> First:
-    decided = order.decided
-    return "candidate" if decided == "parent" else "child" if decided == "descendant" else None
+def _shares(order: PairOrder) -> Direction:
+    """The shares of the three orders that the steps between the two show.
+
+    Who shows that it was itself trained on its lattice has a base of its own: it may be a sibling that moved less, and
+    is not said to have come first.
+    """
+    candidate, child = order.candidate, order.child
+    common = order.common + candidate * bool(order.marked) + child * bool(order.child_marked)
+    return Direction(candidate * (not order.marked), common, child * (not order.child_marked))
+
+
+def _has_own_base(measured: Order, pair: Pair) -> bool:
+    """Whether the one that looks older was itself trained from another model on its lattice."""
+    found = pair.order()
+    if found is None or found.decided == "common":
+        return False
+    return bool(found.marked if (measured.position or 0.0) > 0 else found.child_marked)
+
+
+def _first(order: Direction, measured: Order | None = None) -> First:
+    sure = SURE if measured else fitted_numbers()["sure"]
+    return "candidate" if order.parent >= sure else "child" if order.descendant >= sure else None
 
 
 def _added_tokens(item: WeightsEvidence, pair: Pair) -> int:
@@ -308,7 +347,7 @@ def _relation(item: WeightsEvidence, pair: Pair, facts: dict[str, Any], first: F
     return "finetune" if first == "candidate" else "common_origin"
 
 
-def _shares(
+def _handed_out(
     found: Sequence[WeightsEvidence], alone: Sequence[_Judged], features: Sequence[Features]
 ) -> tuple[np.ndarray, float]:
     """The probability of each candidate, and of none of them; they sum to 1."""

@@ -81,7 +81,8 @@ def count_values(values: torch.Tensor) -> ValueCounts:
     """The counts of one slice, (n,) of any float dtype. O(n): 2 ns a value in half precision, 5 ns in float32."""
     lattice = lattice_of(values)
     if lattice is not None:
-        cells = np.bincount(lattice.bits(values) & MAGNITUDE, minlength=MAGNITUDE + 1)
+        magnitudes = torch.from_numpy(lattice.bits(values) & MAGNITUDE)
+        cells = torch.bincount(magnitudes, minlength=MAGNITUDE + 1).numpy()  # NumPy's would take 8 bytes a value
         return ValueCounts({lattice.name: cells}, {}, values.numel())
     values = values[::OFFSET_STRIDE]
     bits = values.float().contiguous().view(torch.int32).numpy()

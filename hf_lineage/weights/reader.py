@@ -23,6 +23,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import LineageError
 from ..parallel import THREADS, World, devices, world
+from .direction.steps import PassCounts, count_slice
 from .moments import Moments, block_moments
 from .sampling import Plan
 from .units import Units
@@ -49,6 +50,7 @@ class Readings:
 
     Of a token table that is not equally long in all of them `moments` has the rows that all have;
     `pairs[name][candidate]` has those that the child and this candidate have, `shared_rows[name][candidate]` how many.
+    `counts`: of steps and values, by which an order shows; empty where nobody asked for them.
     """
 
     moments: dict[str, Moments]
@@ -58,6 +60,7 @@ class Readings:
     bytes_by_others: int = 0
     pairs: dict[str, dict[int, Moments]] = field(default_factory=dict)
     shared_rows: dict[str, dict[int, int]] = field(default_factory=dict)
+    counts: PassCounts = field(default_factory=PassCounts)
 
     def row(self, name: str, candidate: int) -> int:
         """The candidate's row in the moments of a tensor. Raises `ValueError` where it has no such tensor."""
@@ -75,7 +78,8 @@ class Readings:
         pairs, rows = (_renumbered(table, number) for table in (self.pairs, self.shared_rows))
         shortest = {name: min(found.values()) for name, found in rows.items() if found}
         units = self.units.of([0, *(c + 1 for c in candidates)], shortest)
-        return Readings(moments, members, units, failed, pairs=pairs, shared_rows=rows)
+        counts = self.counts.of(candidates)
+        return Readings(moments, members, units, failed, pairs=pairs, shared_rows=rows, counts=counts)
 
     def pair(self, name: str, candidate: int) -> Moments:
         """The moments of the child, row 0, and one candidate that has the tensor, row 1: of all entries that both have.
@@ -126,13 +130,13 @@ class Readings:
 
 def read_aligned(
     child: Checkpoint, candidates: Sequence[Checkpoint], alignments: Sequence[Alignment], plan: Plan,
-    *, device: Device | Sequence[Device] = "cpu", progress: Progress | None = None,
+    *, device: Device | Sequence[Device] = "cpu", progress: Progress | None = None, orders: bool = False,
 ) -> Readings:  # fmt: skip
     """Read the plan's slices of every model once, batch by batch; the next batch is fetched meanwhile.
 
     alignments: for each candidate, its tensors for the child's; of a token table with another number of rows the first
     ones, as many as both have. device: one or several, which take turns. progress: called with bytes done and in all,
-    of this process's share.
+    of this process's share. orders: whether steps and values of matrices are counted, too.
 
     Of several processes each reads a share, and all return the same. Sums are taken block by block along spans that the
     plan alone decides, so that their last bits depend on nothing else. A candidate whose reading fails is left out and
@@ -153,22 +157,26 @@ def read_aligned(
         for name, found in shared_rows.items()
     }
     partners = [None, *(a.pairs for a in alignments)]
-    reader = _Reader(models, partners, candidates_with, limits, units, _workers(device), plan.sampled, {})
+    reader = _Reader(models, partners, candidates_with, limits, units, _workers(device), plan.sampled, orders, {})
     sums = reader.read({i: spans[i] for i in share}, progress if here.main else None)
 
     spent = sum(model.bytes_read for model in models) - before
-    answers = here.gather((sums, reader.failed, spent))
-    span_sums = {i: moments for sums, _, _ in answers for i, moments in sums.items()}
+    answers = here.gather((sums, reader.failed, spent, reader.counts))
+    span_sums = {i: moments for sums, *_ in answers for i, moments in sums.items()}
+    counts = PassCounts()
+    for *_, counted in answers:
+        counts.add(counted)
     _share_units(here, units, candidates_with, [piece for i in share for piece in spans[i]])
     tables = {name: _added([span_sums[i] for i in group]) for name, group in _by_tensor(spans).items()}
     return Readings(
         {name: found[None] for name, found in tables.items() if None in found},
         candidates_with,
         units,
-        {i: error for _, failed, _ in reversed(answers) for i, error in failed.items()},  # the first one's words
-        sum(bytes_read for _, _, bytes_read in answers) - spent,
+        {i: error for _, failed, *_ in reversed(answers) for i, error in failed.items()},  # the first one's words
+        sum(bytes_read for _, _, bytes_read, _ in answers) - spent,
         {name: {i: m for i, m in tables[name].items() if i is not None} for name in shared_rows},
         shared_rows,
+        counts,
     )
 
 
@@ -210,7 +218,9 @@ class _Reader:
     units: Units
     devices: Sequence[torch.device]
     sampled: bool  # only of a sample the standard errors are asked for
+    orders: bool
     failed: dict[int, LineageError]
+    counts: PassCounts = field(default_factory=PassCounts)
 
     def read(self, spans: Mapping[int, Sequence[Slice]], progress: Progress | None) -> dict[int, Sums]:
         """The moments of each span. Kept rows go into `units` on the way."""
@@ -229,7 +239,8 @@ class _Reader:
                 for i, value in enumerate(values):
                     if isinstance(value, LineageError):
                         self.failed.setdefault(i - 1, value)
-                for piece, found in zip(batch, self._measure(batch, values, workers), strict=True):
+                for piece, (found, counted) in zip(batch, self._measure(batch, values, workers), strict=True):
+                    self.counts.add(counted)
                     span = span_of[piece]
                     sums[span] = _added([sums[span], found]) if span in sums else found
                 done += sum(_bytes(child, piece) for piece in batch)
@@ -257,10 +268,12 @@ class _Reader:
         """Where the candidate's part of a slice ends."""
         return min(piece.stop, self.limits.get(piece.name, {}).get(candidate, piece.stop))
 
-    def _measure(self, batch: Sequence[Slice], values: Sequence[Values], workers: ThreadPoolExecutor) -> list[Sums]:
-        """The moments of each slice of a batch; slices go to the devices in turn, and these work at the same time."""
+    def _measure(
+        self, batch: Sequence[Slice], values: Sequence[Values], workers: ThreadPoolExecutor
+    ) -> list[tuple[Sums, PassCounts]]:
+        """The moments and counts of each slice of a batch; slices go to the devices in turn, which work at once."""
 
-        def work(first: int) -> list[Sums]:
+        def work(first: int) -> list[tuple[Sums, PassCounts]]:
             return [self._one(piece, values, self.devices[first]) for piece in batch[first :: len(self.devices)]]
 
         if len(self.devices) == 1:
@@ -268,8 +281,8 @@ class _Reader:
         columns = list(workers.map(work, range(len(self.devices))))
         return [columns[i % len(columns)][i // len(columns)] for i in range(len(batch))]
 
-    def _one(self, piece: Slice, values: Sequence[Values], device: torch.device) -> Sums:
-        """The moments of one slice of all models, under None; and of an unequal table those of each pair."""
+    def _one(self, piece: Slice, values: Sequence[Values], device: torch.device) -> tuple[Sums, PassCounts]:
+        """The moments of one slice of all models, under None; of an unequal table those of each pair; the counts."""
         candidates = self.candidates_with[piece.name]
         ends = {i: self._stop(i, piece) for i in candidates}
         having = {i: Slice(piece.name, piece.start, end) for i, end in ends.items() if end > piece.start}
@@ -277,13 +290,17 @@ class _Reader:
         block |= {i + 1: _values(values[i + 1], piece, part.stop) for i, part in having.items()}
         for model, row in block.items():
             self.units.take(model, having.get(model - 1, piece), row)
+        counts = PassCounts()
+        if self.orders and len(self.models[0][piece.name].shape) > 1:
+            theirs = {i: block[i + 1] for i in having if not isinstance(values[i + 1], LineageError)}
+            counts = count_slice(piece.name, block[0], theirs)
         if piece.name not in self.limits:
-            return {None: block_moments([*block.values()], device, self.sampled)}
+            return {None: block_moments([*block.values()], device, self.sampled)}, counts
         sums: Sums = {i: block_moments([block[0][: len(block[i + 1])], block[i + 1]], device) for i in having}
         if len(having) == len(candidates):
             shortest = min(map(len, block.values()))
             sums[None] = block_moments([row[:shortest] for row in block.values()], device)
-        return sums
+        return sums, counts
 
 
 def _workers(device: Device | Sequence[Device]) -> tuple[torch.device, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from .position import Position
 
 # The model's own error of λ, by estimator
 ERROR = {
-    "rounding_edges": 0.05, "barrier": 0.25, "lattice_memory": 0.3, "growth": 0.5, "merged_lora": 0.1,
+    "rounding_edges": 0.05, "barrier": 0.25, "lattice_memory": 0.3, "growth": 0.6, "merged_lora": 0.1,
     "weight_decay": 0.25,
 }  # fmt: skip
 MAX_MISFIT = 3.5
@@ -46,8 +46,8 @@ class Order:
     candidate, common, child: shares of the three hypotheses, summing to 1: which of them is the origin. lambda_,
     stderr, misfit, entries: the joined measurement; None, ∞, 0 and what was looked at where nothing applies. method:
     the estimators that spoke, the surest first, joined by "+"; "" for none. radius: of the origin around the candidate,
-    in the units of ‖c − p‖; None where nothing applies. marked: whether the candidate was itself trained on its
-    lattice; None where that does not show. reason: in words.
+    in the units of ‖c − p‖; None where nothing applies. marked, child_marked: whether the candidate, the child shows
+    that it was itself trained on its lattice; None where that was not looked at. reason: in words.
     """
 
     candidate: float
@@ -60,6 +60,7 @@ class Order:
     entries: int
     radius: float | None
     marked: bool | None
+    child_marked: bool | None
     reason: str
 
     @property
@@ -70,7 +71,9 @@ class Order:
         return best if shares[best] >= SURE else None
 
 
-def join(positions: Iterable[Position], moved: float, marked: bool | None = None) -> Order:
+def join(
+    positions: Iterable[Position], moved: float, marked: bool | None = None, child_marked: bool | None = None
+) -> Order:
     """The order that the positions show together. moved: ‖c − p‖, in the unit that the radius is wanted in."""
     found = list(positions)
     believed, why = [], []
@@ -80,20 +83,19 @@ def join(positions: Iterable[Position], moved: float, marked: bool | None = None
             why.append(doubt)
         else:
             believed.append((position, math.hypot(position.stderr, ERROR[position.method])))
+    marks = (marked, child_marked)
     entries = max((p.entries for p in found), default=0)
     if not believed:
-        return Order(1 / 3, 1 / 3, 1 / 3, None, math.inf, 0.0, "", entries, None, marked, "; ".join(why))
+        return Order(1 / 3, 1 / 3, 1 / 3, None, math.inf, 0.0, "", entries, None, *marks, "; ".join(why))
     believed.sort(key=lambda pair: pair[1])
     if apart := _apart(believed):
-        return Order(1 / 3, 1 / 3, 1 / 3, None, math.inf, apart[0], "", entries, None, marked, apart[1])
+        return Order(1 / 3, 1 / 3, 1 / 3, None, math.inf, apart[0], "", entries, None, *marks, apart[1])
     value, stderr, misfit = _mean(believed)
-    candidate, common, child = _shares(value, stderr)
     low = max(-1.0, min(value - LOW * stderr, 1.0))
-    order = Order(
-        candidate, common, child, value, stderr, misfit, "+".join(p.method for p, _ in believed), entries,
-        moved * math.sqrt((1 - low) / 2), marked, "",
-    )  # fmt: skip
-    return Order(**{**{name: getattr(order, name) for name in Order.__slots__}, "reason": _words(order, believed)})
+    radius = moved * math.sqrt((1 - low) / 2)
+    methods = "+".join(position.method for position, _ in believed)
+    order = Order(*_shares(value, stderr), value, stderr, misfit, methods, entries, radius, *marks, "")
+    return replace(order, reason=_words(order, believed))
 
 
 def _doubt(position: Position) -> str:

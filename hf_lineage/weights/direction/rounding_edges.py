@@ -137,7 +137,7 @@ def edge_position(tensors: Mapping[str, Roundings]) -> Position:
         return Position.silent(METHOD, why, every.entries)
     kinds: dict[str, Roundings] = {}
     for name, roundings in tensors.items():
-        kind = re.sub(r"\d+", "*", name)
+        kind = kind_of(name)
         kinds[kind] = kinds.get(kind, NO_ROUNDINGS) + roundings
     found = [(pairs_position(r), r) for r in kinds.values()]
     rest = sum((r for position, r in found if position is None), NO_ROUNDINGS)
@@ -159,6 +159,15 @@ def edge_position(tensors: Mapping[str, Roundings]) -> Position:
     steps = sum(p.steps for p in fitting)
     reason = f"{steps:,} steps of one or two units across a power of two, of {every.entries:,} weights"
     return Position(mean, stderr, scatter, METHOD, every.entries, reason)
+
+
+def kind_of(name: str) -> str:
+    """The kind of a tensor: its name without numbers.
+
+    >>> kind_of("layers.11.fc1.weight")
+    'layers.*.fc*.weight'
+    """
+    return re.sub(r"\d+", "*", name)
 
 
 @dataclass(frozen=True, slots=True)

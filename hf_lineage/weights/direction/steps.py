@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
-from ..history import Past, ValueCounts, past_of
+from ..history import Past, ValueCounts, count_values, past_of
 from ..moments import Moments
 from .barrier import barrier_position
 from .decay import decay_position
@@ -17,7 +17,7 @@ from .lattices import lattice_of
 from .merged_lora import MAX_MATRICES, Explained, explain_matrix, lora_position, says_nothing
 from .order import Order, join
 from .position import Position
-from .rounding_edges import NO_ROUNDINGS, Roundings, count_roundings, edge_position
+from .rounding_edges import NO_ROUNDINGS, Roundings, count_roundings, edge_position, kind_of
 
 Units = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # matrix → kept rows of (child, candidate)
 
@@ -36,6 +36,7 @@ class Steps:
 def count_steps(child: torch.Tensor, candidate: torch.Tensor) -> Steps:
     """The counts of one slice: (n,) values of both models, of any float dtype, at the same places. O(n), 3 to 8 ns an
     entry."""
+    child, candidate = (t.float() if t.element_size() == 1 else t for t in (child, candidate))  # fp8 compares with none
     if torch.equal(child, candidate):
         return Steps(Roundings(entries=child.numel()))
     ours, theirs = lattice_of(child), lattice_of(candidate)
@@ -47,11 +48,43 @@ def count_steps(child: torch.Tensor, candidate: torch.Tensor) -> Steps:
 
 
 @dataclass(frozen=True, slots=True)
+class PassCounts:
+    """What one pass over a child and its candidates counted of their matrices.
+
+    steps: (kind of tensor, candidate) → counts of the pair. values: model → its values, the child 0, candidate i number
+    i + 1. Additive over disjoint slices.
+    """
+
+    steps: dict[tuple[str, int], Steps] = field(default_factory=dict)
+    values: dict[int, ValueCounts] = field(default_factory=dict)
+
+    def add(self, other: PassCounts) -> None:
+        """Take up what was counted of other slices."""
+        for key, steps in other.steps.items():
+            self.steps[key] = self.steps[key] + steps if key in self.steps else steps
+        for model, values in other.values.items():
+            self.values[model] = self.values[model] + values if model in self.values else values
+
+    def of(self, candidates: Sequence[int]) -> PassCounts:
+        """The same of some candidates only, numbered anew in the order given."""
+        number = {candidate: i for i, candidate in enumerate(candidates)}
+        steps = {(kind, number[i]): steps for (kind, i), steps in self.steps.items() if i in number}
+        values = {number[m - 1] + 1: values for m, values in self.values.items() if m - 1 in number}
+        return PassCounts(steps, values | {m: values for m, values in self.values.items() if m == 0})
+
+
+def count_slice(name: str, child: torch.Tensor, candidates: Mapping[int, torch.Tensor]) -> PassCounts:
+    """The counts of one slice of a matrix: (n,) values of the child, and the first ones of them of each candidate."""
+    steps = {(kind_of(name), i): count_steps(child[: len(values)], values) for i, values in candidates.items()}
+    return PassCounts(steps, {0: count_values(child)} | {i + 1: count_values(v) for i, v in candidates.items()})
+
+
+@dataclass(frozen=True, slots=True)
 class PairCounts:
     """What was read of a child and a candidate, by the child's names of the matrices.
 
-    steps: counts of each. moments: row 0 the child, row 1 the candidate. units: rows that were kept in memory. child,
-    candidate: the values of each model alone.
+    steps: counts of each, or of each kind. moments: row 0 the child, row 1 the candidate. units: rows that were kept in
+    memory. child, candidate: the values of each model alone.
     """
 
     steps: Mapping[str, Steps]
@@ -79,7 +112,8 @@ def pair_positions(counts: PairCounts) -> list[Position]:
 
 def pair_order(counts: PairCounts, moved: float) -> Order:
     """Who came first. moved: ‖child − candidate‖, in the unit that the order's radius is wanted in."""
-    return join(pair_positions(counts), moved, past_of(counts.candidate).marked)
+    marks = (past_of(counts.candidate).marked, past_of(counts.child).marked)
+    return join(pair_positions(counts), moved, *marks)
 
 
 def _edges(roundings: Mapping[str, Roundings], child: Past, candidate: Past) -> Position:

@@ -1,0 +1,90 @@
+"""Who came first, as `trace` says it: models in half precision that moved by a few tenths of a per cent of their norm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import hf_lineage as hl
+
+pytestmark = pytest.mark.integration
+
+Tensors = dict[str, Tensor]
+WIDTH, LAYERS = 1200, 4
+
+
+def net(seed: int) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    made: Tensors = {}
+    for i in range(1, LAYERS + 1):
+        made[f"fc{i}.weight"] = (torch.randn(WIDTH, WIDTH, generator=generator) / WIDTH**0.5).bfloat16()
+        made[f"fc{i}.bias"] = (0.1 * torch.randn(WIDTH, generator=generator)).bfloat16()
+    return made
+
+
+def tuned(base: Tensors, seed: int, spread: float, dtype: torch.dtype = torch.bfloat16) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    step = {name: spread * torch.randn(t.shape, generator=generator) for name, t in base.items()}
+    return {name: (t.float() + step[name]).to(dtype) for name, t in base.items()}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = net(1)
+    light = tuned(base, 2, 1e-4)
+    models = {
+        "base": base, "light": light, "heavy": tuned(base, 3, 4e-4), "twin": tuned(base, 4, 1e-4),
+        "grandchild": tuned(light, 5, 1e-4), "float32": tuned(base, 6, 1e-5, torch.float32),
+    }  # fmt: skip
+    root = tmp_path_factory.mktemp("orders")
+    for name, tensors in models.items():
+        (root / name).mkdir()
+        save_file(tensors, root / name / "model.safetensors")
+    return {name: root / name for name in models}
+
+
+def test_a_light_child_has_a_parent(family: dict[str, Path]) -> None:
+    there, back = hl.trace(family["light"], [family["base"]]), hl.trace(family["base"], [family["light"]])
+    assert (there.verdict, there.parent) == ("parent", str(family["base"]))
+    assert (back.verdict, back.candidates[0].relation) == ("common_origin", "descendant")
+    order = there.candidates[0].order
+    assert order is not None and order.position == pytest.approx(1.0, abs=0.3) and order.method == "rounding_edges"
+    assert order.radius is not None and there.candidates[0].distance is not None
+    assert 0 < order.radius < 0.5 * there.candidates[0].distance
+    assert "or from a model within" in there.sentence() and "the roundings of 6 M weights show" in there.explain()
+    total = (there.candidates[0].probability or 0) + (back.candidates[0].probability or 0)
+    assert total <= 1
+    read = hl.Lineage.from_json(there.to_json()).candidates[0].order
+    assert read is not None and read.reason == order.reason and read.radius == pytest.approx(order.radius)
+
+
+def test_a_sibling_that_moved_less_is_not_called_the_parent(family: dict[str, Path]) -> None:
+    """Its roundings look as a parent's do, but it shows the mark of a base of its own."""
+    for child, candidate in (("heavy", "light"), ("light", "heavy"), ("twin", "light")):
+        answer = hl.trace(family[child], [family[candidate]])
+        assert (answer.verdict, answer.parent, answer.candidates[0].first) == ("common_origin", None, None)
+        assert answer.candidates[0].relation != "descendant"
+    answer = hl.trace(family["heavy"], [family["light"]])
+    assert answer.candidates[0].facts["own_base"] and "may be the parent of both" in answer.sentence()
+    assert hl.trace(family["heavy"], [family["light"], family["base"]]).parent == str(family["base"])
+
+
+def test_a_float32_child_of_a_half_precision_parent(family: dict[str, Path]) -> None:
+    answer = hl.trace(family["float32"], [family["base"]])
+    assert (answer.verdict, answer.candidates[0].order.method) == ("parent", "lattice_memory")  # type: ignore[union-attr]
+
+
+def test_a_sample_tells_less_and_nothing_else(family: dict[str, Path]) -> None:
+    whole = hl.trace(family["light"], [family["base"]]).candidates[0].order
+    part = hl.trace(family["light"], [family["base"]], sample=0.3).candidates[0].order
+    assert whole and part and part.stderr is not None and whole.stderr is not None and part.stderr > whole.stderr
+
+
+def test_other_candidates_change_nothing_of_a_pair(family: dict[str, Path]) -> None:
+    alone = hl.trace(family["light"], [family["base"]]).candidates[0]
+    among = hl.trace(family["light"], [family["heavy"], family["base"], family["twin"]])
+    assert next(c for c in among.candidates if c.ref == alone.ref).order == alone.order
