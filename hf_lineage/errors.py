@@ -74,6 +74,7 @@ CODES: Mapping[str, str] = {
     "adapter_without_blocks": "a candidate is an adapter and holds no blocks",
     "folder_for_claim": "a local folder was taken for a declared model, by its name",
     "merge_found": "the child is a merge of several candidates",
+    "own_base_compared": "the declared base of what seems to be the parent was compared unasked",
     # of notes: the search
     "searched": "candidates were searched for: with how many requests, by which rules",
     "search_failed": "an error ended the search early",

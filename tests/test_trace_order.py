@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import hf_lineage as hl
+from hf_lineage.testing import MiniHub
 
 pytestmark = pytest.mark.integration
 
@@ -71,6 +72,29 @@ def test_a_sibling_that_moved_less_is_not_called_the_parent(family: dict[str, Pa
     answer = hl.trace(family["heavy"], [family["light"]])
     assert answer.candidates[0].facts["own_base"] and "may be the parent of both" in answer.sentence()
     assert hl.trace(family["heavy"], [family["light"], family["base"]]).parent == str(family["base"])
+
+
+def test_a_parent_that_was_tuned_itself_needs_its_base_beside_it(family: dict[str, Path]) -> None:
+    alone = hl.trace(family["grandchild"], [family["light"]])
+    assert (alone.verdict, alone.parent) == ("common_origin", None)
+    beside = hl.trace(family["grandchild"], [family["light"], family["base"]])
+    assert (beside.verdict, beside.parent) == ("parent", str(family["light"]))
+    first = beside.candidates[0]
+    assert first.first == "candidate" and "own_base" not in first.facts and (first.probability or 0) > 0.75
+    assert sum(c.probability or 0 for c in beside.candidates) + (beside.none_probability or 0) == pytest.approx(1)
+    sibling = hl.trace(family["grandchild"], [family["light"], family["heavy"]])
+    assert sibling.parent is None, "a sibling is no base"
+
+
+def test_the_declared_base_of_a_candidate_is_compared_unasked(family: dict[str, Path], hub: MiniHub) -> None:
+    for name, base in (("base", ""), ("light", "---\nbase_model: lab/base\n---\n"), ("grandchild", "")):
+        card = {"README.md": base.encode()} if base else {}
+        hub.add(f"lab/{name}", files={"model.safetensors": family[name] / "model.safetensors", **card})
+    answer = hl.trace("lab/grandchild", ["lab/light"], sample="all")
+    assert (answer.parent, {c.ref for c in answer.candidates}) == ("lab/light", {"lab/light", "lab/base"})
+    assert any(note.code == "own_base_compared" and "lab/base" in note for note in answer.notes)
+    hub.fault(503, file="lab/base/*", times=100)
+    assert hl.trace("lab/grandchild", ["lab/light"], sample="all").verdict == "common_origin"
 
 
 def test_a_float32_child_of_a_half_precision_parent(family: dict[str, Path]) -> None:

@@ -24,6 +24,13 @@ LEAST_UNUSED = 0.001  # share of the child's bytes that is worth a word
 MAX_REASONS = 5  # candidates whose trouble is told where none can be read
 
 
+def of_own_base(candidate: Candidate, bases: Sequence[str]) -> Note:
+    """That what a candidate declares as its base was compared, though nobody named it."""
+    named = " and ".join(bases)
+    text = f"{candidate.ref} was itself trained from another model; {named}, which it names, was compared, too."
+    return Note("own_base_compared", text)
+
+
 def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) -> list[Note]:
     """For `trace_layers`."""
     notes = _left_out(*_defects(readings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..answers.base import Progress
@@ -18,7 +19,7 @@ from ..errors import (
     join_notes,
 )
 from ..parallel import together, world
-from . import notes, verdict
+from . import notes, own_base, verdict
 from .combine import is_enough, log10_raw, merge_answers, unrelated
 from .compare import line_up
 from .evidence import EVIDENCE, Weighed, expected_bytes
@@ -97,8 +98,11 @@ def trace(
         return _answer(ask(session, child, candidates), options)
 
 
-def _answer(question: Question, options: Options) -> Lineage:
-    """Line up, weigh each kind of evidence, rank, conclude, compare with what is claimed."""
+def _answer(question: Question, options: Options, bases: bool = True) -> Lineage:
+    """Line up, weigh each kind of evidence, rank, conclude, compare with what is claimed.
+
+    bases: whether it is looked for the base of a candidate that may be the parent in its place (`own_base.py`).
+    """
     comparable, rest = line_up(question)
     beside = options.spent + expected_bytes(question, options)
     kinds = [kind(question, comparable, options, beside) for name, kind in EVIDENCE.items() if name in options.evidence]
@@ -112,6 +116,15 @@ def _answer(question: Question, options: Options) -> Lineage:
     messages = [*question.notes, *known.notes, *notes.of_unread(ranked)]
     if concluded == "parent" and any(message.code == "merge_found" for message in messages):
         concluded, parent = "common_origin", None  # of several parents none is the one
+    none = known.none
+    if concluded == "common_origin" and bases and own_base.is_open(ranked[0]):
+        if missing := own_base.declared_elsewhere(question, ranked[0]):
+            spent = replace(options, spent=question.session.bytes_read)
+            answer = _answer(own_base.with_bases(question, missing), spent)
+            return replace(answer, notes=(notes.of_own_base(ranked[0], missing), *answer.notes))
+        if own_base.is_behind(question, ranked, options, partial(_answer, bases=False)):
+            ranked, none = own_base.confirmed(ranked, none)
+            concluded, parent = verdict.conclude(ranked, options.alpha)
     messages += notes.of_unused(question.source, question.architecture)
     for kind in kinds:
         ranked, more = kind.of_verdict(ranked, concluded)
@@ -127,7 +140,7 @@ def _answer(question: Question, options: Options) -> Lineage:
     messages += notes.of_folders(claims, ranked, same)
     return Lineage(
         child=question.asked.ref, requested=question.asked.requested, verdict=concluded, parent=parent,
-        none_probability=verdict.known_none(known.none, concluded, ranked),
+        none_probability=verdict.known_none(none, concluded, ranked),
         candidates=tuple(ranked), claims=tuple(claims), undeclared=tuple(undeclared),
         notes=(*messages, *skipped(question.models)),
         **options.cost(question.session, known.by_others),

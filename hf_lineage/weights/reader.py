@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 BATCH_BYTES = 8 << 20  # of one model that are in flight at once, for each device
 BATCH_BYTES_IN_ALL = 256 << 20  # of all models together
 SPANS = 512  # parts, about, that the work is cut into: enough for a hundred processes, and few sums to send
+COUNTED = 1 << 25  # entries of matrices, about, whose steps are counted: enough for an order, and bounded in time
+CORRELATED = 0.2  # with the child's, of a slice whose steps are counted: a step leads from one to the other
 EXCHANGE_BYTES = 32 << 20  # of kept rows that processes exchange at once
 
 Values = dict[Slice, torch.Tensor] | LineageError
@@ -157,7 +160,11 @@ def read_aligned(
         for name, found in shared_rows.items()
     }
     partners = [None, *(a.pairs for a in alignments)]
-    reader = _Reader(models, partners, candidates_with, limits, units, _workers(device), plan.sampled, orders, {})
+    matrices = sum(piece.stop - piece.start for piece in plan.slices if len(child[piece.name].shape) > 1)
+    share_counted = min(1.0, COUNTED / max(matrices, 1)) if orders else 0.0
+    reader = _Reader(
+        models, partners, candidates_with, limits, units, _workers(device), plan.sampled, share_counted, {}
+    )
     sums = reader.read({i: spans[i] for i in share}, progress if here.main else None)
 
     spent = sum(model.bytes_read for model in models) - before
@@ -218,7 +225,7 @@ class _Reader:
     units: Units
     devices: Sequence[torch.device]
     sampled: bool  # only of a sample the standard errors are asked for
-    orders: bool
+    orders: float  # share of the slices of matrices whose steps are counted
     failed: dict[int, LineageError]
     counts: PassCounts = field(default_factory=PassCounts)
 
@@ -290,17 +297,23 @@ class _Reader:
         block |= {i + 1: _values(values[i + 1], piece, part.stop) for i, part in having.items()}
         for model, row in block.items():
             self.units.take(model, having.get(model - 1, piece), row)
-        counts = PassCounts()
-        if self.orders and len(self.models[0][piece.name].shape) > 1:
-            theirs = {i: block[i + 1] for i in having if not isinstance(values[i + 1], LineageError)}
-            counts = count_slice(piece.name, block[0], theirs)
         if piece.name not in self.limits:
-            return {None: block_moments([*block.values()], device, self.sampled)}, counts
-        sums: Sums = {i: block_moments([block[0][: len(block[i + 1])], block[i + 1]], device) for i in having}
+            sums: Sums = {None: block_moments([*block.values()], device, self.sampled)}
+            rows = dict(zip(having, sums[None].correlation()[1:], strict=True))
+            return sums, self._counted(piece, block, rows)
+        sums = {i: block_moments([block[0][: len(block[i + 1])], block[i + 1]], device) for i in having}
         if len(having) == len(candidates):
             shortest = min(map(len, block.values()))
             sums[None] = block_moments([row[:shortest] for row in block.values()], device)
-        return sums, counts
+        return sums, self._counted(piece, block, {i: sums[i].correlation()[1] for i in having})
+
+    def _counted(self, piece: Slice, block: Mapping[int, torch.Tensor], correlation: Mapping[int, float]) -> PassCounts:
+        """What a slice of a matrix counts, where orders are wanted: of candidates that are correlated with the child,
+        and of so many slices, the same in every process, that about `COUNTED` entries are counted."""
+        matrix = len(self.models[0][piece.name].shape) > 1
+        if not (self.orders and matrix and zlib.crc32(f"{piece.name}:{piece.start}".encode()) < self.orders * 2**32):
+            return PassCounts()
+        return count_slice(piece.name, block[0], {i: block[i + 1] for i, r in correlation.items() if r >= CORRELATED})
 
 
 def _workers(device: Device | Sequence[Device]) -> tuple[torch.device, ...]:

