@@ -11,7 +11,7 @@ from hf_lineage.weights.direction.lattice_memory import count_memory
 from hf_lineage.weights.direction.order import Order
 from hf_lineage.weights.direction.rounding_edges import count_roundings
 from hf_lineage.weights.direction.steps import PairCounts, Steps, count_steps, pair_order, pair_positions
-from hf_lineage.weights.history import NO_COUNTS, count_values
+from hf_lineage.weights.history import NO_COUNTS, count_values, past_of
 from hf_lineage.weights.moments import block_moments
 
 Tensors = dict[str, Tensor]
@@ -37,8 +37,7 @@ def counts(child: Tensors, candidate: Tensors) -> PairCounts:
         steps,
         {name: block_moments([child[name].flatten(), candidate[name].flatten()]) for name in child},
         {name: (child[name][:200].float(), candidate[name][:200].float()) for name in child},
-        sum((count_values(t.flatten()) for t in child.values()), NO_COUNTS),
-        sum((count_values(t.flatten()) for t in candidate.values()), NO_COUNTS),
+        *(past_of(sum((count_values(t.flatten()) for t in m.values()), NO_COUNTS)) for m in (child, candidate)),
     )
 
 

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from hf_lineage.weights.direction.order import ERROR, MAX_MISFIT, Order, join
 from hf_lineage.weights.direction.position import Position
 from hf_lineage.weights.direction.steps import PairCounts, Steps, count_steps, pair_positions
-from hf_lineage.weights.history import NO_COUNTS, Past, ValueCounts, count_values, past_of
+from hf_lineage.weights.history import NO_COUNTS, Past, count_values, past_of
 from hf_lineage.weights.moments import block_moments
 
 ROOT = Path(__file__).parents[2]
@@ -76,10 +76,9 @@ FAMILIES = {
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The values of one model, what they count and what they tell alone."""
+    """The values of one model, and what they tell alone."""
 
     tensors: Tensors
-    values: ValueCounts
     past: Past
 
 
@@ -100,7 +99,7 @@ class Pair:
 def opened(path: Path) -> Model:
     tensors = load_file(path / "model.safetensors")
     counts = sum((count_values(t.flatten()) for t in tensors.values() if t.ndim > 1), NO_COUNTS)
-    return Model(tensors, counts, past_of(counts))
+    return Model(tensors, past_of(counts))
 
 
 def measured(candidate: Model, child: Model, share: float = 1.0) -> tuple[list[Position], float]:
@@ -118,7 +117,7 @@ def measured(candidate: Model, child: Model, share: float = 1.0) -> tuple[list[P
         moments[name] = block_moments([other.flatten(), one.flatten()])
         units[name] = (other[:KEPT_ROWS].float(), one[:KEPT_ROWS].float())
     norm, square = (sum(m.gram[i, i] for m in moments.values()) for i in (0, 1))
-    return pair_positions(PairCounts(steps, moments, units, child.values, candidate.values)), math.sqrt(square / norm)
+    return pair_positions(PairCounts(steps, moments, units, child.past, candidate.past)), math.sqrt(square / norm)
 
 
 def ancestors(recipes: Sequence[Recipe], name: str) -> list[str]:

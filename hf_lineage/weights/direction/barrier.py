@@ -5,9 +5,9 @@ never move, those just below move freely, and what drifts upwards is caught at V
 binade. The mass at V grows and does not shrink. So at the edges where the weights below moved and those above did not,
 and V holds more than a smooth density predicts, of the weights that are at V in one model only,
 
-    λ = (entered − left)/(entered + left):
+    λ = (entered − left)/(entered + left) / ALL_ENTERED, cut at ±1:
 
-1 if all entered V on the way from the candidate to the child, near 0 of siblings that were trained alike.
+1 if nearly all entered V on the way from the candidate to the child, near 0 of siblings that were trained alike.
 See docs/methods.md, *The barrier of low precision*.
 """
 
@@ -26,6 +26,7 @@ LEAST_BELOW = 0.01  # share of the weights below the edge that moved
 MAX_ABOVE = 0.02  # share of those above that moved, over the share below
 MIN_EXCESS, MIN_Z = 0.03, 5.0  # at V, over a smooth density: relative, and in its errors
 MIN_CHANGED = 200  # weights that are at V in one of the two models only
+ALL_ENTERED = 0.8  # (entered − left)/(entered + left) of a direct pair: some weights step down again
 METHOD = "barrier"
 
 AtEdge = Mapping[int, tuple[float, float]]  # binade → excess at its first number and its error, as in `Profile`
@@ -47,8 +48,9 @@ def barrier_position(roundings: Roundings, lattice: str, child: AtEdge, candidat
     if entered + left < MIN_CHANGED:
         return Position.silent(METHOD, silent, roundings.entries)
     total = entered + left
-    value = (entered - left) / total
-    stderr = math.sqrt(max(1 - value**2, 1 / total) / total)
+    share = (entered - left) / total
+    value = max(-1.0, min(share / ALL_ENTERED, 1.0))
+    stderr = math.sqrt(max(1 - share**2, 1 / total) / total) / ALL_ENTERED
     reason = f"{entered:,} weights entered, {left:,} left the power of two where half precision holds them back"
     return Position(value, stderr, 1.0, METHOD, roundings.entries, reason)
 

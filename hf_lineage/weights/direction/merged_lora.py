@@ -22,9 +22,9 @@ from torch import Tensor
 from .lattices import Lattice, lattice_of
 from .position import Position
 
-ROWS, COLUMNS = 192, 768
+ROWS, COLUMNS = 160, 512
 STEPS, OVER = 60, 1.5
-MAX_MATRICES = 4
+MAX_MATRICES = 3
 MIN_SIZE = 32  # rows and columns that changed
 MOST_RANK, MIN_RATIO = 64, 1.3  # ranks looked for, and the least ratio of the singular values on either side of one
 MIN_LEAD = 0.003  # by which a share must lie below the one expected of a true direction to refute it

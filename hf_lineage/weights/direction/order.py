@@ -23,7 +23,7 @@ from .position import Position
 
 # The model's own error of λ, by estimator
 ERROR = {
-    "rounding_edges": 0.05, "barrier": 0.25, "lattice_memory": 0.3, "growth": 0.6, "merged_lora": 0.1,
+    "rounding_edges": 0.05, "barrier": 0.2, "lattice_memory": 0.3, "growth": 0.6, "merged_lora": 0.1,
     "weight_decay": 0.25,
 }  # fmt: skip
 MAX_MISFIT = 3.5

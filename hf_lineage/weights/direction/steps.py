@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..history import Past, ValueCounts, count_values, past_of
+from ..history import Past, ValueCounts, count_values
 from ..moments import Moments
 from .barrier import barrier_position
 from .decay import decay_position
@@ -84,14 +84,14 @@ class PairCounts:
     """What was read of a child and a candidate, by the child's names of the matrices.
 
     steps: counts of each, or of each kind. moments: row 0 the child, row 1 the candidate. units: rows that were kept in
-    memory. child, candidate: the values of each model alone.
+    memory. child, candidate: what the values of each model tell alone.
     """
 
     steps: Mapping[str, Steps]
     moments: Mapping[str, Moments]
     units: Units
-    child: ValueCounts
-    candidate: ValueCounts
+    child: Past
+    candidate: Past
 
 
 def pair_positions(counts: PairCounts) -> list[Position]:
@@ -99,12 +99,12 @@ def pair_positions(counts: PairCounts) -> list[Position]:
     roundings = {name: steps.roundings for name, steps in counts.steps.items()}
     memory = sum((steps.memory for steps in counts.steps.values()), NO_MEMORY)
     changed = {name: both for name, both in counts.units.items() if not torch.equal(*both)}
-    child, candidate = past_of(counts.child), past_of(counts.candidate)
+    child, candidate = counts.child, counts.candidate
     return [
         _edges(roundings, child, candidate),
         _barrier(roundings, child, candidate),
         memory_position(memory),
-        growth_position([count_growth(*both) for both in changed.values()]),
+        _growth(changed, child, candidate),
         decay_position(counts.moments.values()),
         lora_position(_explained(changed)),
     ]
@@ -112,8 +112,7 @@ def pair_positions(counts: PairCounts) -> list[Position]:
 
 def pair_order(counts: PairCounts, moved: float) -> Order:
     """Who came first. moved: ‖child − candidate‖, in the unit that the order's radius is wanted in."""
-    marks = (past_of(counts.candidate).marked, past_of(counts.child).marked)
-    return join(pair_positions(counts), moved, *marks)
+    return join(pair_positions(counts), moved, counts.candidate.marked, counts.child.marked)
 
 
 def _edges(roundings: Mapping[str, Roundings], child: Past, candidate: Past) -> Position:
@@ -127,6 +126,13 @@ def _edges(roundings: Mapping[str, Roundings], child: Past, candidate: Past) -> 
 def _barrier(roundings: Mapping[str, Roundings], child: Past, candidate: Past) -> Position:
     whole = sum(roundings.values(), NO_ROUNDINGS)
     return barrier_position(whole, candidate.lattice or "", child.held_back, candidate.held_back)
+
+
+def _growth(changed: Units, child: Past, candidate: Past) -> Position:
+    """Of models on one lattice roundings tell more, and at less cost."""
+    if child.lattice and child.lattice == candidate.lattice:
+        return Position.silent("growth", "not asked of two models on one lattice, where roundings tell more")
+    return growth_position([count_growth(*both) for both in changed.values()])
 
 
 def _explained(changed: Units) -> Iterable[Explained]:
