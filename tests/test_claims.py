@@ -360,3 +360,15 @@ class TestStatus:
         (folders["child"] / "README.md").write_text("---\nbase_model: lab/parent\nx: !!bool y\n---\n")
         (claim,) = hl.trace(folders["child"], [folders["parent"]]).claims
         assert (claim.ref, claim.status) == ("lab/parent", "confirmed"), "the line can be read, if nothing else can"
+
+
+@pytest.mark.parametrize(("text", "told"), [("{not JSON", True), ("[1]", True), ("{}", False), ('{"a": 1}', False)])
+def test_a_config_that_is_no_json_object_is_told(tmp_path: Path, text: str, told: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name in ("child", "base"):
+        (tmp_path / name).mkdir()
+        weights = {"0.weight": torch.randn(64, 32, generator=generator), "1.weight": torch.randn(64, 64)}
+        save_file(weights, tmp_path / name / "model.safetensors")
+    (tmp_path / "child" / "config.json").write_text(text)
+    found = hl.trace(tmp_path / "child", [tmp_path / "base"])
+    assert any(note.code == "config_not_read" for note in found.notes) == told

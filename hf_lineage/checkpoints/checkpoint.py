@@ -75,8 +75,14 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
 
     @cached_property
     def config(self) -> dict:
-        """`config.json`; empty where there is none or it cannot be read. Fetched when first asked for."""
-        return json_data(self.repo.read_optional("config.json", MAX_TEXT)) if self.repo else {}
+        """`config.json`; empty where there is none, or, with a note, where it is no JSON object. Fetched when first
+        asked for."""
+        raw = self.repo.read_optional("config.json", MAX_TEXT) if self.repo else b""
+        found = json_data(raw)
+        if raw and not found and raw.strip() != b"{}":
+            told = f"The `config.json` of {self.ref.name} is no JSON object: what it declares is not known."
+            self.notes += (Note("config_not_read", told),)
+        return found
 
     @cached_property
     def adapter_config(self) -> dict:
