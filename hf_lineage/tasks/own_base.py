@@ -7,7 +7,8 @@ child lies behind X. With c the child, and for steps that are not correlated,
 
     ‖c − R‖² = ‖c − X‖² + ‖X − R‖² if c came from X,      ‖c − X‖² = ‖c − R‖² + ‖X − R‖² if it came from R.
 
-The base that X declares is compared unasked.
+Siblings that were tuned alike share a part of their steps: where the child moved far more than X that part decides, and
+nothing is said. The base that X declares is compared unasked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from .options import Options
 from .session import Question, ask
 
 MOST = 2  # declared bases that are looked at unasked
-BEHIND = 0.5  # share of ‖X − R‖² by which R must be farther from the child than X: 1 if it came from X, −1 if from R
+# (‖c − R‖² − ‖c − X‖²)/‖X − R‖²: 1 if it came from X, −1 if from R, of uncorrelated steps. With a cosine ρ of
+# the two steps from R it is −1 + 2ρ·‖c − R‖/‖X − R‖ for siblings: 14 was measured of a heavy beside a light one
+BEHIND = (0.75, 1.5)
+MOST_FARTHER = 2.0  # ‖c − R‖/‖X − R‖ beyond which a cosine that siblings have decides, and not where the child lies
 Answer = Callable[[Question, Options], Lineage]
 
 
@@ -73,7 +77,8 @@ def is_behind(question: Question, ranked: Sequence[Candidate], options: Options,
         beside = by_ref.get((base.ref, base.revision))
         if beside is None or base.first != "candidate" or not base.distance or beside.distance is None:
             continue
-        if beside.distance**2 - first.distance**2 >= BEHIND * base.distance**2:
+        behind = (beside.distance**2 - first.distance**2) / base.distance**2
+        if BEHIND[0] <= behind <= BEHIND[1] and beside.distance <= MOST_FARTHER * base.distance:
             return True
     return False
 
