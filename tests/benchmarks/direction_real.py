@@ -162,6 +162,16 @@ def shown(position: Position) -> str:
     return f"{position.lambda_:+.2f} ± {position.stderr:.2f} ({position.misfit:.1f})"
 
 
+def brief(pair: Pair) -> dict[str, Any]:
+    """What is kept of a pair: [λ, error, misfit] of each estimator that spoke, and the order."""
+    positions = {p.method: [p.lambda_, p.stderr, p.misfit] for p in pair.positions if p.lambda_ is not None}
+    order = {"lambda": pair.order.lambda_, "stderr": pair.order.stderr, "decided": pair.order.decided}
+    return {
+        "candidate": pair.candidate, "child": pair.child, "kind": pair.kind, "truth": pair.truth, "moved": pair.moved,
+        "marked": pair.order.marked, "positions": positions, "order": order,
+    }  # fmt: skip
+
+
 def both_ways(pair: Pair, models: dict[str, bool | None]) -> list[tuple[str, int, bool | None]]:
     """(the decided order, the truth, whether the candidate has the mark) of a pair asked in either direction."""
     said, back = pair.order.decided or "silent", {"candidate": "child", "child": "candidate"}
@@ -239,7 +249,7 @@ def main(folder: Path, write: bool) -> None:
         marks = {model: past.marked for model, past in pasts.items()}
         result["families"][name] = {
             "recipes": [asdict(r) for r in recipes],
-            "pairs": [{**asdict(pair), "decided": pair.order.decided} for pair in found],
+            "pairs": [brief(pair) for pair in found],
             "pulls": pulls(found), "verdicts": verdicts(found, marks), "samples": samples(recipes, folder),
             "pasts": {
                 model: {"trained_since": p.trained_since, "kept_in_half": p.kept_in_half, "began_from": p.began_from,
