@@ -279,8 +279,8 @@ def _order(item: WeightsEvidence, pair: Pair) -> tuple[Direction, Order | None]:
         return _ONE_WAY if made else _OTHER_WAY, None
     by_position = order_by_position(item.origin, item.changed_entries)
     found = pair.order()
-    # decay alone does not tell a parent from a sibling that was trained without it
-    if found is None or found.lambda_ is None or found.decided is None or found.method == "weight_decay":
+    # decay, with growth or without, does not tell a parent from a sibling that was trained without it
+    if found is None or found.decided is None or {*found.method.split("+")} <= {"weight_decay", "growth"}:
         return by_position, None
     measured = Order(
         found.lambda_, found.stderr, found.misfit, found.method, found.entries, found.radius, found.reason
