@@ -112,3 +112,16 @@ def test_other_candidates_change_nothing_of_a_pair(family: dict[str, Path]) -> N
     alone = hl.trace(family["light"], [family["base"]]).candidates[0]
     among = hl.trace(family["light"], [family["heavy"], family["base"], family["twin"]])
     assert next(c for c in among.candidates if c.ref == alone.ref).order == alone.order
+
+
+def test_what_the_caller_knows_does_not_make_a_sibling_a_parent(family: dict[str, Path]) -> None:
+    """A candidate that was itself tuned may be older and a sibling; where the weights say "neither", that stays."""
+    for child, candidate in (("heavy", "light"), ("light", "heavy"), ("twin", "light"), ("base", "light")):
+        told = hl.trace(family[child], [family[candidate]], older=True)
+        best = told.candidates[0]
+        assert (told.verdict, told.parent, best.facts["older"]) == ("common_origin", None, "not_taken"), (child, told)
+        assert [note.code for note in told.notes] == ["older_not_taken"]
+    assert "itself trained from another model" in hl.trace(family["heavy"], [family["light"]], older=True).notes[0]
+    measured = hl.trace(family["grandchild"], [family["light"], family["base"]], older=True)
+    assert measured.parent == str(family["light"]) and not measured.candidates[0].order_taken
+    assert not measured.notes, "what was measured was not taken from the caller"

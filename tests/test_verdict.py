@@ -237,3 +237,29 @@ def test_information_ranks_relatives_and_leaves_strangers_and_descendants_alone(
     ranked, _ = judge(near, far, stranger, below)
     assert [c.probability for c in ranked] == [plain[i].probability for i in (1, 0, 2, 3)]
     assert plain[0].probability > plain[1].probability and ranked[1].relation == "finetune"  # type: ignore[operator]
+
+
+def test_what_the_caller_knows_of_the_order() -> None:
+    """Taken of a related one where nothing shows; an equal trunk and a disguise included. Strangers gain nothing."""
+
+    def told(item: WeightsEvidence, about: verdict.Pair) -> Candidate:
+        blank = [Candidate("lab/0", "lab/0")]
+        return verdict.judge(blank, comparison([item]), [about], frozenset(), SIZES, ALPHA, older=True)[0][0]
+
+    light, far = found(-20, 1e-3, t=0.5), found(-20, 0.5, t=0.0)
+    assert (told(light, pair()).first, told(light, pair()).relation, told(light, pair()).order_taken) == (
+        "candidate", "finetune", True,
+    )  # fmt: skip
+    headless = told(found(-20, 0.0, frozenset("wb")), pair(same=False))
+    assert (headless.relation, headless.order_taken, headless.probability) == ("head_changed", True, 1.0)
+    assert told(light, pair(permutation={"score": 1.0}, rescaled=True)).order_taken
+    assert told(light, pair(kind="adapter")).relation == "adapter"
+    assert not told(far, pair()).order_taken and told(far, pair()).first == "candidate", "measured"
+    for about in (
+        pair(back="pruned"),
+        pair(kind="pruned", back="quantized"),
+    ):  # made from the child; either was changed
+        assert told(light, about).facts["older"] == "not_taken" and told(light, about).first != "candidate"
+    assert told(found(-20, 0.5, t=1.0), pair()).facts["older"] == "not_taken"
+    assert "older" not in told(found(-0.2, 0.5), pair()).facts
+    assert "older" not in told(found(None, 0.5), pair()).facts

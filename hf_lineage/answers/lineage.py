@@ -107,6 +107,11 @@ class Candidate:
         return self.facts.get("first")
 
     @property
+    def order_taken(self) -> bool:
+        """Whether it came first because the caller says so (`older=True`), and no measurement."""
+        return self.facts.get("older") == "taken"
+
+    @property
     def copies(self) -> tuple[str, ...]:
         """Other candidates that are equal to this one."""
         return tuple(self.facts.get("copies", ()))

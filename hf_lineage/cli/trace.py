@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     default=None,
     help="Whether the tree of all relatives says which is the parent. Default: where candidates are searched for.",
 )
+@click.option("--older", is_flag=True, help="You know that the candidates are older: taken where no order shows.")
 @click.option("--explain", is_flag=True, help="Add the verdict in plain sentences, and what it rests on.")
 @click.option(
     "--profile",

@@ -32,7 +32,8 @@ BY_SHAPES = {  # of what an adapter's files say
 
 def claim_text(lineage: Lineage, claim: Claim) -> str:
     """What the weights say of a claim."""
-    if claim.status == "confirmed" and lineage.parent is None:
+    taken = any(c.order_taken for c in lineage.candidates if c.ref == lineage.parent)
+    if claim.status == "confirmed" and (lineage.parent is None or taken):
         return OPEN
     if is_adapter(lineage) and claim.status in BY_SHAPES:
         return BY_SHAPES[claim.status]
@@ -66,7 +67,8 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
         tested = "" if best.log10_p is None else f" ({others})"
         return f"Identical to {name}: every weight is equal{tested}. Which of the two is the copy does not show."
     if lineage.verdict == "parent":
-        told = f"{headline(best, name)}{radius(best)}, probability {best.probability:.3f}"
+        given = ", if it is the older one, as was said and not measured" if best.order_taken else ""
+        told = f"{headline(best, name)}{radius(best)}{given}, probability {best.probability:.3f}"
         return f"{told}: they share an origin ({others})."
     if lineage.verdict == "none":
         asked = len(lineage.candidates)
@@ -233,6 +235,8 @@ def _relative(candidate: Candidate) -> str:
 
 def order(candidate: Candidate) -> str:
     """Who came first, or that it does not show."""
+    if candidate.order_taken:
+        return "That that model came first was said by whoever asked; the weights do not show it."
     if candidate.relation in ("identical", "head_changed"):
         return "Which of the two came first does not show: what they share is equal."
     if candidate.first == "child":

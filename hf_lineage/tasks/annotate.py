@@ -73,7 +73,13 @@ def annotate(
 
 
 def _check_decided(lineage: Lineage) -> None:
-    """Refuse an answer in which a candidate that could not be read may be the parent. Raises `CardError`."""
+    """Refuse an answer in which a candidate that could not be read may be the parent, and one in which the caller said
+    who came first. Raises `CardError`."""
+    if any(c.order_taken for c in lineage.candidates):
+        raise CardError(
+            "Expected an answer that rests on the weights alone, but that the candidates are older was taken from the "
+            "caller: a card may not say that it was measured. Trace again without `older` (--older)."
+        )
     unread = [c.ref for c in lineage.candidates if c.status == "unreadable"]
     if lineage.verdict == "undecided" and unread:
         raise CardError(

@@ -129,7 +129,9 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
         unjudged(reading.models[i], "compared", *_left_out(reading.aligned[i][1], architecture.trunk, counts))
         for i in reading.comparison.evidence
     ]
-    judged, none = verdict.judge(candidates, reading.comparison, pairs, architecture.heads, counts, options.alpha)
+    judged, none = verdict.judge(
+        candidates, reading.comparison, pairs, architecture.heads, counts, options.alpha, options.older
+    )
     shares = [reading.aligned[i][1].coverage for i in reading.comparison.evidence]
     return [_of_part(c, share) for c, share in zip(judged, shares, strict=True)], none
 

@@ -31,6 +31,22 @@ def of_own_base(candidate: Candidate, bases: Sequence[str]) -> Note:
     return Note("own_base_compared", text)
 
 
+def of_older(ranked: Sequence[Candidate], parent: str | None) -> list[Note]:
+    """What became of the caller's word that the candidates are older, for the first of them."""
+    best = ranked[0]
+    if best.order_taken:
+        text = "That the candidates are older was taken from the caller, not measured"
+        return [Note("older_taken", f"{text}: the weights do not show whether {best.ref} came first.")]
+    if best.facts.get("older") != "not_taken" or parent is not None:
+        return []
+    why = "the weights say that the child was not made from it"
+    if best.first == "child":
+        why = "the weights say that the child came first"
+    elif "own_base" in best.facts and best.order and (best.order.position or 0.0) > 0:
+        why = "it was itself trained from another model, which may be the parent of both; name that one, too"
+    return [Note("older_not_taken", f"That {best.ref} is older was not taken from the caller: {why}.")]
+
+
 def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) -> list[Note]:
     """For `trace_layers`."""
     notes = _left_out(*_defects(readings))

@@ -72,6 +72,7 @@ class Options:
     seed: int = 0
     networks: Networks = Networks()
     tree: bool = False
+    older: bool = False
     most: int | None = None
     spent: int = 0
     started: float = field(default_factory=time.monotonic)

@@ -67,7 +67,7 @@ def is_behind(question: Question, ranked: Sequence[Candidate], options: Options,
     related = [c for c in others if c.status == "compared" and c.relation not in (None, "none") and c.distance]
     if not related or question.modules or not first.distance:
         return False
-    alone = replace(options, tree=False, evidence=("weights",), spent=question.session.bytes_read)
+    alone = replace(options, tree=False, older=False, evidence=("weights",), spent=question.session.bytes_read)
     try:
         found = answer(ask(question.session, first.requested, [c.requested for c in related]), alone)
     except LineageError:
@@ -93,7 +93,9 @@ def confirmed(ranked: Sequence[Candidate], none: float | None) -> tuple[list[Can
     assert order is not None and order.position is not None and order.stderr is not None
     held = (first.probability or 0.0) + (none or 0.0)
     probability = max(first.probability or 0.0, min(held, shares(order.position, order.stderr)[0]))
-    facts = {name: fact for name, fact in first.facts.items() if name != "own_base"} | {"first": "candidate"}
+    facts = {name: fact for name, fact in first.facts.items() if name not in ("own_base", "older")} | {
+        "first": "candidate"
+    }
     relation = "finetune" if first.relation == "common_origin" else first.relation
     found = replace(first, probability=probability, relation=relation, facts=facts)
     return [found, *others], None if none is None else held - probability

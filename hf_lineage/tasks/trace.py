@@ -45,6 +45,7 @@ def trace(
     child: Model, candidates: Iterable[Model] | None = None, *, evidence: str | Sequence[str] = "weights",
     alpha: float = 1e-3, probes: Source = None, taps: str | Sequence[str] | None = None, metric: str = "l2",
     step: float | str = "auto", detector: str | Path | None = None, tree: bool | None = None,
+    older: bool = False,
     token: str | bool | None = None, device: str | torch.device | None = None, sample: str | float | int | None = None,
     max_bytes: int | None = None, allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0,
     session: Session | None = None,
@@ -70,6 +71,9 @@ def trace(
     detector: a folder or repo id (`"org/name@commit"`) of one to ask; None: the one that ships.
     tree: whether, of several relatives among the candidates, their tree says which is the parent (`tasks/combine.py`);
         that reads them once more. None does so where candidates were searched for. `evidence["tree"]` shows it.
+    older: whether you know that the candidates are older than the child. That is taken as given where the weights show
+        no order, said in the answer (`older_taken` among the notes), and never written into a card; an order that shows
+        is not overruled. For candidates that you name, without `tree`.
     sample: None reads everything of local models and 0.5 % (at least 4 MB) of remote ones; `"all"`, `"auto"`,
         a fraction (`0.005`, `"0.5%"`) or a number of bytes.
     max_bytes: refuse, before any weight is read, to read more than this over all models together.
@@ -87,10 +91,12 @@ def trace(
     `NoCandidatesError`, `NothingToCompareError`, `ArgumentError` (all in `hf_lineage.errors`). A candidate that cannot
     be opened is listed as `unreadable`; it does not stop the others.
     """
+    if older and (candidates is None or tree):
+        raise ArgumentError("Expected `older` with named candidates and without `tree`: a tree says who came first.")
     options = Options(
         evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, progress=progress,
         seed=seed, networks=Networks(probes=probes, taps=taps, metric=metric, step=step, detector=detector),
-        tree=candidates is None if tree is None else tree,
+        tree=candidates is None if tree is None else tree, older=older,
     )  # fmt: skip
     with session_of(session, token, allow_pickle) as session:
         if candidates is None:
@@ -125,7 +131,7 @@ def _answer(question: Question, options: Options, bases: bool = True) -> Lineage
         if own_base.is_behind(question, ranked, options, partial(_answer, bases=False)):
             ranked, none = own_base.confirmed(ranked, none)
             concluded, parent = verdict.conclude(ranked, options.alpha)
-    messages += notes.of_unused(question.source, question.architecture)
+    messages += [*notes.of_older(ranked, parent), *notes.of_unused(question.source, question.architecture)]
     for kind in kinds:
         ranked, more = kind.of_verdict(ranked, concluded)
         messages += more

@@ -8,6 +8,7 @@ The rule, in five lines:
 3. The probability is `calibration`'s, at most that of the candidate having come first: 1 and α for one-way changes, ½
    where no order shows, and at most α for a candidate that an ample test finds unrelated; what is cut off is "none".
    The two directions of a pair so add up to at most 1. A copy and a cast have 1; full copies have it both ways.
+   Where the caller says that the candidates are older, that is taken where no order shows, and the bound is 1.
 4. *Parent* is said of the most probable candidate if its p_value ≤ alpha, its probability ≥ ½, and it came first.
 5. Related, and no order shown: `common_origin`; nobody related: `none`; what could not be tested: `undecided`.
 """
@@ -84,16 +85,19 @@ class _Judged:
 
 def judge(
     candidates: Sequence[Candidate], comparison: WeightsComparison, pairs: Sequence[Pair], heads: frozenset[str],
-    sizes: Mapping[str, int], alpha: float,
+    sizes: Mapping[str, int], alpha: float, older: bool = False,
 ) -> tuple[list[Candidate], float | None]:  # fmt: skip
     """Fill in the numbers of the compared candidates; returns them and the probability of "none" (None: no candidate).
 
-    Where the test applies to no candidate, there are probabilities and no p-values.
+    Where the test applies to no candidate, there are probabilities and no p-values. `older`: the caller says that the
+    candidates are older than the child.
     """
     found = list(comparison.evidence.values())
     tested = [i for i, item in enumerate(found) if item.log10_p is not None]
     adjusted = dict(zip(tested, holm([found[i].log10_p or 0.0 for i in tested]), strict=True))
     alone = [_judge_pair(item, pair, heads, sizes, alpha) for item, pair in zip(found, pairs, strict=True)]
+    if older:
+        alone = [_told_older(each, pair, item, alpha) for each, pair, item in zip(alone, pairs, found, strict=True)]
     features = _features(found, pairs, [pair.order for pair in alone])
     shares, none = _handed_out(found, alone, features)
     judged = []
@@ -181,6 +185,8 @@ def weigh_claims(
     `circular`: the weights traced are those the claim itself led to.
     """
     compared = [c for c in candidates if c.status == "compared"]
+    if any(c.order_taken for c in compared if c.ref == parent):
+        parent = None  # what the caller says bears no claim out
     result = []
     for claim in claims:
         status: ClaimStatus = "not_testable"
@@ -236,8 +242,7 @@ def _judge_pair(
         return _Judged(
             "depth_changed" if _other_layers(pair, facts) else "head_changed", facts, NO_ORDER, 0.5, same_trunk=True
         )
-    related = item.log10_p is not None and item.log10_p <= math.log10(alpha)
-    if not related:
+    if not _is_related(item, alpha):
         undecided = item.log10_p is None or item.at_floor  # so few draws cannot show a smaller p
         ample = not undecided and 0.1 * math.sqrt(item.tested_entries) >= AMPLE_Z
         return _Judged(None if undecided else "none", facts, NO_ORDER, alpha if ample else 0.5)
@@ -253,6 +258,33 @@ def _judge_pair(
     if order in (_ONE_WAY, _OTHER_WAY):
         return _Judged(relation, facts, order, 1 - alpha if first == "candidate" else alpha)
     return _Judged(relation, facts, order, order.parent + order.between / 2, measured=measured)
+
+
+def _told_older(alone: _Judged, pair: Pair, item: WeightsEvidence, alpha: float) -> _Judged:
+    """One pair where the caller says that the candidate is older: taken where no order shows.
+
+    Not where one shows that contradicts it, nor of a candidate that was itself trained from another model: that it is
+    older does not tell it from a sibling. Layers that stand elsewhere stay without an order.
+    """
+    facts = alone.facts
+    silent = alone.certain or alone.relation == "depth_changed" or facts.get("first") == "candidate"
+    if silent or not _is_related(item, alpha):
+        return alone
+    neither = not alone.same_trunk and _shows_neither(alone, pair)
+    if facts.get("first") == "child" or "own_base" in facts or neither:
+        return replace(alone, facts={**facts, "older": "not_taken"})
+    relation: Relation | None = "finetune" if alone.relation == "common_origin" else alone.relation
+    return replace(alone, relation=relation, bound=1.0, facts={**facts, "first": "candidate", "older": "taken"})
+
+
+def _shows_neither(alone: _Judged, pair: Pair) -> bool:
+    """Whether the weights say that neither of the two was made from the other."""
+    both = pair.made()[0] in ONE_WAY and pair.undone()[0] in ONE_WAY
+    return both or alone.order.between >= (SURE if alone.measured else fitted_numbers()["sure"])
+
+
+def _is_related(item: WeightsEvidence, alpha: float) -> bool:
+    return item.log10_p is not None and item.log10_p <= math.log10(alpha)
 
 
 _ONE_WAY, _OTHER_WAY = Direction(1.0, 0.0, 0.0), Direction(0.0, 0.0, 1.0)
