@@ -91,7 +91,7 @@ def phylogeny(
     By `detector`: the Phylogeny Detector that ships (`detector/phylogeny.py`) scores all pairs and "no parent", and the
     forest with the most edges expected to be right is the answer, all of them directed, each with its probability.
 
-    Cost: one pass over the bytes of every model; memory for at most 64 MB of hidden units each and 1 GB in all.
+    Cost: one pass over the bytes of every model; memory for at most 32 MB of hidden units each and 512 MB in all.
     Returns a `Phylogeny`. A model that cannot be read is in its `left_out`, the rest is done. Raises `LineageError`s:
     `ArgumentError`, `NothingToCompareError` where no model can be read, `ProcessLostError`.
     """

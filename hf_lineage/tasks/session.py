@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NAME_SOME = ("Name some: -c org/name.", "candidates=[…].")  # hints, for the command line and for Python
 LEAST_SAMPLE = 100_000  # bytes of a model below which a smaller sample is no advice
-UNITS_PER_MODEL, UNITS_IN_ALL = 64 << 20, 1 << 30  # bytes of hidden units kept in memory
+UNITS_PER_MODEL, UNITS_IN_ALL = 32 << 20, 1 << 29  # bytes of hidden units kept in memory
 Aligned = tuple[Checkpoint, Alignment]  # a model and how it lines up with the child
 
 

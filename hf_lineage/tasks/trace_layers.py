@@ -64,7 +64,7 @@ def trace_layers(
     probes, metric, step, detector: as in `trace`; so are child, candidates and all other arguments.
 
     Cost: up to 16 MB of each model to find the places (or 32 rows of one matrix of each block, if that is more), then
-    one pass over what `sample` says; memory does not grow with the models: 64 MB of hidden units each, 1 GB in all.
+    one pass over what `sample` says; memory does not grow with the models: 32 MB of hidden units each, 512 MB in all.
 
     Returns a `LayerLineage`; a block "from none of these" is an answer. Raises what `trace` raises.
     """
