@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import sys
-import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,31 +49,40 @@ def questions(recipes: list[Any]) -> list[tuple[str, str, list[str], str]]:
     return found
 
 
-def main(folder: Path, write: bool) -> None:
+def asked(name: str, folder: Path) -> list[dict[str, Any]]:
+    """The answers about one family; what is wrong, and parents that are not named, are printed on the way."""
     torch.set_num_threads(1)
+    recipes, rows = FAMILIES[name], []
+    paths = make(recipes, folder)
+    for what, child, candidates, truth in questions(recipes):
+        lineage = hl.trace(paths[child], [paths[c] for c in candidates])
+        said = "" if lineage.parent is None else Path(lineage.parent).name
+        result = "right" if said == truth else "silent" if not said else "wrong"
+        first = lineage.candidates[0]
+        rows.append({
+            "family": name, "asked": what, "child": child, "candidates": candidates, "said": said, "result": result,
+            "verdict": lineage.verdict, "probability": first.probability, "moved": first.facts.get("moved"),
+            "order": first.order and first.order.to_dict(),
+        })  # fmt: skip
+        if result == "wrong" or (what == "parent" and result == "silent"):
+            print(what, child, candidates, "→", said or lineage.verdict, first.order and first.order.reason, flush=True)
+    return rows
+
+
+def main(folder: Path, write: bool) -> None:
+    with ProcessPoolExecutor(2) as pool:
+        rows = [row for found in pool.map(asked, FAMILIES, [folder] * len(FAMILIES)) for row in found]
     table: dict[str, Counter[str]] = {}
-    rows = []
-    started = time.process_time()
-    for name, recipes in FAMILIES.items():
-        paths = make(recipes, folder)
-        for what, child, candidates, truth in questions(recipes):
-            lineage = hl.trace(paths[child], [paths[c] for c in candidates])
-            said = "" if lineage.parent is None else Path(lineage.parent).name
-            result = "right" if said == truth else "silent" if not said else "wrong"
-            table.setdefault(what, Counter())[result] += 1
-            order = lineage.candidates[0].order
-            rows.append({
-                "family": name, "asked": what, "child": child, "candidates": candidates, "said": said, "result": result,
-                "verdict": lineage.verdict, "probability": lineage.candidates[0].probability,
-                "moved": lineage.candidates[0].facts.get("moved"), "order": order and order.to_dict(),
-            })  # fmt: skip
-            if result == "wrong" or (what == "parent" and result == "silent"):
-                print(what, child, candidates, "→", said or lineage.verdict, order and order.reason, flush=True)
+    for row in rows:
+        table.setdefault(row["asked"], Counter())[row["result"]] += 1
     print(json.dumps({what: dict(counts) for what, counts in table.items()}, indent=1))
     if write:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
         record = {
-            "machine": platform.machine(), "torch": torch.__version__, "seed": 0, "table": table,
-            "cpu_seconds": round(time.process_time() - started, 1), "questions": rows,
+            "commit": commit, "machine": platform.machine(), "torch": torch.__version__, "seed": 0, "table": table,
+            "questions": rows,
         }  # fmt: skip
         RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
