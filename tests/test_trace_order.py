@@ -11,6 +11,7 @@ from torch import Tensor
 
 import hf_lineage as hl
 from hf_lineage.testing import MiniHub
+from hf_lineage.weights.evidence import lies_behind
 
 pytestmark = pytest.mark.integration
 
@@ -84,6 +85,32 @@ def test_a_parent_that_was_tuned_itself_needs_its_base_beside_it(family: dict[st
     assert sum(c.probability or 0 for c in beside.candidates) + (beside.none_probability or 0) == pytest.approx(1)
     sibling = hl.trace(family["grandchild"], [family["light"], family["heavy"]])
     assert sibling.parent is None, "a sibling is no base"
+
+
+def test_of_two_that_seem_older_a_parent_is_the_one_that_the_child_lies_behind() -> None:
+    """‖c − X‖, ‖c − R‖, ‖X − R‖: behind X as a child is; beside it as a sibling; with a step in common, far away."""
+    assert lies_behind(2.0, (2.0**2 + 2.0**2) ** 0.5, 2.0)
+    assert not lies_behind((2.0**2 + 1.0**2) ** 0.5, 2.0, 1.0), "R is the nearer one"
+    common = 0.125  # cosine of the two steps from R: of a light and a heavy sibling it looks as if c lay behind X
+    assert not lies_behind((4.0**2 + 1.0**2 - 2 * common * 4.0 * 1.0 * 2) ** 0.5, 4.0, 1.0)
+    assert not lies_behind(1.0, 1.0, 0.0)
+
+
+def test_a_sibling_without_the_mark_is_not_called_the_parent_beside_the_base(
+    family: dict[str, Path], tmp_path: Path
+) -> None:
+    """Tuned in one weight of fifty: its own roundings show nothing."""
+    base = {name: t.clone() for name, t in net(1).items()}
+    generator = torch.Generator().manual_seed(9)
+    sparse = {
+        name: (t.float() + 2e-4 * torch.randn(t.shape, generator=generator) * (torch.rand(t.shape, generator=generator) < 0.02)).to(t.dtype)
+        for name, t in base.items()
+    }  # fmt: skip
+    save_file(sparse, tmp_path / "model.safetensors")
+    answer = hl.trace(family["heavy"], [tmp_path, family["base"]])
+    assert answer.parent != str(tmp_path)
+    sparse_one = next(c for c in answer.candidates if c.ref == str(tmp_path))
+    assert sparse_one.first == "candidate" and (sparse_one.probability or 0) <= 0.5, "alone it seems older"
 
 
 def test_the_declared_base_of_a_candidate_is_compared_unasked(family: dict[str, Path], hub: MiniHub) -> None:

@@ -20,14 +20,11 @@ from ..answers.lineage import Candidate, Lineage
 from ..checkpoints.claims import claims_of
 from ..errors import LineageError
 from ..weights.direction.order import shares
+from ..weights.evidence import lies_behind
 from .options import Options
 from .session import Question, ask
 
 MOST = 2  # declared bases that are looked at unasked
-# (‖c − R‖² − ‖c − X‖²)/‖X − R‖²: 1 if it came from X, −1 if from R, of uncorrelated steps. With a cosine ρ of
-# the two steps from R it is −1 + 2ρ·‖c − R‖/‖X − R‖ for siblings: 14 was measured of a heavy beside a light one
-BEHIND = (0.75, 1.5)
-MOST_FARTHER = 2.0  # ‖c − R‖/‖X − R‖ beyond which a cosine that siblings have decides, and not where the child lies
 Answer = Callable[[Question, Options], Lineage]
 
 
@@ -77,8 +74,7 @@ def is_behind(question: Question, ranked: Sequence[Candidate], options: Options,
         beside = by_ref.get((base.ref, base.revision))
         if beside is None or base.first != "candidate" or not base.distance or beside.distance is None:
             continue
-        behind = (beside.distance**2 - first.distance**2) / base.distance**2
-        if BEHIND[0] <= behind <= BEHIND[1] and beside.distance <= MOST_FARTHER * base.distance:
+        if lies_behind(first.distance, beside.distance, base.distance):
             return True
     return False
 

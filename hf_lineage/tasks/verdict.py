@@ -27,7 +27,7 @@ from ..weights.direction.order import SURE
 from ..weights.direction.order import Order as PairOrder
 from ..weights.direction.origin import NO_ORDER, Direction, fitted_numbers, order_by_position
 from ..weights.edits import ONE_WAY, EditKind, are_added_tokens
-from ..weights.evidence import WeightsComparison, WeightsEvidence
+from ..weights.evidence import PairReadings, WeightsComparison, WeightsEvidence, distances, lies_behind
 from ..weights.permutation_test import holm
 from .calibration import Features, probabilities
 
@@ -100,6 +100,7 @@ def judge(
         alone = [_told_older(each, pair, item, alpha) for each, pair, item in zip(alone, pairs, found, strict=True)]
     features = _features(found, pairs, [pair.order for pair in alone])
     shares, none = _handed_out(found, alone, features)
+    _share_of_two_older(shares, alone, [*comparison.pairs.values()])
     judged = []
     for i, (candidate, item, pair) in enumerate(zip(candidates, found, alone, strict=True)):
         judged.append(
@@ -395,6 +396,19 @@ def _handed_out(
     shares = _by_information(shares, found, ranked)
     shares = np.minimum(shares, [pair.bound for pair in alone])
     return shares, max(0.0, 1.0 - float(shares.sum()))
+
+
+def _share_of_two_older(shares: np.ndarray, alone: Sequence[_Judged], pairs: Sequence[PairReadings]) -> None:
+    """Of two that both seem older by what was counted, the likelier one keeps its share only where the child lies
+    behind it as a child does (`evidence.lies_behind`): else either may be the parent, and both get the same."""
+    older = [i for i, pair in enumerate(alone) if pair.measured and pair.facts.get("first") == "candidate"]
+    if len(older) < 2:
+        return
+    best = max(older, key=lambda i: shares[i])
+    for other in older:
+        if other != best and not lies_behind(*distances(pairs[best], pairs[other])):
+            shares[best] = shares[other] = (shares[best] + shares[other]) / 2
+            return
 
 
 def _same_trunk(item: WeightsEvidence, pair: Pair) -> bool:
