@@ -27,7 +27,7 @@ ERROR = {
     "weight_decay": 0.25,
 }  # fmt: skip
 MAX_MISFIT = 3.5
-# Of roundings, whose direct pairs had at most 1.3 on one family of a real model and 1.5 on another; a grandparent, and a
+# Of roundings: direct pairs had at most 1.3 on one family of a real model and 1.5 on another; a grandparent, and a
 # tenth of the siblings, had 2 and more
 MAX_SCATTER = 1.8
 MAX_APART, MAX_BEYOND = 3.0, 3.0  # in errors: two estimators from each other, one from −1 … 1
