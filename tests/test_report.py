@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hf_lineage.answers.base
-from hf_lineage.answers.lineage import Candidate, Claim, Lineage
+from hf_lineage.answers.lineage import Candidate, Claim, Lineage, Order
 from hf_lineage.answers.refs import ModelRef, printable
 from hf_lineage.report.format import code, p_text, shorten
 from hf_lineage.report.plots import plot_family, plot_lineage
@@ -188,3 +188,24 @@ def test_every_renderer_that_answers_look_up_is_there() -> None:
     room = Path(hf_lineage.answers.base.__file__).parent
     names = {name for file in room.glob("*.py") for name in re.findall(r"report\([\"'](\w+\.\w+)", file.read_text())}
     assert len(names) > 15 and all(callable(hf_lineage.answers.base.report(name)) for name in names)
+
+
+def test_an_explanation_has_a_line_for_each_question() -> None:
+    """Related, nearest, who came first, the parent itself: each once, and no order beyond what was measured."""
+    facts = {"moved": 0.004, "first": "candidate", "change": "other", "equal_share": 0.0}
+    reason = "the roundings of 23 M weights show that the candidate came first"
+    order = Order(1.0, 0.06, 1.1, "rounding_edges", 22_700_000, 0.3 * (BEST.distance or 0), reason)
+    told = explanation(lineage(candidates=(replace(BEST, facts=facts, order=order), OTHER))).splitlines()
+    assert [line.split("?")[0] for line in told[1:]] == ["Related", "Nearest", "Who came first", "The parent itself"]
+    assert "within 30 % of the distance" in told[0] and "cannot tell lab/a from a model within that" in told[4]
+    assert "of 23 M weights show that lab/a came first (λ = 1.00 ± 0.06, where 1 is a parent" in told[3]
+    assert "lab/a is; the next candidate is 3.00 times as far away" in told[2]
+
+    open_ = Order(-0.2, 0.6, 1.0, "growth", 1000, None, "the growth of the rows of 1 k weights leave open who (λ = 0)")
+    far = explanation(lineage(candidates=(replace(BEST, facts=facts, order=open_),)))
+    assert "That model came first: the step" in far and "leave open" not in far, "the origin's position told it"
+    nothing = replace(BEST, facts={**facts, "first": None}, relation="common_origin")
+    silent = explanation(lineage("common_origin", (nothing,))).splitlines()
+    assert silent[3].startswith("Who came first? None of the signs") and "λ" not in "".join(silent)
+    unsure = explanation(lineage("common_origin", (replace(nothing, order=open_),))).splitlines()
+    assert "leave open who (λ = −0.20 ± 0.60" in unsure[3]

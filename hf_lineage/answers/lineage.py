@@ -52,7 +52,8 @@ class Order:
     `position`, λ: 1 where the candidate itself is that model, −1 where the child is, about 0 where both parted from a
     third; None where nothing tells, which `reason` explains. `stderr`: its standard error. `misfit`: χ² per degree of
     freedom of the model of steps behind it, near 1 where that fits. `method`: what told. `entries`: weights that count.
-    `radius`: the common origin lies within it of the candidate, root mean square of a weight, as `distance`.
+    `radius`: the common origin lies within it of the candidate, root mean square of a weight, as `distance`; None where
+    what was measured decides nothing.
     """
 
     position: float | None

@@ -91,7 +91,8 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
         return
     show(lineage, form, [lineage.parent])
     if explain and mode(form) in ("human", "agent"):
-        click.echo("\n" + textwrap.fill(lineage.explain(), 80, break_on_hyphens=False))
+        lines = lineage.explain().splitlines()
+        click.echo("\n" + "\n".join(textwrap.fill(line, 80, break_on_hyphens=False) for line in lines))
     if plot:
         save(lambda: lineage.plot(plot), "picture", plot)
     if profile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,10 @@ CLAIMS = {
     "not_testable": "not testable, it was not compared or not decided",
     "not_understood": "not understood as the id of a model on the Hub",
 }
+SILENT = (
+    "None of the signs that could tell it shows: roundings, weights that low precision held back, what is remembered "
+    "of a coarser format, a low-rank step, the growth of rows, weight decay, or a move far from the origin."
+)
 OPEN = "confirmed, as far as weights go: a common origin, and no sign against it"
 BY_SHAPES = {  # of what an adapter's files say
     "not_testable": "not testable, an adapter holds no copy of its base",
@@ -202,29 +207,58 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
 
 
 def explanation(lineage: Lineage) -> str:
-    """The verdict, what it rests on, and what it does not say, a sentence each."""
-    sentences = [sentence(lineage)]
+    """The verdict; then, a line each: related, nearest, who came first, the parent itself or a relative; the rest."""
     compared = [c for c in lineage.candidates if c.status == "compared"]
     best = compared[0] if compared else None
+    related = best is not None and best.relation not in (None, "none", "identical")
+    topics: dict[str, list[str]] = {}
     if best is not None and best.p_value is not None:
-        sentences.append(
+        topics["Related?"] = [
             "The p-value is the chance of such an agreement between models that were trained separately, from starts "
             "of their own; it does not tell a parent from another relative."
-        )
-    if best is not None and best.relation not in (None, "none", "identical"):
-        sentences += [*_ranking(best, compared[1:]), *_facts(best)]
-        if lineage.verdict == "parent":
-            sentences.append(order(best))
-    for other in compared[1:]:
-        if other.relation not in (None, "none", "identical"):
-            sentences.append(f"{short(candidate_name(other))} is {_relative(other)}.")
-    sentences += [*_by_features(compared), *_by_detector(compared)]
-    if lineage.none_probability is not None and lineage.verdict != "identical":
-        sentences.append(f"The probability that none of them is the parent: {lineage.none_probability:.3f}.")
-    sentences += [
+        ]
+    if best is not None and related:
+        topics["Nearest?"] = [*_ranking(best, compared[1:]), *_facts(best), *_others(compared[1:])]
+        topics["Who came first?"] = _order_explained(best, lineage.verdict == "parent")
+    topics["The parent itself?"] = _itself(lineage, best)
+    topics[""] = [*_by_features(compared), *_by_detector(compared)]
+    topics["Claims?"] = [
         f"The {claim.source} names {short(claim.ref)}: {claim_text(lineage, claim)}." for claim in lineage.claims
     ]
-    return " ".join(text for text in sentences if text)
+    lines = [" ".join([title, *texts]).strip() for title, texts in topics.items() if texts]
+    return "\n".join([sentence(lineage), *lines])
+
+
+def _others(others: list[Candidate]) -> list[str]:
+    """What the other related candidates are."""
+    related = [c for c in others if c.relation not in (None, "none", "identical")]
+    return [f"{short(candidate_name(c))} is {_relative(c)}." for c in related]
+
+
+def _order_explained(best: Candidate, is_parent: bool) -> list[str]:
+    """Who came first and why, or why it does not show; nothing that the verdict's sentence says already."""
+    if best.order_taken or (is_parent and not _by_steps(best)):
+        return [order(best)]
+    if best.order is not None and best.order.position is not None:
+        return [f"{_capital(_reason(best))}."]
+    if best.first is None and best.relation not in ("head_changed", "depth_changed"):
+        return [SILENT]
+    return []
+
+
+def _itself(lineage: Lineage, best: Candidate | None) -> list[str]:
+    """Whether the parent may be a relative that was not offered, and how likely none of them is the parent."""
+    if lineage.none_probability is None or lineage.verdict == "identical":
+        return []
+    told = []
+    if best is not None and lineage.verdict == "parent" and radius(best):
+        name = short(candidate_name(best))
+        told.append(f"The weights cannot tell {name} from a model within that distance that was not offered.")
+    return [*told, f"The probability that none of them is the parent: {lineage.none_probability:.3f}."]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _relative(candidate: Candidate) -> str:
@@ -236,7 +270,7 @@ def _relative(candidate: Candidate) -> str:
 def order(candidate: Candidate) -> str:
     """Who came first, or that it does not show."""
     if candidate.order_taken:
-        return "That that model came first was said by whoever asked; the weights do not show it."
+        return "Whoever asked said that that model came first; the weights do not show it."
     if candidate.relation in ("identical", "head_changed"):
         return "Which of the two came first does not show: what they share is equal."
     if candidate.first == "child":
@@ -249,18 +283,25 @@ def order(candidate: Candidate) -> str:
             "Which of the two came first does not show: the one that looks older was itself trained from another model "
             "in half precision, which may be the parent of both."
         )
-    if candidate.order and candidate.first == "candidate":
+    if candidate.first == "candidate" and _by_steps(candidate):
         return f"That model came first: {_reason(candidate)}."
     if candidate.first == "candidate":
         return "That model came first: the step to this one is not part of it."
     return "Which of the two came first does not show."
 
 
+def _by_steps(candidate: Candidate) -> bool:
+    """Whether the steps between the two decided who came first."""
+    return candidate.order is not None and candidate.order.radius is not None
+
+
 def _reason(candidate: Candidate) -> str:
     """What tells the order, for a sentence."""
     found = candidate.order
     assert found is not None and found.position is not None and found.stderr is not None
-    return f"{found.reason} (λ = {found.position:.2f} ± {found.stderr:.2f}; 1 is the parent, 0 a sibling)"
+    said = re.sub(r" \(λ = .*\)$", "", found.reason).replace("the candidate", short(candidate_name(candidate)))
+    said, place = said.replace("the child", "this model"), f"{found.position:.2f}".replace("-", "−")
+    return f"{said} (λ = {place} ± {found.stderr:.2f}, where 1 is a parent, 0 a sibling that moved as far, −1 a child)"
 
 
 def hidden(candidate: Candidate) -> str:
@@ -286,9 +327,15 @@ def smallest(compared: list[Candidate]) -> str:
 
 def _ranking(best: Candidate, others: list[Candidate]) -> list[str]:
     far = [c.distance for c in others if c.distance is not None]
+    if not others:
+        return ["No other candidate was compared."]
+    name = short(candidate_name(best))
     if not far or not best.distance:
         return []
-    return [f"The next candidate is {min(far) / best.distance:.2f} times as far away."]
+    times = min(far) / best.distance
+    if times < 1:
+        return [f"Another candidate is nearer than {name}: {times:.2f} times as far away."]
+    return [f"{name} is; the next candidate is {times:{'.2f' if times < 10 else '.0f'}} times as far away."]
 
 
 def _by_features(compared: list[Candidate]) -> list[str]:

@@ -23,6 +23,7 @@ from ..weights.direction.order import shares
 from ..weights.evidence import lies_behind
 from .options import Options
 from .session import Question, ask
+from .verdict import OR_ITS_BASE
 
 MOST = 2  # declared bases that are looked at unasked
 Answer = Callable[[Question, Options], Lineage]
@@ -93,5 +94,6 @@ def confirmed(ranked: Sequence[Candidate], none: float | None) -> tuple[list[Can
         "first": "candidate"
     }
     relation = "finetune" if first.relation == "common_origin" else first.relation
-    found = replace(first, probability=probability, relation=relation, facts=facts)
+    order = replace(order, reason=order.reason.removesuffix(OR_ITS_BASE))
+    found = replace(first, probability=probability, relation=relation, facts=facts, order=order)
     return [found, *others], None if none is None else held - probability

@@ -39,6 +39,7 @@ FROZEN = 0.05  # share of the compared weights that must be untouched to speak o
 AMPLE_Z = 5.0  # deviations at which a relative of correlation 0.1 must stand for a test to have ample power
 ALIKE_ROWS = 0.5  # correlation of the rows of two token tables from which they are the same tokens
 FAR_NEARER = 2.0  # times as near as a claimed base, from which another relative speaks against the claim
+OR_ITS_BASE = ", or the model that it was itself trained from"  # of an order's reason
 First = Literal["candidate", "child"] | None
 
 
@@ -70,8 +71,7 @@ class _Judged:
     """One pair judged by itself: its relation, the facts behind it, who came first, and the bound of its probability.
 
     `order`: shares of the three orders; `certain`: a copy or a cast, whose probability is 1 if nobody else's is;
-    `same_trunk`: every weight of the child's trunk is equal. `measured`: the place of the common origin, where it
-    shows.
+    `same_trunk`: every weight of the child's trunk is equal. `measured`: what the steps between the two tell.
     """
 
     relation: Relation | None
@@ -80,7 +80,7 @@ class _Judged:
     bound: float
     certain: int = 0
     same_trunk: bool = False
-    measured: Order | None = None
+    measured: PairOrder | None = None
 
 
 def judge(
@@ -114,7 +114,7 @@ def judge(
                 distance=item.distance,
                 relation=pair.relation,
                 facts=pair.facts,
-                order=pair.measured,
+                order=_reported(pair.measured),
                 evidence={
                     **candidate.evidence,
                     "weights": item,
@@ -251,7 +251,7 @@ def _judge_pair(
         return _Judged("depth_changed", facts, NO_ORDER, 0.5)
     order, measured = _order(item, pair)
     facts["first"] = first = _first(order, measured)
-    if measured and first is None and _has_own_base(measured, pair):
+    if first is None and _has_own_base(measured):
         facts["own_base"] = True
     relation = _relation(item, pair, facts, first)
     if relation == "cast" and facts["share"] == 1.0 and not pair.grown:
@@ -281,7 +281,7 @@ def _told_older(alone: _Judged, pair: Pair, item: WeightsEvidence, alpha: float)
 def _shows_neither(alone: _Judged, pair: Pair) -> bool:
     """Whether the weights say that neither of the two was made from the other."""
     both = pair.made()[0] in ONE_WAY and pair.undone()[0] in ONE_WAY
-    return both or alone.order.between >= (SURE if alone.measured else fitted_numbers()["sure"])
+    return both or alone.order.between >= _least_share(alone.measured)
 
 
 def _is_related(item: WeightsEvidence, alpha: float) -> bool:
@@ -299,9 +299,9 @@ def _other_layers(pair: Pair, facts: dict[str, Any]) -> bool:
     return found is not None
 
 
-def _order(item: WeightsEvidence, pair: Pair) -> tuple[Direction, Order | None]:
+def _order(item: WeightsEvidence, pair: Pair) -> tuple[Direction, PairOrder | None]:
     """The shares of the three orders: by what runs one way, else by the steps between the two, else by the origin's
-    position where that tells; and what the steps tell."""
+    position where that tells; and what the steps tell, also where that decides nothing."""
     if pair.rescaled:  # the scales that would tell are lost
         return NO_ORDER, None
     grown = _added_tokens(item, pair)
@@ -312,16 +312,30 @@ def _order(item: WeightsEvidence, pair: Pair) -> tuple[Direction, Order | None]:
         return _ONE_WAY if made else _OTHER_WAY, None
     by_position = order_by_position(item.origin, item.changed_entries)
     found = pair.order()
-    # decay, with growth or without, does not tell a parent from a sibling that was trained without it
-    if found is None or found.decided is None or {*found.method.split("+")} <= {"weight_decay", "growth"}:
-        return by_position, None
-    measured = Order(
-        found.lambda_, found.stderr, found.misfit, found.method, found.entries, found.radius, found.reason
-    )  # fmt: skip
+    if found is None or not _speaks(found):
+        return by_position, found
     shares, older = _shares(found), by_position.decided
     if {older, found.decided} in ({"parent", "child"}, {"descendant", "candidate"}):  # the two contradict each other
-        return NO_ORDER, measured
-    return shares, measured
+        return NO_ORDER, replace(found, reason=f"{found.reason}, which the position of the origin contradicts")
+    return shares, found
+
+
+def _speaks(found: PairOrder) -> bool:
+    """Whether the steps decide an order. Decay, with growth or without, does not: it cannot tell a parent from a
+    sibling that was trained without it."""
+    return found.decided is not None and not {*found.method.split("+")} <= {"weight_decay", "growth"}
+
+
+def _reported(found: PairOrder | None) -> Order | None:
+    """What the steps tell, for the answer; None where nothing was measured. No radius where no order is decided."""
+    if found is None or found.lambda_ is None:
+        return None
+    reason, radius = found.reason, found.radius if _speaks(found) else None
+    if found.decided is not None and not _speaks(found):
+        reason += ", which a sibling that was trained otherwise may show, too"
+    if _has_own_base(found):
+        reason += OR_ITS_BASE
+    return Order(found.lambda_, found.stderr, found.misfit, found.method, found.entries, radius, reason)
 
 
 def _shares(order: PairOrder) -> Direction:
@@ -335,16 +349,20 @@ def _shares(order: PairOrder) -> Direction:
     return Direction(candidate * (not order.marked), common, child * (not order.child_marked))
 
 
-def _has_own_base(measured: Order, pair: Pair) -> bool:
+def _has_own_base(found: PairOrder | None) -> bool:
     """Whether the one that looks older was itself trained from another model on its lattice."""
-    found = pair.order()
-    if found is None or found.decided == "common":
+    if found is None or not _speaks(found) or found.decided == "common":
         return False
-    return bool(found.marked if (measured.position or 0.0) > 0 else found.child_marked)
+    return bool(found.marked if (found.lambda_ or 0.0) > 0 else found.child_marked)
 
 
-def _first(order: Direction, measured: Order | None = None) -> First:
-    sure = SURE if measured else fitted_numbers()["sure"]
+def _least_share(found: PairOrder | None) -> float:
+    """The share from which an order is stated: by the steps where they speak, else by the origin's position."""
+    return SURE if found is not None and _speaks(found) else fitted_numbers()["sure"]
+
+
+def _first(order: Direction, measured: PairOrder | None = None) -> First:
+    sure = _least_share(measured)
     return "candidate" if order.parent >= sure else "child" if order.descendant >= sure else None
 
 

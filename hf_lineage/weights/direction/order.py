@@ -148,11 +148,13 @@ def shares(value: float, stderr: float) -> tuple[float, float, float]:
 def _words(order: Order, believed: Believed) -> str:
     best = believed[0][0]
     seen = f"{SEEN_IN[best.method]} {count_text(best.entries)} weights"
+    many = best.method in ("rounding_edges", "barrier", "lattice_memory")
     if order.decided is None:
-        return f"{seen} leave open who came first (λ = {order.lambda_:.2f} ± {order.stderr:.2f})"
+        return (
+            f"{seen} {'leave' if many else 'leaves'} open who came first (λ = {order.lambda_:.2f} ± {order.stderr:.2f})"
+        )
     said = {"candidate": "that the candidate came first", "child": "that the child came first"}
-    verb = "show" if best.method in ("rounding_edges", "barrier", "lattice_memory") else "shows"
-    return f"{seen} {verb} {said.get(order.decided, 'that the two parted from a common parent')}"
+    return f"{seen} {'show' if many else 'shows'} {said.get(order.decided, 'that the two parted from a common parent')}"
 
 
 def count_text(count: int) -> str:
