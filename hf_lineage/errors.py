@@ -75,6 +75,7 @@ CODES: Mapping[str, str] = {
     "folder_for_claim": "a local folder was taken for a declared model, by its name",
     "merge_found": "the child is a merge of several candidates",
     "own_base_compared": "the declared base of what seems to be the parent was compared unasked",
+    "unnamed_origin": "the child was trained from another half-precision model, and its files name none",
     "older_taken": "that the candidates are older was taken from the caller, not measured",
     "older_not_taken": "that the candidates are older was not taken from the caller: the weights speak against it",
     # of notes: the search

@@ -67,7 +67,8 @@ class Weights:
         judged, none = compare.judge(question, reading, options)
         if options.tree and none is not None:
             judged, none = self._by_tree(reading, judged, none)
-        messages = [*notes.of_trace(reading.plan, question.architecture, reading.comparison)]
+        messages = notes.of_unnamed_origin(question, reading.readings)
+        messages += [*notes.of_trace(reading.plan, question.architecture, reading.comparison)]
         messages += notes.of_merges(
             reading.readings, question.architecture, reading.aligned, judged, question.source.ref.name
         )

@@ -15,10 +15,11 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..errors import Note, join_notes
 from ..weights.depth import ELSEWHERE
 from ..weights.evidence import LINED_UP, WeightsComparison, WeightsEvidence
+from ..weights.history import past_of
 from ..weights.mixture import exact_average
 from ..weights.reader import Readings
 from ..weights.sampling import MIN_UNITS, Plan
-from .session import Aligned, some
+from .session import Aligned, Question, some
 
 LEAST_UNUSED = 0.001  # share of the child's bytes that is worth a word
 MAX_REASONS = 5  # candidates whose trouble is told where none can be read
@@ -45,6 +46,19 @@ def of_older(ranked: Sequence[Candidate], parent: str | None) -> list[Note]:
     elif "own_base" in best.facts and best.order and (best.order.position or 0.0) > 0:
         why = "it was itself trained from another model, which may be the parent of both; name that one, too"
     return [Note("older_not_taken", f"That {best.ref} is older was not taken from the caller: {why}.")]
+
+
+def of_unnamed_origin(question: Question, readings: Readings) -> list[Note]:
+    """For a child that shows as plainly as `inspect` wants it that it was trained from another half-precision model,
+    where its files name none: a fact about the file, nobody is meant. Nothing more is read."""
+    counts = readings.counts.values.get(0)
+    if question.claims or question.is_adapter or question.asked.ref.kind == "module" or counts is None:
+        return []
+    if not past_of(counts).trained_since:
+        return []
+    name, hint = question.asked.ref.name, f"What its values show: hf-lineage inspect {question.asked.ref.name}"
+    text = f"{name} was trained from another half-precision model that its files do not name."
+    return [Note("unnamed_origin", text, hint)]
 
 
 def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) -> list[Note]:
