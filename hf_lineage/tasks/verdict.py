@@ -419,7 +419,11 @@ def _handed_out(
 def _share_of_two_older(shares: np.ndarray, alone: Sequence[_Judged], pairs: Sequence[PairReadings]) -> None:
     """Of two that both seem older by what was counted, the likelier one keeps its share only where the child lies
     behind it as a child does (`evidence.lies_behind`): else either may be the parent, and both get the same."""
-    older = [i for i, pair in enumerate(alone) if pair.measured and pair.facts.get("first") == "candidate"]
+    older = [
+        i for i, pair in enumerate(alone)
+        if pair.measured and _speaks(pair.measured) and pair.facts.get("first") == "candidate"
+        and "older" not in pair.facts
+    ]  # fmt: skip
     if len(older) < 2:
         return
     best = max(older, key=lambda i: shares[i])
