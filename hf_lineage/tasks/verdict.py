@@ -258,7 +258,8 @@ def _judge_pair(
         return _Judged(relation, facts, order, 1.0, certain=1)
     if order in (_ONE_WAY, _OTHER_WAY):
         return _Judged(relation, facts, order, 1 - alpha if first == "candidate" else alpha)
-    return _Judged(relation, facts, order, order.parent + order.between / 2, measured=measured)
+    bound = order.parent + order.between / 2
+    return _Judged(relation, facts, order, min(bound, 0.5) if first is None else bound, measured=measured)
 
 
 def _told_older(alone: _Judged, pair: Pair, item: WeightsEvidence, alpha: float) -> _Judged:
