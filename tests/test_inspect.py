@@ -57,10 +57,14 @@ def test_each_past_is_told(stored: dict[str, Path]) -> None:
         "master": ("F32", None, True, None, "bf16", ()),
     }  # fmt: skip
     assert found["base"].sentence().startswith("Nothing of the past of ")
-    assert found["child"].sentence().endswith("was trained from another model in bf16.")
-    assert found["upcast"].sentence().endswith("holds bf16 values in F32 and was trained from another model in bf16.")
+    assert found["child"].sentence().endswith("was trained from another model in bf16, or rescaled in it.")
+    assert found["upcast"].sentence().endswith("and was trained from another model in bf16, or rescaled in it.")
     assert found["deeper"].sentence().endswith("has repeated layers.")
-    assert found["master"].sentence().endswith("was trained from a model in bf16.")
+    assert (
+        found["master"]
+        .sentence()
+        .endswith("was made from bf16 numbers: trained from them, or a merge or a multiple of them.")
+    )
     assert found["child"].bytes_read >= 4 * 2 * SIZE[0] * SIZE[1]
 
 

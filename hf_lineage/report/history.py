@@ -43,11 +43,11 @@ def sentence(history: History, whole: bool = False) -> str:
     if history.lattice and history.stored != STORED[history.lattice]:
         said.append(f"holds {history.lattice} values in {history.stored}")
     if history.began_from:
-        said.append(f"was trained from a model in {history.began_from}")
+        said.append(f"was made from {history.began_from} numbers: trained from them, or a merge or a multiple of them")
     elif history.kept_in_half:
-        said.append(f"was trained with its weights kept in {history.lattice}")
+        said.append(f"was trained with its weights kept in {history.lattice}, or cut off to it")
     elif history.trained_since:
-        said.append(f"was trained from another model in {history.lattice}")
+        said.append(f"was trained from another model in {history.lattice}, or rescaled in it")
     if history.repeated_layers:
         said.append("has repeated layers")
     return f"{name} {listed_text(said)}." if said else f"Nothing of the past of {name} shows in its values."

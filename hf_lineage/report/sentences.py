@@ -194,6 +194,8 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
         found = f"It shares an origin with {name} ({others}), under a disguise: {hidden(best)}."
         close = "Almost certainly they are parent and child, or close siblings." if moved <= CLOSE else ""
         return " ".join(filter(None, (found, close, order(best))))
+    if best.first == "neither" and _by_steps(best):
+        return f"It and {name} come from a common model ({others}). {order(best)}"
     if best.relation == "adapter":
         return f"It differs from {name} by {_low_rank(facts)} ({others}). {order(best)}"
     if best.relation == "partial":
@@ -276,6 +278,8 @@ def order(candidate: Candidate) -> str:
     if candidate.first == "child":
         undone = UNDONE.get(candidate.facts.get("undone", ""), "made from")
         return f"That model is {undone} this one, not the other way round."
+    if candidate.first == "neither" and _by_steps(candidate):
+        return f"Neither was made from the other: {_reason(candidate)}."
     if candidate.relation in ONE_WAY:
         return "That model came first: this cannot be done the other way round."
     if candidate.facts.get("own_base"):

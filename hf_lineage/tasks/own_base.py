@@ -23,8 +23,9 @@ from ..weights.direction.order import shares
 from ..weights.evidence import lies_behind
 from .options import Options
 from .session import Question, ask
-from .verdict import OR_ITS_BASE
+from .verdict import OR_ITS_BASE, order
 
+EITHER = 0.9  # of what nobody else has, where one of two is the parent and which of them does not show
 MOST = 2  # declared bases that are looked at unasked
 Answer = Callable[[Question, Options], Lineage]
 
@@ -83,13 +84,13 @@ def is_behind(question: Question, ranked: Sequence[Candidate], options: Options,
 def confirmed(ranked: Sequence[Candidate], none: float | None) -> tuple[list[Candidate], float | None]:
     """The candidates where the first is the parent indeed, and the probability of none of them.
 
-    What "none" held is the first one's, up to the share of the order in which it came first.
+    Of what "none" held the first one gets the share of the order in which it came first.
     """
     first, *others = ranked
     order = first.order
     assert order is not None and order.position is not None and order.stderr is not None
     held = (first.probability or 0.0) + (none or 0.0)
-    probability = max(first.probability or 0.0, min(held, shares(order.position, order.stderr)[0]))
+    probability = max(first.probability or 0.0, held * shares(order.position, order.stderr)[0])
     facts = {name: fact for name, fact in first.facts.items() if name not in ("own_base", "older")} | {
         "first": "candidate"
     }
@@ -97,3 +98,15 @@ def confirmed(ranked: Sequence[Candidate], none: float | None) -> tuple[list[Can
     order = replace(order, reason=order.reason.removesuffix(OR_ITS_BASE))
     found = replace(first, probability=probability, relation=relation, facts=facts, order=order)
     return [found, *others], None if none is None else held - probability
+
+
+def either(ranked: Sequence[Candidate], none: float | None) -> tuple[list[Candidate], float | None]:
+    """The candidates where the first, or another that is shown to be older, is the parent: the two get the same."""
+    first, *others = ranked
+    older = next((c for c in others if c.first == "candidate" and c.order is not None and c.order.radius), None)
+    if older is None or none is None:
+        return list(ranked), none
+    total = (first.probability or 0.0) + (older.probability or 0.0) + none
+    share = total * EITHER / 2
+    same = {id(c): replace(c, probability=share) for c in (first, older)}
+    return sorted((same.get(id(c), c) for c in ranked), key=order), total - 2 * share

@@ -131,6 +131,8 @@ def _answer(question: Question, options: Options, bases: bool = True) -> Lineage
         if own_base.is_behind(question, ranked, options, partial(_answer, bases=False)):
             ranked, none = own_base.confirmed(ranked, none)
             concluded, parent = verdict.conclude(ranked, options.alpha)
+        else:
+            ranked, none = own_base.either(ranked, none)
     messages += [*notes.of_older(ranked, parent), *notes.of_unused(question.source, question.architecture)]
     for kind in kinds:
         ranked, more = kind.of_verdict(ranked, concluded)

@@ -40,7 +40,7 @@ AMPLE_Z = 5.0  # deviations at which a relative of correlation 0.1 must stand fo
 ALIKE_ROWS = 0.5  # correlation of the rows of two token tables from which they are the same tokens
 FAR_NEARER = 2.0  # times as near as a claimed base, from which another relative speaks against the claim
 OR_ITS_BASE = ", or the model that it was itself trained from"  # of an order's reason
-First = Literal["candidate", "child"] | None
+First = Literal["candidate", "child", "neither"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,13 +253,16 @@ def _judge_pair(
     facts["first"] = first = _first(order, measured)
     if first is None and _has_own_base(measured):
         facts["own_base"] = True
+    if first is None and measured is not None and _speaks(measured) and measured.decided == "common":
+        facts["first"] = first = "neither"
     relation = _relation(item, pair, facts, first)
     if relation == "cast" and facts["share"] == 1.0 and not pair.grown:
         return _Judged(relation, facts, order, 1.0, certain=1)
     if order in (_ONE_WAY, _OTHER_WAY):
         return _Judged(relation, facts, order, 1 - alpha if first == "candidate" else alpha)
     bound = order.parent + order.between / 2
-    return _Judged(relation, facts, order, min(bound, 0.5) if first is None else bound, measured=measured)
+    bound = max(alpha, order.parent) if first == "neither" else min(bound, 0.5) if first is None else bound
+    return _Judged(relation, facts, order, bound, measured=measured)
 
 
 def _told_older(alone: _Judged, pair: Pair, item: WeightsEvidence, alpha: float) -> _Judged:
@@ -305,7 +308,7 @@ def _order(item: WeightsEvidence, pair: Pair) -> tuple[Direction, PairOrder | No
     position where that tells; and what the steps tell, also where that decides nothing."""
     if pair.rescaled:  # the scales that would tell are lost
         return NO_ORDER, None
-    grown = _added_tokens(item, pair)
+    grown = _added_tokens(item, pair) if _allows(pair.order(), item) else 0
     made, undone = pair.made()[0] in ONE_WAY or grown > 0, pair.undone()[0] in ONE_WAY or grown < 0
     if made and undone:  # something was done to either, as to a rounded and a pruned copy of one model
         return NO_ORDER, None
@@ -319,6 +322,12 @@ def _order(item: WeightsEvidence, pair: Pair) -> tuple[Direction, PairOrder | No
     if {older, found.decided} in ({"parent", "child"}, {"descendant", "candidate"}):  # the two contradict each other
         return NO_ORDER, replace(found, reason=f"{found.reason}, which the position of the origin contradicts")
     return shares, found
+
+
+def _allows(found: PairOrder | None, item: WeightsEvidence) -> bool:
+    """Whether more tokens may tell an order: not where nothing else changed, since tokens can be cut off, too, and not
+    where the steps decide one."""
+    return item.changed_entries > 0 and not (found is not None and _speaks(found))
 
 
 def _speaks(found: PairOrder) -> bool:
@@ -393,6 +402,8 @@ def _relation(item: WeightsEvidence, pair: Pair, facts: dict[str, Any], first: F
         return kind
     if first == "candidate" and _added_tokens(item, pair) > 0:
         return "resized"
+    if first == "neither":
+        return "sibling"
     if kind == "adapter":
         return "adapter"
     if facts["equal_share"] >= FROZEN:

@@ -42,6 +42,7 @@ MIN_SCORE, CONTROL_RATIO = 6.0, 3.0  # of the mark, and over that at places with
 MAX_ALTERNATION = 0.05  # odd less even cells: more is a second rounding, or an average
 TRUNCATED = (0.25, 0.42)  # excess at V where every value was cut off: a third
 MIN_WON, MIN_WON_Z, WON_RATIO = 0.05, 6.0, 2.0  # excess at V of weights kept on a lattice; in errors; over others'
+MOSTLY = 0.9  # share of values on a lattice, but not all, beyond which they were put there and not trained away from it
 MIN_MEMORY, MEMORY_Z = 0.01, 8.0  # share of a binade's values that remember a lattice, in errors
 ALIKE = 0.8  # correlation of layers that were copied, tuned since or not
 CONTROL_SHIFTS = (0.3, 0.5, 0.7)  # of a binade: places without an edge
@@ -310,7 +311,12 @@ def _off_lattice(counts: ValueCounts) -> Past:
             float(np.sqrt((error[kept] ** 2).sum()) / max(total, 1)),
         )
         told = f"{share:.1%} of the values lie on {name} numbers beyond chance"
-        if kept.any():
+        if share > MOSTLY:
+            told = (
+                f"{share:.1%} of the values lie on {name} numbers: an average, or rounded twice, which hides the rest"
+            )
+            findings[f"memory_{name}"] = Finding(None, None, total, told)
+        elif kept.any():
             shares[name] = share
             findings[f"memory_{name}"] = Finding(share, stderr, total, told)
         else:
