@@ -27,7 +27,7 @@ from real_families import make
 
 import hf_lineage as hl
 
-ALONE = 3  # every so many siblings are asked about without their base, too
+EVERY, ALONE = 3, 3  # one of so many pairs of siblings is asked about, and of these without their base, too
 RESULTS = Path(__file__).parent / "results" / "direction_verdicts.json"
 
 
@@ -42,12 +42,13 @@ def questions(recipes: list[Any]) -> list[tuple[str, str, list[str], str]]:
         found.append(("parent", child, [parent, *bases], parent))
         found.append(("the other way round", parent, [child], ""))
     tuned = [name for name, parent in parents.items() if parent]
-    for child in tuned:
-        for other in tuned:
-            if other != child and parents[other] == parents[child]:
-                found.append(("sibling and base", child, [other, parents[child]], parents[child]))
-                if len(found) % ALONE == 0:
-                    found.append(("sibling alone", child, [other], ""))
+    siblings = [
+        (child, other) for child in tuned for other in tuned if other != child and parents[other] == parents[child]
+    ]
+    for i, (child, other) in enumerate(siblings[::EVERY]):
+        found.append(("sibling and base", child, [other, parents[child]], parents[child]))
+        if i % ALONE == 0:
+            found.append(("sibling alone", child, [other], ""))
     return found
 
 
