@@ -57,7 +57,8 @@ def of_unnamed_origin(question: Question, readings: Readings) -> list[Note]:
     if not past_of(counts).trained_since:
         return []
     name, hint = question.asked.ref.name, f"What its values show: hf-lineage inspect {question.asked.ref.name}"
-    text = f"{name} was trained from another half-precision model that its files do not name."
+    made = "was trained from, or is a multiple or a merge of, another half-precision model that its files do not name"
+    text = f"{name} {made}."
     return [Note("unnamed_origin", text, hint)]
 
 
