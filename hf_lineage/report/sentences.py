@@ -196,6 +196,10 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
         return " ".join(filter(None, (found, close, order(best))))
     if best.first == "neither" and _by_steps(best):
         return f"It and {name} come from a common model ({others}). {order(best)}"
+    if best.relation == "resized":
+        more = facts["vocabulary"]["child"] - facts["vocabulary"]["candidate"]
+        same = f"Its weights are those of {name}, and it has {count_text(more, 'token')} more ({others})"
+        return f"{same}. Which of the two came first does not show: tokens can be added and cut off."
     if best.relation == "adapter":
         return f"It differs from {name} by {_low_rank(facts)} ({others}). {order(best)}"
     if best.relation == "partial":

@@ -78,7 +78,8 @@ def _check_decided(lineage: Lineage) -> None:
     if any(c.order_taken for c in lineage.candidates):
         raise CardError(
             "Expected an answer that rests on the weights alone, but that the candidates are older was taken from the "
-            "caller: a card may not say that it was measured. Trace again without `older` (--older)."
+            "caller: a card may not say that it was measured.",
+            "Trace again without `older` (--older).",
         )
     unread = [c.ref for c in lineage.candidates if c.status == "unreadable"]
     if lineage.verdict == "undecided" and unread:

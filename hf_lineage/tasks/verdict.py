@@ -400,7 +400,8 @@ def _relation(item: WeightsEvidence, pair: Pair, facts: dict[str, Any], first: F
         return "descendant"
     if first == "candidate" and kind in ("cast", "quantized", "pruned"):
         return kind
-    if first == "candidate" and _added_tokens(item, pair) > 0:
+    # of equal weights with more tokens it does not show whether these were added or the other's cut off
+    if (first == "candidate" or item.changed_entries == 0) and _added_tokens(item, pair) > 0:
         return "resized"
     if first == "neither":
         return "sibling"

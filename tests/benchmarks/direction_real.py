@@ -24,6 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
 from real_families import Recipe, Tensors, make
 from safetensors.torch import load_file
 
