@@ -164,7 +164,7 @@ def test_files_named_in_the_documents_exist() -> None:
             assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"{name} runs {module}"
 
 
-@pytest.mark.parametrize("name", ["trust", "features", "layers", "trees", "search", "detector"])
+@pytest.mark.parametrize("name", ["trust", "features", "layers", "trees", "search", "detector", "speed"])
 def test_the_table_is_what_was_measured(name: str) -> None:
     """tests/benchmarks/…_table.py prints it from the recorded results."""
     path = ROOT / "tests" / "benchmarks" / f"{name}_table.py"

@@ -201,7 +201,7 @@ CASES: dict[str, Case] = {
 def used() -> float:
     """Seconds of processor time of this process and those it waited for."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return time.process_time() + times.children_user + times.children_system
 
 
 def timed(work: Callable[[], Any], times: int) -> dict[str, float]:
@@ -264,6 +264,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         ).stdout.strip()
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+        cases = json.loads(RESULTS.read_text(encoding="utf-8"))["cases"] if RESULTS.exists() else {}
+        found = {name: (cases | found)[name] for name in CASES if name in cases or name in found}
         record = {"commit": commit, "seed": 0, **machine, "times": given.times, "cases": found}
         RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
