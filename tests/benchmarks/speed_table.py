@@ -16,7 +16,7 @@ NAMES = {
     "tree-15": "tree of 15 models of 0.9 MB | reading and adding up",
     "tree-30": "tree of 30 | the same",
     "tree-60": "tree of 60 | the same",
-    "tiny": "`hf-lineage trace` of two models of 7,000 weights, start-up included | `python -c 'import torch'`",
+    "tiny": "the whole command on two models of 7,000 weights, start-up included | `python -c 'import torch'`",
 }
 
 
