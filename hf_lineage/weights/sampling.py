@@ -67,11 +67,10 @@ def make_plan(
     rows: dict[str, tuple[int, ...]] = {}
     # a change in a tensor without a slice would not be seen: gains and biases are read too where that costs little
     min_length = MIN_SLICE if sum(MIN_SLICE * nbytes[n] // e.count for n, e in entries.items()) <= budget // 8 else 0
-    share = _share(entries, nbytes, affordable, budget, min_length)
-    for name, entry in entries.items():
-        length, row = _length(entry, share, name in affordable, min_length)
+    for name, length in _lengths(entries, nbytes, affordable, budget, min_length).items():
         if not length:
             continue
+        entry, row = entries[name], _row(entries[name].shape) if name in affordable else 1
         # tensors of one order start at the same row: their units are tested together
         start = row * seeded_random(seed, affordable.get(name, name)).randrange((entry.count - length) // row + 1)
         slices += _cut(name, start, start + length, row)
@@ -181,37 +180,30 @@ def _affordable(
     return affordable
 
 
-def _length(entry: Shaped, share: float, unit: bool, min_length: int) -> tuple[int, int]:
-    """Elements to read of a tensor at a share of everything, and the row they must be a multiple of."""
-    if unit:
-        row = _row(entry.shape)
-        return row * min(entry.shape[0], max(MIN_UNITS, round(share * entry.shape[0]))), row
-    length = min(entry.count, max(round(share * entry.count), min_length))
-    return (length if length >= min(entry.count, MIN_SLICE) else 0), 1
-
-
-def _share(
+def _lengths(
     entries: Mapping[str, Shaped],
     nbytes: Mapping[str, int],
     affordable: Mapping[str, str],
     budget: int,
     min_length: int,
-) -> float:
-    """The share of every tensor at which the lengths add up to the budget (bisection: the sum is monotone)."""
+) -> dict[str, int]:
+    """Elements to read of each tensor: the same share of all, the largest at which they add up to the budget.
+
+    Whole rows of unit matrices, at least `MIN_UNITS`; of others at least `min_length` elements, and none where that is
+    not worth a request. Bisection: the sum is monotone.
+    """
     table = [(entry.count, _row(entry.shape), nbytes[name] / entry.count) for name, entry in entries.items()]
     counts, rows, each = np.array(table, dtype=np.float64).T
     unit = np.array([name in affordable for name in entries])
     height = counts / rows
 
-    def cost(share: float) -> float:
-        """Bytes of the lengths that `_length` gives."""
+    def lengths(share: float) -> np.ndarray:
         whole = rows * np.minimum(height, np.maximum(MIN_UNITS, np.round(share * height)))
         part = np.minimum(counts, np.maximum(np.round(share * counts), min_length))
-        part = np.where(part >= np.minimum(counts, MIN_SLICE), part, 0.0)
-        return float((each * np.where(unit, whole, part)).sum())
+        return np.where(unit, whole, np.where(part >= np.minimum(counts, MIN_SLICE), part, 0.0))
 
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle) <= budget else (low, middle)
-    return low
+        low, high = (middle, high) if float(each @ lengths(middle)) <= budget else (low, middle)
+    return dict(zip(entries, lengths(low).astype(int).tolist(), strict=True))
