@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..answers.base import Progress
@@ -14,6 +14,7 @@ from ..checkpoints.entry import Slice
 from ..errors import ArgumentError, CheckpointError, Note
 from ..parallel import together, world
 from ..weights.history import NO_COUNTS, ValueCounts, count_values, past_of, repeated_layers
+from ..weights.reader import batches, bytes_of
 from ..weights.sampling import make_plan, sample_budget
 from .options import Options
 from .session import Session, session_of, skipped, within
@@ -97,31 +98,16 @@ def _slices(model: Checkpoint, names: Sequence[str], options: Options) -> tuple[
 def _count(model: Checkpoint, slices: Sequence[Slice], options: Options) -> ValueCounts:
     """The counts of all slices; of several processes each reads a share."""
     here = world()
-    sizes = [_bytes(model, piece) for piece in slices]
-    mine = [slices[i] for i in here.share(sizes)]
-    counts, done = NO_COUNTS, 0
-    for batch in _batches(model, mine):
+    sizes = [bytes_of(model, piece) for piece in slices]
+    share = here.share(sizes)
+    counts, done, total = NO_COUNTS, 0, sum(sizes[i] for i in share)
+    for batch in batches(model, (slices[i] for i in share), BATCH):
         for values in model.read(batch):
             counts += count_values(values)
-        done += sum(_bytes(model, piece) for piece in batch)
+        done += sum(bytes_of(model, piece) for piece in batch)
         if options.progress and here.main:
-            options.progress(done, sum(_bytes(model, piece) for piece in mine), batch[-1].name)
+            options.progress(done, total, batch[-1].name)
     return sum(here.gather(counts), NO_COUNTS)
-
-
-def _batches(model: Checkpoint, slices: Sequence[Slice]) -> Iterator[list[Slice]]:
-    batch: list[Slice] = []
-    for piece in slices:
-        if batch and sum(_bytes(model, other) for other in batch) + _bytes(model, piece) > BATCH:
-            yield batch
-            batch = []
-        batch.append(piece)
-    if batch:
-        yield batch
-
-
-def _bytes(model: Checkpoint, piece: Slice) -> int:
-    return model[piece.name].nbytes * (piece.stop - piece.start) // max(model[piece.name].count, 1)
 
 
 def _layers(model: Checkpoint, names: Sequence[str]) -> dict[str, dict[int, np.ndarray]]:

@@ -153,7 +153,7 @@ def read_aligned(
     units = Units(plan.rows, {name: math.prod(child[name].shape[1:]) for name in plan.rows}, len(models))
     spans = _spans(plan.slices, sum(child[name].count for name in child))
     shared_rows = _unequal(child, alignments, names)
-    share = here.share([sum(_bytes(child, piece) for piece in span) for span in spans])
+    share = here.share([sum(bytes_of(child, piece) for piece in span) for span in spans])
     before = sum(model.bytes_read for model in models)
     limits = {
         name: {i: rows * math.prod(child[name].shape[1:]) for i, rows in found.items()}
@@ -234,7 +234,7 @@ class _Reader:
         child, count = self.models[0], len(self.models)
         span_of = {piece: i for i, span in spans.items() for piece in span}
         sums: dict[int, Sums] = {}
-        done, total = 0, sum(_bytes(child, piece) for piece in span_of)
+        done, total = 0, sum(bytes_of(child, piece) for piece in span_of)
         limit = (
             min(BATCH_BYTES, BATCH_BYTES_IN_ALL // count) // 2 * len(self.devices)
         )  # a candidate may be stored in wider numbers
@@ -242,7 +242,7 @@ class _Reader:
             ThreadPoolExecutor(min(8, count), thread_name_prefix="hf-lineage-read") as pool,
             ThreadPoolExecutor(len(self.devices), thread_name_prefix="hf-lineage-measure") as workers,
         ):
-            for batch, values in _ahead(pool, self._fetch, _batches(child, span_of, limit), count):
+            for batch, values in _ahead(pool, self._fetch, batches(child, span_of, limit), count):
                 for i, value in enumerate(values):
                     if isinstance(value, LineageError):
                         self.failed.setdefault(i - 1, value)
@@ -250,7 +250,7 @@ class _Reader:
                     self.counts.add(counted)
                     span = span_of[piece]
                     sums[span] = _added([sums[span], found]) if span in sums else found
-                done += sum(_bytes(child, piece) for piece in batch)
+                done += sum(bytes_of(child, piece) for piece in batch)
                 if progress:
                     progress(done, total, f"{batch[-1].name}, {count} models")
         return sums
@@ -391,12 +391,12 @@ def _exchanges(units: Units, candidates_with: Mapping[str, tuple[int, ...]]) -> 
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, fetch: Callable[[int, Sequence[Slice]], Values], batches: Iterator[list[Slice]],
+    pool: ThreadPoolExecutor, fetch: Callable[[int, Sequence[Slice]], Values], wanted: Iterator[list[Slice]],
     models: int,
 ) -> Iterator[tuple[list[Slice], list[Values]]]:  # fmt: skip
     """The batches with their values, model by model; the next batch is read while one is used."""
     waiting: tuple[list[Slice], list] | None = None
-    for batch in batches:
+    for batch in wanted:
         coming = (batch, [pool.submit(fetch, model, batch) for model in range(models)])
         if waiting:
             yield waiting[0], [future.result() for future in waiting[1]]
@@ -405,20 +405,22 @@ def _ahead(
         yield waiting[0], [future.result() for future in waiting[1]]
 
 
-def _batches(child: Checkpoint, pieces: Iterable[Slice], limit: int) -> Iterator[list[Slice]]:
+def batches(child: Checkpoint, pieces: Iterable[Slice], limit: int) -> Iterator[list[Slice]]:
+    """The slices in runs of at most `limit` bytes of the child; a longer slice is a run of its own."""
     batch: list[Slice] = []
     size = 0
     for piece in pieces:
-        if batch and size + _bytes(child, piece) > limit:
+        if batch and size + bytes_of(child, piece) > limit:
             yield batch
             batch, size = [], 0
         batch.append(piece)
-        size += _bytes(child, piece)
+        size += bytes_of(child, piece)
     if batch:
         yield batch
 
 
-def _bytes(child: Checkpoint, piece: Slice) -> int:
+def bytes_of(child: Checkpoint, piece: Slice) -> int:
+    """How many bytes of the child a slice is."""
     entry = child[piece.name]
     return entry.nbytes * (piece.stop - piece.start) // entry.count
 
