@@ -19,10 +19,10 @@ from ..weights.depth import changed_layers
 from ..weights.direction.order import Order
 from ..weights.direction.steps import PairCounts, pair_order
 from ..weights.edits import ONE_WAY, Edit, EditKind, Lattices, detect_edit, summarise_edits
-from ..weights.evidence import LINED_UP, WeightsComparison, compare_weights
+from ..weights.evidence import WeightsComparison, compare_weights
 from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
 from ..weights.history import NO_COUNTS, past_of
-from ..weights.reader import Readings
+from ..weights.reader import LINED_UP, Readings
 from ..weights.sampling import MIN_UNITS, Plan, make_plan, seeded_random
 from . import verdict
 from .options import Options

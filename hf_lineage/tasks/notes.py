@@ -14,10 +14,10 @@ from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import Note, join_notes
 from ..weights.depth import ELSEWHERE
-from ..weights.evidence import LINED_UP, WeightsComparison, WeightsEvidence
+from ..weights.evidence import WeightsComparison, WeightsEvidence
 from ..weights.history import past_of
 from ..weights.mixture import exact_average
-from ..weights.reader import Readings
+from ..weights.reader import LINED_UP, Readings
 from ..weights.sampling import MIN_UNITS, Plan
 from .session import Aligned, Question, some
 

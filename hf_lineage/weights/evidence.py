@@ -22,10 +22,9 @@ from .direction.origin import OriginPosition, origin_position, residual_asymmetr
 from .moments import Moments
 from .mutual_information import mutual_information
 from .permutation_test import PermutationTest, pair_test, sidak, unit_products
-from .reader import Readings
+from .reader import LINED_UP, Readings
 
 MAX_MARGIN = 1e6  # stands for an infinite margin, since JSON holds finite numbers only
-LINED_UP = 0.2  # correlation of a matrix with the child's from which a step leads from one to the other
 RELATED_CORRELATION = 0.1  # mean correlation from which a residual asymmetry is worth its time
 MAX_BROKEN_SHARE = 0.5  # of a candidate's trunk in NaN, Inf or zeros, from which it is not compared
 

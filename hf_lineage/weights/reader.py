@@ -36,7 +36,9 @@ BATCH_BYTES = 8 << 20  # of one model that are in flight at once, for each devic
 BATCH_BYTES_IN_ALL = 256 << 20  # of all models together
 SPANS = 512  # parts, about, that the work is cut into: enough for a hundred processes, and few sums to send
 COUNTED = 1 << 25  # entries of matrices, about, whose steps are counted: enough for an order, and bounded in time
-CORRELATED = 0.2  # with the child's, of a slice whose steps are counted: a step leads from one to the other
+LINED_UP = (
+    0.2  # correlation of a matrix, or a slice of it, with the child's from which a step leads from one to the other
+)
 EXCHANGE_BYTES = 32 << 20  # of kept rows that processes exchange at once
 
 Values = dict[Slice, torch.Tensor] | LineageError
@@ -313,7 +315,7 @@ class _Reader:
         matrix = len(self.models[0][piece.name].shape) > 1
         if not (self.orders and matrix and zlib.crc32(f"{piece.name}:{piece.start}".encode()) < self.orders * 2**32):
             return PassCounts()
-        return count_slice(piece.name, block[0], {i: block[i + 1] for i, r in correlation.items() if r >= CORRELATED})
+        return count_slice(piece.name, block[0], {i: block[i + 1] for i, r in correlation.items() if r >= LINED_UP})
 
 
 def _workers(device: Device | Sequence[Device]) -> tuple[torch.device, ...]:
