@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .output import Bar, formats, is_first, show
+from .output import Bar, formats, is_first, look_for, show
 
 
 @click.command()
@@ -39,6 +39,7 @@ def inspect(ref: str, form: str, **options: Any) -> None:
     130 interrupted.
     """
     first = is_first()
+    look_for(ref)
     from ..tasks.inspect import inspect as run
 
     with Bar() as progress:

@@ -87,16 +87,16 @@ def confirmed(ranked: Sequence[Candidate], none: float | None) -> tuple[list[Can
     Of what "none" held the first one gets the share of the order in which it came first.
     """
     first, *others = ranked
-    order = first.order
-    assert order is not None and order.position is not None and order.stderr is not None
+    place = first.order
+    assert place is not None and place.position is not None and place.stderr is not None
     held = (first.probability or 0.0) + (none or 0.0)
-    probability = max(first.probability or 0.0, held * shares(order.position, order.stderr)[0])
+    probability = max(first.probability or 0.0, held * shares(place.position, place.stderr)[0])
     facts = {name: fact for name, fact in first.facts.items() if name not in ("own_base", "older")} | {
         "first": "candidate"
     }
     relation = "finetune" if first.relation == "common_origin" else first.relation
-    order = replace(order, reason=order.reason.removesuffix(OR_ITS_BASE))
-    found = replace(first, probability=probability, relation=relation, facts=facts, order=order)
+    place = replace(place, reason=place.reason.removesuffix(OR_ITS_BASE))
+    found = replace(first, probability=probability, relation=relation, facts=facts, order=place)
     return [found, *others], None if none is None else held - probability
 
 

@@ -308,7 +308,9 @@ def _order(item: WeightsEvidence, pair: Pair) -> tuple[Direction, PairOrder | No
     position where that tells; and what the steps tell, also where that decides nothing."""
     if pair.rescaled:  # the scales that would tell are lost
         return NO_ORDER, None
-    grown = _added_tokens(item, pair) if _allows(pair.order(), item) else 0
+    grown = _added_tokens(item, pair)
+    if grown and not _allows(pair.order(), item):
+        grown = 0
     made, undone = pair.made()[0] in ONE_WAY or grown > 0, pair.undone()[0] in ONE_WAY or grown < 0
     if made and undone:  # something was done to either, as to a rounded and a pruned copy of one model
         return NO_ORDER, None
