@@ -21,7 +21,6 @@ from ..weights.direction.steps import PairCounts, pair_order
 from ..weights.edits import ONE_WAY, Edit, EditKind, Lattices, detect_edit, summarise_edits
 from ..weights.evidence import WeightsComparison, compare_weights
 from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
-from ..weights.history import NO_COUNTS, past_of
 from ..weights.reader import LINED_UP, Readings
 from ..weights.sampling import MIN_UNITS, Plan, make_plan, seeded_random
 from . import verdict
@@ -171,9 +170,8 @@ def _order(reading: Reading, i: int) -> Order:
     pair, counts = reading.comparison.pairs[i], reading.readings.counts
     steps = {kind: steps for (kind, candidate), steps in counts.steps.items() if candidate == i}
     moments = {name: pair.moments[name] for name in pair.matrices}
-    pasts = [past_of(counts.values.get(model, NO_COUNTS)) for model in (0, i + 1)]
     distance = reading.comparison.evidence[i].distance or 0.0
-    return pair_order(PairCounts(steps, moments, pair.units(), *pasts), distance)
+    return pair_order(PairCounts(steps, moments, pair.units(), counts.past(0), counts.past(i + 1)), distance)
 
 
 def refused(reading: Reading) -> list[Candidate]:

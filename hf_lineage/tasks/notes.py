@@ -15,7 +15,6 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..errors import Note, join_notes
 from ..weights.depth import ELSEWHERE
 from ..weights.evidence import WeightsComparison, WeightsEvidence
-from ..weights.history import past_of
 from ..weights.mixture import exact_average
 from ..weights.reader import LINED_UP, Readings
 from ..weights.sampling import MIN_UNITS, Plan
@@ -51,10 +50,9 @@ def of_older(ranked: Sequence[Candidate], parent: str | None) -> list[Note]:
 def of_unnamed_origin(question: Question, readings: Readings) -> list[Note]:
     """For a child that shows as plainly as `inspect` wants it that it was trained from another half-precision model,
     where its files name none: a fact about the file, nobody is meant. Nothing more is read."""
-    counts = readings.counts.values.get(0)
-    if question.claims or question.is_adapter or question.asked.ref.kind == "module" or counts is None:
+    if question.claims or question.is_adapter or question.asked.ref.kind == "module":
         return []
-    if not past_of(counts).trained_since:
+    if not readings.counts.past(0).trained_since:
         return []
     name, hint = question.asked.ref.name, f"What its values show: hf-lineage inspect {question.asked.ref.name}"
     made = "was trained from, or is a multiple or a merge of, another half-precision model that its files do not name"

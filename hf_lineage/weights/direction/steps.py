@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..history import Past, ValueCounts, count_values
+from ..history import NO_COUNTS, Past, ValueCounts, count_values, past_of
 from ..moments import Moments
 from .barrier import barrier_position
 from .decay import decay_position
@@ -57,6 +57,13 @@ class PassCounts:
 
     steps: dict[tuple[str, int], Steps] = field(default_factory=dict)
     values: dict[int, ValueCounts] = field(default_factory=dict)
+    _pasts: dict[int, Past] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def past(self, model: int) -> Past:
+        """What the values of one model tell alone; worked out once, when all are counted."""
+        if model not in self._pasts:
+            self._pasts[model] = past_of(self.values.get(model, NO_COUNTS))
+        return self._pasts[model]
 
     def add(self, other: PassCounts) -> None:
         """Take up what was counted of other slices."""
