@@ -19,14 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from .errors import ArgumentError, LineageError, ProcessLostError
-
-if TYPE_CHECKING:
-    import torch
-
-    Device = str | torch.device
 
 TIMEOUT = 600  # seconds that a process waits for the others; HF_LINEAGE_TIMEOUT sets another
 P = ParamSpec("P")
@@ -119,25 +114,6 @@ def together(function: Callable[P, R]) -> Callable[P, R]:
         return result
 
     return run
-
-
-def devices(wanted: Device | Sequence[Device]) -> tuple[torch.device, ...]:
-    """What to compute on: `cuda` without a number is every GPU, or in a launcher's process the one that is its own.
-
-    >>> devices("cpu")
-    (device(type='cpu'),)
-    """
-    import torch
-
-    if not isinstance(wanted, (str, torch.device)):
-        return tuple(torch.device(one) for one in wanted)
-    device = torch.device(wanted)
-    count = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 0
-    if not count:
-        return (device,)
-    if world().size > 1:
-        return (torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count),)
-    return tuple(torch.device("cuda", i) for i in range(count))
 
 
 class _Threads:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -178,3 +180,25 @@ def torchrun(*arguments: object, processes: int = 2) -> list[str]:
     """The command that starts so many processes of `python ARGUMENTS` on this machine."""
     address = ("--nproc_per_node", processes, "--master_addr", "127.0.0.1", "--master_port", free_port())
     return [sys.executable, *map(str, ("-m", "torch.distributed.run", *address, *arguments))]
+
+
+def processes(commands: list[list[str]], **environment: str) -> list[tuple[int, str, str]]:
+    """Run one command per rank as a launcher would, without one: (exit code, stdout, stderr) of each."""
+    shared = {
+        "WORLD_SIZE": str(len(commands)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        **environment,
+    }
+    started = [
+        subprocess.Popen(
+            command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) for rank, command in enumerate(commands)
+    ]  # fmt: skip
+    try:
+        told = [one.communicate(timeout=120) for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    return [(one.returncode, out, err) for one, (out, err) in zip(started, told, strict=True)]

@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # The rooms from the ground up: imports run downwards only (CONTRIBUTING.md has them with a sentence each)
 ROOMS = (
-    "errors", "parallel", "architecture", "answers", "hub", "report", "checkpoints", "weights", "features", "detector",
+    "errors", "parallel", "placement", "architecture", "answers", "hub", "report", "checkpoints", "weights", "features", "detector",
     "trees", "tasks", "experiments", "cli", "testing",
 )  # fmt: skip
 # The one exception: answers look up how to draw and print themselves, lazily, in one place
@@ -32,7 +32,7 @@ HOME = {
     "networkx": {"report", "trees", "detector"},
     "sklearn": {"trees"},
     "scipy": {"weights", "trees", "experiments"},
-    "accelerate": {"parallel", "features", "detector", "experiments"},
+    "accelerate": {"parallel", "placement", "features", "detector", "experiments"},
     "timm": {"features", "experiments"},
     "transformers": {"features", "experiments"},
     "PIL": {"features", "experiments"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import free_port, torchrun
+from builders import processes, torchrun
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -22,7 +21,7 @@ from hf_lineage.architecture.align import align
 from hf_lineage.architecture.describe import describe
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import ArgumentError, LineageError, ProcessLostError
-from hf_lineage.parallel import World, devices, together, world
+from hf_lineage.parallel import World, together, world
 from hf_lineage.weights.reader import SPANS, Readings, _agree, _spans, read_aligned
 from hf_lineage.weights.sampling import BLOCK, grid, make_plan
 
@@ -34,28 +33,6 @@ SIZES = st.lists(st.integers(0, 10**12), max_size=60)
 
 def python(*arguments: object) -> list[str]:
     return [sys.executable, *map(str, arguments)]
-
-
-def processes(commands: list[list[str]], **environment: str) -> list[tuple[int, str, str]]:
-    """Run one command per rank as a launcher would, without one: (exit code, stdout, stderr) of each."""
-    shared = {
-        "WORLD_SIZE": str(len(commands)),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        **environment,
-    }
-    started = [
-        subprocess.Popen(
-            command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        ) for rank, command in enumerate(commands)
-    ]  # fmt: skip
-    try:
-        told = [one.communicate(timeout=120) for one in started]
-    finally:
-        for one in started:
-            one.kill()
-    return [(one.returncode, out, err) for one, (out, err) in zip(started, told, strict=True)]
 
 
 class TestShares:
@@ -126,15 +103,6 @@ class TestWorld:
 
 
 class TestDevices:
-    def test_every_gpu_or_the_one_that_is_ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-        assert [str(one) for one in devices("cuda")] == ["cuda:0", "cuda:1", "cuda:2"]
-        assert [str(one) for one in devices("cuda:1")] == ["cuda:1"]
-        assert devices(["cpu", "cpu"]) == (torch.device("cpu"),) * 2
-        for name, value in {"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "2"}.items():
-            monkeypatch.setenv(name, value)
-        assert [str(one) for one in devices("cuda")] == ["cuda:2"]
-
     @pytest.mark.parametrize("many", [["cpu", "cpu"], ["cpu"] * 5])
     def test_several_give_what_one_gives(self, make_net, tmp_path: Path, many: list[str]) -> None:
         one, other = (read(make_net, tmp_path / str(len(device)), device) for device in (["cpu"], many))

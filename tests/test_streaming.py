@@ -250,7 +250,7 @@ def test_tied_weights_and_a_module_called_twice(names: tuple[str, ...]) -> None:
     "device", [torch.device("cpu"), {"": "cpu"}, {"mha": "cpu", "block.qkv": torch.device("cpu"), "block": "cpu:0"}]
 )
 def test_devices(device: Any) -> None:
-    """More than one kind of device has not been tried: there was no GPU."""
+    """`cpu` and `cpu:0` are two devices to torch: what goes back to the caller's passes between them."""
     module, parent, child, x = own(Uncalled())
     same(stream(module, parent, child, x, [""], device=device)[""], stream(module, parent, child, x, [""])[""])
 

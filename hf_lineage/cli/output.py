@@ -64,7 +64,12 @@ def reading(level: str = "Family-wise error of the p-values.", alpha: float = 1e
             "--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations."
         ),
         click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this for one answer."),
-        click.option("--device", metavar="NAME", help="Where to compute: cpu (default), cuda, cuda:1, …"),
+        click.option(
+            "--device",
+            metavar="WHERE",
+            help="Where to compute: cpu (default), cuda, cuda:1, auto (every GPU, then memory, then disk), "
+            "within bounds (0=10GiB,cpu=20GiB), or part by part (blocks.0=0,blocks.1=cpu).",
+        ),
         click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
     )
 

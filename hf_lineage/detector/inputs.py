@@ -50,7 +50,7 @@ def read_inputs(checkpoint: Checkpoint, config: DetectorConfig, settings: Settin
     paths = tap_names(network, config.features)
     keys = [weight_name(network, checkpoint, name) for name in config.weights]
     weights = tuple(cut_from(checkpoint, key, config.entries) for key in keys)
-    found = run(network, checkpoint, probes_for(network, settings), paths, settings.device) if paths else {}
+    found = run(network, checkpoint, probes_for(network, settings), paths, settings) if paths else {}
     features = tuple(matrix(found[path].cpu(), config.entries) for path in paths)
     for name, values in zip((*keys, *paths), (*weights, *features), strict=True):
         if not bool(values.isfinite().all()):

@@ -51,11 +51,11 @@ def make_detector(
     examples = make(tables, config, opener=opener, settings=settings, progress=progress)
     parts = dict(zip(("training", "validation", "test"), split(examples, by, seed=how.seed), strict=True))
     detector, history = train(
-        parts["training"], parts["validation"], config, how, out, device=settings.device, progress=progress
+        parts["training"], parts["validation"], config, how, out, device=settings.placement.main, progress=progress
     )
     figures: dict[str, Any] = {
         "made": {"date": time.strftime("%Y-%m-%d"), "seconds": round(time.monotonic() - started, 1),
-                 "processes": world().size, "device": str(settings.device)},
+                 "processes": world().size, "device": str(settings.placement.main)},
         "versions": {name: version(name) for name in ("hf_lineage", "torch", "accelerate", "huggingface_hub")},
         "config": asdict(detector.config), "training": asdict(how), "split": by,
         "examples": {name: described(part) for name, part in parts.items()},

@@ -45,7 +45,7 @@ def train_families(
     if collection:
         found = [_with(each, members(opener.hub, collection)) for each in found]
     how = Training(epochs, rate, patience, seed, precision)
-    settings = Settings(probes=counted if probes is None else probes, device=device or "cpu")
+    settings = Settings(probes=counted if probes is None else probes, device=device)
     return make_detector(found, out, config, how, by=by, settings=settings, opener=opener, progress=progress)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,9 @@ from ..architecture.align import Alignment
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import ArgumentError, CheckpointError, LineageError, Note, as_note, prefixed
 from ..parallel import world
+from ..placement import Placement, placement
 from .forward import NoForwardDerivative
-from .lazy_tensors import CheckpointTensors, ChildTensors, InterpolatedTensors
+from .lazy_tensors import CheckpointTensors, ChildTensors, InterpolatedTensors, KeptTensors
 from .linearize import (
     GRID,
     MAX_RELATIVE_CURVATURE,
@@ -44,6 +45,9 @@ from .probes import probes
 from .similarity import METRICS, gradient, metric, scores, similarity
 from .streaming import stream
 
+if TYPE_CHECKING:
+    from ..placement import Wanted
+
 Source = str | Path | int | Tensor | None
 
 DEFAULT_PROBES = 128  # (N, K) matrices are kept three times, and K is large at shallow taps
@@ -60,7 +64,7 @@ class Settings:
     metric: str = "l2"
     step: float | str = "auto"
     token: str | bool | None = None
-    device: str | torch.device = "cpu"
+    device: Wanted = None
     seed: int = 0
     modules: tuple[nn.Module, ...] = ()  # those in memory; the first is the network of checkpoints no library knows
 
@@ -70,6 +74,11 @@ class Settings:
             raise ArgumentError(f'Expected `step` in (0, 1] or "auto", got {self.step!r}.')
         if isinstance(self.probes, int) and self.probes < 1:
             raise ArgumentError(f"Expected at least 1 probe, got {self.probes}.")
+
+    @property
+    def placement(self) -> Placement:
+        """What `device` means on this machine. Raises `ArgumentError`."""
+        return placement(self.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,21 +122,23 @@ def run_child(checkpoint: Checkpoint, view: Checkpoint, settings: Settings) -> C
     network = build(checkpoint, module_in_memory(checkpoint, settings))
     chosen = taps(network, settings.taps)
     given = probes_for(network, settings)
-    found = run(network, checkpoint, given, chosen, settings.device)
+    found = run(network, checkpoint, given, chosen, settings)
     check_finite(found, "the child")
     return Child(view, network, given, chosen, found)
 
 
 def run(
-    network: Network, checkpoint: Checkpoint, given: Tensor, chosen: Sequence[str], device: str | torch.device
+    network: Network, checkpoint: Checkpoint, given: Tensor, chosen: Sequence[str], settings: Settings
 ) -> dict[str, Tensor]:
     """A model's features (N, K) at taps, with its own weights; streamed where it is large."""
+    places = settings.placement
     inputs = run_inputs(network, given)
     with running(checkpoint, given):
-        if _large(checkpoint):
-            found = stream(network.module, CheckpointTensors(network, checkpoint), None, inputs, chosen, device=device)
+        if _streams([checkpoint], places):
+            runs = places.layout(network.module, network.blocks).runs
+            found = stream(network.module, CheckpointTensors(network, checkpoint), None, inputs, chosen, device=runs)
             return {tap: item.F for tap, item in found.items()}
-        values = weights(network, checkpoint, _needed(network, chosen), device)
+        values = weights(network, checkpoint, _needed(network, chosen), places.main)
         return features(network.module, values, inputs, chosen)
 
 
@@ -150,7 +161,7 @@ def expected_bytes(child: Checkpoint, candidates: Sequence[Checkpoint], settings
         with suppress(LineageError):
             theirs = build(checkpoint, module_in_memory(checkpoint, settings))
             tries = len(GRID) if settings.step == "auto" else 1
-            passes = 1 + tries if _large(checkpoint) or _large(child) else 1
+            passes = 1 + tries if _streams([checkpoint, child], settings.placement) else 1
             used = _matching_taps(theirs, network, chosen, settings.taps)
             total += passes * (of_child + _bytes(theirs, checkpoint, used))
     return total
@@ -269,16 +280,17 @@ def candidate_facts(child: Child, checkpoint: Checkpoint, alignment: Alignment, 
     chosen = _matching_taps(network, child.network, child.taps, settings.taps)
     partners = ChildTensors(network, checkpoint, child.view, alignment)
     inputs = run_inputs(network, child.probes)
-    streamed = _large(checkpoint) or _large(child.view)
+    places = settings.placement
+    streamed = _streams([checkpoint, child.view], places)
     side: _Linearisation
     if streamed:
         side = _StreamedLinearisation(network, checkpoint, partners, inputs, settings)
     else:
         needed = _needed(network, chosen)
-        start = weights(network, checkpoint, needed, settings.device)
+        start = weights(network, checkpoint, needed, places.main)
         parameters = dict(network.module.named_parameters(remove_duplicate=False))
         moving = [name for name in needed if name in partners and name in parameters]
-        delta = {name: partners[name].to(settings.device) - start[name] for name in moving}
+        delta = {name: partners[name].to(places.main) - start[name] for name in moving}
         side = InMemoryLinearisation(network.module, start, delta, inputs, settings)
     with running(checkpoint, child.probes):
         found, why = compare_at_taps(side, chosen, child.taps, child.features, settings)
@@ -440,13 +452,16 @@ class InMemoryLinearisation(_Linearisation):
 
 
 class _StreamedLinearisation(_Linearisation):
-    """Module after module: no model is ever whole in memory; each step tried reads both again up to the last tap."""
+    """Module after module, over the places of `settings.placement`: each step tried reads again what stays at none of
+    them, both models up to the last tap."""
 
     def __init__(
         self, network: Network, checkpoint: Checkpoint, partners: ChildTensors, inputs: Any, settings: Settings
     ) -> None:
-        self._module, self._start, self._end = network.module, CheckpointTensors(network, checkpoint), partners
-        self._inputs, self._device = inputs, settings.device
+        layout = settings.placement.layout(network.module, network.blocks, copies=2)
+        self._module, self._inputs, self._runs = network.module, inputs, layout.runs
+        self._start = KeptTensors(CheckpointTensors(network, checkpoint), layout)
+        self._end = KeptTensors(partners, layout)
         super().__init__(settings)
 
     def linearised(self, chosen: Sequence[str]) -> dict[str, Linearised]:
@@ -467,7 +482,7 @@ class _StreamedLinearisation(_Linearisation):
     def _run(
         self, start: Mapping[str, Tensor], end: Mapping[str, Tensor] | None, chosen: Sequence[str]
     ) -> dict[str, Linearised]:
-        return stream(self._module, start, end, self._inputs, chosen, device=self._device)
+        return stream(self._module, start, end, self._inputs, chosen, device=self._runs)
 
 
 def module_in_memory(checkpoint: Checkpoint, settings: Settings) -> nn.Module | None:
@@ -541,5 +556,8 @@ def _bytes(network: Network, checkpoint: Checkpoint, chosen: Sequence[str]) -> i
     return sum(checkpoint[network.names[n]].nbytes for n in _needed(network, chosen) if n in network.names)
 
 
-def _large(checkpoint: Checkpoint) -> bool:
-    return checkpoint.remote or 8 * sum(entry.count for entry in checkpoint.values()) > MAX_BYTES_IN_MEMORY
+def _streams(models: Sequence[Checkpoint], places: Placement) -> bool:
+    """Whether a model, or a pair, is read module after module: large or remote ones, and what the main device has no
+    room for."""
+    most = max(8 * sum(entry.count for entry in model.values()) for model in models)
+    return any(model.remote for model in models) or most > MAX_BYTES_IN_MEMORY or not places.holds(most)

@@ -143,18 +143,19 @@ def _walk(
         G = flat(_first(output), len(given))
         check_finite({path: G}, "the child")
         chosen = _at_step(settings, network.module.get_submodule(path))
-        row, settle_all = compare(lambda i, how: others[i].side(path, arguments, len(G), how), path, G, chosen)
+        row, settle_all = compare(lambda i, how: others[i].side(path, arguments, G, how), path, G, chosen)
         compared = {i: candidate.guarded(row, i, given) for i, candidate in others.items()}
         rows[path] = {i: facts for i, facts in compared.items() if facts}
         settle_all([*rows[path].values()])
         cached.tensors.clear()
 
-    device = torch.device(settings.device)
+    places = settings.placement
+    runs = places.layout(network.module, network.blocks).runs
     with (
         running(child, given), settled(network.module), torch.no_grad(),
-        streamed_weights(network.module, CheckpointTensors(network, child), None, device) as call,
+        streamed_weights(network.module, CheckpointTensors(network, child), None, runs) as call,
     ):  # fmt: skip
-        for _, arguments in batches(network.module, run_inputs(network, given), len(given), device):
+        for _, arguments in batches(network.module, run_inputs(network, given), len(given), places.main):
             visit(network.module, paths, take, partial(call, *arguments))
     if progress:
         progress(len(rows), len(rows), "grafting")
@@ -203,14 +204,16 @@ class _CandidateBlocks:
         self._positions = _positions(child, self._network)
         self.why: str | None = None
 
-    def side(self, path: str, arguments: Arguments, count: int, settings: Settings) -> InMemoryLinearisation | None:
-        """The candidate's block for the child's at `path`, on the child's inputs; None where none fits."""
+    def side(self, path: str, arguments: Arguments, G: Tensor, settings: Settings) -> InMemoryLinearisation | None:
+        """The candidate's block for the child's at `path`, on the child's inputs and where its outputs `G` are; None
+        where none fits."""
         theirs = self._positions.get(path)
         if theirs is None or not self._fits(theirs, path):
             return None
-        module = _Graft(self._network.module.get_submodule(theirs), arguments, count)
-        values, delta = self._weights(theirs, settings.device)
-        return InMemoryLinearisation(module, values, delta, torch.arange(count), settings, _batch(arguments, count))
+        count, there = len(G), mapped(lambda value: value.to(G.device), arguments)
+        module = _Graft(self._network.module.get_submodule(theirs), there, count)
+        values, delta = self._weights(theirs, G.device)
+        return InMemoryLinearisation(module, values, delta, torch.arange(count), settings, _batch(there, count))
 
     def guarded(self, row: Callable[[int], Facts | None], i: int, given: Tensor) -> Facts | None:
         """`row(i)`; None, and `why`, where the candidate's block cannot be run."""
@@ -229,7 +232,7 @@ class _CandidateBlocks:
         stored_all = not any(name in self._network.missing for name in stored.values())
         return same_size and stored_all and all(stored[name] in self._partners for name, _ in part.named_parameters())
 
-    def _weights(self, theirs: str, device: str | torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _weights(self, theirs: str, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The block's tensors and Δ, by the names of a `_Graft`."""
         stored = inside(self._network.module, theirs)
         read = weights(self._network, self._checkpoint, [*stored.values()], device)

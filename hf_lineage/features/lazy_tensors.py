@@ -11,6 +11,7 @@ from ..architecture.align import Alignment
 from ..architecture.conventions import fused_parts
 from ..checkpoints.checkpoint import Checkpoint, Wrapper
 from ..checkpoints.entry import Slice
+from ..placement import Layout, sent
 from .networks import Network, weights
 
 
@@ -73,6 +74,31 @@ class ChildTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._parts)
+
+
+class KeptTensors(Mapping[str, Tensor]):
+    """Lazy tensors of which those with a place in `layout` stay there once they were read."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], layout: Layout) -> None:
+        self._tensors, self._layout = tensors, layout
+        self._kept: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._kept:
+            return self._kept[name]
+        device, value = self._layout.keeps_at(name), self._tensors[name]
+        if device is not None:
+            self._kept[name] = value = sent(value, device)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 class InterpolatedTensors(Mapping[str, Tensor]):

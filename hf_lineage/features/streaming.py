@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..errors import ArgumentError
+from ..placement import nearest, sent
 from .forward import (
     Inputs,
     Weights,
@@ -54,7 +55,8 @@ def stream(
     where the child has no tensor of that name and shape, and everywhere with `child=None`. All probes go through
     together, so that each tensor is read once; with a `batch`, or where a module runs again, it is read again.
     `device` may map module paths to devices, as accelerate's maps do: a path left out goes with the nearest above it,
-    the module itself with the first; features lie where their tap ran. Buffers that the parent lacks are the module's.
+    the module itself with the first; what a part returns goes back to where its caller runs (but not from meta).
+    Buffers that the parent lacks are the module's.
     CheckpointError: a needed parameter is missing, or has another shape. NoForwardDerivative: as in `exact`.
     """
     with settled(module), forward_mode(module), streamed_weights(module, parent, child, device) as call:
@@ -115,11 +117,11 @@ class WeightCache:
             return default.to(device)
         if value.shape != default.shape:
             raise misshapen(name, default, value)
-        value = widened(value.to(device))
+        value = widened(sent(value, device))
         other = lookup(self.child, names) if self.child is not None and name in self.parameters else None
         if other is None or other.shape != value.shape or not value.is_floating_point():
             return value
-        return forward_ad.make_dual(value, other.to(value) - value)
+        return forward_ad.make_dual(value, sent(other, device).to(value) - value)
 
 
 class _Hook(ModelHook):
@@ -134,7 +136,10 @@ class _Hook(ModelHook):
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         self.cache.leave()
-        return output
+        caller = self.cache.running[-1][0] if self.cache.running else self.device
+        if self.device in (caller, torch.device("meta")):
+            return output
+        return send_to_device(output, caller)
 
 
 @contextmanager
@@ -157,8 +162,4 @@ def _hooked(module: nn.Module, cache: WeightCache, device: Devices) -> Iterator[
 
 
 def _device(path: str, device: Devices) -> torch.device:
-    if not isinstance(device, Mapping):
-        return torch.device(device)
-    while path and path not in device:
-        path = path.rpartition(".")[0]
-    return torch.device(device[path] if path in device else next(iter(device.values())))
+    return torch.device(nearest(path, device) if isinstance(device, Mapping) else device)

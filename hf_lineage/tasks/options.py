@@ -14,9 +14,8 @@ from ..errors import ArgumentError
 from ..parallel import world
 
 if TYPE_CHECKING:
-    import torch
-
     from ..features.evidence import Settings, Source
+    from ..placement import Placement, Wanted
     from .session import Session
 
     Sample = str | float | int | None
@@ -50,7 +49,7 @@ class Networks:
         from ..features.evidence import Settings
 
         return Settings(
-            self.probes, self.taps, self.metric, self.step, token, options.device or "cpu", options.seed
+            self.probes, self.taps, self.metric, self.step, token, options.device, options.seed
         )  # fmt: skip
 
 
@@ -67,7 +66,7 @@ class Options:
     alpha: float = 1e-3
     sample: Sample = None
     max_bytes: int | None = None
-    device: str | torch.device | None = None
+    device: Wanted = None
     progress: Progress | None = None
     seed: int = 0
     networks: Networks = Networks()
@@ -85,12 +84,19 @@ class Options:
             if name not in EVIDENCE_NAMES:
                 raise ArgumentError(f"Expected `evidence` to be among {known}, got {name!r}.")
         if self.device is not None:
-            _check_device(self.device)
+            _ = self.placement  # raises
         if not 0 < self.alpha < 1:
             raise ArgumentError(f"Expected `alpha` between 0 and 1, got {self.alpha}.")
         if self.max_bytes is not None and self.max_bytes <= 0:
             raise ArgumentError(f"Expected `max_bytes` above 0, got {self.max_bytes}.")
         self.networks.check(self.evidence)
+
+    @property
+    def placement(self) -> Placement:
+        """What `device` means on this machine. Raises `ArgumentError`."""
+        from ..placement import placement
+
+        return placement(self.device)
 
     @property
     def runs_models(self) -> bool:
@@ -117,13 +123,3 @@ def names_of(evidence: str | Sequence[str]) -> tuple[str, ...]:
 def versions() -> dict[str, str]:
     """Of the packages that an answer depends on."""
     return {name: version(name) for name in PACKAGES}
-
-
-def _check_device(device: str | torch.device) -> None:
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise ArgumentError(f"Expected `device` to be one of this machine's, got {str(device)!r}: {reason}") from error

@@ -53,9 +53,8 @@ from .session import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from ..checkpoints.opener import Model
+    from ..placement import Wanted
     from .compare import Reading
 
     Method = Callable[..., BuiltTrees]
@@ -68,7 +67,7 @@ TREE_ALPHA = 1e-2  # level of the groups of a tree that a trace asks
 @THREADS.apart()
 def phylogeny(
     models: Iterable[Model], *, method: str = "information", alpha: float = 1e-2, rho: float | None = None,
-    token: str | bool | None = None, device: str | torch.device | None = None,
+    token: str | bool | None = None, device: Wanted = None,
     sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
     progress: Progress | None = None, seed: int = 0, session: Session | None = None,
 ) -> Phylogeny:  # fmt: skip

@@ -121,7 +121,7 @@ class Session:
         """
         return read_aligned(
             child, [model for model, _ in aligned], [alignment for _, alignment in aligned], plan,
-            device=options.device or "cpu", progress=options.progress, orders=orders,
+            device=options.device, progress=options.progress, orders=orders,
         )  # fmt: skip
 
 

@@ -30,10 +30,9 @@ from .session import LEAST_SAMPLE, NAME_SOME, Question, Session, ask, session_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
-
     from ..checkpoints.opener import Model
     from ..features.evidence import Source
+    from ..placement import Wanted
 
 CANDIDATES, REQUESTS = 256, 2500  # models that a search looks at, and requests it may send
 CHUNK = 64  # of them that are compared at once
@@ -46,7 +45,7 @@ def trace(
     alpha: float = 1e-3, probes: Source = None, taps: str | Sequence[str] | None = None, metric: str = "l2",
     step: float | str = "auto", detector: str | Path | None = None, tree: bool | None = None,
     older: bool = False,
-    token: str | bool | None = None, device: str | torch.device | None = None, sample: str | float | int | None = None,
+    token: str | bool | None = None, device: Wanted = None, sample: str | float | int | None = None,
     max_bytes: int | None = None, allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0,
     session: Session | None = None,
 ) -> Lineage:  # fmt: skip
@@ -79,7 +78,9 @@ def trace(
     max_bytes: refuse, before any weight is read, to read more than this over all models together.
     allow_pickle: read `.bin`/`.pt` too, by `torch.load(weights_only=True)`.
     token: for the Hub; None uses the machine's login, False none. It goes to the Hub's own origin only.
-    device: where to compute, the processor by default; `"cuda"` is every GPU of this machine.
+    device: where to compute, the processor by default. `"cuda"` is every GPU of this machine, `"cuda:1"` that one;
+        `"auto"` takes every accelerator, then memory, then disk; `{0: "10GiB", "cpu": "20GiB"}` the same within bounds,
+        `{"blocks.0": 0, "blocks.1": "cpu"}` a layout of your own (`placement.py`, docs/guides/gpus.md).
     progress: called as `progress(done, total, what)`, in bytes. seed: of the sample and of the permutations.
     session: an `hl.Session` whose models are already open; `token` and `allow_pickle` are then the session's.
 

@@ -35,10 +35,9 @@ from .session import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
-
     from ..checkpoints.opener import Model
     from ..features.evidence import Source
+    from ..placement import Wanted
 
 MOST_SOURCES = 16  # candidates whose blocks are compared where nobody named any
 
@@ -47,7 +46,7 @@ MOST_SOURCES = 16  # candidates whose blocks are compared where nobody named any
 def trace_layers(
     child: Model, candidates: Iterable[Model] | None = None, *, evidence: str | Sequence[str] = "weights",
     alpha: float = 1e-3, probes: Source = None, metric: str = "l2", step: float | str = "auto",
-    detector: str | Path | None = None, token: str | bool | None = None, device: str | torch.device | None = None,
+    detector: str | Path | None = None, token: str | bool | None = None, device: Wanted = None,
     sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
     progress: Progress | None = None, seed: int = 0, session: Session | None = None,
 ) -> LayerLineage:  # fmt: skip

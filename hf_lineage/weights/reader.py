@@ -23,14 +23,15 @@ from ..architecture.align import Alignment
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import LineageError
-from ..parallel import THREADS, World, devices, world
+from ..parallel import THREADS, World, world
+from ..placement import placement, sent
 from .direction.steps import PassCounts, count_slice
 from .moments import Moments, block_moments
 from .sampling import Plan
 from .units import Units
 
 if TYPE_CHECKING:
-    from ..parallel import Device
+    from ..placement import Placement, Wanted
 
 BATCH_BYTES = 8 << 20  # of one model that are in flight at once, for each device
 BATCH_BYTES_IN_ALL = 256 << 20  # of all models together
@@ -135,13 +136,13 @@ class Readings:
 
 def read_aligned(
     child: Checkpoint, candidates: Sequence[Checkpoint], alignments: Sequence[Alignment], plan: Plan,
-    *, device: Device | Sequence[Device] = "cpu", progress: Progress | None = None, orders: bool = False,
+    *, device: Wanted | Placement = None, progress: Progress | None = None, orders: bool = False,
 ) -> Readings:  # fmt: skip
     """Read the plan's slices of every model once, batch by batch; the next batch is fetched meanwhile.
 
     alignments: for each candidate, its tensors for the child's; of a token table with another number of rows the first
-    ones, as many as both have. device: one or several, which take turns. progress: called with bytes done and in all,
-    of this process's share. orders: whether steps and values of matrices are counted, too.
+    ones, as many as both have. device: as `placement` takes it; several take turns. progress: called with bytes done
+    and in all, of this process's share. orders: whether steps and values of matrices are counted, too.
 
     Of several processes each reads a share, and all return the same. Sums are taken block by block along spans that the
     plan alone decides, so that their last bits depend on nothing else. A candidate whose reading fails is left out and
@@ -300,9 +301,10 @@ class _Reader:
         for model, row in block.items():
             self.units.take(model, having.get(model - 1, piece), row)
         if piece.name not in self.limits:
-            sums: Sums = {None: block_moments([*block.values()], device, self.sampled)}
-            rows = dict(zip(having, sums[None].correlation()[1:], strict=True))
-            return sums, self._counted(piece, block, rows)
+            rows = [sent(row, device) if device.type == "cuda" else row for row in block.values()]
+            sums: Sums = {None: block_moments(rows, device, self.sampled)}
+            alike = dict(zip(having, sums[None].correlation()[1:], strict=True))
+            return sums, self._counted(piece, block, alike)
         sums = {i: block_moments([block[0][: len(block[i + 1])], block[i + 1]], device) for i in having}
         if len(having) == len(candidates):
             shortest = min(map(len, block.values()))
@@ -318,9 +320,9 @@ class _Reader:
         return count_slice(piece.name, block[0], {i: block[i + 1] for i, r in correlation.items() if r >= LINED_UP})
 
 
-def _workers(device: Device | Sequence[Device]) -> tuple[torch.device, ...]:
+def _workers(device: Wanted | Placement) -> tuple[torch.device, ...]:
     """The devices that take turns; the processor as often as torch has threads."""
-    found = devices(device)
+    found = placement(device).devices
     return found * THREADS.count if [one.type for one in found] == ["cpu"] else found
 
 

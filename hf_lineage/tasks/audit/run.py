@@ -37,9 +37,8 @@ from ..trace import trace
 from .journal import Journal
 
 if TYPE_CHECKING:
-    import torch
-
     from ...checkpoints.opener import Model
+    from ...placement import Wanted
 
 BASES = 64  # models that stay open from one record to the next
 NOT_FOUND = "the search found none"
@@ -50,7 +49,7 @@ _log = logging.getLogger("hf_lineage.tasks.audit")
 
 def audit(
     models: Iterable[Model], *, search: bool = False, journal: str | Path | None = None, alpha: float = 1e-3,
-    token: str | bool | None = None, device: str | torch.device | None = None,
+    token: str | bool | None = None, device: Wanted = None,
     sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
     progress: Progress | None = None, seed: int = 0,
 ) -> Iterator[AuditRecord]:  # fmt: skip
