@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..answers.refs import ModelRef
 from ..architecture.describe import Architecture, describe
 from ..errors import Note
-from .dtypes import BITS, decode, torch_dtypes
+from .dtypes import BITS, decode, float_cells, packing_of, torch_dtypes
 from .entry import Entry, Slice
 from .local import LocalRepo
 from .texts import MAX_TEXT, card_data, json_data, yaml_documents
@@ -141,6 +141,18 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
     def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
         """The elements of each slice as a 1-D tensor on the CPU, in the order asked."""
 
+    def keep(self, room: int) -> None:
+        """Cache what is read from now on, up to `room` bytes in all, where reading is slow: the same slices may be
+        asked for again."""
+
+    def cells(self, piece: Slice) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Of a packed tensor: between which two numbers lies what was rounded to each value of a slice, 1-D float32
+        each; infinite at the ends of the scale. None of a tensor that is not packed."""
+        entry = self[piece.name]
+        if entry.packing is None:
+            return None
+        return float_cells(self.read([piece])[0], entry.dtype)
+
     def whole(self, names: Sequence[str]) -> list[torch.Tensor]:
         """The named tensors, each in its stored dtype and shape, in the order asked."""
         pieces = self.read([Slice(name, 0, self[name].count) for name in names])
@@ -153,6 +165,12 @@ class Wrapper(Checkpoint):
     def __init__(self, checkpoint: Checkpoint, entries: dict[str, Entry]) -> None:
         super().__init__(checkpoint.ref, checkpoint.requested, entries)
         self._checkpoint = checkpoint
+
+    def keep(self, room: int) -> None:
+        self._checkpoint.keep(room)
+
+    def cells(self, piece: Slice) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return self._checkpoint.cells(piece)
 
     @property
     def bytes_read(self) -> int:
@@ -175,7 +193,6 @@ class FileCheckpoint(Checkpoint):
         self._room = 0  # bytes that may still be kept
 
     def keep(self, room: int) -> None:
-        """Cache what is read from now on, up to `room` bytes in all: the same slices may be asked for again."""
         self._room = room
 
     @property
@@ -227,7 +244,7 @@ class MemoryCheckpoint(Checkpoint):
     def __init__(self, ref: ModelRef, requested: str, tensors: Mapping[str, torch.Tensor], loaded: int = 0) -> None:
         names = {dtype: name for name, dtype in torch_dtypes().items()}
         entries = {
-            name: Entry(name, names[t.dtype], tuple(t.shape), t.nbytes)
+            name: Entry(name, names[t.dtype], tuple(t.shape), t.nbytes, packing=packing_of(names[t.dtype]))
             for name, t in tensors.items()
             if t.dtype in names and not t.is_sparse and t.device.type != "meta"
         }

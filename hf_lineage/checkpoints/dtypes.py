@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
-from .entry import Slice
+from .entry import Packing, Slice
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,10 @@ BITS = {
     "F8_E5M2FNUZ": 8, "F4": 4,
 }  # fmt: skip
 
+FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+
 # e2m1: sign, two exponent bits, one mantissa bit; two elements a byte, the lower nibble first (torch's float4)
-_F4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+F4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
 def decode(buffer: bytearray, dtype: str, piece: Slice) -> torch.Tensor:
@@ -30,8 +33,49 @@ def decode(buffer: bytearray, dtype: str, piece: Slice) -> torch.Tensor:
     if dtype == "F4":
         nibbles = torch.stack([raw & 15, raw >> 4], dim=1).reshape(-1)
         skip = piece.start % 2
-        return torch.tensor(_F4)[nibbles[skip : skip + piece.stop - piece.start].long()]
+        return torch.tensor(F4)[nibbles[skip : skip + piece.stop - piece.start].long()]
     return raw.view(torch_dtypes()[dtype])
+
+
+def packing_of(dtype: str) -> Packing | None:
+    """How a float of 8 or 4 bits without a scale was rounded; None for any other dtype."""
+    return Packing(dtype, BITS[dtype]) if dtype in FLOAT8 or dtype == "F4" else None
+
+
+@functools.cache
+def sorted_table(levels: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A table of numbers as (rank of each code, the different numbers by size); what is NaN has the last rank.
+
+    >>> rank, numbers = sorted_table((0.0, 1.0, -0.0, -1.0))
+    >>> rank.tolist(), numbers.tolist()
+    ([1, 2, 1, 0], [-1.0, 0.0, 1.0, nan])
+    """
+    import torch
+
+    values = torch.tensor(levels, dtype=torch.float32)
+    known = values[~values.isnan()].unique()  # sorted; −0 is 0
+    rank = torch.where(values.isnan(), len(known), torch.searchsorted(known, values))
+    return rank, torch.cat([known, torch.tensor([torch.nan])])
+
+
+@functools.cache
+def short_floats(dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sorted_table` of F4 or an 8-bit float, by its bits."""
+    import torch
+
+    if dtype == "F4":
+        return sorted_table(F4)
+    return sorted_table(tuple(torch.arange(256, dtype=torch.uint8).view(torch_dtypes()[dtype]).float().tolist()))
+
+
+def float_cells(values: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Halfway from values of F4 or an 8-bit float to the next lower and the next higher one, infinite at the ends."""
+    import torch
+
+    numbers = short_floats(dtype)[1][:-1]
+    edges = torch.cat([torch.tensor([-torch.inf]), (numbers[1:] + numbers[:-1]) / 2, torch.tensor([torch.inf])])
+    rank = torch.searchsorted(numbers, values.float()).clamp(max=len(numbers) - 1)
+    return edges[rank], edges[rank + 1]
 
 
 def epsilon(dtype: str) -> float:

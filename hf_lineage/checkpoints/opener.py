@@ -22,6 +22,7 @@ from ..errors import (
 )
 from .checkpoint import Checkpoint, MemoryCheckpoint
 from .formats import FORMATS
+from .formats.packed import unpacked
 from .local import LocalRepo, repo_of, stands_for
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
     """The model in a repo or folder: its headers, its card. Raises what `open_checkpoint` raises."""
     checkpoint = _open_repo(repo, allow_pickle)
     checkpoint.repo = repo
-    return checkpoint
+    return checkpoint if checkpoint.is_adapter else unpacked(checkpoint)
 
 
 def _open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:

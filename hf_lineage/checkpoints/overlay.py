@@ -27,3 +27,6 @@ class Overlay(Wrapper):
         upper = iter(self._upper.read([slices[i] for i in sorted(above)]))
         lower = iter(self._checkpoint.read([piece for i, piece in enumerate(slices) if i not in above]))
         return [next(upper) if i in above else next(lower) for i in range(len(slices))]
+
+    def cells(self, piece: Slice) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return (self._upper if piece.name in self._upper else self._checkpoint).cells(piece)

@@ -55,6 +55,9 @@ class View(Wrapper):
     def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
         return self._checkpoint.read([self._translate(piece) for piece in slices])
 
+    def cells(self, piece: Slice) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return self._checkpoint.cells(self._translate(piece))
+
     def first_rows(self, rows: Mapping[str, int]) -> View:
         """The same view, of whose tensors in `rows` only so many rows of the first axis are seen."""
         shorter = copy.copy(self)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..answers.lineage import Candidate
 from ..architecture.align import Alignment
 from ..architecture.describe import MIN_COVERAGE
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.entry import Slice
+from ..checkpoints.entry import Packing, Slice
 from ..checkpoints.view import View
 from ..errors import ArgumentError, Note, NothingToCompareError
 from ..parallel import on_threads
 from ..weights.depth import changed_layers
 from ..weights.direction.order import Order
 from ..weights.direction.steps import PairCounts, pair_order
-from ..weights.edits import ONE_WAY, Edit, EditKind, Lattices, detect_edit, summarise_edits
+from ..weights.edits import ONE_WAY, Edit, EditKind, Lattices, detect_edit, detect_rounding, summarise_edits
 from ..weights.evidence import WeightsComparison, compare_weights
 from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
 from ..weights.reader import LINED_UP, Readings
@@ -27,11 +27,16 @@ from . import verdict
 from .options import Options
 from .session import UNITS_IN_ALL, UNITS_PER_MODEL, Aligned, Question, budget_of, some, unjudged, within
 
+if TYPE_CHECKING:
+    import torch
+
 MAX_CANDIDATES = 256  # of one question: a p-value below α/256 is below α whoever else is asked about
 # Matrices of which it is asked first what was done to them; where nothing special was done to nearly all of their
 # weights (so many show what was done to 1 % of the others with a chance of 1 − 4e-5), the rest is not asked
 FIRST_EDITS, MOSTLY = 1000, 0.99
 PLAIN_EDITS = ("other", "noise")
+MAX_ROUNDED = 64  # packed tensors of which it is asked whether they are a rounding, which reads some rows of them again
+CELL_ENTRIES = 1 << 18  # values of each that are asked
 ALIKE = 0.5  # correlation above which a tensor stands in the child's order
 
 
@@ -124,6 +129,9 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
     counts = {name: reading.child[name].count for name in architecture.weights}
     lattices = Lattices()
     pairs = [_pair(question, reading, i, counts, lattices) for i in reading.comparison.evidence]
+    for i, item in reading.comparison.evidence.items():
+        if _Packed(reading, i).rounded:  # rounding makes weights longer, which looks like training
+            reading.comparison.evidence[i] = replace(item, origin=None)
     candidates = [
         unjudged(reading.models[i], "compared", *_left_out(reading.aligned[i][1], architecture.trunk, counts))
         for i in reading.comparison.evidence
@@ -132,7 +140,17 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
         candidates, reading.comparison, pairs, architecture.heads, counts, options.alpha, options.older
     )
     shares = [reading.aligned[i][1].coverage for i in reading.comparison.evidence]
+    judged = [
+        _with_packing(c, reading.child, reading.models[i])
+        for c, i in zip(judged, reading.comparison.evidence, strict=True)
+    ]
     return [_of_part(c, share) for c, share in zip(judged, shares, strict=True)], none
+
+
+def _with_packing(candidate: Candidate, child: Checkpoint, model: Checkpoint) -> Candidate:
+    """A judged candidate, with how the two are stored where that rounds the weights of one."""
+    both = {"child": packing_facts(child), "candidate": packing_facts(model)}
+    return replace(candidate, facts={**candidate.facts, "packing": both}) if any(both.values()) else candidate
 
 
 def _of_part(candidate: Candidate, share: float) -> Candidate:
@@ -151,7 +169,8 @@ def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int
     whole = len(alignment.pairs) == len(architecture.weights) == len(theirs.weights) and not alignment.grown
     trunk = frozenset(architecture.trunk) & (readings.candidates_with.keys() if plan.sampled else counts.keys())
     found = reading.found.get(i)
-    what = functools.partial(_what, readings, i, counts, lattices)
+    packed = _Packed(reading, i)
+    what = functools.partial(_what, readings, i, counts, lattices, packed)
     return verdict.Pair(
         same_names=whole and not plan.sampled,  # what is equal in a sample only is not said to be identical
         trunk=None if alignment.grown else trunk,
@@ -161,8 +180,63 @@ def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int
         layers=lambda: changed_layers(reading.comparison.pairs[i], theirs, LINED_UP),
         permutation=found.to_dict() if found else None,
         rescaled=bool(found and found.match and found.match.rescaled),
-        order=functools.cache(functools.partial(_order, reading, i)),
+        order=functools.cache(functools.partial(_order, reading, i)) if not packed.rounded else lambda: None,
     )
+
+
+class _Packed:
+    """The packed matrices of child and candidate: how each is stored, and between what it rounds."""
+
+    def __init__(self, reading: Reading, i: int) -> None:
+        self._rows = reading.plan.rows
+        self._models = reading.child, reading.aligned[i][0]
+        self._names = {name: name for name in reading.child}, reading.aligned[i][1].pairs
+        stored = reading.child, reading.models[i]  # what was put in another order lies in memory, as floats
+        matrices = reading.comparison.pairs[i].matrices
+        equal = reading.comparison.evidence[i].equal
+        self.of: tuple[dict[str, Packing], dict[str, Packing]] = tuple(
+            {name: packing for name in matrices if (packing := model[names[name]].packing)}
+            for model, names in zip(stored, self._names, strict=True)
+        )  # type: ignore[assignment]
+        self.rounded = {name for packings in self.of for name in packings if name not in equal}
+        self.asked = {*seeded_random(0, "packed").sample(sorted(self.rounded), min(len(self.rounded), MAX_ROUNDED))}
+
+    def edit(self, name: str, made: torch.Tensor, start: torch.Tensor, back: bool) -> Edit:
+        """What was done to a tensor of which one at least is packed; `back`: to the child's to get the candidate's.
+        made, start: their kept rows."""
+        packing = self.of[back].get(name)
+        if packing is None:
+            return Edit("equal" if bool((made == start).all()) else "other")
+        count = max(1, min(len(made), CELL_ENTRIES // made.shape[1]))
+        cells = self._cells(name, back, count, made.shape[1]) if name in self.asked else None
+        return detect_rounding(made[:count], start[:count], packing, cells)
+
+    def _cells(self, name: str, which: bool, count: int, width: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """`Checkpoint.cells` of the first kept rows, of the child's tensor or the candidate's."""
+        import torch
+
+        model, own = self._models[which], self._names[which][name]
+        runs: list[list[int]] = []
+        for row in self._rows[name][:count]:
+            if runs and runs[-1][1] == row:
+                runs[-1][1] = row + 1
+            else:
+                runs.append([row, row + 1])
+        found = [model.cells(Slice(own, first * width, stop * width)) for first, stop in runs]
+        known = [each for each in found if each is not None]
+        if len(known) < len(found):
+            return None
+        return torch.cat([low for low, _ in known]), torch.cat([high for _, high in known])
+
+
+def packing_facts(model: Checkpoint) -> dict[str, Any] | None:
+    """How most of a model's packed values are stored; None where nothing is packed."""
+    votes: dict[Packing, int] = {}
+    for entry in model.values():
+        if entry.packing:
+            votes[entry.packing] = votes.get(entry.packing, 0) + entry.count
+    best = max(votes, key=lambda packing: votes[packing], default=None)
+    return None if best is None else {"scheme": best.scheme, "bits": best.bits}
 
 
 def _order(reading: Reading, i: int) -> Order:
@@ -230,16 +304,19 @@ def _alike(readings: Readings, candidate: int) -> set[str]:
 
 
 def _what(
-    readings: Readings, candidate: int, counts: Mapping[str, int], lattices: Lattices, back: bool
+    readings: Readings, candidate: int, counts: Mapping[str, int], lattices: Lattices, packed: _Packed, back: bool
 ) -> tuple[EditKind, dict[str, Any]]:
     """What was done to the candidate to get the child; with `back`, to the child to get the candidate: of that only
     what runs one way."""
     names = [name for name, having in readings.candidates_with.items() if candidate in having]
     names = [name for name in names if name in readings.units and readings.usable(name, candidate)]
+    names = [name for name in names if name not in packed.rounded or name in packed.asked]
     pairs = {name: pair for name in names if len((pair := readings.unit_pair(name, candidate))[0])}
 
     def detect(name: str) -> Edit:
         made, start = pairs[name]
+        if name in packed.rounded:
+            return packed.edit(name, *((start, made) if back else (made, start)), back)
         return detect_edit(start, made, ONE_WAY, lattices) if back else detect_edit(made, start, None, lattices)
 
     first = [*pairs] if len(pairs) <= FIRST_EDITS else seeded_random(0, "edits").sample([*pairs], FIRST_EDITS)

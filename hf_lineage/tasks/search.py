@@ -22,7 +22,7 @@ from ..answers.lineage import Lineage
 from ..answers.refs import ModelRef, is_repo_id, printable
 from ..answers.search import CandidateSearch, FoundCandidate
 from ..architecture.align import Alignment
-from ..checkpoints.checkpoint import Checkpoint, FileCheckpoint
+from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.claims import beside, claims_of
 from ..checkpoints.opener import model_identity
 from ..errors import ArgumentError, LineageError, Note, join_notes
@@ -102,7 +102,7 @@ class Search:
         # requests and bytes of the search, and those of others who use the opener: a trace that reads weights
         self._used = self._elsewhere = (0, 0)
         self._count()
-        if isinstance(child, FileCheckpoint) and child.remote:
+        if child.remote:
             child.keep(KEPT)
 
     @cached_property
@@ -406,7 +406,7 @@ class Search:
             self._progress(min(self.requests, self._max_requests), self._max_requests, "looking for candidates")
 
     def _compared(self, proposal: FoundCandidate, candidate: Checkpoint) -> FoundCandidate:
-        if isinstance(candidate, FileCheckpoint) and candidate.remote:
+        if candidate.remote:
             candidate.keep(min(KEPT, KEPT_IN_ALL // self._most))
         alignment = self._session.align(self._session.view(self._source), self._session.view(candidate))
         comparable = alignment.comparable and not candidate.is_adapter

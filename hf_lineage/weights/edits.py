@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.dtypes import epsilon, torch_dtypes
+from ..checkpoints.entry import Packing
 
 EditKind = Literal["equal", "cast", "quantized", "pruned", "adapter", "noise", "other"]
 
@@ -40,6 +41,9 @@ MAX_LN_CHANCE = -30.0  # ln of the chance that unrounded values look like a latt
 SAME_STEP = 0.4  # steps of the true lattice agree to a factor of 2 (groups of even integers), accidental ones to 0.1
 SPECTRUM_SIZE = 256  # rows and columns of a spectrum: rank r shows in any block of 2r, and 256 takes 50 ms
 CAST_ENTRIES, CAST_ROWS = 1 << 18, 8  # elements that `cast_dtype` compares, and rows that it looks at first
+CELL_SLACK = 1e-3  # of a cell, by which values may leave it: scales are stored rounded
+MIN_IN_CELLS = 200  # values in bounded cells, from which it shows whether they lie there by chance
+MAX_CENTRED = 0.25  # |mean cos 2πu|: 0 of a rounding; −0.63 of a normal step as large as MIN_FOLLOWING lets pass
 MIN_FOLLOWING = 0.999  # share that must follow a rule; the rest is for ties and another order of operations
 MIN_NEW_ZEROS = 0.05  # share of new zeros that neither training nor a flush of subnormal numbers makes
 MAX_KEPT_CHANGE = (
@@ -82,10 +86,11 @@ class Pruning:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What was done to one tensor; fields that do not apply are None. noise: standard deviation, relative to the
-    parent's."""
+    """What was done to one tensor; fields that do not apply are None. packing: how the child is stored, where that
+    rounds it. noise: standard deviation, relative to the parent's."""
 
     kind: EditKind
+    packing: Packing | None = None
     lattice: Lattice | None = None
     cast: str | None = None
     pruned: Pruning | None = None
@@ -132,6 +137,35 @@ class Lattices:
         if key not in self._known:
             self._known[key] = (rows, rounding_lattice(rows))  # holding it keeps the memory its own
         return self._known[key][1]
+
+
+def detect_rounding(
+    child: Tensor, parent: Tensor, packing: Packing, cells: tuple[Tensor, Tensor] | None
+) -> Edit:  # fmt: skip
+    """What a packed child, (rows, width), is to a parent: "equal", "quantized" where it is the parent's own rounding,
+    else "other". cells: `Checkpoint.cells` of its rows, flattened; None where they are not known.
+
+    Every value of the parent must lie in the cell of the child's value, but for a share of 1 − MIN_FOLLOWING; and where
+    in the cells they lie must be by chance: with u in [0, 1] the place within a cell, |mean cos 2πu| is at most
+    MAX_CENTRED. A parent of which the child is a rounding knows nothing of the cells. One that was itself trained from
+    the packed weights lies near their middles (−1), and of one that was trained from the same model as was packed a
+    share has left them: rounding says no order of these. Nor of a child that was rounded together with its neighbours
+    (GPTQ, AWQ), which is not the nearest.
+    """
+    if torch.equal(child, parent):
+        return Edit("equal", packing)
+    if cells is None or not bool(torch.isfinite(child - parent).all()):
+        return Edit("other", packing)
+    low, high = cells
+    values = parent.reshape(-1)
+    slack = CELL_SLACK * (high - low).clamp(max=1e30).nan_to_num() + 1e-6 * values.abs()
+    inside = (values >= low - slack) & (values <= high + slack)
+    bounded = inside & torch.isfinite(low) & torch.isfinite(high) & (high > low)
+    if float(inside.float().mean()) < MIN_FOLLOWING or int(bounded.sum()) < MIN_IN_CELLS:
+        return Edit("other", packing)
+    place = ((values - low) / (high - low))[bounded]
+    centred = float((2 * math.pi * place.double()).cos().mean())
+    return Edit("quantized" if abs(centred) <= MAX_CENTRED else "other", packing)
 
 
 def _cast(child: Tensor, parent: Tensor) -> Edit | None:
@@ -202,9 +236,12 @@ def summarise_edits(edits: Mapping[str, Edit], sizes: Mapping[str, int]) -> tupl
             {name: (found.bits, found.scheme, found.symmetric) for name, found in lattices.items()}, sizes
         )
         facts |= dict(zip(("bits", "scheme", "symmetric"), best, strict=True))
+    if packings := {name: edit.packing for name, edit in of_kind.items() if edit.packing}:
+        best = _most_common(packings, sizes)
+        facts |= {"bits": best.bits, "scheme": best.scheme}
     if casts := {name: edit.cast for name, edit in changed.items() if edit.cast}:
         facts["cast"] = _most_common(casts, sizes)
-        if kind == "quantized" and not lattices:
+        if kind == "quantized" and not lattices and not packings:
             facts |= {"bits": 8, "scheme": facts["cast"]}
     return kind, facts | _pruning_facts(of_kind, sizes) | _update_facts(of_kind, sizes)
 

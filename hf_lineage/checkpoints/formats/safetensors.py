@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ...answers.refs import printable
 from ...errors import BrokenFileError, Note, NoWeightsError
 from ..checkpoint import FILES_AT_ONCE, FileCheckpoint, Source
-from ..dtypes import BITS
+from ..dtypes import BITS, packing_of
 from ..entry import Entry
 from ..local import LocalRepo
 
@@ -66,7 +66,7 @@ def parse_header(raw: bytes, size: int, where: str, file: int = 0) -> tuple[dict
             _broken(where, f"tensor {name[:80]!r} of shape {shape[:8]} and {dtype} does not fill {end - begin} bytes")
         if dtype == "C64":  # real and imaginary parts are weights like any other
             dtype, shape = "F32", [*shape, 2]
-        entries[name] = Entry(name, dtype, tuple(shape), end - begin, file, base + begin)
+        entries[name] = Entry(name, dtype, tuple(shape), end - begin, file, base + begin, packing_of(dtype))
     _check_cover(spans, size - base, where)
     return entries, unknown
 

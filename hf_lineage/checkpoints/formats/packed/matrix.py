@@ -1,0 +1,161 @@
+"""A tensor that is stored packed: integer codes beside scales. What every scheme has to say, and the bits of codes."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ...entry import Entry, Packing, Slice
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_STRIDED = 1 << 29  # bytes of a matrix that is stored by its columns, which is held as a whole while it is read
+
+
+class UnpackableError(ValueError):
+    """Parts that do not fit each other; the text says what was expected. Never leaves the room: the tensor is left
+    out, and a note names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix(abc.ABC):
+    """One packed tensor, seen as a matrix: `shape[-1]` columns, and all other axes as rows; of a kernel the
+    first axis.
+
+    Laws, tested for every scheme: the values are those of the scheme's own library; a range of rows is the range of the
+    whole; a code one higher is the next larger value (so `cells` tells what was rounded to a value).
+
+    parts: the tensors of the file that it stands for. strided: it is stored by columns, or otherwise so that some rows
+    cost the whole; what `slices` asks for is then kept until another matrix is read.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    packing: Packing
+    parts: tuple[str, ...]
+
+    strided = False
+
+    @property
+    def width(self) -> int:
+        """Columns; those of a kernel are all of its inputs."""
+        return self.shape[-1] if len(self.shape) < 4 else math.prod(self.shape[1:])
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return math.prod(self.shape) // max(self.width, 1)
+
+    @property
+    @abc.abstractmethod
+    def levels(self) -> int:
+        """How many codes there are: 0 to `levels` − 1."""
+
+    @abc.abstractmethod
+    def slices(self, first: int, stop: int) -> list[Slice]:
+        """What has to be read for the rows from `first` to `stop`."""
+
+    @abc.abstractmethod
+    def codes(self, read: Sequence[torch.Tensor], first: int, stop: int) -> torch.Tensor:
+        """The rows' codes by the order of their values, (rows, width) of integers. read: what `slices` asked for."""
+
+    @abc.abstractmethod
+    def values(self, codes: torch.Tensor, read: Sequence[torch.Tensor], first: int) -> torch.Tensor:
+        """The numbers that codes (rows, width) of the rows from `first` on stand for, float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The tensors of a file that belong to one packed tensor. entries: by their role; small: those that `Scheme.small`
+    names, as they are; config(): the model's `config.json`, fetched when it is needed."""
+
+    name: str
+    entries: Mapping[str, Entry]
+    small: Mapping[str, torch.Tensor]
+    config: Callable[[], Mapping[str, Any]]
+
+    def __getitem__(self, role: str) -> Entry:
+        return self.entries[role]
+
+    def get(self, role: str) -> Entry | None:
+        """The part of a role that not every tensor has."""
+        return self.entries.get(role)
+
+    def __contains__(self, role: str) -> bool:
+        return role in self.entries
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors of the file, all that the packed one stands for."""
+        return tuple(entry.name for entry in self.entries.values())
+
+    def quantization(self) -> Mapping[str, Any]:
+        """What `config.json` says of how the model was packed; empty where it says nothing."""
+        config = self.config()
+        found = config.get("quantization_config") or config.get("quantization")
+        return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How a packed tensor is recognised by the names and dtypes of its parts, and built. One row of `PACKINGS`.
+
+    anchor: the ending of the part that shows it, of one of `dtypes`; in its place `becomes` makes the name that the
+    tensor has unpacked. roles: each role → the endings that its part may have. required: the roles without which there
+    is none; with `sure`, a part of the anchor's name that lacks them is left out as broken, else it is something else.
+    extras: endings of parts that say nothing of the weights (scales of activations). small: roles that `build` needs
+    to know the values of.
+    """
+
+    anchor: str
+    dtypes: Collection[str]
+    roles: Mapping[str, tuple[str, ...]]
+    build: Callable[[Parts], PackedMatrix]
+    required: tuple[str, ...] = ("scale",)
+    becomes: str = ".weight"
+    sure: bool = True
+    extras: tuple[str, ...] = ()
+    small: tuple[str, ...] = field(default=())
+
+
+def rows_of(name: str, width: int, first: int, stop: int) -> Slice:
+    """Some rows of a part that has `width` columns."""
+    return Slice(name, first * width, stop * width)
+
+
+def unpack_bits(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes of at most 8 bits out of rows of words, the lowest bits first, also across the border of two words.
+
+    words: (rows, n) of any integer type. Returns (rows, n·word bits // bits) uint8.
+
+    >>> import torch
+    >>> unpack_bits(torch.tensor([[0x21, 0x43]], dtype=torch.uint8), 4).tolist()
+    [[1, 2, 3, 4]]
+    """
+    import torch
+
+    raw = words.reshape(-1).contiguous().view(torch.uint8).reshape(len(words), -1)
+    if bits == 8:
+        return raw
+    if 8 % bits == 0:
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+        return ((raw[..., None] >> shifts) & (2**bits - 1)).reshape(len(raw), -1)
+    each = raw[..., None] >> torch.arange(8, dtype=torch.uint8) & 1
+    stream = each.reshape(len(raw), -1)
+    stream = stream[:, : stream.shape[1] // bits * bits].reshape(len(raw), -1, bits)
+    return (stream << torch.arange(bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+
+
+def spread(scales: torch.Tensor, each: int, width: int) -> torch.Tensor:
+    """Scales (rows, groups) → (rows, width) or, of one group, (rows, 1): one for each of `each` neighbours."""
+    return scales if scales.shape[1] == 1 else scales.repeat_interleave(each, 1)[:, :width]
+
+
+def expect(condition: bool, why: str) -> None:
+    """Raises `UnpackableError` unless the condition holds."""
+    if not condition:
+        raise UnpackableError(why)
