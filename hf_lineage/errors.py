@@ -91,7 +91,7 @@ CODES: Mapping[str, str] = {
     "broken_left_out": "tensors of the child that hold NaN or Inf were left out",
     "candidate_left_out": "tensors of a candidate that hold NaN, Inf or only zeros were left out",
     "tensors_left_out": "tensors of the child that hold integers or no elements were left out: their share",
-    "unknown_dtype": "tensors of an unknown dtype were left out",
+    "unknown_dtype": "tensors of an unknown dtype, or packed in an unknown or broken way, were left out",
     "config_not_read": "`config.json` is no JSON object: what it declares is not known",
     "index_left_aside": "an index names files that are not there; another copy was read",
     "index_entry_lost": "an index promises tensors that no shard holds",

@@ -64,12 +64,12 @@ class _Grouped(PackedMatrix):
 
 def _build(parts: Parts) -> _Grouped:
     packed, scale, zero = parts["codes"], parts["scale"], parts["zero"]
-    shape = tuple(int(n) for n in parts.small["shape"].reshape(-1).tolist())
+    shape = tuple(parts.integers("shape"))
     expect(len(shape) == 2 and min(shape) > 0 and math.prod(shape) < 2**48, f"a shape of two sides, got {shape[:4]}")
-    bits = int(parts.small["bits"]) if "bits" in parts else 4
-    group = int(parts.small["group"]) if "group" in parts else 64
+    bits = parts.integers("bits")[0] if "bits" in parts else 4
+    group = parts.integers("group")[0] if "group" in parts else 64
     expect(bits in BITS, f"8, 4, 2 or 1 bits, got {bits}")
-    expect("axis" not in parts or int(parts.small["axis"]) == 1, "groups of neighbours in a row (axis 1), got axis 0")
+    expect("axis" not in parts or parts.integers("axis")[0] == 1, "groups of neighbours in a row (axis 1), got axis 0")
     expect(group > 0 and shape[1] % group == 0, f"whole groups in a row, got {group} in {shape[1]}")
     groups, each = math.prod(shape) // group, 8 // bits
     expect(groups % each == 0 and packed.shape == (groups // each, group) and packed.dtype == "U8",

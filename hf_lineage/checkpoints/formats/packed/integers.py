@@ -94,7 +94,7 @@ def _scales(parts: Parts, height: int) -> tuple[int, bool]:
 def _build_compressed(parts: Parts) -> _Integers:
     packed = parts["codes"]
     expect(len(packed.shape) == 2 and packed.count > 0, f"a matrix of codes, got {packed.shape}")
-    shape = parts.small["shape"].tolist()
+    shape = parts.integers("shape")
     expect(
         len(shape) == 2 and shape[0] == packed.shape[0] and shape[1] > 0,
         f"a shape of {packed.shape[0]} rows, got {shape[:4]}",

@@ -93,6 +93,12 @@ class Parts:
         """The tensors of the file, all that the packed one stands for."""
         return tuple(entry.name for entry in self.entries.values())
 
+    def integers(self, role: str) -> list[int]:
+        """The numbers of a small part. Raises `UnpackableError` where they are no integers."""
+        values = self.small[role].reshape(-1)
+        expect(not values.is_floating_point() and 0 < len(values) <= 8, f"a few integers in {self[role].name[-40:]!r}")
+        return [int(value) for value in values.tolist()]
+
     def quantization(self) -> Mapping[str, Any]:
         """What `config.json` says of how the model was packed; empty where it says nothing."""
         config = self.config()
