@@ -111,7 +111,7 @@ def _state(parts: Parts) -> Mapping[str, Any]:
 
 def _numbers(parts: Parts, role: str, count: int) -> tuple[float, ...]:
     expect(role in parts and parts[role].count == count, f"{count} numbers in the quant_map")
-    return tuple(parts.small[role].float().tolist())
+    return tuple(parts.small[role].float().reshape(-1).tolist())
 
 
 BITSANDBYTES = Scheme(
