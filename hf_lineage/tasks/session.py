@@ -326,7 +326,7 @@ def unjudged(model: Checkpoint, status: Status, *reasons: Note) -> Candidate:
 
 
 def skipped(models: Sequence[Checkpoint]) -> list[Note]:
-    """A note for each model of which tensors of an unknown dtype or packing were left out, and what else its files ask for."""
+    """A note for each model of which tensors were left out, and what else its files ask for."""
 
     def share(model: Checkpoint) -> str:
         whole = sum(entry.nbytes for entry in model.values()) + model.skipped_bytes
