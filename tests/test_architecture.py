@@ -141,7 +141,9 @@ def test_matrices_that_fit_are_not_yet_a_chain(names: tuple[str, ...]) -> None:
 def test_fused_and_grouped_matrices_have_fewer_symmetries() -> None:
     with torch.device("meta"):
         resnext = entries(timm.create_model("resnext50_32x4d"))
-    assert describe(resnext).orders == {}
+    grouped = describe(resnext)
+    assert {*grouped.rules.values()} == {"by group"} and {*grouped.groups} == {*grouped.orders}
+    assert grouped.groups["layer1.0.conv1"] == resnext["layer1.0.conv2.weight"].shape[1] == 4
     fused = {"mlp.dense_h_to_4h.weight": (200, 32), "mlp.dense_4h_to_h.weight": (32, 100)}
     assert describe({n: Entry(n, "F32", shape, 0) for n, shape in fused.items()}).orders == {}
     norm = {"stages.0.layers.0.layer.0.convolution.weight": (64, 64, 3, 3), "stages.0.layers.0.layer.1.weight": (64,)}

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from . import structure
 from .conventions import ADAPTERS_OWN, Shaped, canonical_names
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4"})
@@ -30,6 +31,9 @@ _BLOCK = re.compile(
     r"^(?P<block>(?:.*?\.)?(?:layers?|blocks?|h|stages?|resblocks)\.\d+(?:\.(?:blocks|layers|\d+)(?:\.\d+)?)?"
     r"|(?:.*?\.)?layer\d+\.\d+)\."
 )
+
+_INNER_LISTS = frozenset(["block", "blocks", "layer", "layers", "resnets", "attentions", "motion_modules", "stage"])
+MIN_LIST = 0.01  # of all elements, that a numbered list of parts holds to be one of blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class _Rule:
 # grouped convolutions have fewer symmetries.
 _UNIT_ROWS: tuple[_Rule, ...] = (
     _Rule(
-        re.compile(r"(?P<order>.*\bmlp)\.(?:gate_proj|up_proj|fc1|fc1_g|fc1_x|w1|dense_h_to_4h)\.weight"),
+        re.compile(r"(?P<order>.*\bmlp)\.(?:gate_proj|up_proj|fc1|fc1_g|fc1_x|fc11|fc12|w1|dense_h_to_4h)\.weight"),
         ("down_proj", "fc2", "w2", "w3", "c_proj", "dense_4h_to_h"),
     ),
     _Rule(
@@ -97,6 +101,8 @@ class Architecture:
     hidden-unit order → the matrices whose rows are its units; reads: → those whose columns (second axis) are, a head
     among them if it follows a chain; vectors: → the one-dimensional tensors indexed by them. residual: a residual
     stream → the matrices whose columns are its channels: they read it, or in GPT-2's (in, out) layout write it.
+    rules: order → what told it: "convention", "chain", or one of `structure.RULES`. groups: order → how many units can
+    be exchanged among themselves, where it is not all of them: those of one group of a grouped convolution.
     """
 
     weights: tuple[str, ...]
@@ -107,6 +113,8 @@ class Architecture:
     reads: dict[str, tuple[str, ...]]
     vectors: dict[str, tuple[str, ...]]
     residual: dict[str, tuple[str, ...]]
+    rules: dict[str, str]
+    groups: dict[str, int]
 
     @property
     def trunk(self) -> tuple[str, ...]:
@@ -115,7 +123,7 @@ class Architecture:
 
 
 def describe(entries: Mapping[str, Shaped]) -> Architecture:
-    """What each tensor is. A model of an unknown convention has weights all the same, but no hidden units."""
+    """What each tensor is. What no convention of names tells is looked for by structure."""
     plain = canonical_names(entries)
     left_out: dict[str, str] = {}
     for short, name in plain.items():
@@ -134,23 +142,34 @@ def describe(entries: Mapping[str, Shaped]) -> Architecture:
     heads = {short for short in weights if _HEAD.match(short)}
     if chain:
         heads = {short for short in weights if short.rpartition(".")[0] == chain[-1].rpartition(".")[0]}
+    lists = _lists({name: entries[name].count for short, name in weights.items() if short not in heads})
     blocks = {
-        name: "head" if short in heads else _block(short, name, links) for short, name in weights.items()
+        name: "head" if short in heads else _block(short, name, links, lists) for short, name in weights.items()
     }  # fmt: skip
     trunk = {short: shape for short, shape in shapes.items() if short not in heads}
     units = _Units({}, {}, {})
     residual: dict[str, list[str]] = {}
+    rules: dict[str, str] = {}
+    groups: dict[str, int] = {}
     if chain:
         _chain_units(units, shapes, chain)
+        rules |= dict.fromkeys((order for order, rows in units.rows.items() if rows), "chain")
     else:
         ruled = _ruled(trunk)
         _ruled_units(units, trunk, ruled)
         _inner_units(units, trunk)
+        rules |= dict.fromkeys((order for order, rows in units.rows.items() if rows), "convention")
+        structural = _structural_units(units, trunk)
+        rules |= {order: found.rule for order, found in structural.items()}
+        groups |= {order: found.group for order, found in structural.items() if found.group}
         residual = _streams(trunk, ruled) | _stages(trunk)
+    rows, columns, vectors, streams = (
+        _named(found, weights) for found in (units.rows, units.columns, units.vectors, residual)
+    )
+    of_heads = frozenset(weights[short] for short in heads)
     return Architecture(
-        tuple(weights.values()), frozenset(weights[short] for short in heads), left_out, blocks,
-        *(_named(found, weights) for found in (units.rows, units.columns, units.vectors, residual)),
-    )  # fmt: skip
+        tuple(weights.values()), of_heads, left_out, blocks, rows, columns, vectors, streams, rules, groups
+    )
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
@@ -170,9 +189,44 @@ def block_of(name: str) -> str | None:
     return match["block"] if match else None
 
 
-def _block(short: str, name: str, links: set[str]) -> str:
+def _block(short: str, name: str, links: set[str], lists: Collection[str]) -> str:
     module = short.rpartition(".")[0]
-    return module if module in links else block_of(name) or "stem"
+    return module if module in links else block_of(name) or _member(name, lists) or "stem"
+
+
+def _lists(counts: Mapping[str, int]) -> set[str]:
+    """Modules whose children are numbered and repeated parts, of at least two members and 1 % of all elements.
+
+    counts: name → elements, of the weights without heads. Only the outermost number of a name counts.
+
+    >>> sorted(_lists({"down.0.res.1.w": 6, "down.1.w": 6, "mid.w": 9}))
+    ['down']
+    """
+    members: dict[str, dict[str, int]] = {}
+    for name, count in counts.items():
+        path, number, _ = _numbered(name)
+        if number:
+            found = members.setdefault(path, {})
+            found[number] = found.get(number, 0) + count
+    least = MIN_LIST * sum(counts.values())
+    return {path for path, found in members.items() if len(found) > 1 and sum(found.values()) >= least}
+
+
+def _member(name: str, lists: Collection[str]) -> str | None:
+    """The member of a numbered list that a tensor is in, or the member of a list right inside that."""
+    path, number, below = _numbered(name)
+    if not number or path not in lists:
+        return None
+    inner = below[:1] if below[:1] and below[0].isdigit() else below[:2]
+    nested = len(inner) < len(below) and inner[-1].isdigit() and (len(inner) == 1 or inner[0] in _INNER_LISTS)
+    return ".".join([path, number, *(inner if nested else ())])
+
+
+def _numbered(name: str) -> tuple[str, str, list[str]]:
+    """The path before a name's first number, that number, and the components after it; no number: two empty ones."""
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if i and part.isdigit()), len(parts))
+    return ".".join(parts[:at]), "".join(parts[at : at + 1]), parts[at + 1 :]
 
 
 def _named(found: Mapping[str, Iterable[str]], weights: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -240,6 +294,18 @@ def _inner_units(units: _Units, shapes: Mapping[str, tuple[int, ...]]) -> None:
         norm = f"{stem[:-4]}bn{number}" if stem.endswith("conv") else f"{stem}{number}.normalization"
         vectors = [f"{order}.bias", f"{norm}.weight", f"{norm}.bias"]
         units.add(order, short, [f"{stem}{number + 1}{tail}"], vectors, shapes)
+
+
+def _structural_units(units: _Units, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, structure.Found]:
+    """Add what `structure.py` finds beyond the conventions; order → what was found."""
+    settled = {name for names in units.rows.values() for name in names}
+    added = {}
+    for order, found in structure.units(shapes, settled).items():
+        order = order if not units.rows.get(order) else f"{order}.weight"
+        units.rows[order], units.columns[order] = [*found.rows], [*found.columns]
+        units.vectors[order] = [*found.vectors]
+        added[order] = found
+    return added
 
 
 def _streams(shapes: Mapping[str, tuple[int, ...]], ruled: Iterable[str]) -> dict[str, list[str]]:

@@ -86,7 +86,9 @@ def _rows(entry: Entry, key: str, first: int, stop: int) -> Entry:
     width = _width(entry)
     if not 0 <= first <= stop or stop * width > entry.count:
         raise IndexError(f"Expected rows within the {entry.count} elements of {entry.name!r}, got {first} to {stop}.")
-    shape = (stop - first, *entry.shape[1:][-1:])
+    inner = math.prod(entry.shape[1:-1])  # rows of the last axis in one entry of the first
+    whole = stop - first > inner > 1 and (stop - first) % inner == 0
+    shape = ((stop - first) // inner, *entry.shape[1:]) if whole else (stop - first, *entry.shape[1:][-1:])
     return replace(entry, name=key, shape=shape, nbytes=_nbytes(entry, shape))
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..answers.lineage import Candidate, Claim, Status
 from ..answers.refs import is_repo_id
 from ..architecture.align import Alignment, align
-from ..architecture.conventions import fused_parts
 from ..architecture.describe import Architecture
+from ..architecture.structure import cuts
 from ..checkpoints.adapter_shapes import AdapterFit, adapter_fit
 from ..checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
 from ..checkpoints.claims import claims_of
@@ -87,7 +87,7 @@ class Session:
         if isinstance(model, View):
             return model
         if id(model) not in self._views:
-            self._views[id(model)] = (model, View(model, fused_parts(model)))
+            self._views[id(model)] = (model, View(model, cuts(model)))
         return self._views[id(model)][1]
 
     def align(self, child: View, candidate: View) -> Alignment:

@@ -15,7 +15,7 @@ from ..architecture.describe import Architecture, short_names
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.view import View
 from ..weights.edits import ONE_WAY, EditKind, are_added_tokens, detect_edit, summarise_edits
-from ..weights.evidence import MAX_BROKEN_SHARE, orders_read
+from ..weights.evidence import MAX_BROKEN_SHARE, exchangeable_within, orders_read
 from ..weights.hidden_permutation import mantel_applies
 from ..weights.permutation_test import pair_test, sidak, unit_products
 from ..weights.reader import Readings
@@ -57,7 +57,9 @@ class AlignedModels:
         groups = orders_read(self.readings, self.architecture, ours.keys())
 
         def products(order: str) -> np.ndarray:
-            return unit_products([ours[name] for name in groups[order]], [theirs[name] for name in groups[order]])
+            within = exchangeable_within(self.readings, self.architecture, groups[order], order)
+            names = groups[order]
+            return unit_products([ours[name] for name in names], [theirs[name] for name in names], within)
 
         found = pair_test(products, groups, self.seed)
         candidate = max(self.indices[i], self.indices[j]) - 1

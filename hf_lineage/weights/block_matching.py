@@ -211,7 +211,8 @@ def _choose_matrices(child: Checkpoint, architecture: Architecture, block: Block
     """Suffix → hidden-unit order, "" where none is known, of the matrices that are compared; none of stem and head."""
     if block.rest:
         return {}
-    orders = {name: order for order, names in architecture.orders.items() for name in names}
+    whole = {order: names for order, names in architecture.orders.items() if order not in architecture.groups}
+    orders = {name: order for order, names in whole.items() for name in names}
     readers = {name for names in architecture.reads.values() for name in names}
     fit = [s for s, name in block.tensors.items() if len(child[name].shape) > 1 and _row(child, name) <= MAX_ROW]
     known = {

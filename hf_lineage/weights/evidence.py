@@ -235,7 +235,8 @@ def candidate_test(
 
     def products(order: str) -> np.ndarray:
         theirs = [readings.units.matrix(candidate + 1, name) for name in groups[order]]
-        return unit_products([ours(name) for name in groups[order]], theirs)
+        within = exchangeable_within(readings, architecture, groups[order], order)
+        return unit_products([ours(name) for name in groups[order]], theirs, within)
 
     return pair_test(products, groups, seed)
 
@@ -250,6 +251,14 @@ def orders_read(readings: Readings, architecture: Architecture, usable: Collecti
         if names:
             groups[order] = names
     return groups
+
+
+def exchangeable_within(
+    readings: Readings, architecture: Architecture, names: Sequence[str], order: str
+) -> tuple[int, ...]:  # fmt: skip
+    """The group of each row that was kept, where units can be exchanged within groups only; () where all can."""
+    size = architecture.groups.get(order, 0)
+    return tuple(row // size for row in readings.units.rows[names[0]]) if size else ()
 
 
 def _evidence(pair: PairReadings, seed: int) -> WeightsEvidence:

@@ -83,7 +83,9 @@ def detect_permutation(
         return HiddenPermutation(mantel, None)
     # a new head agrees with nothing
     reads = {order: [n for n in names if n not in architecture.heads] for order, names in architecture.reads.items()}
-    return HiddenPermutation(mantel, match_units(ours, theirs, architecture.orders, reads))
+    # where units can be exchanged within groups only, any other matching is none of the same network
+    orders = {order: rows for order, rows in architecture.orders.items() if order not in architecture.groups}
+    return HiddenPermutation(mantel, match_units(ours, theirs, orders, reads))
 
 
 def undo_permutation(

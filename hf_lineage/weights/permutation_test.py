@@ -118,20 +118,28 @@ def unit_length_rows(units: torch.Tensor) -> torch.Tensor:
     return centred.div_(torch.where(length > 0, length, 1.0))
 
 
-def unit_products(child: Sequence[torch.Tensor], candidate: Sequence[torch.Tensor]) -> np.ndarray:
+def unit_products(
+    child: Sequence[torch.Tensor], candidate: Sequence[torch.Tensor], groups: Sequence[int] = ()
+) -> np.ndarray:
     """C = Σ A Bᵀ of one hidden-unit order; matrices of one order, such as gate and up, add. (n, b, b) float64.
 
     child, candidate: matrices (units, width) with the same units in the same rows. Units that are not `live_units` of
     all of them are left out: given which, the others are matched uniformly at random. Above `BATCH` units these are cut
     into n runs of b, each matched within itself: given which units a run holds, the same is true; the last n − 1 at
     most are left out. O(h·b·width). n = 0 where fewer than two units are left.
+
+    groups: the group of each row, where only units of one group can be exchanged (grouped convolutions): each is a run.
+    Groups that are not whole, after dead units are left out, are left out.
     """
     live = torch.stack([live_units(matrix) for matrix in (*child, *candidate)]).all(0)
-    h = int(live.sum())
-    if h < 2:
+    if groups:
+        live, length = _whole_groups(live, torch.tensor(groups))
+        runs = int(live.sum()) // length
+    else:
+        runs = -(-int(live.sum()) // BATCH)
+        length = int(live.sum()) // max(1, runs)
+    if length < 2 or not runs:
         return np.zeros((0, 0, 0))
-    runs = -(-h // BATCH)
-    length = h // runs
     total: torch.Tensor | None = None
     for a, b in zip(child, candidate, strict=True):
         a, b = (unit_length_rows(_rows(x, live))[: runs * length].reshape(runs, length, -1) for x in (a, b))
@@ -139,6 +147,13 @@ def unit_products(child: Sequence[torch.Tensor], candidate: Sequence[torch.Tenso
         total = product if total is None else total + product
     assert total is not None
     return total.double().cpu().numpy()
+
+
+def _whole_groups(live: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Which units are in a group of as many live ones as the largest has, (h,) bool, and how many that is."""
+    counts = torch.bincount(groups[live], minlength=int(groups.max()) + 1)
+    length = max(1, int(counts.max()))
+    return live & (counts[groups] == length), length
 
 
 def _rows(matrix: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -114,7 +114,8 @@ def _given_half(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Given how the other half is matched, the rows of these coordinates are units like those of a layer.
     """
     half = len(a) // 2
-    return unit_products(*([torch.from_numpy(gram[:half, half:]).float()] for gram in (a, b)))
+    ours, theirs = (torch.from_numpy(gram[:half, half:]).float() for gram in (a, b))
+    return unit_products([ours], [theirs])
 
 
 def match_units(
