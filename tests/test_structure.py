@@ -129,7 +129,9 @@ def test_what_has_an_order_of_its_own_is_never_tested(case: str) -> None:
 
 
 def test_conventions_decide_before_structure() -> None:
-    found = described({f"layers.0.mlp.{m}_proj.weight": s for m, s in {"gate": (64, 40), "up": (64, 40), "down": (40, 64)}.items()})
+    found = described(
+        {f"layers.0.mlp.{m}_proj.weight": s for m, s in {"gate": (64, 40), "up": (64, 40), "down": (40, 64)}.items()}
+    )
     assert found.rules == {"layers.0.mlp": "convention"}
 
 
@@ -142,7 +144,9 @@ def test_a_prefix_changes_nothing(prefix: str) -> None:
 
 def test_blocks_of_any_list() -> None:
     shapes = block("transformer_blocks") | block("single_transformer_blocks")
-    shapes |= convolutions("down_blocks.0.resnets.1", conv1=(64, 64, 3, 3)) | convolutions("down_blocks.1.resnets.0", conv1=(64, 64, 3, 3))
+    shapes |= convolutions("down_blocks.0.resnets.1", conv1=(64, 64, 3, 3)) | convolutions(
+        "down_blocks.1.resnets.0", conv1=(64, 64, 3, 3)
+    )
     blocks = described(shapes | {"proj.weight": (4, 40)}).blocks
     assert blocks["single_transformer_blocks.1.attn.to_q.weight"] == "single_transformer_blocks.1"
     assert blocks["down_blocks.0.resnets.1.conv1.weight"] == "down_blocks.0.resnets.1"
@@ -171,10 +175,23 @@ def test_units_of_a_group_are_matched_within_it() -> None:
     assert np.allclose(c[0], whole[:4, :4], atol=1e-5) and np.allclose(c[1], whole[4:, 4:], atol=1e-5)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["mlp.fc1", "mlp.fc2", "conv1", "conv2", "0", "2", "attn.q", "w13", "experts.down", "in_proj", "out"]), st.lists(st.sampled_from([1, 2, 8, 16, 32, 64]), min_size=1, max_size=4)), max_size=12))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["mlp.fc1", "mlp.fc2", "conv1", "conv2", "0", "2", "attn.q", "w13", "experts.down", "in_proj", "out"]
+            ),
+            st.lists(st.sampled_from([1, 2, 8, 16, 32, 64]), min_size=1, max_size=4),
+        ),
+        max_size=12,
+    )
+)
 @settings(max_examples=60, deadline=None)
 def test_any_header(tensors: list[tuple[str, list[int]]]) -> None:
-    entries = {f"layers.{i % 2}.{n}.weight": Entry(f"layers.{i % 2}.{n}.weight", "F32", tuple(s), 4 * math.prod(s)) for i, (n, s) in enumerate(tensors)}
+    entries = {
+        f"layers.{i % 2}.{n}.weight": Entry(f"layers.{i % 2}.{n}.weight", "F32", tuple(s), 4 * math.prod(s))
+        for i, (n, s) in enumerate(tensors)
+    }
     for name, parts in cuts(entries).items():
         edges = [0, *(stop for _, _, stop in parts)]
         assert [first for _, first, _ in parts] == edges[:-1]
@@ -193,7 +210,12 @@ def test_order_of_names_does_not_matter() -> None:
 
 def test_forty_thousand_matrices_take_no_longer_than_ten_times_four_thousand() -> None:
     def seconds(layers: int) -> float:
-        shapes = {f"model.layers.{i}.moe.experts.{e}.{m}.weight": (64, 64) for i in range(layers) for e in range(64) for m in ("one", "two", "three")}
+        shapes = {
+            f"model.layers.{i}.moe.experts.{e}.{m}.weight": (64, 64)
+            for i in range(layers)
+            for e in range(64)
+            for m in ("one", "two", "three")
+        }
         entries = {name: Entry(name, "F32", shape, 4 * 64 * 64) for name, shape in shapes.items()}
         start = time.process_time()
         describe(entries)

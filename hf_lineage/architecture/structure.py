@@ -29,6 +29,8 @@ RULES: dict[str, str] = {
     "beside": "units that are read as part of a wider input: attention and feed-forward layer side by side",
     "recurrent gates": "the input matrix of an LSTM or GRU, gate by gate",
 }
+
+
 def _vocabulary(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
@@ -43,20 +45,14 @@ _HEAD_PARTS = _vocabulary(
     "q k v qk kv qkv query key value queries keys values wq wk wv wqkv qproj kproj vproj kqv qkvo theta phi "
     "receptance rope rotary pos position rel relpos"
 )
-_NORMS = _vocabulary(
-    "norm norms layernorm adaln ada modulation mod film adanorm"
-)
+_NORMS = _vocabulary("norm norms layernorm adaln ada modulation mod film adanorm")
 # Words of a matrix whose rows have an order of their own: classes, tokens, pixels, what all layers share.
 FIXED = _vocabulary(
     "classifier logits logit vocab vocabulary classes class cls ctc score scores lm head heads embed embedding "
     "embeddings tokens token codebook patch bbox boxes pixel pixels label labels wte wpe per"
 )
-_FIRST = _vocabulary(
-    "in up gate expand expansion inner inverted exp wi first start intermediate input win wup"
-)
-_LAST = _vocabulary(
-    "out down project final end wo pwl point pointwise output wout wdown"
-)
+_FIRST = _vocabulary("in up gate expand expansion inner inverted exp wi first start intermediate input win wup")
+_LAST = _vocabulary("out down project final end wo pwl point pointwise output wout wdown")
 _WEAKLY = {"proj": -1, "projection": -1, "last": -1, "pw": 1, "ffn": 1}  # where no other word says more
 _FEED_FORWARD = _vocabulary(
     "mlp ff ffn feedforward feed ffw mlps ffns intermediate densereludense expert experts mixer channelmixer moe "
@@ -71,9 +67,7 @@ _LEAF = re.compile(
 )
 _RECURRENT = re.compile(r"^(?P<module>.+)\.weight_ih_l(?P<layer>\d+)(?P<way>_reverse)?(?:\[(?P<gate>[^\]]*)\])?$")
 _GATES = {4: "ifgo", 3: "rzn"}
-_CONVOLUTION = _vocabulary(
-    "conv convolution conv1d conv2d conv3d c linear"
-)  # of a numbered child, the matrix
+_CONVOLUTION = _vocabulary("conv convolution conv1d conv2d conv3d c linear")  # of a numbered child, the matrix
 MAX_MIXED = 8  # matrices of one module, above which only their numbers are looked at
 MIN_WIDTH = 8  # of stacked experts: below, the last axis is a kernel's
 
@@ -532,8 +526,10 @@ def _halves(tree: _Tree, path: tuple[str, ...], module: _Module) -> dict[str, li
     for (first, x), (second, y) in ((a, b) for a in dense.items() for b in dense.items() if a is not b):
         width = y.columns
         others = [slot for slot in dense.values() if slot is not x and slot is not y]
-        if x.rows != 2 * width or x.columns != y.rows or any(
-            width not in slot.shape[:2] and slot.rows != slot.columns for slot in others
+        if (
+            x.rows != 2 * width
+            or x.columns != y.rows
+            or any(width not in slot.shape[:2] and slot.rows != slot.columns for slot in others)
         ):
             continue
         between = any(slot.depthwise and slot.rows == width for slot in slots.values())
