@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from hf_lineage.checkpoints.entry import Entry
 from hf_lineage.errors import ArgumentError
-from hf_lineage.weights.sampling import MIN_UNITS, grid, make_plan, sample_budget
+from hf_lineage.placement import Memory
+from hf_lineage.weights.sampling import MIN_UNITS, Plan, grid, make_plan, sample_budget
 
 SHAPES = {"fc1.weight": (2048, 784), "fc1.bias": (2048,), "fc2.weight": (256, 2048), "emb.weight": (5000, 64)}
 ENTRIES = {name: Entry(name, "F32", shape, 4 * Entry(name, "F32", shape, 0).count) for name, shape in SHAPES.items()}
@@ -90,3 +91,62 @@ def test_spellings(sample, total: int, remote: bool, expected: int | None) -> No
 def test_bad_spellings(sample) -> None:
     with pytest.raises(ArgumentError, match="Expected `sample`"):
         sample_budget(sample, 1000, False)
+
+
+# ---- within a bound of memory
+
+
+def experts(layers: int, number: int, height: int, width: int) -> tuple[dict[str, Entry], dict[str, tuple[str, ...]]]:
+    """A mixture of experts, bf16: gate and up share an order."""
+    names = [f"layers.{i}.experts.{e}" for i in range(layers) for e in range(number)]
+    orders = {name: (f"{name}.gate.weight", f"{name}.up.weight") for name in names}
+    shapes = {name: (height, width) for both in orders.values() for name in both}
+    shapes |= {f"{name}.down.weight": (width, height) for name in names}
+    return {name: Entry(name, "BF16", shape, 2 * height * width) for name, shape in shapes.items()}, orders
+
+
+@pytest.mark.parametrize("budget", [0.05, None])
+def test_hidden_units_that_do_not_fit_are_drawn_by_whole_orders(budget: float | None) -> None:
+    entries, orders = experts(8, 16, 64, 7168) if budget is None else experts(8, 16, 2048, 7168)
+    nbytes = {name: entry.nbytes for name, entry in entries.items()}
+    wanted = None if budget is None else round(budget * sum(nbytes.values()))
+    one = 2 * 4 * MIN_UNITS * 7168  # bytes of an order
+
+    def planned(seed: int, most: int = 20 * one + 1000) -> Plan:
+        return make_plan(entries, nbytes, orders, budget=wanted, keep=1 << 20, most=most, seed=seed)
+
+    found = planned(0)
+    kept = {order for order, names in orders.items() if names[0] in found.rows}
+    assert found.layers == (20, 128) and len(kept) == 20
+    assert all(len(found.rows[name]) >= MIN_UNITS for order in kept for name in orders[order]), "whole orders"
+    assert sum(4 * len(rows) * entries[name].shape[1] for name, rows in found.rows.items()) <= 20 * one + (1 << 20)
+    assert planned(0) == found and planned(1).rows.keys() != found.rows.keys(), "seeded"
+    assert {piece.name for piece in found.slices} == entries.keys(), "the others are read, too"
+    assert planned(0, 64 * one).layers == (64, 128) and planned(0, 1 << 30).layers == (128, 128)
+
+
+@pytest.mark.parametrize("budget", [None, TOTAL // 10])
+def test_where_all_fits_memory_changes_nothing(budget: int | None) -> None:
+    one, two = (
+        make_plan(ENTRIES, BYTES, ORDERS, budget=budget, keep=64 << 20, seed=0, most=m) for m in (None, 1 << 30)
+    )
+    assert one == two and one.layers == (2, 2)
+
+
+class TestMemory:
+    def test_what_there_is_by_default(self) -> None:
+        memory = Memory.of(None)
+        assert memory == Memory.of("512MiB") == Memory.of(512 << 20)
+        assert memory.units(2) == 32 << 20 and memory.batch(2, 1) == 4 << 20
+
+    @given(st.integers(16 << 20, 1 << 40), st.integers(2, 1000), st.integers(1, 256))
+    def test_the_parts_are_within_the_whole(self, total: int, models: int, devices: int) -> None:
+        memory = Memory.of(total)
+        under_way = 2 * models * memory.batch(models, devices)
+        assert models * memory.most_units(models) <= total // 2 and under_way <= total // 4
+        assert memory.units(models) <= memory.most_units(models)
+
+    @pytest.mark.parametrize("wrong", ["", "much", "1MB", 1 << 20, -1, 0, True, "5"])
+    def test_nonsense_is_refused(self, wrong) -> None:
+        with pytest.raises(ArgumentError, match="Expected `memory`"):
+            Memory.of(wrong)

@@ -70,6 +70,9 @@ def reading(level: str = "Family-wise error of the p-values.", alpha: float = 1e
             help="Where to compute: cpu (default), cuda, cuda:1, auto (every GPU, then memory, then disk), "
             "within bounds (0=10GiB,cpu=20GiB), or part by part (blocks.0=0,blocks.1=cpu).",
         ),
+        click.option(
+            "--memory", metavar="SIZE", help="What reading weights takes at most beside torch: 512MB (default), 2GB, …"
+        ),
         click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
     )
 

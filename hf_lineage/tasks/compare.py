@@ -25,7 +25,7 @@ from ..weights.reader import LINED_UP, Readings
 from ..weights.sampling import MIN_UNITS, Plan, make_plan, seeded_random
 from . import verdict
 from .options import Options
-from .session import UNITS_IN_ALL, UNITS_PER_MODEL, Aligned, Question, budget_of, some, unjudged, within
+from .session import Aligned, Question, budget_of, some, unjudged, within
 
 if TYPE_CHECKING:
     import torch
@@ -80,8 +80,8 @@ def read(question: Question, comparable: Sequence[tuple[View, Alignment]], optio
 def _plan(question: Question, comparable: Sequence[Aligned], options: Options, beside: int) -> Plan:
     """What to read: chosen by the child alone, for all of its weights; of that, what some candidate has, too.
 
-    So a pair is read at the same entries whoever else is asked about. Only the rows kept in memory become fewer, from
-    `UNITS_IN_ALL` / `UNITS_PER_MODEL` models on. Raises `ArgumentError`, `LimitError`.
+    So a pair is read at the same entries whoever else is asked about. Only the rows kept in memory become fewer where
+    there are many (`Memory.units`). Raises `ArgumentError`, `LimitError`.
     """
     child, architecture = question.child, question.architecture
     entries = {name: child[name] for name in architecture.weights}
@@ -89,8 +89,11 @@ def _plan(question: Question, comparable: Sequence[Aligned], options: Options, b
     models = [model for model, _ in comparable]
     budget = budget_of(child, models, entries, options.sample)
     budget = min(budget, options.most) if budget and options.most else budget
-    keep = min(UNITS_PER_MODEL, UNITS_IN_ALL // (1 + len(models)))
-    whole = make_plan(entries, nbytes, architecture.orders, budget=budget, keep=keep, seed=options.seed)
+    memory = options.reading_memory
+    whole = make_plan(
+        entries, nbytes, architecture.orders, budget=budget, seed=options.seed,
+        keep=memory.units(1 + len(models)), most=memory.most_units(1 + len(models)),
+    )  # fmt: skip
     ends: dict[str, int] = {}
     for _, alignment in comparable:
         for name in alignment.pairs:
@@ -103,7 +106,7 @@ def _plan(question: Question, comparable: Sequence[Aligned], options: Options, b
     within(options.max_bytes, round(ours + theirs) + beside, 1 + len(models))
     share = ours / sum(nbytes[name] * end / entries[name].count for name, end in ends.items())
     rows = {name: kept for name, kept in whole.rows.items() if name in ends}
-    return Plan(tuple(slices), rows, share if whole.sampled else 1.0)
+    return replace(whole, slices=tuple(slices), rows=rows, share=share if whole.sampled else 1.0)
 
 
 def _shared_elements(child: View, alignment: Alignment, name: str) -> int:

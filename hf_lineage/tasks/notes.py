@@ -60,9 +60,18 @@ def of_unnamed_origin(question: Question, readings: Readings) -> list[Note]:
     return [Note("unnamed_origin", text, hint)]
 
 
+def of_memory(plan: Plan) -> list[Note]:
+    """For a plan that keeps the hidden units of some layers only."""
+    kept, known = plan.layers
+    if kept == known:
+        return []
+    text = f"Hidden units of {kept:,} of {known:,} layers fit in memory; the seed chose which."
+    return [Note("units_in_memory", text, "--memory 4GB keeps more.", 'memory="4GB" keeps more.')]
+
+
 def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) -> list[Note]:
     """For `trace_layers`."""
-    notes = _left_out(*_defects(readings))
+    notes = [*_left_out(*_defects(readings)), *of_memory(plan)]
     if plan.sampled:
         share = f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may differ."
         notes.append(Note("sampled", share))
@@ -116,7 +125,7 @@ def of_one_unreadable(ref: str, *reasons: str) -> Note:
 
 def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparison) -> list[Note]:
     """For `trace`."""
-    notes: list[Note] = []
+    notes = of_memory(plan)
     if plan.sampled:
         notes.append(
             Note("sampled", f"A sample was read: {100 * plan.share:.2g} % of the weights; distances are estimates.")

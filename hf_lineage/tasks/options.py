@@ -15,7 +15,7 @@ from ..parallel import world
 
 if TYPE_CHECKING:
     from ..features.evidence import Settings, Source
-    from ..placement import Placement, Wanted
+    from ..placement import Memory, Placement, Wanted
     from .session import Session
 
     Sample = str | float | int | None
@@ -66,6 +66,7 @@ class Options:
     alpha: float = 1e-3
     sample: Sample = None
     max_bytes: int | None = None
+    memory: int | str | None = None
     device: Wanted = None
     progress: Progress | None = None
     seed: int = 0
@@ -85,6 +86,8 @@ class Options:
                 raise ArgumentError(f"Expected `evidence` to be among {known}, got {name!r}.")
         if self.device is not None:
             _ = self.placement  # raises
+        if self.memory is not None:
+            _ = self.reading_memory
         if not 0 < self.alpha < 1:
             raise ArgumentError(f"Expected `alpha` between 0 and 1, got {self.alpha}.")
         if self.max_bytes is not None and self.max_bytes <= 0:
@@ -97,6 +100,13 @@ class Options:
         from ..placement import placement
 
         return placement(self.device)
+
+    @property
+    def reading_memory(self) -> Memory:
+        """What reading weights may take. Raises `ArgumentError`."""
+        from ..placement import Memory
+
+        return Memory.of(self.memory)
 
     @property
     def runs_models(self) -> bool:

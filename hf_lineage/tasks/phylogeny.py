@@ -67,7 +67,7 @@ TREE_ALPHA = 1e-2  # level of the groups of a tree that a trace asks
 @THREADS.apart()
 def phylogeny(
     models: Iterable[Model], *, method: str = "information", alpha: float = 1e-2, rho: float | None = None,
-    token: str | bool | None = None, device: Wanted = None,
+    token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
     sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
     progress: Progress | None = None, seed: int = 0, session: Session | None = None,
 ) -> Phylogeny:  # fmt: skip
@@ -79,7 +79,7 @@ def phylogeny(
     alpha: family-wise error over all pairs of one architecture: the chance that any two unrelated models are joined.
     rho: of the `along-…` methods, the probability that a cluster's centre is set to its parent, in [0, 1]; None
         chooses it without the truth, by silhouette.
-    sample, max_bytes, token, device, allow_pickle, progress, seed, session: as in `trace`.
+    sample, max_bytes, token, device, memory, allow_pickle, progress, seed, session: as in `trace`.
 
     By `information`: models that the permutation test over hidden units calls related make a group
     (`trees/groups.py`); in a group the maximum spanning tree of the information that units share (docs/methods.md,
@@ -90,7 +90,7 @@ def phylogeny(
     By `detector`: the Phylogeny Detector that ships (`detector/phylogeny.py`) scores all pairs and "no parent", and the
     forest with the most edges expected to be right is the answer, all of them directed, each with its probability.
 
-    Cost: one pass over the bytes of every model; memory for at most 32 MB of hidden units each and 512 MB in all.
+    Cost: one pass over the bytes of every model, within `memory`.
     Returns a `Phylogeny`. A model that cannot be read is in its `left_out`, the rest is done. Raises `LineageError`s:
     `ArgumentError`, `NothingToCompareError` where no model can be read, `ProcessLostError`.
     """
@@ -101,7 +101,7 @@ def phylogeny(
     if method.startswith(("after-", "along-")):
         scikit_learn()  # where it is missing, nothing is read
     options = Options(
-        alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, progress=progress, seed=seed
+        alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, memory=memory, progress=progress, seed=seed
     )  # fmt: skip
     with session_of(session, token, allow_pickle) as session:
         opened, left_out, notes = _open(session, models)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 NAME_SOME = ("Name some: -c org/name.", "candidates=[…].")  # hints, for the command line and for Python
 LEAST_SAMPLE = 100_000  # bytes of a model below which a smaller sample is no advice
-UNITS_PER_MODEL, UNITS_IN_ALL = 32 << 20, 1 << 29  # bytes of hidden units kept in memory
 Aligned = tuple[Checkpoint, Alignment]  # a model and how it lines up with the child
 
 
@@ -121,7 +120,7 @@ class Session:
         """
         return read_aligned(
             child, [model for model, _ in aligned], [alignment for _, alignment in aligned], plan,
-            device=options.device, progress=options.progress, orders=orders,
+            device=options.device, progress=options.progress, orders=orders, memory=options.reading_memory,
         )  # fmt: skip
 
 
@@ -280,9 +279,12 @@ def plan_reading(
     """
     nbytes = {name: child[name].nbytes for name in paired(architecture, aligned)}
     models = 1 + len(aligned)
-    keep = min(UNITS_PER_MODEL, UNITS_IN_ALL // models)
+    memory = options.reading_memory
     entries = {name: child[name] for name in nbytes}
-    plan = make_plan(entries, nbytes, architecture.orders, budget=budget, keep=keep, seed=options.seed)
+    plan = make_plan(
+        entries, nbytes, architecture.orders, budget=budget, seed=options.seed,
+        keep=memory.units(models), most=memory.most_units(models),
+    )  # fmt: skip
     if not plan.slices:
         raise ArgumentError(f"Expected a larger sample: {budget} bytes of {sum(nbytes.values()):,} hold no slice.")
     theirs = sum(model[partner].nbytes for model, alignment in aligned for partner in alignment.pairs.values())

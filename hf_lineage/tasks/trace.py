@@ -45,9 +45,9 @@ def trace(
     alpha: float = 1e-3, probes: Source = None, taps: str | Sequence[str] | None = None, metric: str = "l2",
     step: float | str = "auto", detector: str | Path | None = None, tree: bool | None = None,
     older: bool = False,
-    token: str | bool | None = None, device: Wanted = None, sample: str | float | int | None = None,
-    max_bytes: int | None = None, allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0,
-    session: Session | None = None,
+    token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
+    sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
+    progress: Progress | None = None, seed: int = 0, session: Session | None = None,
 ) -> Lineage:  # fmt: skip
     """Say which of the candidates the child was fine-tuned from, and how sure that is.
 
@@ -81,6 +81,8 @@ def trace(
     device: where to compute, the processor by default. `"cuda"` is every GPU of this machine, `"cuda:1"` that one;
         `"auto"` takes every accelerator, then memory, then disk; `{0: "10GiB", "cpu": "20GiB"}` the same within bounds,
         `{"blocks.0": 0, "blocks.1": "cpu"}` a layout of your own (`placement.py`, docs/guides/gpus.md).
+    memory: bytes, or text such as `"2GB"`, that reading weights takes at most beside torch; None is 512 MB. Where not
+        all hidden units fit, whole layers are chosen by the seed, and the answer says so (`units_in_memory`).
     progress: called as `progress(done, total, what)`, in bytes. seed: of the sample and of the permutations.
     session: an `hl.Session` whose models are already open; `token` and `allow_pickle` are then the session's.
 
@@ -95,9 +97,9 @@ def trace(
     if older and (candidates is None or tree):
         raise ArgumentError("Expected `older` with named candidates and without `tree`: a tree says who came first.")
     options = Options(
-        evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, progress=progress,
-        seed=seed, networks=Networks(probes=probes, taps=taps, metric=metric, step=step, detector=detector),
-        tree=candidates is None if tree is None else tree, older=older,
+        evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, memory=memory,
+        progress=progress, seed=seed, tree=candidates is None if tree is None else tree, older=older,
+        networks=Networks(probes=probes, taps=taps, metric=metric, step=step, detector=detector),
     )  # fmt: skip
     with session_of(session, token, allow_pickle) as session:
         if candidates is None:

@@ -47,8 +47,8 @@ def trace_layers(
     child: Model, candidates: Iterable[Model] | None = None, *, evidence: str | Sequence[str] = "weights",
     alpha: float = 1e-3, probes: Source = None, metric: str = "l2", step: float | str = "auto",
     detector: str | Path | None = None, token: str | bool | None = None, device: Wanted = None,
-    sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
-    progress: Progress | None = None, seed: int = 0, session: Session | None = None,
+    memory: int | str | None = None, sample: str | float | int | None = None, max_bytes: int | None = None,
+    allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0, session: Session | None = None,
 ) -> LayerLineage:  # fmt: skip
     """Say for each block of the child which block of which candidate it came from, and in what proportion.
 
@@ -63,13 +63,13 @@ def trace_layers(
     probes, metric, step, detector: as in `trace`; so are child, candidates and all other arguments.
 
     Cost: up to 16 MB of each model to find the places (or 32 rows of one matrix of each block, if that is more), then
-    one pass over what `sample` says; memory does not grow with the models: 32 MB of hidden units each, 512 MB in all.
+    one pass over what `sample` says, within `memory`.
 
     Returns a `LayerLineage`; a block "from none of these" is an answer. Raises what `trace` raises.
     """
     options = Options(
-        evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, progress=progress,
-        seed=seed, networks=Networks(probes=probes, metric=metric, step=step, detector=detector),
+        evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, memory=memory,
+        progress=progress, seed=seed, networks=Networks(probes=probes, metric=metric, step=step, detector=detector),
     )  # fmt: skip
     with session_of(session, token, allow_pickle) as session:
         question = ask(session, child, _sources(child, session) if candidates is None else candidates)

@@ -24,7 +24,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import LineageError
 from ..parallel import THREADS, World, world
-from ..placement import placement, sent
+from ..placement import Memory, placement, sent
 from .direction.steps import PassCounts, count_slice
 from .moments import Moments, block_moments
 from .sampling import Plan
@@ -33,8 +33,7 @@ from .units import Units
 if TYPE_CHECKING:
     from ..placement import Placement, Wanted
 
-BATCH_BYTES = 8 << 20  # of one model that are in flight at once, for each device
-BATCH_BYTES_IN_ALL = 256 << 20  # of all models together
+BATCH_SLICES = 512  # of a model that are worked on at once: what is counted of each is larger than a tiny slice
 SPANS = 512  # parts, about, that the work is cut into: enough for a hundred processes, and few sums to send
 COUNTED = 1 << 25  # entries of matrices, about, whose steps are counted: enough for an order, and bounded in time
 LINED_UP = (
@@ -137,12 +136,14 @@ class Readings:
 def read_aligned(
     child: Checkpoint, candidates: Sequence[Checkpoint], alignments: Sequence[Alignment], plan: Plan,
     *, device: Wanted | Placement = None, progress: Progress | None = None, orders: bool = False,
+    memory: Memory | None = None,
 ) -> Readings:  # fmt: skip
     """Read the plan's slices of every model once, batch by batch; the next batch is fetched meanwhile.
 
     alignments: for each candidate, its tensors for the child's; of a token table with another number of rows the first
     ones, as many as both have. device: as `placement` takes it; several take turns. progress: called with bytes done
-    and in all, of this process's share. orders: whether steps and values of matrices are counted, too.
+    and in all, of this process's share. orders: whether steps and values of matrices are counted, too. memory: how much
+    is read at once.
 
     Of several processes each reads a share, and all return the same. Sums are taken block by block along spans that the
     plan alone decides, so that their last bits depend on nothing else. A candidate whose reading fails is left out and
@@ -166,7 +167,16 @@ def read_aligned(
     matrices = sum(piece.stop - piece.start for piece in plan.slices if len(child[piece.name].shape) > 1)
     share_counted = min(1.0, COUNTED / max(matrices, 1)) if orders else 0.0
     reader = _Reader(
-        models, partners, candidates_with, limits, units, _workers(device), plan.sampled, share_counted, {}
+        models,
+        partners,
+        candidates_with,
+        limits,
+        units,
+        _workers(device),
+        plan.sampled,
+        share_counted,
+        memory or Memory(),
+        {},
     )
     sums = reader.read({i: spans[i] for i in share}, progress if here.main else None)
 
@@ -229,6 +239,7 @@ class _Reader:
     devices: Sequence[torch.device]
     sampled: bool  # only of a sample the standard errors are asked for
     orders: float  # share of the slices of matrices whose steps are counted
+    memory: Memory
     failed: dict[int, LineageError]
     counts: PassCounts = field(default_factory=PassCounts)
 
@@ -238,9 +249,7 @@ class _Reader:
         span_of = {piece: i for i, span in spans.items() for piece in span}
         sums: dict[int, Sums] = {}
         done, total = 0, sum(bytes_of(child, piece) for piece in span_of)
-        limit = (
-            min(BATCH_BYTES, BATCH_BYTES_IN_ALL // count) // 2 * len(self.devices)
-        )  # a candidate may be stored in wider numbers
+        limit = self.memory.batch(count, len(self.devices))
         with (
             ThreadPoolExecutor(min(8, count), thread_name_prefix="hf-lineage-read") as pool,
             ThreadPoolExecutor(len(self.devices), thread_name_prefix="hf-lineage-measure") as workers,
@@ -410,11 +419,11 @@ def _ahead(
 
 
 def batches(child: Checkpoint, pieces: Iterable[Slice], limit: int) -> Iterator[list[Slice]]:
-    """The slices in runs of at most `limit` bytes of the child; a longer slice is a run of its own."""
+    """Runs of at most `BATCH_SLICES` slices and `limit` bytes of the child; a longer slice is a run of its own."""
     batch: list[Slice] = []
     size = 0
     for piece in pieces:
-        if batch and size + bytes_of(child, piece) > limit:
+        if batch and (size + bytes_of(child, piece) > limit or len(batch) == BATCH_SLICES):
             yield batch
             batch, size = [], 0
         batch.append(piece)

@@ -28,11 +28,15 @@ REMOTE_SHARE, REMOTE_MIN_BYTES = 0.005, 4 << 20  # read of a remote model unless
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is read: slices in order, the rows kept in memory of each matrix, and the share of all bytes, in (0, 1]."""
+    """What is read: slices in order, the rows kept in memory of each matrix, and the share of all bytes, in (0, 1].
+
+    layers: orders of hidden units of which rows are kept, and all that could be tested if memory were no limit.
+    """
 
     slices: tuple[Slice, ...]
     rows: dict[str, tuple[int, ...]]
     share: float
+    layers: tuple[int, int] = (0, 0)
 
     @property
     def sampled(self) -> bool:
@@ -42,13 +46,15 @@ class Plan:
 
 def make_plan(
     entries: Mapping[str, Shaped], nbytes: Mapping[str, int], orders: Mapping[str, Sequence[str]],
-    *, budget: int | None, keep: int, seed: int,
+    *, budget: int | None, keep: int, seed: int, most: int | None = None,
 ) -> Plan:  # fmt: skip
     """Choose what to read of the tensors in `entries`.
 
     nbytes: bytes of each tensor as stored. orders: hidden-unit order → matrices whose rows are its units. budget: bytes
     to read of the child, None for everything. keep: bytes (as float32) of rows held in memory for one model. What the
-    units leave of these goes to rows of other matrices, by which `edits.py` and `direction/` see what was done.
+    units leave of these goes to rows of other matrices, by which `edits.py` and `direction/` see what was done. most:
+    bytes that may be held for `MIN_UNITS` rows of every matrix, at least `keep`; where even that is too little, whole
+    orders are drawn by the seed, and the other ones are read without units.
 
     Everything: the blocks of `grid`, and rows drawn at random. A sample: of each tensor one contiguous slice that
     starts at a random place; unit matrices give whole rows, at least `MIN_UNITS` of them or none. Random numbers are
@@ -56,13 +62,21 @@ def make_plan(
     """
     units = {name: order for order, names in orders.items() for name in names if name in entries}
     units = {name: order for name, order in units.items() if _fits(entries[name].shape)}
-    total = sum(nbytes.values())
+    total, most = sum(nbytes.values()), max(keep, most or 0)
     if budget is None or budget >= total:
         everything = tuple(piece for name in entries for piece in grid(name, entries[name].shape))
         chosen = _kept_rows(entries, units, 3 * keep // 4, seed)
+        if len(chosen) < len(units):
+            drawn = _drawn(entries, units, most, seed)
+            chosen = _rows_of_drawn(entries, drawn, most, seed) if len(drawn) > len(chosen) else chosen
         spent = sum(4 * len(kept) * _row(entries[name].shape) for name, kept in chosen.items())
-        return Plan(everything, chosen | _other_rows(entries, chosen, keep - spent, seed), 1.0)
+        others = _other_rows(entries, chosen, keep - spent, seed)
+        return Plan(everything, chosen | others, 1.0, _layers(chosen, units))
     affordable = _affordable(entries, nbytes, units, budget)
+    known, spare = affordable, None
+    if sum(4 * _row(entries[n].shape) * _spread(_row(entries[n].shape), len(known), keep) for n in known) > most:
+        affordable = _drawn(entries, known, most, seed)
+        spare = most - sum(4 * MIN_UNITS * _row(entries[name].shape) for name in affordable)
     slices: list[Slice] = []
     rows: dict[str, tuple[int, ...]] = {}
     # a change in a tensor without a slice would not be seen: gains and biases are read too where that costs little
@@ -75,10 +89,12 @@ def make_plan(
         start = row * seeded_random(seed, affordable.get(name, name)).randrange((entry.count - length) // row + 1)
         slices += _cut(name, start, start + length, row)
         if name in affordable:
-            max_rows = max(MIN_UNITS, min(MAX_UNITS, keep // (4 * row * len(affordable))))
+            max_rows = _spread(row, len(affordable), keep)
+            if spare is not None:
+                max_rows = min(MAX_UNITS, MIN_UNITS + spare // (4 * row * len(affordable)))
             rows[name] = tuple(range(start // row, (start + length) // row))[:max_rows]
     read = sum(nbytes[piece.name] * (piece.stop - piece.start) / entries[piece.name].count for piece in slices)
-    return Plan(tuple(slices), rows, read / total)
+    return Plan(tuple(slices), rows, read / total, _layers(rows, known))
 
 
 def sample_budget(sample: str | float | int | None, total: int, remote: bool) -> int | None:
@@ -151,6 +167,46 @@ def _kept_rows(
         if order in chosen:
             rows[name] = chosen[order]
     return rows
+
+
+def _spread(row: int, matrices: int, keep: int) -> int:
+    """Rows that are kept of one of so many matrices that share `keep` bytes."""
+    return max(MIN_UNITS, min(MAX_UNITS, keep // (4 * row * matrices)))
+
+
+def _layers(rows: Mapping[str, object], units: Mapping[str, str]) -> tuple[int, int]:
+    """Orders of which rows are kept, and all."""
+    return len({units[name] for name in rows if name in units}), len({*units.values()})
+
+
+def _drawn(entries: Mapping[str, Shaped], units: Mapping[str, str], most: int, seed: int) -> dict[str, str]:
+    """The matrices of whole orders, drawn until `MIN_UNITS` rows of each fill `most` bytes."""
+    cost: dict[str, int] = {}
+    for name, order in units.items():
+        cost[order] = cost.get(order, 0) + 4 * MIN_UNITS * _row(entries[name].shape)
+    drawn = set()
+    for order in sorted(cost, key=lambda order: seeded_random(seed, order).random()):
+        if cost[order] <= most:
+            drawn.add(order)
+            most -= cost[order]
+    return {name: order for name, order in units.items() if order in drawn}
+
+
+def _rows_of_drawn(
+    entries: Mapping[str, Shaped], drawn: Mapping[str, str], most: int, seed: int
+) -> dict[str, tuple[int, ...]]:
+    """Rows of matrices of which `MIN_UNITS` each fit: as many of each order as what is left allows."""
+    width: dict[str, int] = {}
+    height: dict[str, int] = {}
+    for name, order in drawn.items():
+        width[order] = width.get(order, 0) + 4 * _row(entries[name].shape)
+        height[order] = min(height.get(order, MAX_UNITS), entries[name].shape[0])
+    spare = most - MIN_UNITS * sum(width.values())
+    rows = {}
+    for order, wide in width.items():
+        count = min(height[order], MIN_UNITS + spare // len(width) // wide)
+        rows[order] = tuple(sorted(seeded_random(seed, order).sample(range(height[order]), count)))
+    return {name: rows[order] for name, order in drawn.items()}
 
 
 def _other_rows(
