@@ -104,7 +104,24 @@ def adapter(folder: Path) -> Path:
     return folder
 
 
-WRITERS = {"adapter": adapter, "safetensors": single, "pickle": pickled}
+def in_gguf(folder: Path) -> Path:
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
+    for name, value in TENSORS.items():
+        half = value.dtype == torch.bfloat16
+        data = value.view(torch.uint8).numpy() if half else value.numpy()
+        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType.BF16 if half else None)
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        write()
+    return folder
+
+
+WRITERS = {"adapter": adapter, "safetensors": single, "gguf": in_gguf, "pickle": pickled}
 
 
 @pytest.mark.parametrize("name", FORMATS)

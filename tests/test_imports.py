@@ -38,6 +38,8 @@ HOME = {
     "PIL": {"features", "experiments"},
     "datasets": {"features"},
     "safetensors": {"detector", "experiments"},
+    "gguf": {"checkpoints"},
+    "onnx": {"checkpoints"},
     "yaml": {"checkpoints", "report", "testing"},
     "cyclonedx": {"report"},
     "packageurl": {"report"},

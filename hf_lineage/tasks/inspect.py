@@ -61,13 +61,14 @@ def inspect(
         matrices = {name: entry for name, entry in opened.items() if entry.dtype in FLOATS and len(entry.shape) > 1}
         if not any(entry.count for entry in matrices.values()):
             raise CheckpointError(f"`{opened.ref.name}` has no matrix of floats: there is nothing to inspect.")
-        slices, share = _slices(opened, [*matrices], options)
+        plain = [name for name, entry in matrices.items() if entry.packing is None]  # rounding hides the past of others
+        slices, share = _slices(opened, plain, options) if plain else ([], 1.0)
         past = past_of(_count(opened, slices, options))
         by_others = world().others(opened.bytes_read)
         alike = repeated_layers(_layers(opened, [*matrices]))
         stored: Counter[str] = Counter()
         for entry in matrices.values():
-            stored[entry.dtype] += entry.count
+            stored[entry.packing.scheme if entry.packing else entry.dtype] += entry.count
         notes = [Note("sampled", f"A sample was read: {100 * share:.2g} % of the weights.")] if share < 1 else []
         cost = options.cost(session, by_others)
         return History(

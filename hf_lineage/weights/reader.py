@@ -323,10 +323,16 @@ class _Reader:
     def _counted(self, piece: Slice, block: Mapping[int, torch.Tensor], correlation: Mapping[int, float]) -> PassCounts:
         """What a slice of a matrix counts, where orders are wanted: of candidates that are correlated with the child,
         and of so many slices, the same in every process, that about `COUNTED` entries are counted."""
-        matrix = len(self.models[0][piece.name].shape) > 1
+        entry = self.models[0][piece.name]
+        matrix = len(entry.shape) > 1 and entry.packing is None  # what was rounded to be stored tells of the rounding
         if not (self.orders and matrix and zlib.crc32(f"{piece.name}:{piece.start}".encode()) < self.orders * 2**32):
             return PassCounts()
-        return count_slice(piece.name, block[0], {i: block[i + 1] for i, r in correlation.items() if r >= LINED_UP})
+        counted = [i for i, r in correlation.items() if r >= LINED_UP and not self._is_packed(i, piece.name)]
+        return count_slice(piece.name, block[0], {i: block[i + 1] for i in counted})
+
+    def _is_packed(self, candidate: int, name: str) -> bool:
+        partner = self.partners[candidate + 1]
+        return partner is not None and self.models[candidate + 1][partner[name]].packing is not None
 
 
 def _workers(device: Wanted | Placement) -> tuple[torch.device, ...]:
@@ -419,15 +425,16 @@ def _ahead(
 
 
 def batches(child: Checkpoint, pieces: Iterable[Slice], limit: int) -> Iterator[list[Slice]]:
-    """Runs of at most `BATCH_SLICES` slices and `limit` bytes of the child; a longer slice is a run of its own."""
+    """Runs of at most `BATCH_SLICES` slices and `limit` bytes of the child in memory; a longer slice is a run of its own."""
     batch: list[Slice] = []
     size = 0
     for piece in pieces:
-        if batch and (size + bytes_of(child, piece) > limit or len(batch) == BATCH_SLICES):
+        held = 4 * (piece.stop - piece.start) if child[piece.name].packing else bytes_of(child, piece)
+        if batch and (size + held > limit or len(batch) == BATCH_SLICES):
             yield batch
             batch, size = [], 0
         batch.append(piece)
-        size += bytes_of(child, piece)
+        size += held
     if batch:
         yield batch
 

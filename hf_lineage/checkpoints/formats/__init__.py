@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..checkpoint import Checkpoint
 from ..local import LocalRepo
 from .adapter import find_adapter, open_adapter
+from .gguf import find_gguf, open_gguf
 from .pickle import find_pickles, open_pickles
 from .safetensors import find_safetensors, open_safetensors
 
@@ -33,5 +34,6 @@ class Format:
 FORMATS: dict[str, Format] = {
     "adapter": Format(find_adapter, open_adapter),
     "safetensors": Format(find_safetensors, open_safetensors),
+    "gguf": Format(find_gguf, open_gguf),
     "pickle": Format(find_pickles, open_pickles),
 }

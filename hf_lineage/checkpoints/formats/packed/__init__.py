@@ -86,7 +86,7 @@ class PackedCheckpoint(Wrapper):
         entries = {name: entry for name, entry in left.items() if name not in matrices}
         for name, matrix in matrices.items():
             nbytes = sum(checkpoint[part].nbytes for part in matrix.parts)
-            entries[name] = Entry(name, "F32", matrix.shape, nbytes, packing=matrix.packing)
+            entries[name] = Entry(name, matrix.dtype, matrix.shape, nbytes, packing=matrix.packing)
         super().__init__(checkpoint, entries)
         self.repo, self.notes, self.adapter_base = checkpoint.repo, checkpoint.notes, checkpoint.adapter_base
         self.skipped = (*checkpoint.skipped, *sorted(broken))
@@ -112,14 +112,14 @@ class PackedCheckpoint(Wrapper):
             matrix, chunks = self._matrices[piece.name], []
             for (first, stop), parts in zip(rows[i], wanted[i], strict=True):
                 these = [read[part] for part in parts]
-                chunks.append(matrix.values(matrix.codes(these, first, stop), these, first).reshape(-1))
+                chunks.append(matrix.unpack(these, first, stop).reshape(-1))
             skip = piece.start - rows[i][0][0] * matrix.width if rows[i] else 0
             joined = chunks[0] if len(chunks) == 1 else torch.cat([torch.empty(0), *chunks])
             result.append(joined[skip : skip + piece.stop - piece.start])
         return result
 
     def cells(self, piece: Slice) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """`Checkpoint.cells`: halfway to the values of the next lower and the next higher code."""
+        """`Checkpoint.cells`, of packed tensors by `PackedMatrix.edges`."""
         import torch
 
         if piece.name not in self._matrices:
@@ -130,16 +130,9 @@ class PackedCheckpoint(Wrapper):
         for first, stop in runs:
             parts = matrix.slices(first, stop)
             read = self._read(parts, [piece])
-            these = [read[part] for part in parts]
-            codes = matrix.codes(these, first, stop).long()
-            value = matrix.values(codes, these, first)
-            below = (value + matrix.values((codes - 1).clamp(min=0), these, first)) / 2
-            above = (value + matrix.values((codes + 1).clamp(max=matrix.levels - 1), these, first)) / 2
-            falling = above < below  # of a negative scale
-            ends = codes <= 0, codes >= matrix.levels - 1
-            low = torch.minimum(below, above).masked_fill(torch.where(falling, ends[1], ends[0]), -torch.inf)
-            high = torch.maximum(below, above).masked_fill(torch.where(falling, ends[0], ends[1]), torch.inf)
-            sides.append((low.reshape(-1), high.reshape(-1)))
+            if (edges := matrix.edges([read[part] for part in parts], first, stop)) is None:
+                return None
+            sides.append((edges[0].reshape(-1), edges[1].reshape(-1)))
         skip = piece.start - runs[0][0] * matrix.width if runs else 0
         lows, highs = (torch.cat([side[k] for side in sides])[skip : skip + piece.stop - piece.start] for k in (0, 1))
         return lows, highs

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dtypes import sorted_table
 from ...entry import Packing, Slice
-from .matrix import PackedMatrix, Parts, Scheme, UnpackableError, expect
+from .matrix import CodedMatrix, Parts, Scheme, UnpackableError, expect
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ STATE: tuple[str, ...] = ("quant_type", "shape", "blocksize", "nested_blocksize"
 
 
 @dataclass(frozen=True, slots=True)
-class _FourBit(PackedMatrix):
+class _FourBit(CodedMatrix):
     """block, nested: elements that share a largest value, and such values that share theirs (0: they are plain)."""
 
     table: tuple[float, ...]

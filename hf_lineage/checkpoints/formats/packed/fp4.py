@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ...dtypes import short_floats
 from ...entry import Packing, Slice
-from .matrix import MAX_STRIDED, PackedMatrix, Parts, Scheme, expect, rows_of, spread, unpack_bits
+from .matrix import MAX_STRIDED, CodedMatrix, Parts, Scheme, expect, rows_of, spread, unpack_bits
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ def e8m0(scale: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Float4(PackedMatrix):
+class _Float4(CodedMatrix):
     """group: neighbours that share a scale; unit: a factor of all scales; each: codes of one element of the part."""
 
     group: int

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...entry import Packing, Slice
-from .matrix import MAX_STRIDED, PackedMatrix, Parts, Scheme, expect, unpack_bits
+from .matrix import MAX_STRIDED, CodedMatrix, Parts, Scheme, expect, unpack_bits
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble of a word that holds output 0
 
 
 @dataclass(frozen=True, slots=True)
-class _ByInputs(PackedMatrix):
+class _ByInputs(CodedMatrix):
     """groups: rows of the scales; group_of: inputs of a group where no `g_idx` tells; sizes: elements of the parts that
     are read. one_less: the zero points are stored one less."""
 

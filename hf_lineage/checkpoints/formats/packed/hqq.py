@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...entry import Packing, Slice
-from .matrix import PackedMatrix, Parts, Scheme, expect, rows_of
+from .matrix import CodedMatrix, Parts, Scheme, expect, rows_of
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ BITS = (8, 4, 2, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Grouped(PackedMatrix):
+class _Grouped(CodedMatrix):
     """group: neighbours that share a scale; a row holds a whole number of them. steps: groups that lie one behind the
     other in the bytes."""
 

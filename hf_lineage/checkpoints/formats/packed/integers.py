@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...entry import Packing, Slice
-from .matrix import PackedMatrix, Parts, Scheme, expect, rows_of, spread, unpack_bits
+from .matrix import CodedMatrix, Parts, Scheme, expect, rows_of, spread, unpack_bits
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ FLOATS = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True, slots=True)
-class _Integers(PackedMatrix):
+class _Integers(CodedMatrix):
     """words: those of one row; group: neighbours that share a scale, `groups` of them in a row; shared: there is one
     row of scales. zeros: "bias" (added), "packed" (codes along the rows), "plain", or "" for none."""
 

@@ -23,22 +23,23 @@ class UnpackableError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PackedMatrix(abc.ABC):
-    """One packed tensor, seen as a matrix: `shape[-1]` columns, and all other axes as rows; of a kernel the
-    first axis.
+    """One packed tensor, seen as a matrix: `shape[-1]` columns, and all other axes as rows; of a kernel the first axis.
 
     Laws, tested for every scheme: the values are those of the scheme's own library; a range of rows is the range of the
-    whole; a code one higher is the next larger value (so `cells` tells what was rounded to a value).
+    whole; a value lies between its edges, and no other value of its group does.
 
     parts: the tensors of the file that it stands for. strided: it is stored by columns, or otherwise so that some rows
-    cost the whole; what `slices` asks for is then kept until another matrix is read.
+    cost the whole; what `slices` asks for is then kept until another matrix is read. packing: None of one that is only
+    stored in another order; `dtype` is that of the values.
     """
 
     name: str
     shape: tuple[int, ...]
-    packing: Packing
+    packing: Packing | None
     parts: tuple[str, ...]
 
     strided = False
+    dtype = "F32"
 
     @property
     def width(self) -> int:
@@ -50,22 +51,56 @@ class PackedMatrix(abc.ABC):
         """Rows."""
         return math.prod(self.shape) // max(self.width, 1)
 
+    @abc.abstractmethod
+    def slices(self, first: int, stop: int) -> list[Slice]:
+        """What has to be read for the rows from `first` to `stop`."""
+
+    @abc.abstractmethod
+    def unpack(self, read: Sequence[torch.Tensor], first: int, stop: int) -> torch.Tensor:
+        """The rows, (rows, width). read: what `slices` asked for."""
+
+    @abc.abstractmethod
+    def edges(self, read: Sequence[torch.Tensor], first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Between which two numbers lies what was rounded to each value of the rows, (rows, width) float32 each,
+        infinite where there is no further value; None where that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodedMatrix(PackedMatrix):
+    """A matrix of codes each of which stands for one number, given the scales beside it; one more code is the next
+    larger number, or the next smaller one where a scale is negative."""
+
+    packing: Packing
+
     @property
     @abc.abstractmethod
     def levels(self) -> int:
         """How many codes there are: 0 to `levels` − 1."""
 
     @abc.abstractmethod
-    def slices(self, first: int, stop: int) -> list[Slice]:
-        """What has to be read for the rows from `first` to `stop`."""
-
-    @abc.abstractmethod
     def codes(self, read: Sequence[torch.Tensor], first: int, stop: int) -> torch.Tensor:
-        """The rows' codes by the order of their values, (rows, width) of integers. read: what `slices` asked for."""
+        """The rows' codes by the order of their values, (rows, width) of integers."""
 
     @abc.abstractmethod
     def values(self, codes: torch.Tensor, read: Sequence[torch.Tensor], first: int) -> torch.Tensor:
         """The numbers that codes (rows, width) of the rows from `first` on stand for, float32."""
+
+    def unpack(self, read: Sequence[torch.Tensor], first: int, stop: int) -> torch.Tensor:
+        return self.values(self.codes(read, first, stop), read, first)
+
+    def edges(self, read: Sequence[torch.Tensor], first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Halfway to the values of the next lower and the next higher code."""
+        import torch
+
+        codes = self.codes(read, first, stop).long()
+        value = self.values(codes, read, first)
+        below = (value + self.values((codes - 1).clamp(min=0), read, first)) / 2
+        above = (value + self.values((codes + 1).clamp(max=self.levels - 1), read, first)) / 2
+        falling = above < below  # of a negative scale
+        ends = codes <= 0, codes >= self.levels - 1
+        low = torch.minimum(below, above).masked_fill(torch.where(falling, ends[1], ends[0]), -torch.inf)
+        high = torch.maximum(below, above).masked_fill(torch.where(falling, ends[0], ends[1]), torch.inf)
+        return low, high
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ...dtypes import FLOAT8, short_floats
 from ...entry import Packing, Slice
-from .matrix import PackedMatrix, Parts, Scheme, expect, rows_of, spread
+from .matrix import CodedMatrix, Parts, Scheme, expect, rows_of, spread
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +29,12 @@ ACTIVATIONS = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Scaled(PackedMatrix):
+class _Scaled(CodedMatrix):
     """grid: rows and columns of the scales of one matrix; block: the rows and columns that share a scale; inner: rows
-    of one matrix, of several (experts); unit: a factor of all scales."""
+    of one matrix, of several (experts); unit: a factor of all scales; stored: the dtype
+    of the codes."""
 
-    dtype: str
+    stored: str
     grid: tuple[int, int]
     block: tuple[int, int]
     inner: int
@@ -42,7 +43,7 @@ class _Scaled(PackedMatrix):
 
     @property
     def levels(self) -> int:
-        return 256 if self.dtype == "I8" else len(short_floats(self.dtype)[1]) - 1
+        return 256 if self.stored == "I8" else len(short_floats(self.stored)[1]) - 1
 
     def slices(self, first: int, stop: int) -> list[Slice]:
         low, high = self._at(first), self._at(stop - 1) + 1
@@ -53,16 +54,16 @@ class _Scaled(PackedMatrix):
         import torch
 
         raw = read[0].view(torch.uint8).reshape(stop - first, self.width)
-        if self.dtype == "I8":
+        if self.stored == "I8":
             return raw ^ 128  # from −128…127 to 0…255
-        return short_floats(self.dtype)[0][raw.long()]
+        return short_floats(self.stored)[0][raw.long()]
 
     def values(self, codes: torch.Tensor, read: Sequence[torch.Tensor], first: int) -> torch.Tensor:
         import torch
 
         at = torch.tensor([self._at(row) - self._at(first) for row in range(first, first + len(codes))])
         scale, *zeros = (each.float().reshape(-1, self.grid[1])[at] for each in read[1:])
-        numbers = codes.float() - 128 if self.dtype == "I8" else short_floats(self.dtype)[1][codes.long()]
+        numbers = codes.float() - 128 if self.stored == "I8" else short_floats(self.stored)[1][codes.long()]
         if zeros:
             numbers = numbers - spread(zeros[0], self.block[1], self.width)
         return numbers * spread(scale * self.unit, self.block[1], self.width)
