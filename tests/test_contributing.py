@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 DIFFS = dict(re.findall(r"^### (.+?)\n.*?```diff\n(.*?)```", TEXT, flags=re.S | re.M))
 REGISTRIES = {
-    "A naming convention": "CONVENTIONS", "A file format": "FORMATS", "A claim source": "CLAIM_SOURCES", "An edit": "EDITS",
+    "A naming convention": "CONVENTIONS", "A file format": "FORMATS", "A packing": "PACKINGS", "A claim source": "CLAIM_SOURCES", "An edit": "EDITS",
     "A metric": "METRICS", "A disguise": "DISGUISES",
 }  # fmt: skip
 LAWS = (

@@ -16,7 +16,13 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 ROOT = Path(__file__).parents[1]
 # A process in which the packages of the extras cannot be imported, whatever is installed
 WITHOUT = "import sys\nfor name in {names!r}: sys.modules[name] = None\n"
-PACKAGES = {"papers": ("sklearn", "datasets"), "bom": ("cyclonedx",), "space": ("gradio", "gradio_client")}
+PACKAGES = {
+    "papers": ("sklearn", "datasets"),
+    "bom": ("cyclonedx",),
+    "space": ("gradio", "gradio_client"),
+    "gguf": ("gguf",),
+    "onnx": ("onnx",),
+}
 LINE = "pip install 'hf_lineage[{extra}]'"
 MAIN = "from hf_lineage.cli import main\nmain({arguments!r})\n"
 # Several in one process: the exit codes are printed
@@ -88,6 +94,11 @@ def test_a_missing_gradio_is_one_line() -> None:
     found = without("space", run="import runpy\nrunpy.run_path('spaces_app/app.py', run_name='__main__')\n")
     assert found.returncode == 1 and not found.stdout
     assert len(found.stderr.splitlines()) == 1 and LINE.format(extra="space") in found.stderr
+
+
+def test_a_missing_gguf_is_one_line(models: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    assert "gguf" in missed("gguf", "trace", models[0], "-c", str(tmp_path / "a.gguf"))
 
 
 def test_without_any_extra_the_tasks_work(models: list[str], tmp_path: Path) -> None:
