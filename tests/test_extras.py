@@ -98,7 +98,7 @@ def test_a_missing_gradio_is_one_line() -> None:
 
 def test_a_missing_gguf_is_one_line(models: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    assert "gguf" in missed("gguf", "trace", models[0], "-c", str(tmp_path / "a.gguf"))
+    assert "gguf" in missed("gguf", "trace", str(tmp_path / "a.gguf"), "-c", models[0])
 
 
 def test_without_any_extra_the_tasks_work(models: list[str], tmp_path: Path) -> None:
