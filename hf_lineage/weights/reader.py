@@ -425,7 +425,7 @@ def _ahead(
 
 
 def batches(child: Checkpoint, pieces: Iterable[Slice], limit: int) -> Iterator[list[Slice]]:
-    """Runs of at most `BATCH_SLICES` slices and `limit` bytes of the child in memory; a longer slice is a run of its own."""
+    """Runs of at most `BATCH_SLICES` slices and `limit` bytes of memory of the child; a longer slice is a run alone."""
     batch: list[Slice] = []
     size = 0
     for piece in pieces:
