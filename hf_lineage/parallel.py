@@ -165,6 +165,16 @@ def on_threads(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return list(pool.map(work, todo))
 
 
+def shared(work: Callable[[list[T]], Sequence[R]], items: Iterable[T], sizes: Sequence[int] | None = None) -> list[R]:
+    """`work` of all items, a list of results in order: each process does its share of them, and all get all results.
+
+    Every process must call this with the same items; what is returned travels by pickle. sizes: what the items cost.
+    """
+    here, todo = world(), [*items]
+    mine = [todo[i] for i in here.share(sizes or [1] * len(todo))]
+    return [result for part in here.gather([*work(mine)]) for result in part]
+
+
 def _all_gather(size: int, value: Any) -> list[Any]:
     import torch.distributed as dist
 

@@ -21,7 +21,7 @@ from hf_lineage.architecture.align import align
 from hf_lineage.architecture.describe import describe
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import ArgumentError, LineageError, ProcessLostError
-from hf_lineage.parallel import World, together, world
+from hf_lineage.parallel import World, shared, together, world
 from hf_lineage.weights.reader import SPANS, Readings, _agree, _spans, read_aligned
 from hf_lineage.weights.sampling import BLOCK, grid, make_plan
 
@@ -100,6 +100,31 @@ class TestWorld:
         for path in Path(hf_lineage.__file__).parent.rglob("*.py"):
             if path.name != "parallel.py":
                 assert not re.search(r"torch\.distributed|PartialState|import distributed", path.read_text()), path
+
+
+class TestShared:
+    def test_alone_it_is_the_work_itself(self) -> None:
+        assert shared(lambda mine: [x + 1 for x in mine], range(5)) == [1, 2, 3, 4, 5] and shared(list, []) == []
+
+    @given(SIZES, st.integers(1, 9))
+    def test_each_item_is_done_once_and_everybody_has_all(self, sizes: list[int], size: int) -> None:
+        done: list[int] = []
+
+        class Gathering(World):
+            def gather(self, value: list[int]) -> list[list[int]]:
+                every = [World(rank, size).share(sizes or []) for rank in range(size)]
+                assert value == [10 * i for i in every[self.rank]]
+                return [[10 * i for i in mine] for mine in every]
+
+        def work(mine: list[int]) -> list[int]:
+            done.extend(mine)
+            return [10 * i for i in mine]
+
+        for rank in range(size):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("hf_lineage.parallel.world", lambda rank=rank: Gathering(rank, size))
+                assert shared(work, range(len(sizes)), sizes) == [10 * i for i in range(len(sizes))]
+        assert done == [*range(len(sizes))]
 
 
 class TestDevices:

@@ -14,7 +14,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Packing, Slice
 from ..checkpoints.view import View
 from ..errors import ArgumentError, Note, NothingToCompareError
-from ..parallel import on_threads
+from ..parallel import on_threads, shared
 from ..weights.depth import changed_layers
 from ..weights.direction.order import Order
 from ..weights.direction.steps import PairCounts, pair_order
@@ -322,14 +322,18 @@ def _what(
             return packed.edit(name, *((start, made) if back else (made, start)), back)
         return detect_edit(start, made, ONE_WAY, lattices) if back else detect_edit(made, start, None, lattices)
 
+    def found(names: Sequence[str]) -> dict[str, Edit]:
+        sizes = [pairs[name][0].numel() for name in names]
+        return dict(zip(names, shared(functools.partial(on_threads, detect), names, sizes), strict=True))
+
     first = [*pairs] if len(pairs) <= FIRST_EDITS else seeded_random(0, "edits").sample([*pairs], FIRST_EDITS)
-    changes = dict(zip(first, on_threads(detect, first), strict=True))
+    changes = found(first)
     if len(first) < len(pairs):
         kind, facts = summarise_edits(changes, counts)
         if kind in PLAIN_EDITS and facts["share"] >= MOSTLY:
             return kind, facts
         rest = [name for name in pairs if name not in changes]
-        changes |= zip(rest, on_threads(detect, rest), strict=True)
+        changes |= found(rest)
     return summarise_edits(changes, counts)
 
 

@@ -18,6 +18,7 @@ from ..answers.base import Evidence
 from ..answers.lineage import PMethod
 from ..architecture.describe import Architecture, Shaped
 from ..errors import Note
+from ..parallel import shared
 from .direction.origin import OriginPosition, origin_position, residual_asymmetry, residual_dependences
 from .moments import Moments
 from .mutual_information import mutual_information
@@ -157,7 +158,8 @@ def compare_weights(
             refused[i] = Note("mostly_unusable", broken)
     compared = [i for i in range(candidates) if i not in refused]
     pairs = {i: PairReadings(readings, architecture, child, i) for i in compared}
-    evidence = {i: _evidence(pair, seed) for i, pair in pairs.items()}
+    found = shared(lambda mine: [_evidence(pairs[i], seed) for i in mine], compared)
+    evidence = dict(zip(compared, found, strict=True))
     matrices = [name for name in architecture.trunk if name in readings.moments and len(child[name].shape) > 1]
     for i, gaps in zip(compared, _gaps([*pairs.values()], matrices, counts), strict=True):
         evidence[i] = replace(evidence[i], **_margin(gaps))

