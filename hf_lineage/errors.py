@@ -71,6 +71,7 @@ CODES: Mapping[str, str] = {
     "equal_copies": "the parent has equal copies",
     "adapter_base_traced": "the child is an adapter; its declared base was traced in its place",
     "adapter_not_read": "the factors of an adapter are pickled and were not looked at, or it holds none",
+    "component_not_read": "components of a pipeline have no safetensors file of their own and were not read",
     "adapter_without_blocks": "a candidate is an adapter and holds no blocks",
     "folder_for_claim": "a local folder was taken for a declared model, by its name",
     "merge_found": "the child is a merge of several candidates",

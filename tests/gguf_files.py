@@ -45,9 +45,11 @@ def packed_as(w: torch.Tensor, kind: str) -> tuple[np.ndarray, object]:
 
     array = w.float().contiguous().numpy()
     chosen = GGMLQuantizationType[kind]
+    if kind == "Q4_K" and w.ndim == 2 and w.shape[-1] % 256 and w.shape[-1] % 32 == 0:
+        chosen = GGMLQuantizationType.Q5_0  # as llama.cpp does where no block of 256 fits
     if w.ndim < 2 or w.shape[-1] % GGML_QUANT_SIZES[chosen][0]:
         return array, GGMLQuantizationType.F32
-    if kind == "Q4_K":
+    if chosen.name == "Q4_K":
         return q4_k(array), chosen
     return quants.quantize(array, chosen), chosen
 

@@ -121,7 +121,28 @@ def in_gguf(folder: Path) -> Path:
     return folder
 
 
-WRITERS = {"adapter": adapter, "safetensors": single, "gguf": in_gguf, "pickle": pickled}
+def in_onnx(folder: Path) -> Path:
+    onnx = pytest.importorskip("onnx")
+    half = {name: value for name, value in TENSORS.items() if value.dtype == torch.bfloat16}
+    found = [onnx.numpy_helper.from_array(value.numpy(), name) for name, value in TENSORS.items() if name not in half]
+    for name, value in half.items():
+        found.append(onnx.helper.make_tensor(name, onnx.TensorProto.BFLOAT16, value.shape, value.float().reshape(-1)))
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], found)), folder / "model.onnx")
+    return folder
+
+
+def pipeline(folder: Path) -> Path:
+    (folder / "part").mkdir()
+    save_file(TENSORS, folder / "part" / "diffusion_pytorch_model.safetensors")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "Pipeline", "part": ["diffusers", "Model"]}))
+    return folder
+
+
+WRITERS = {
+    "adapter": adapter, "safetensors": single, "pipeline": pipeline, "gguf": in_gguf, "onnx": in_onnx,
+    "pickle": pickled,
+}  # fmt: skip
+PREFIX = {"pipeline": "part."}  # of the names of what is one of several
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -130,10 +151,11 @@ class TestEveryFormat:
         repo = LocalRepo(ModelRef.parse(WRITERS[name](tmp_path)))
         form = FORMATS[name]
         checkpoint = form.open(repo, form.find(repo), True)
-        assert {key: tuple(value.shape) for key, value in TENSORS.items()} == {
+        written = {PREFIX.get(name, "") + key: value for key, value in TENSORS.items()}
+        assert {key: tuple(value.shape) for key, value in written.items()} == {
             k: e.shape for k, e in checkpoint.items()
         }
-        assert all(torch.equal(v, TENSORS[k]) for k, v in zip(TENSORS, checkpoint.whole([*TENSORS]), strict=True))
+        assert all(torch.equal(v, written[k]) for k, v in zip(written, checkpoint.whole([*written]), strict=True))
 
     def test_what_is_not_there_is_not_found(self, name: str, tmp_path: Path) -> None:
         (tmp_path / "README.md").write_text("# Nothing\n")

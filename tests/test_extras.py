@@ -101,6 +101,11 @@ def test_a_missing_gguf_is_one_line(models: list[str], tmp_path: Path) -> None:
     assert "gguf" in missed("gguf", "trace", str(tmp_path / "a.gguf"), "-c", models[0])
 
 
+def test_a_missing_onnx_is_one_line(models: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"x")
+    assert "onnx" in missed("onnx", "trace", str(tmp_path / "a.onnx"), "-c", models[0])
+
+
 def test_without_any_extra_the_tasks_work(models: list[str], tmp_path: Path) -> None:
     run = (
         "import hf_lineage as hl\n"

@@ -149,7 +149,7 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
         """Of a packed tensor: between which two numbers lies what was rounded to each value of a slice, 1-D float32
         each; infinite at the ends of the scale. None of a tensor that is not packed."""
         entry = self[piece.name]
-        if entry.packing is None:
+        if packing_of(entry.dtype) is None:
             return None
         return float_cells(self.read([piece])[0], entry.dtype)
 

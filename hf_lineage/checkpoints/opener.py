@@ -21,7 +21,9 @@ from ..errors import (
     NoWeightsError,
 )
 from .checkpoint import Checkpoint, MemoryCheckpoint
+from .claims import adapter_base
 from .formats import FORMATS
+from .formats.adapter import holds_factors
 from .formats.packed import unpacked
 from .local import LocalRepo, repo_of, stands_for
 
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
     from ..hub.client import Hub, HubRepo
 
     Model = str | Path | ModelRef | torch.nn.Module
+
+# Files of other frameworks, by their endings, and what reads them; only named
+FOREIGN = {
+    ".h5": "transformers (`from_pretrained(…, from_tf=True)`, version 4) or Keras",
+    ".msgpack": "transformers (`from_pretrained(…, from_flax=True)`, version 4)",
+    ".keras": "Keras", ".tflite": "TensorFlow", ".pdparams": "PaddlePaddle",
+}  # fmt: skip
 
 _log = logging.getLogger("hf_lineage.checkpoints.opener")
 
@@ -79,6 +88,8 @@ def open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
     """The model in a repo or folder: its headers, its card. Raises what `open_checkpoint` raises."""
     checkpoint = _open_repo(repo, allow_pickle)
     checkpoint.repo = repo
+    if not checkpoint.is_adapter and holds_factors(checkpoint):  # a card declares its base, if anything does
+        checkpoint.adapter_base = adapter_base({}, checkpoint.card)
     return checkpoint if checkpoint.is_adapter else unpacked(checkpoint)
 
 
@@ -91,6 +102,12 @@ def _open_repo(repo: LocalRepo | HubRepo, allow_pickle: bool) -> Checkpoint:
     if folders := repo.folders_with_weights():
         named = ", ".join(f"{repo.ref.name}/{folder}" for folder in folders[:4])
         raise NoWeightsError(f"{expected} Its weights lie in folders.", f"Name the one that is meant: {named}.")
+    for ending, library in FOREIGN.items():
+        if name := next((name for name in sorted(repo.files) if name.endswith(ending)), None):
+            raise NoWeightsError(
+                f"`{repo.ref.name}` has its weights in {name}, which is not read. Convert it: load it with {library} "
+                "and save it as safetensors."
+            )
     raise NoWeightsError(f"{expected} Convert the weights with safetensors, or name another repo.")
 
 

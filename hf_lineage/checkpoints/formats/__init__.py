@@ -10,7 +10,9 @@ from ..checkpoint import Checkpoint
 from ..local import LocalRepo
 from .adapter import find_adapter, open_adapter
 from .gguf import find_gguf, open_gguf
+from .onnx import find_onnx, open_onnx
 from .pickle import find_pickles, open_pickles
+from .pipeline import find_pipeline, open_pipeline
 from .safetensors import find_safetensors, open_safetensors
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Format:
 FORMATS: dict[str, Format] = {
     "adapter": Format(find_adapter, open_adapter),
     "safetensors": Format(find_safetensors, open_safetensors),
+    "pipeline": Format(find_pipeline, open_pipeline),
     "gguf": Format(find_gguf, open_gguf),
     "pickle": Format(find_pickles, open_pickles),
+    "onnx": Format(find_onnx, open_onnx),
 }

@@ -1,8 +1,10 @@
-"""LoRA adapters in PEFT's layout: a config that names a base, and factors; no weights of a model."""
+"""LoRA adapters: factors and no weights of a model. PEFT's have a config that names a base; kohya's and diffusers' are
+recognised by the names of their tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import Note
@@ -14,6 +16,13 @@ from .safetensors import ADAPTER, INDEX, SAFETENSORS, SERIES, open_files
 
 if TYPE_CHECKING:
     from ...hub.client import HubRepo
+
+
+MOSTLY_FACTORS = 0.95  # of the tensors of an adapter; a few may be biases or new heads
+_FACTOR = re.compile(
+    r"(?:^|[._])lora[._](?:A|B|down|up|mid|embedding_[AB]|magnitude_vector)(?:[._]|$)|\.(?:hada|lokr|oft)_\w+$|\.alpha$|"
+    r"\.(?:dora_scale|diff|diff_b)$"
+)
 
 
 def find_adapter(repo: LocalRepo | HubRepo) -> list[str]:
@@ -48,6 +57,18 @@ def open_adapter(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: 
     # the card is the last that is asked: it may have to be fetched
     checkpoint.adapter_base = _local_base(repo, config) or adapter_base(config, {}) or adapter_base({}, checkpoint.card)
     return checkpoint
+
+
+def holds_factors(names: Iterable[str]) -> bool:
+    """Whether nearly all tensors are factors of an adapter, by the names of kohya, diffusers, LyCORIS and PEFT.
+
+    >>> holds_factors(["lora_unet_mid_block.lora_down.weight", "lora_unet_mid_block.alpha", "x.lora_up.weight"])
+    True
+    >>> holds_factors(["layer.0.weight", "layer.0.lora_A.weight", "layer.0.lora_B.weight"])
+    False
+    """
+    found = [bool(_FACTOR.search(name)) for name in names]
+    return bool(found) and sum(found) >= MOSTLY_FACTORS * len(found)
 
 
 def _local_base(repo: LocalRepo | HubRepo, config: dict) -> str:

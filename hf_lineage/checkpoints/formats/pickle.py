@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "pytorch_model.pt")  # in the order of preference
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Keys under which trainers keep the weights: Lightning and many, timm and Meta, DeepSpeed, and the usual names
+HOLDERS = ("state_dict", "model", "module", "model_state_dict", "params", "net", "network", "weights", "ema")
+PARALLEL = re.compile(r"consolidated\.(\d+)\.pth")  # Meta's: with several of them each tensor is cut into as many parts
 INDEX_ENDING = ".bin.index.json"
 
 
@@ -39,6 +43,12 @@ def open_pickles(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: 
             f"`{repo.ref.name}` has only pickled weights ({', '.join(_pickles(repo)[:2])}), which can run code.",
             "If you trust it, allow them: --allow-pickle.",
             "allow_pickle=True.",
+        )
+    cut = [name for name in _pickles(repo) if PARALLEL.fullmatch(name)]
+    if len(cut) > 1 and names[0] in cut and not repo.only:
+        raise NoWeightsError(
+            f"`{repo.ref.name}` holds {len(cut)} tensor-parallel parts ({cut[0]}, …), each of all tensors. "
+            "Convert it with transformers (convert_llama_weights_to_hf.py) and name the result."
         )
     indexes = _indexes(repo)
     if indexes and names[0] not in PICKLES:
@@ -65,10 +75,18 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
             f"`{path}` does not load with torch.load(weights_only=True) ({type(error).__name__}): it is broken, "
             "or holds more than tensors."
         ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for _ in range(2):  # a trainer's checkpoint may hold one in the other
+        if _is_bare(state):
+            state = next((state[key] for key in HOLDERS if isinstance(state.get(key), dict)), state)
     items = state.items() if isinstance(state, dict) else ()
     return {str(k): v for k, v in items if isinstance(v, torch.Tensor)}
+
+
+def _is_bare(state: object) -> bool:
+    """Whether a pickle holds no tensor of its own, but what a trainer keeps: the model under a key, steps and so on."""
+    import torch
+
+    return isinstance(state, dict) and not any(isinstance(value, torch.Tensor) for value in state.values())
 
 
 def _pickles(repo: LocalRepo | HubRepo) -> list[str]:

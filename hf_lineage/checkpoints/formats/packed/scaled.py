@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...dtypes import FLOAT8, short_floats
+from ...dtypes import FLOAT8, short_floats, torch_dtypes
 from ...entry import Packing, Slice
 from .matrix import CodedMatrix, Parts, Scheme, expect, rows_of, spread
 
@@ -50,6 +50,11 @@ class _Scaled(CodedMatrix):
         found = [rows_of(self.parts[0], self.width, first, stop)]
         return found + [rows_of(part, self.grid[1], low, high) for part in self.parts[1 : 2 + self.zeros]]
 
+    def unpack(self, read: Sequence[torch.Tensor], first: int, stop: int) -> torch.Tensor:
+        """`values` of `codes`, without the way through codes where the processor knows the numbers."""
+        numbers = read[0].view(torch_dtypes()[self.stored]).reshape(stop - first, self.width).float()
+        return self._times_scale(numbers, read, first)
+
     def codes(self, read: Sequence[torch.Tensor], first: int, stop: int) -> torch.Tensor:
         import torch
 
@@ -59,11 +64,14 @@ class _Scaled(CodedMatrix):
         return short_floats(self.stored)[0][raw.long()]
 
     def values(self, codes: torch.Tensor, read: Sequence[torch.Tensor], first: int) -> torch.Tensor:
+        numbers = codes.float() - 128 if self.stored == "I8" else short_floats(self.stored)[1][codes.long()]
+        return self._times_scale(numbers, read, first)
+
+    def _times_scale(self, numbers: torch.Tensor, read: Sequence[torch.Tensor], first: int) -> torch.Tensor:
         import torch
 
-        at = torch.tensor([self._at(row) - self._at(first) for row in range(first, first + len(codes))])
+        at = torch.tensor([self._at(row) - self._at(first) for row in range(first, first + len(numbers))])
         scale, *zeros = (each.float().reshape(-1, self.grid[1])[at] for each in read[1:])
-        numbers = codes.float() - 128 if self.stored == "I8" else short_floats(self.stored)[1][codes.long()]
         if zeros:
             numbers = numbers - spread(zeros[0], self.block[1], self.width)
         return numbers * spread(scale * self.unit, self.block[1], self.width)
