@@ -255,10 +255,11 @@ def measure(name: str, folder: Path, times: int) -> dict[str, Any]:
 
 
 def profile(name: str, folder: Path) -> dict[str, Any]:
-    """Seconds of processor time by file and by function of the package or outside, of one run after another."""
+    """Seconds of processor time by file and by function of the package or outside, of one run; imports left out."""
     torch.set_num_threads(1)
+    base = kept(folder, "tiny", lambda: perceptron(0, width=40))
+    traced(kept(folder, "tiny-child", lambda: perceptron(1, perceptron(0, width=40))), [base])()
     work, _ = CASES[name](folder)
-    work()
     profiler = cProfile.Profile(time.process_time)
     profiler.enable()
     work()
