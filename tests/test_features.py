@@ -687,20 +687,9 @@ def huge(folder: Path, sizes: dict[str, Any], seed: int) -> Path:
 @pytest.mark.parametrize("places", [[], ["--device", "cpu=300KB,disk=1GB"]], ids=["one place", "two places"])
 def test_torchrun_prints_one_answer(zoo: dict[str, Path], places: list[str]) -> None:
     """Each process runs its share of the candidates; the answer is one process's to the last bit."""
-    ask = [
-        "trace",
-        zoo["child"],
-        *places,
-        "--probes",
-        "6",
-        "--step",
-        "0.1",
-        "--evidence",
-        "features",
-        "--evidence",
-        "weights",
-        "--json",
-    ]
+    kinds = ["features", "weights"] if places else ["features", "weights", "detector"]
+    ask = ["trace", zoo["child"], *places, "--probes", "6", "--step", "0.1", "--json"]
+    ask += itertools.chain(*(("--evidence", kind) for kind in kinds))
     ask += itertools.chain(*(("-c", zoo[name]) for name in ("parent", "stranger", "large")))
     done = subprocess.run(torchrun("-m", "hf_lineage", *ask), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr
@@ -708,6 +697,7 @@ def test_torchrun_prints_one_answer(zoo: dict[str, Path], places: list[str]) -> 
     two, one = leaves(several), leaves(json.loads(out))
     assert one.keys() == two.keys() and "/candidates/0/evidence/features/match" in one
     assert several["candidates"][0]["evidence"]["features"]["form"] == ("streamed" if places else "exact")
+    assert ("detector" in several["candidates"][0]["evidence"]) == (not places)
     free = {"/seconds", "/bytes_read"}
     assert {path: one[path] for path in one.keys() - free} == {path: two[path] for path in two.keys() - free}
 

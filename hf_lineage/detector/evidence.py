@@ -25,6 +25,7 @@ from ..checkpoints.opener import Opener
 from ..errors import CheckpointError, LineageError, Note, as_note, prefixed
 from ..features.evidence import Settings, module_in_memory, probes_for
 from ..features.networks import build
+from ..parallel import shared
 from .examples import pairs
 from .inputs import DetectorInputs, read_inputs
 from .model import DetectorConfig, LineageDetector
@@ -129,21 +130,30 @@ def score_candidates(
 ) -> DetectorScores:  # fmt: skip
     """Read the inputs of the child and of each candidate, and score all candidates of the same shapes together.
 
-    Raises the `LineageError` of the child; a candidate's is in `refused`.
+    Several processes take a share of the candidates each; all of them get all inputs. Raises the `LineageError` of the
+    child; a candidate's is in `refused`.
     """
     settings = detector_settings(loaded, child, settings)
     ours = read_inputs(child, loaded.config, settings)
+
+    def read(mine: Sequence[Checkpoint]) -> list[DetectorInputs | Note]:
+        found: list[DetectorInputs | Note] = []
+        for checkpoint in mine:
+            if progress:
+                progress(len(found), len(mine), f"inputs of {checkpoint.ref.name}")
+            try:
+                found.append(read_inputs(checkpoint, loaded.config, settings))
+            except LineageError as error:
+                found.append(error.note)
+        return found
+
     seen: dict[int, DetectorInputs] = {}
     refused: dict[int, str] = {}
-    for i, checkpoint in enumerate(candidates):
-        if progress:
-            progress(i, len(candidates), f"inputs of {checkpoint.ref.name}")
-        try:
-            theirs = read_inputs(checkpoint, loaded.config, settings)
-        except LineageError as error:
-            refused[i] = error.note
-            continue
-        if theirs.shapes == ours.shapes:
+    sizes = [sum(entry.count for entry in checkpoint.values()) for checkpoint in candidates]
+    for i, theirs in enumerate(shared(read, candidates, sizes)):
+        if isinstance(theirs, Note):
+            refused[i] = theirs
+        elif theirs.shapes == ours.shapes:
             seen[i] = theirs
         else:
             refused[i] = f"Expected inputs of the shapes {ours.shapes}, as the child's, got {theirs.shapes}."

@@ -35,14 +35,14 @@ class Units:
         """Store the kept rows that lie in one slice. `values`: the elements of the slice, 1-D."""
         if piece.name not in self._index:
             return
-        width, index = self._widths[piece.name], self._index[piece.name]
+        width, rows = self._widths[piece.name], self.rows[piece.name]
         first, last = piece.start // width, piece.stop // width
-        a, b = (int(v) for v in torch.searchsorted(index, torch.tensor([first, last])))
+        a, b = bisect_left(rows, first), bisect_left(rows, last)
         if a < b:
             block = values.reshape(-1, width)
             if values.element_size() == 1:  # older torch cannot index 8-bit floats, but bytes
                 block = block.view(torch.uint8)
-            self._kept[model][piece.name][a:b] = block[index[a:b] - first].view(values.dtype).float()
+            self._kept[model][piece.name][a:b] = block[self._index[piece.name][a:b] - first].view(values.dtype).float()
 
     def matrix(self, model: int, name: str) -> torch.Tensor:
         """The kept rows of one matrix of one model, (rows, width) float32; model 0 is the child."""
