@@ -10,6 +10,7 @@ import numpy as np
 
 from ..answers.phylogeny import descent_cycle
 from ..weights.direction.origin import order_by_position, origin_position
+from .by_steps import NO_DESCENT, Descent, Steps, descent_by_steps, hang_by_steps
 from .groups import Grouping, PairTest, related_groups
 from .hidden_ancestors import hidden_distances, insert_hidden_ancestors
 from .mixtures import Mixture, fit, mixtures
@@ -58,7 +59,9 @@ class BuiltTrees:
     grouping: Grouping
 
 
-def build_trees(statistics: PairStatistics, test: PairTest, one_way: OneWay, alpha: float) -> BuiltTrees:
+def build_trees(
+    statistics: PairStatistics, test: PairTest, one_way: OneWay, alpha: float, steps: Steps | None = None
+) -> BuiltTrees:
     """The method `information`: groups by the permutation test, in each the tree of information with its root.
 
     The steps: exact merges (`mixtures.py`); groups (`groups.py`); in each group the maximum spanning tree of the mutual
@@ -68,14 +71,15 @@ def build_trees(statistics: PairStatistics, test: PairTest, one_way: OneWay, alp
 
     test(i, j): log10 p of two models, None where no test applies.  one_way(i, j): whether what was done between the
     two can only have made j of i (True) or i of j (False), None where it may be either.  alpha: family-wise error over
-    all pairs, in (0, 1).
+    all pairs, in (0, 1).  steps: between the models, by which an order shows; None
+    where nobody counted them.
     """
     merges = {merge.model: merge for merge in mixtures(statistics.gram, range(statistics.models))}
     grouping = _grouped(statistics, test, alpha, merges)
     sources = {i: {j for k, j in grouping.merge_sources if k == i} for i, _ in grouping.merge_sources}
     builder = _Builder(
         statistics, Signals(statistics), WithoutGradient([matrix.units for matrix in statistics.matrices]),
-        merges, sources, one_way, BuiltTrees([], [], [], {}, grouping),
+        merges, sources, one_way, steps, BuiltTrees([], [], [], {}, grouping),
     )  # fmt: skip
     for group in grouping.groups:
         builder.add(sorted(group))
@@ -126,23 +130,26 @@ class _Builder:
     merges: Mapping[int, Mixture]
     sources: Mapping[int, set[int]]  # of merges of unrelated groups: their sources in other groups
     one_way: OneWay
+    steps: Steps | None
     built: BuiltTrees
 
     def add(self, members: Sequence[int]) -> None:
         """Build the tree of one group, `members` in ascending order."""
         built, squared = self.built, self.signals.squared_distances
         merges = {i: self.merges[i] for i in members if i in self.merges}
-        group = _Group(self.statistics, self.signals, self.without_gradient, members, merges)
+        plain = [i for i in members if i not in merges]
+        descent = descent_by_steps(plain, squared, self.steps) if self.steps and len(plain) > 1 else NO_DESCENT
+        group = _Group(self.statistics, self.signals, self.without_gradient, members, merges, descent)
         edges = group.edges()
         probabilities = group.probabilities(edges)
         named = {edge(members[a], members[b]) for a, b in edges}
-        tree, hidden = self._with_ancestors(named, members, merges)
+        tree, hidden = (named, {}) if descent.parents else self._with_ancestors(named, members, merges)
         nodes = [*members, *hidden]
-        decided = [pair for a, b in sorted(tree) if (pair := self._decided(a, b, merges))]
+        decided = [pair for a, b in sorted(tree) if (pair := self._decided(a, b, merges) or descent.decided(a, b))]
         posterior = root_posterior(self.signals, tree, nodes, decided)
         before = len(built.branches)
         for a, b in sorted(tree):
-            self._add_branch(posterior, (a, b), probabilities.get((a, b)), decided)
+            self._add_branch(posterior, (a, b), probabilities.get((a, b)), decided, descent)
         for i in members:
             if i in self.sources:
                 self._add_sources(i, sorted(self.sources[i]))
@@ -184,8 +191,9 @@ class _Builder:
         return None if forward is None else (a, b) if forward else (b, a)
 
     def _add_branch(
-        self, posterior: RootPosterior, pair: Edge, probability: float | None, decided: Sequence[Edge]
-    ) -> None:
+        self, posterior: RootPosterior, pair: Edge, probability: float | None, decided: Sequence[Edge],
+        descent: Descent,
+    ) -> None:  # fmt: skip
         """The branch of one edge; to an exact merge, one from each of its sources."""
         parent, child = pair if posterior.precedence[pair] >= 0.5 else (pair[1], pair[0])
         merge = self.merges.get(child)
@@ -199,7 +207,9 @@ class _Builder:
         direction = first if first >= numbers()["root"]["sure"] else None
         if len(posterior.order) == 2 and (parent, child) not in decided:
             parent, child, direction = self._first_of_two(*pair)
-        contradicted = min(pair) >= 0 and self.one_way(parent, child) is False  # by what was done
+        moved = probability is None and min(pair) >= 0  # to another neighbour, after the edges were judged
+        refused = (parent, child) not in decided and (moved or descent.refuses(parent, child))
+        contradicted = refused or (min(pair) >= 0 and self.one_way(parent, child) is False)  # by what was done
         if direction is not None and min(pair) >= 0 and (parent, child) not in decided:
             alone, _, sure = self._first_of_two(parent, child)
             contradicted |= sure is not None and alone == child  # a pair says the same in `trace`
@@ -245,6 +255,7 @@ class _Group:
     without_gradient: WithoutGradient
     members: Sequence[int]
     merges: Mapping[int, Mixture]
+    descent: Descent
 
     def edges(self) -> set[Edge]:
         """The tree of what is no exact merge, each merge on its heaviest source, and on it what descends from it.
@@ -256,6 +267,7 @@ class _Group:
         names, inner = [self.members[i] for i in plain], information[np.ix_(plain, plain)]
         tree = resolve_contradictions(spanning_tree(inner), inner, names, self.without_gradient)
         tree = hang_on_centres(tree, names, self.signals, self.without_gradient)
+        tree = hang_by_steps(tree, names, self.descent)
         tree = {edge(plain[a], plain[b]) for a, b in tree}
         sources = {
             self.members.index(merge.model): [self.members.index(k) for k in merge.sources if k in self.members]
@@ -275,7 +287,10 @@ class _Group:
         rows = evidence_of_edges(tree, pieces, members, information, self.without_gradient)
         fitted = numbers()["edge"]
         scores = {pair: fitted["offset"] + float(np.array(fitted["weights"]) @ row) for pair, row in rows.items()}
-        most = dict.fromkeys(undecided_edges(tree, members, self.signals, self.without_gradient), MAX_UNDECIDED)
+        unclear = undecided_edges(tree, members, self.signals, self.without_gradient)
+        unclear -= {(a, b) for a, b in unclear if self.descent.decided(members[a], members[b])}
+        unclear |= {(a, b) for a, b in tree if self.descent.is_unclear(members[a], members[b])}
+        most = dict.fromkeys(unclear, MAX_UNDECIDED)
         return {
             edge(members[a], members[b]): min(most.get((a, b), 1.0), 1 / (1 + math.exp(-score)))
             for (a, b), score in scores.items()

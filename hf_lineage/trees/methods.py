@@ -15,7 +15,7 @@ from .spanning import edge
 
 
 def _information(aligned: AlignedModels, alpha: float, seed: int) -> BuiltTrees:
-    return build_trees(aligned.statistics, aligned.test, aligned.one_way, alpha)
+    return build_trees(aligned.statistics, aligned.test, aligned.one_way, alpha, aligned)
 
 
 def _clustering(

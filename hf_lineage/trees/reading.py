@@ -14,9 +14,14 @@ from ..architecture.align import Alignment
 from ..architecture.describe import Architecture, short_names
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.view import View
+from ..weights.direction.inheritance import inherited
+from ..weights.direction.lattices import LATTICES
+from ..weights.direction.order import Order
+from ..weights.direction.steps import order_of_rows
 from ..weights.edits import ONE_WAY, EditKind, are_added_tokens, detect_edit, summarise_edits
 from ..weights.evidence import MAX_BROKEN_SHARE, exchangeable_within, orders_read
 from ..weights.hidden_permutation import mantel_applies
+from ..weights.history import NO_COUNTS, Past, count_values, past_of
 from ..weights.permutation_test import pair_test, sidak, unit_products
 from ..weights.reader import Readings
 from .pair_statistics import Matrix, PairStatistics, compute_pair_statistics
@@ -24,6 +29,7 @@ from .pair_statistics import products as inner_products
 
 MAX_LATTICE_VALUES = 512  # different values in a row, below which they lie on a lattice
 MAX_DISTINCT_SHARE = 0.95  # share of different values in a row: floats have hardly any twice
+STEP_ENTRIES = 1 << 23  # weights of a model, about, of which steps are counted
 MIN_PRUNED_SHARE = 0.05  # share of zeros that training does not make
 
 
@@ -45,6 +51,8 @@ class AlignedModels:
     statistics: PairStatistics
     seed: int
     _marks: dict[int, frozenset[str]] = field(default_factory=dict)
+    _pasts: dict[int, Past] = field(default_factory=dict)
+    _rows: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def units(self, i: int) -> dict[str, torch.Tensor]:
         """The kept rows of every matrix of model i: name → (rows, width) float32."""
@@ -65,6 +73,41 @@ class AlignedModels:
         candidate = max(self.indices[i], self.indices[j]) - 1
         tests = 2 if mantel_applies(self.readings, self.architecture, self.models[0], candidate) else 1
         return None if found is None else sidak(found.log10_p, tests)
+
+    def order(self, i: int, j: int) -> Order | None:
+        """Who of candidate i and child j came first, by the steps between their kept rows (`trees/by_steps.py`); None
+        where neither lies on a half-precision lattice: there no step tells."""
+        if not any("half" in self._marks_of(k) for k in (i, j)):
+            return None
+        theirs = self._step_rows(i)
+        rows = {name: (kept, theirs[name]) for name, kept in self._step_rows(j).items()}
+        return order_of_rows(rows, self._past(j), self._past(i))
+
+    def inherits(self, child: int, parent: int, base: int) -> bool | None:
+        """Whether a child of `base` came from `parent`, another child of it, by the kept rows
+        (`weights/direction/inheritance.py`); None where that is not shown."""
+        c, p, b = (self._step_rows(k) for k in (child, parent, base))
+        return inherited(((c[name], p[name], b[name]) for name in c), bool(self._past(parent).kept_in_half))
+
+    def _step_rows(self, i: int) -> dict[str, torch.Tensor]:
+        """The kept rows in which steps are counted, evenly spaced, about `STEP_ENTRIES` in all; in the format on whose
+        lattice they lie."""
+        if i not in self._rows:
+            every = -(-sum(matrix.numel() for matrix in self.units(i).values()) // STEP_ENTRIES)
+            lattice = self._past(i).lattice
+            kind = LATTICES[lattice].dtype if lattice else torch.float32
+            rows = {name: matrix[::every] for name, matrix in self.units(i).items()}
+            self._rows[i] = {
+                name: cast if torch.equal((cast := kept.to(kind)).float(), kept) else kept for name, kept in rows.items()
+            }
+        return self._rows[i]
+
+    def _past(self, i: int) -> Past:
+        """What the kept rows of one model tell of its past."""
+        if i not in self._pasts:
+            kept = (count_values(matrix.flatten()) for matrix in self.units(i).values())
+            self._pasts[i] = past_of(sum(kept, NO_COUNTS))
+        return self._pasts[i]
 
     def equal(self, i: int, j: int) -> bool:
         """Whether two trunks are equal in everything that was read, so that only the heads differ."""

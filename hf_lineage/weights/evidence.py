@@ -201,14 +201,23 @@ class PairReadings:
 
 # (‖c − R‖² − ‖c − X‖²)/‖X − R‖²: 1 if c came from X and X from R, −1 if both came from R, of uncorrelated steps. With a
 # cosine ρ of the two steps from R it is −1 + 2ρ·‖c − R‖/‖X − R‖ for siblings: 14 was measured of a heavy beside a light
-BEHIND = (0.75, 1.5)
+BEHIND, BESIDE = (0.75, 1.5), 0.5
 MOST_FARTHER = 2.0  # ‖c − R‖/‖X − R‖ beyond which a cosine that siblings have decides, and not where the child lies
 
 
 def lies_behind(near: float, far: float, apart: float) -> bool:
     """Whether three distances are those of a child behind X, which lies between it and R: ‖c − X‖, ‖c − R‖, ‖X − R‖."""
-    behind = (far**2 - near**2) / apart**2 if apart > 0 else math.inf
-    return BEHIND[0] <= behind <= BEHIND[1] and far <= MOST_FARTHER * apart
+    return BEHIND[0] <= _behind(near, far, apart) <= BEHIND[1] and far <= MOST_FARTHER * apart
+
+
+def lies_beside(near: float, far: float, apart: float) -> bool:
+    """Whether three distances are those of siblings c and X, which both came from R, as in `lies_behind`; where neither
+    holds, nothing is shown."""
+    return _behind(near, far, apart) <= BESIDE
+
+
+def _behind(near: float, far: float, apart: float) -> float:
+    return (far**2 - near**2) / apart**2 if apart > 0 else math.inf
 
 
 def distances(first: PairReadings, second: PairReadings) -> tuple[float, float, float]:

@@ -27,7 +27,7 @@ from real_families import make
 
 import hf_lineage as hl
 
-EVERY, ALONE = 3, 3  # one of so many pairs of siblings is asked about, and of these without their base, too
+EVERY, ALONE = 1, 3  # one of so many pairs of siblings is asked about, and of these without their base, too
 RESULTS = Path(__file__).parent / "results" / "direction_verdicts.json"
 
 

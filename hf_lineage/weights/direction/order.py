@@ -34,6 +34,7 @@ MAX_APART, MAX_BEYOND = 3.0, 3.0  # in errors: two estimators from each other, o
 TAILS = 5.0
 MAX_STDERR = 0.35  # of λ, above which no order is decided: direct pairs of a real model had at most 0.31
 SURE = 0.75  # share from which an order is called decided
+ELDER, ELDER_Z = 0.5, 3.0
 LOW = 2.0  # errors below λ at which the radius is taken
 GRID = np.linspace(-1.0, 1.0, 201)
 SEEN_IN = {
@@ -73,6 +74,22 @@ class Order:
         shares = {name: getattr(self, name) for name in ("candidate", "common", "child")}
         best = max(shares, key=lambda name: shares[name])
         return best if shares[best] >= SURE and self.stderr <= MAX_STDERR else None
+
+
+def is_elder(order: Order | None) -> bool:
+    """Whether the candidate is at least so near to the origin that the child's step from it is the child's own.
+
+    That is less than that it is the origin: its order is decided; or λ ≥ ELDER by ELDER_Z errors, as of steps too few
+    to decide one; or the child alone bears a mark, and nothing speaks against it.
+    """
+    if order is None or order.decided in ("child", "common"):
+        return False
+    if order.decided == "candidate":
+        return True
+    if order.lambda_ is not None and order.lambda_ < 0:
+        return False
+    near = order.lambda_ is not None and order.lambda_ >= max(ELDER, ELDER_Z * order.stderr)
+    return near or bool(order.child_marked and not order.marked and order.marked is not None)
 
 
 def join(

@@ -101,25 +101,37 @@ class PairCounts:
     candidate: Past
 
 
-def pair_positions(counts: PairCounts) -> list[Position]:
-    """The position by every estimator, the silent ones included."""
+def pair_positions(counts: PairCounts, low_rank: bool = True) -> list[Position]:
+    """The position by every estimator, the silent ones included. low_rank: whether a merged LoRA is looked for, which
+    takes most of the time."""
     roundings = {name: steps.roundings for name, steps in counts.steps.items()}
     memory = sum((steps.memory for steps in counts.steps.values()), NO_MEMORY)
     changed = {name: both for name, both in counts.units.items() if not torch.equal(*both)}
     child, candidate = counts.child, counts.candidate
-    return [
+    found = [
         _edges(roundings, child, candidate),
         _barrier(roundings, child, candidate),
         memory_position(memory),
         _growth(changed, child, candidate),
         decay_position(counts.moments.values()),
-        lora_position(_explained(changed)),
     ]
+    return [*found, lora_position(_explained(changed))] if low_rank else found
 
 
 def pair_order(counts: PairCounts, moved: float) -> Order:
     """Who came first. moved: ‖child − candidate‖, in the unit that the order's radius is wanted in."""
     return join(pair_positions(counts), moved, counts.candidate.marked, counts.child.marked)
+
+
+def order_of_rows(rows: Units, child: Past, candidate: Past) -> Order:
+    """The same of rows in memory, matrix → (child's, candidate's), (n, width) each; no merged LoRA is looked for, and
+    the radius is in units of the distance."""
+    steps: dict[str, Steps] = {}
+    for name, (ours, theirs) in rows.items():
+        kind, found = kind_of(name), count_steps(ours.flatten(), theirs.flatten())
+        steps[kind] = steps[kind] + found if kind in steps else found
+    positions = pair_positions(PairCounts(steps, {}, rows, child, candidate), low_rank=False)
+    return join(positions, 1.0, candidate.marked, child.marked)
 
 
 def _edges(roundings: Mapping[str, Roundings], child: Past, candidate: Past) -> Position:
