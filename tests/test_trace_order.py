@@ -12,7 +12,6 @@ from torch import Tensor
 
 import hf_lineage as hl
 from hf_lineage.testing import MiniHub
-from hf_lineage.weights.evidence import lies_behind
 
 pytestmark = pytest.mark.integration
 
@@ -91,13 +90,13 @@ def test_a_parent_that_was_tuned_itself_needs_its_base_beside_it(family: dict[st
     assert sibling.parent is None, "a sibling is no base"
 
 
-def test_of_two_that_seem_older_a_parent_is_the_one_that_the_child_lies_behind() -> None:
-    """‖c − X‖, ‖c − R‖, ‖X − R‖: behind X as a child is; beside it as a sibling; with a step in common, far away."""
-    assert lies_behind(2.0, (2.0**2 + 2.0**2) ** 0.5, 2.0)
-    assert not lies_behind((2.0**2 + 1.0**2) ** 0.5, 2.0, 1.0), "R is the nearer one"
-    common = 0.125  # cosine of the two steps from R: of a light and a heavy sibling it looks as if c lay behind X
-    assert not lies_behind((4.0**2 + 1.0**2 - 2 * common * 4.0 * 1.0 * 2) ** 0.5, 4.0, 1.0)
-    assert not lies_behind(1.0, 1.0, 0.0)
+def test_between_a_sibling_and_their_base_the_base_is_the_parent(family: dict[str, Path]) -> None:
+    """Also where the sibling is nearer to the child, for both moved alike; and the child of it is named as such."""
+    for child, sibling in (("heavy", "twin"), ("twin", "heavy"), ("twin", "light")):
+        answer = hl.trace(family[child], [family[sibling], family["base"]])
+        assert answer.parent == str(family["base"]), (child, sibling)
+    answer = hl.trace(family["light"], [family["grandchild"], family["base"]])
+    assert answer.parent != str(family["grandchild"]), "asked the other way round"
 
 
 def test_a_sibling_without_the_mark_is_not_called_the_parent_beside_the_base(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from ..answers.lineage import Candidate, Verdict
@@ -14,10 +14,12 @@ from ..parallel import THREADS, world
 from . import compare, notes
 from .combine import apply_tree, related_candidates
 from .options import Options
+from .own_base import Key, key
 from .session import Question, unjudged
 
 if TYPE_CHECKING:
     from ..features.evidence import Settings
+    from ..weights.evidence import PairReadings
 
 Comparable = Sequence[tuple[View, Alignment]]  # the candidates whose tensors line up with the child's
 
@@ -27,7 +29,8 @@ class Weighed:
     """What is known of the candidates so far, before they are ranked.
 
     `judged`: those with numbers; `rest`: the others that opened. `none`: probability that none of them is the parent,
-    None where no evidence can say so. `by_others`: bytes that other processes read.
+    None where no evidence can say so. `by_others`: bytes that other processes read. `pairs`: what was read of the child
+    and each judged candidate, by its ref and revision.
     """
 
     judged: tuple[Candidate, ...] = ()
@@ -35,6 +38,7 @@ class Weighed:
     none: float | None = None
     notes: tuple[Note, ...] = ()
     by_others: int = 0
+    pairs: Mapping[Key, PairReadings] = field(default_factory=dict)
 
 
 class Evidence(Protocol):
@@ -65,6 +69,7 @@ class Weights:
         question, options = self._question, self._options
         reading = compare.read(question, self._comparable, options, self._beside)
         judged, none = compare.judge(question, reading, options)
+        pairs = {key(c): pair for c, pair in zip(judged, reading.comparison.pairs.values(), strict=True)}
         if options.tree and none is not None:
             judged, none = self._by_tree(reading, judged, none)
         messages = notes.of_unnamed_origin(question, reading.readings)
@@ -75,6 +80,7 @@ class Weights:
         return replace(
             known, judged=tuple(judged), rest=(*known.rest, *compare.refused(reading)), none=none,
             notes=(*known.notes, *messages), by_others=known.by_others + reading.readings.bytes_by_others,
+            pairs=pairs,
         )  # fmt: skip
 
     def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[Note]]:

@@ -3,31 +3,30 @@
 A light fine-tune X of a public base R lies so near to R that roundings cannot tell the two apart: asked about a heavier
 sibling, X looks like its parent. But X alone shows the mark of having been trained in its half precision
 (`weights/history.py`), and no order is said. X is called the parent only where its own base was compared, too, and the
-child lies behind X. With c the child, and for steps that are not correlated,
-
-    ‖c − R‖² = ‖c − X‖² + ‖X − R‖² if c came from X,      ‖c − X‖² = ‖c − R‖² + ‖X − R‖² if it came from R.
-
-Siblings that were tuned alike share a part of their steps: where the child moved far more than X that part decides, and
-nothing is said. The base that X declares is compared unasked.
+child has inherited X's step from it (`weights/direction/inheritance.py`). The base that X declares is compared unasked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..answers.lineage import Candidate, Lineage
+from ..answers.lineage import Candidate
 from ..checkpoints.claims import claims_of
-from ..errors import LineageError
-from ..weights.direction.order import shares
-from ..weights.evidence import lies_behind
-from .options import Options
+from ..weights.direction.candidates import CandidatePair
+from ..weights.direction.order import is_elder, shares
+from ..weights.evidence import PairReadings
 from .session import Question, ask
 from .verdict import OR_ITS_BASE, order
 
-EITHER = 0.9  # of what nobody else has, where one of two is the parent and which of them does not show
+MOST_UNSHOWN = 0.9  # of what nobody else has, where one of two is the parent and their steps do not show which
 MOST = 2  # declared bases that are looked at unasked
-Answer = Callable[[Question, Options], Lineage]
+Key = tuple[str, str | None]  # ref and revision of a candidate
+
+
+def key(candidate: Candidate) -> Key:
+    """What a candidate is known by among those of one question."""
+    return candidate.ref, candidate.revision
 
 
 def is_open(candidate: Candidate) -> bool:
@@ -60,42 +59,50 @@ def with_bases(question: Question, bases: Sequence[str]) -> Question:
     )
 
 
-def is_behind(question: Question, ranked: Sequence[Candidate], options: Options, answer: Answer) -> bool:
-    """Whether one of the other candidates is shown to be the base of the first, and the child lies behind the first."""
+def base_behind(ranked: Sequence[Candidate], pairs: Mapping[Key, PairReadings]) -> Candidate | None:
+    """The candidate from which the first one came, where the child has inherited the first one's step from it.
+
+    Where the steps between the first and the child show no order, the first one must not have inherited the child's
+    step, either: else it may have been trained on from the child.
+    """
     first, *others = ranked
-    related = [c for c in others if c.status == "compared" and c.relation not in (None, "none") and c.distance]
-    if not related or question.modules or not first.distance:
-        return False
-    alone = replace(options, tree=False, older=False, evidence=("weights",), spent=question.session.bytes_read)
-    try:
-        found = answer(ask(question.session, first.requested, [c.requested for c in related]), alone)
-    except LineageError:
-        return False
-    by_ref = {(c.ref, c.revision): c for c in related}
-    for base in found.candidates:
-        beside = by_ref.get((base.ref, base.revision))
-        if beside is None or base.first != "candidate" or not base.distance or beside.distance is None:
+    ours = pairs.get(key(first))
+    position = first.order.position if first.order else None
+    if ours is None or first.relation != "common_origin" or (position or 0.0) < 0:
+        return None
+    for base in others:
+        theirs = pairs.get(key(base))
+        if theirs is None or base.relation in (None, "none"):
             continue
-        if lies_behind(first.distance, beside.distance, base.distance):
-            return True
-    return False
+        both = CandidatePair(ours, theirs)
+        if is_elder(CandidatePair(theirs, ours).order()) and both.inherited():
+            return base if is_open(first) or both.inherited_back() is False else None
+    return None
 
 
-def confirmed(ranked: Sequence[Candidate], none: float | None) -> tuple[list[Candidate], float | None]:
+def confirmed(
+    ranked: Sequence[Candidate], base: Candidate, none: float | None
+) -> tuple[list[Candidate], float | None]:  # fmt: skip
     """The candidates where the first is the parent indeed, and the probability of none of them.
 
-    Of what "none" held the first one gets the share of the order in which it came first.
+    Of what "none" held the first one gets the share of the order in which it came first; where the steps between it
+    and the child show none, the most that is given to what they do not show.
     """
     first, *others = ranked
     place = first.order
-    assert place is not None and place.position is not None and place.stderr is not None
     held = (first.probability or 0.0) + (none or 0.0)
-    probability = max(first.probability or 0.0, held * shares(place.position, place.stderr)[0])
+    share = MOST_UNSHOWN
+    if place is not None and is_open(first):
+        assert place.position is not None and place.stderr is not None
+        share = shares(place.position, place.stderr)[0]
+        place = replace(place, reason=place.reason.removesuffix(OR_ITS_BASE))
+    elif place is not None:
+        place = replace(place, reason=f"the child has inherited the roundings of the candidate's step from {base.ref}")
+    probability = max(first.probability or 0.0, held * share)
     facts = {name: fact for name, fact in first.facts.items() if name not in ("own_base", "older")} | {
         "first": "candidate"
     }
     relation = "finetune" if first.relation == "common_origin" else first.relation
-    place = replace(place, reason=place.reason.removesuffix(OR_ITS_BASE))
     found = replace(first, probability=probability, relation=relation, facts=facts, order=place)
     return [found, *others], None if none is None else held - probability
 
@@ -107,6 +114,6 @@ def either(ranked: Sequence[Candidate], none: float | None) -> tuple[list[Candid
     if older is None or none is None:
         return list(ranked), none
     total = (first.probability or 0.0) + (older.probability or 0.0) + none
-    share = total * EITHER / 2
+    share = total * MOST_UNSHOWN / 2
     same = {id(c): replace(c, probability=share) for c in (first, older)}
     return sorted((same.get(id(c), c) for c in ranked), key=order), total - 2 * share

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ..answers.base import Progress
@@ -107,11 +106,8 @@ def trace(
         return _answer(ask(session, child, candidates), options)
 
 
-def _answer(question: Question, options: Options, bases: bool = True) -> Lineage:
-    """Line up, weigh each kind of evidence, rank, conclude, compare with what is claimed.
-
-    bases: whether it is looked for the base of a candidate that may be the parent in its place (`own_base.py`).
-    """
+def _answer(question: Question, options: Options) -> Lineage:
+    """Line up, weigh each kind of evidence, rank, conclude, compare with what is claimed."""
     comparable, rest = line_up(question)
     beside = options.spent + expected_bytes(question, options)
     kinds = [kind(question, comparable, options, beside) for name, kind in EVIDENCE.items() if name in options.evidence]
@@ -123,18 +119,20 @@ def _answer(question: Question, options: Options, bases: bool = True) -> Lineage
         raise NoCandidateReadError(notes.of_unreadable(ranked))
     concluded, parent = verdict.conclude(ranked, options.alpha)
     messages = [*question.notes, *known.notes, *notes.of_unread(ranked)]
-    if concluded == "parent" and any(message.code == "merge_found" for message in messages):
+    merged = any(message.code == "merge_found" for message in messages)
+    if concluded == "parent" and merged:
         concluded, parent = "common_origin", None  # of several parents none is the one
     none = known.none
-    if concluded == "common_origin" and bases and own_base.is_open(ranked[0]):
-        if missing := own_base.declared_elsewhere(question, ranked[0]):
+    if concluded == "common_origin" and not merged:
+        unsure = own_base.is_open(ranked[0])
+        if unsure and (missing := own_base.declared_elsewhere(question, ranked[0])):
             spent = replace(options, spent=question.session.bytes_read)
             answer = _answer(own_base.with_bases(question, missing), spent)
             return replace(answer, notes=(notes.of_own_base(ranked[0], missing), *answer.notes))
-        if own_base.is_behind(question, ranked, options, partial(_answer, bases=False)):
-            ranked, none = own_base.confirmed(ranked, none)
+        if base := own_base.base_behind(ranked, known.pairs):
+            ranked, none = own_base.confirmed(ranked, base, none)
             concluded, parent = verdict.conclude(ranked, options.alpha)
-        else:
+        elif unsure:
             ranked, none = own_base.either(ranked, none)
     messages += [*notes.of_older(ranked, parent), *notes.of_unused(question.source, question.architecture)]
     for kind in kinds:

@@ -23,11 +23,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, ClaimStatus, Order, Relation, Verdict
-from ..weights.direction.order import SURE
+from ..weights.direction.candidates import CandidatePair
+from ..weights.direction.order import SURE, is_elder
 from ..weights.direction.order import Order as PairOrder
 from ..weights.direction.origin import NO_ORDER, Direction, fitted_numbers, order_by_position
 from ..weights.edits import ONE_WAY, EditKind, are_added_tokens
-from ..weights.evidence import PairReadings, WeightsComparison, WeightsEvidence, distances, lies_behind
+from ..weights.evidence import PairReadings, WeightsComparison, WeightsEvidence
 from ..weights.permutation_test import holm
 from .calibration import Features, probabilities
 
@@ -38,6 +39,7 @@ OPEN = ("not_testable", "not_understood")  # of a claim: it may mean any model
 FROZEN = 0.05  # share of the compared weights that must be untouched to speak of frozen parts
 AMPLE_Z = 5.0  # deviations at which a relative of correlation 0.1 must stand for a test to have ample power
 ALIKE_ROWS = 0.5  # correlation of the rows of two token tables from which they are the same tokens
+MOST_COMPARED = 3  # candidates, the likeliest ones, of which it is asked whether the child came from them or their base
 FAR_NEARER = 2.0  # times as near as a claimed base, from which another relative speaks against the claim
 OR_ITS_BASE = ", or the model that it was itself trained from"  # of an order's reason
 First = Literal["candidate", "child", "neither"] | None
@@ -99,8 +101,7 @@ def judge(
     if older:
         alone = [_told_older(each, pair, item, alpha) for each, pair, item in zip(alone, pairs, found, strict=True)]
     features = _features(found, pairs, [pair.order for pair in alone])
-    shares, none = _handed_out(found, alone, features)
-    _share_of_two_older(shares, alone, [*comparison.pairs.values()])
+    shares, none = _handed_out(found, alone, features, [*comparison.pairs.values()], alpha)
     judged = []
     for i, (candidate, item, pair) in enumerate(zip(candidates, found, alone, strict=True)):
         judged.append(
@@ -415,8 +416,9 @@ def _relation(item: WeightsEvidence, pair: Pair, facts: dict[str, Any], first: F
 
 
 def _handed_out(
-    found: Sequence[WeightsEvidence], alone: Sequence[_Judged], features: Sequence[Features]
-) -> tuple[np.ndarray, float]:
+    found: Sequence[WeightsEvidence], alone: Sequence[_Judged], features: Sequence[Features],
+    pairs: Sequence[PairReadings], alpha: float,
+) -> tuple[np.ndarray, float]:  # fmt: skip
     """The probability of each candidate, and of none of them; they sum to 1."""
     surest = max((pair.certain for pair in alone), default=0)
     if surest:  # copies, else casts, take it all
@@ -428,24 +430,37 @@ def _handed_out(
     ranked = [i for i, pair in enumerate(alone) if pair.relation not in (None, "none", "descendant")]
     shares = _by_information(shares, found, ranked)
     shares = np.minimum(shares, [pair.bound for pair in alone])
+    shares = _share_among_older(shares, alone, pairs, alpha)
     return shares, max(0.0, 1.0 - float(shares.sum()))
 
 
-def _share_of_two_older(shares: np.ndarray, alone: Sequence[_Judged], pairs: Sequence[PairReadings]) -> None:
-    """Of two that both seem older by what was counted, the likelier one keeps its share only where the child lies
-    behind it as a child does (`evidence.lies_behind`): else either may be the parent, and both get the same."""
+def _share_among_older(
+    shares: np.ndarray, alone: Sequence[_Judged], pairs: Sequence[PairReadings], alpha: float
+) -> np.ndarray:
+    """The shares where one candidate R is shown to have come first, and another one, X, came from it.
+
+    A child that has not inherited X's step from R did not come from X (`weights/direction/inheritance.py`): X keeps
+    alpha, and R gets what it had. Where that is not shown, and both seem older by what was counted, either may be the
+    parent, and both get the same.
+    """
+    found = shares.copy()
     older = [
         i for i, pair in enumerate(alone)
         if pair.measured and _speaks(pair.measured) and pair.facts.get("first") == "candidate"
         and "older" not in pair.facts
     ]  # fmt: skip
-    if len(older) < 2:
-        return
-    best = max(older, key=lambda i: shares[i])
-    for other in older:
-        if other != best and not lies_behind(*distances(pairs[best], pairs[other])):
-            shares[best] = shares[other] = (shares[best] + shares[other]) / 2
-            return
+    related = [i for i, pair in enumerate(alone) if pair.measured and pair.relation not in (None, "none")]
+    likely = sorted(related, key=lambda i: -shares[i])[:MOST_COMPARED]
+    for base in older:
+        for i in (i for i in likely if i != base):
+            below = is_elder(CandidatePair(pairs[base], pairs[i]).order())
+            inherited = CandidatePair(pairs[i], pairs[base]).inherited() if below else None
+            if inherited is False and found[i] > alpha:
+                found[base] = min(found[base] + found[i] - alpha, alone[base].bound)
+                found[i] = alpha
+            elif inherited is None and i in older and not is_elder(CandidatePair(pairs[i], pairs[base]).order()):
+                found[base] = found[i] = (found[base] + found[i]) / 2
+    return found
 
 
 def _same_trunk(item: WeightsEvidence, pair: Pair) -> bool:

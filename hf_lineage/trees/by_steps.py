@@ -74,21 +74,25 @@ def descent_by_steps(members: Sequence[int], squared: np.ndarray, steps: Steps) 
     asked = {x: near[x][:NEAREST] + [y for y in near[x][NEAREST:] if not marked[y]][:NEAREST] for x in members}
     decided = {(y, x): found.decided for x in members for y in asked[x] if (found := order(y, x)) and found.decided}
     older = {x: [y for y in asked[x] if decided.get((y, x)) == "candidate"] for x in members}
+    elders = {y: [z for z in asked[y] if is_elder(order(z, y))] for y in members}
     parents, unclear = {}, set()
     for x in members:
         shown: dict[int, bool | None] = {}
-        for y in older[x]:
-            bases = [z for z in asked[y] if z != x and is_elder(order(z, y))]
-            found = [steps.inherits(x, y, z) for z in bases]
-            shown[y] = not (marked[y] and not bases) and (False if False in found else None if None in found else True)
-        parent = next((y for y in older[x] if shown[y]), None)
+        for y in asked[x]:
+            bases = [z for z in elders[y] if z != x]
+            if y in older[x]:
+                answers = {steps.inherits(x, y, z) for z in bases}
+                known = False if False in answers else None if None in answers else True
+                shown[y] = False if marked[y] and not bases else known
+            elif bases and decided.get((y, x)) is None and decided.get((x, y)) is None:
+                shown[y] = steps.inherits(x, y, bases[0])
+                if shown[y] and steps.inherits(y, x, bases[0]) is not False:
+                    shown[y] = None
+        valid = [y for y in asked[x] if shown.get(y)]
+        parent = next((y for y in valid if not any(y in elders[other] for other in valid)), None)
         if parent is not None:
             parents[x] = parent
-            nearer = [y for y in near[x] if squared[y, x] < squared[parent, x] and y not in shown]
-            open_ = [y for y in nearer if decided.get((y, x)) is None and decided.get((x, y)) is None]
-            if any(shown[y] is None and squared[y, x] < squared[parent, x] for y in older[x]) or any(
-                steps.inherits(x, y, parent) is not False for y in open_
-            ):
+            if any(shown.get(y, False) is None for y in asked[x][: asked[x].index(parent)]):
                 unclear.add(x)
     return Descent(parents, frozenset(unclear), frozenset(edge(*pair) for pair in decided))
 

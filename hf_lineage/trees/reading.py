@@ -15,9 +15,8 @@ from ..architecture.describe import Architecture, short_names
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.view import View
 from ..weights.direction.inheritance import inherited
-from ..weights.direction.lattices import LATTICES
 from ..weights.direction.order import Order
-from ..weights.direction.steps import order_of_rows
+from ..weights.direction.steps import order_of_rows, step_rows
 from ..weights.edits import ONE_WAY, EditKind, are_added_tokens, detect_edit, summarise_edits
 from ..weights.evidence import MAX_BROKEN_SHARE, exchangeable_within, orders_read
 from ..weights.hidden_permutation import mantel_applies
@@ -29,7 +28,6 @@ from .pair_statistics import products as inner_products
 
 MAX_LATTICE_VALUES = 512  # different values in a row, below which they lie on a lattice
 MAX_DISTINCT_SHARE = 0.95  # share of different values in a row: floats have hardly any twice
-STEP_ENTRIES = 1 << 23  # weights of a model, about, of which steps are counted
 MIN_PRUNED_SHARE = 0.05  # share of zeros that training does not make
 
 
@@ -90,16 +88,11 @@ class AlignedModels:
         return inherited(((c[name], p[name], b[name]) for name in c), bool(self._past(parent).kept_in_half))
 
     def _step_rows(self, i: int) -> dict[str, torch.Tensor]:
-        """The kept rows in which steps are counted, evenly spaced, about `STEP_ENTRIES` in all; in the format on whose
-        lattice they lie."""
+        """The kept rows in which steps are counted."""
         if i not in self._rows:
-            every = -(-sum(matrix.numel() for matrix in self.units(i).values()) // STEP_ENTRIES)
-            lattice = self._past(i).lattice
-            kind = LATTICES[lattice].dtype if lattice else torch.float32
-            rows = {name: matrix[::every] for name, matrix in self.units(i).items()}
-            self._rows[i] = {
-                name: cast if torch.equal((cast := kept.to(kind)).float(), kept) else kept for name, kept in rows.items()
-            }
+            kept = self.units(i)
+            among = sum(matrix.numel() for matrix in kept.values())
+            self._rows[i] = step_rows(kept, self._past(i), among)
         return self._rows[i]
 
     def _past(self, i: int) -> Past:

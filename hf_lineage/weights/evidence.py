@@ -199,40 +199,6 @@ class PairReadings:
         return {name: self.readings.unit_pair(name, self.candidate) for name in kept}
 
 
-# (‖c − R‖² − ‖c − X‖²)/‖X − R‖²: 1 if c came from X and X from R, −1 if both came from R, of uncorrelated steps. With a
-# cosine ρ of the two steps from R it is −1 + 2ρ·‖c − R‖/‖X − R‖ for siblings: 14 was measured of a heavy beside a light
-BEHIND, BESIDE = (0.75, 1.5), 0.5
-MOST_FARTHER = 2.0  # ‖c − R‖/‖X − R‖ beyond which a cosine that siblings have decides, and not where the child lies
-
-
-def lies_behind(near: float, far: float, apart: float) -> bool:
-    """Whether three distances are those of a child behind X, which lies between it and R: ‖c − X‖, ‖c − R‖, ‖X − R‖."""
-    return BEHIND[0] <= _behind(near, far, apart) <= BEHIND[1] and far <= MOST_FARTHER * apart
-
-
-def lies_beside(near: float, far: float, apart: float) -> bool:
-    """Whether three distances are those of siblings c and X, which both came from R, as in `lies_behind`; where neither
-    holds, nothing is shown."""
-    return _behind(near, far, apart) <= BESIDE
-
-
-def _behind(near: float, far: float, apart: float) -> float:
-    return (far**2 - near**2) / apart**2 if apart > 0 else math.inf
-
-
-def distances(first: PairReadings, second: PairReadings) -> tuple[float, float, float]:
-    """‖c − X‖, ‖c − R‖ and ‖X − R‖ of two candidates X and R, over the matrices that the three have."""
-    readings, both = first.readings, {*first.matrices} & {*second.matrices}
-    squares = np.zeros(3)
-    for name in (name for name in first.matrices if name in both and name in readings.moments):
-        moments = readings.moments[name]
-        i, k = (readings.row(name, pair.candidate) for pair in (first, second))
-        a, b, cross = moments.gram[i, i], moments.gram[k, k], moments.gram[i, k]
-        squares += np.array([a, b, max(a + b - 2 * cross, 0.0)]) * (first.child[name].count / moments.count)
-    near, far, apart = np.sqrt(squares).tolist()
-    return near, far, apart
-
-
 def candidate_test(
     readings: Readings, architecture: Architecture, candidate: int, usable: Sequence[str], seed: int,
     in_place_of_child: Callable[[str], torch.Tensor] | None = None,

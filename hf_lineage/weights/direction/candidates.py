@@ -5,13 +5,14 @@ Asked of the rows that were kept in memory, so that nothing is read again.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from .inheritance import inherited
 from .order import Order
-from .steps import order_of_rows
+from .steps import order_of_rows, step_rows
 
 if TYPE_CHECKING:
     from ..evidence import PairReadings
@@ -22,25 +23,38 @@ class CandidatePair:
 
     def __init__(self, one: PairReadings, other: PairReadings) -> None:
         self.one, self.other = one, other
+        past = one.readings.counts.past
+        self._pasts = past(0), past(one.candidate + 1), past(other.candidate + 1)
 
     def order(self) -> Order:
         """Who of the two came first, `one` in the place of the candidate and `other` in the child's."""
-        counts = self.one.readings.counts
-        pasts = (counts.past(self.other.candidate + 1), counts.past(self.one.candidate + 1))
-        return order_of_rows({name: (other, one) for name, (_, one, other) in self._rows().items()}, *pasts)
+        _, one, other = self._rows
+        rows = {name: (other[name], kept) for name, kept in one.items()}
+        return order_of_rows(rows, self._pasts[2], self._pasts[1])
 
     def inherited(self) -> bool | None:
         """Whether the child came from `one`, which came from `other` (`inheritance.py`); None where that is not
         shown."""
-        past = self.one.readings.counts.past(self.one.candidate + 1)
-        return inherited(((child, one, other) for child, one, other in self._rows().values()), bool(past.kept_in_half))
+        child, one, other = self._rows
+        matrices = ((kept, one[name], other[name]) for name, kept in child.items())
+        return inherited(matrices, bool(self._pasts[1].kept_in_half))
 
-    def _rows(self) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """matrix → kept rows of (child, one, other), as many as all three have."""
+    def inherited_back(self) -> bool | None:
+        """Whether `one` came from the child, which came from `other`."""
+        child, one, other = self._rows
+        matrices = ((kept, child[name], other[name]) for name, kept in one.items())
+        return inherited(matrices, bool(self._pasts[0].kept_in_half))
+
+    @cached_property
+    def _rows(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The kept rows of child, one and other, as many of a matrix as all three have."""
         ours, theirs = self.one.units(), self.other.units()
-        found = {}
-        for name in ours.keys() & theirs.keys():
-            (child, one), other = ours[name], theirs[name][1]
-            rows = min(len(one), len(other))
-            found[name] = (child[:rows], one[:rows], other[:rows])
-        return dict(sorted(found.items()))
+        found: tuple[dict[str, torch.Tensor], ...] = ({}, {}, {})
+        for name in (name for name in ours if name in theirs):
+            both = (*ours[name], theirs[name][1])
+            least = min(len(rows) for rows in both)
+            for kept, rows in zip(found, both, strict=True):
+                kept[name] = rows[:least]
+        among = sum(rows.numel() for rows in found[0].values())
+        child, one, other = (step_rows(kept, past, among) for kept, past in zip(found, self._pasts, strict=True))
+        return child, one, other

@@ -1,14 +1,15 @@
-"""Is a model the child of X, or its sibling, where both seem to come from R? By X's own roundings, which a child inherits.
+"""Is a model the child of X, or its sibling, where both seem to come from R? By X's roundings, which a child inherits.
 
 R and X lie on one half-precision lattice. X's step from R is what training did, rounded: where training moved a weight
-by less than half a spacing nothing is left of it, and where it moved by a little more a whole spacing is. A child c of X
-starts from the rounded value. A sibling of X, trained alike, shares what training did, and not the rounding. With
+by less than half a spacing nothing is left of it, and where by a little more a whole spacing is. A child c of X starts
+from the rounded value. A sibling of X that was trained alike shares what training did, and not the rounding. With
 
     β = Σ(c − R)(X − R) / Σ(X − R)²
 
-over the weights of one binade of one matrix, β is 1 for a child (more where it trained on in the same direction), be the
-spacing fine or coarse. For a sibling it is ρ·‖c − R‖/‖X − R‖ where most weights of X moved, and 0.4 to 0.8 times that
-where few did, since there X overstates its step. (ρ: the cosine of the two steps.) See docs/methods.md, *Order*.
+over the weights of one binade of one matrix, β is 1 for a child (more where it trained on in the same direction), be
+the spacing fine or coarse. For a sibling it is ρ·‖c − R‖/‖X − R‖ where most weights of X moved, ρ being the cosine of
+the two steps; and about two thirds of that where few did, since there X's step overstates what training did. See
+docs/methods.md, *Order*.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ EXPONENTS = 256  # of float32
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """β where few weights of X moved and where most did, None where too few weights tell; how many moved of the former."""
+    """β where few weights of X moved, and where most did in the same matrices, weighted alike; None where too few tell.
+    entries: weights that moved of the former."""
 
     rare: float | None
     often: float | None
@@ -90,7 +92,7 @@ def _by_binade(c: torch.Tensor, x: torch.Tensor, r: torch.Tensor) -> np.ndarray:
     exponents = (r.view(torch.int32) >> 23) & 0xFF
     counts = np.bincount(exponents.numpy(), minlength=EXPONENTS)
     moved = x != r
-    step, exponents = (x - r)[moved].double(), exponents[moved].numpy()
-    theirs = (c - r)[moved].double()
+    step, theirs = (x - r)[moved].double(), (c - r)[moved].double()
+    at = exponents[moved].numpy()
     weights = ((theirs * step).numpy(), (step * step).numpy(), None)
-    return np.array([*(np.bincount(exponents, w, EXPONENTS) for w in weights), counts], dtype=np.float64)
+    return np.array([*(np.bincount(at, w, EXPONENTS) for w in weights), counts], dtype=np.float64)

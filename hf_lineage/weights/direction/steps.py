@@ -13,12 +13,13 @@ from .barrier import barrier_position
 from .decay import decay_position
 from .growth import count_growth, growth_position
 from .lattice_memory import NO_MEMORY, Memory, count_memory, memory_position
-from .lattices import lattice_of
+from .lattices import LATTICES, lattice_of
 from .merged_lora import MAX_MATRICES, Explained, explain_matrix, lora_position, says_nothing
 from .order import Order, join
 from .position import Position
 from .rounding_edges import NO_ROUNDINGS, Roundings, count_roundings, edge_position, kind_of
 
+STEP_ENTRIES = 1 << 23  # weights of a model, about, of which steps are counted once its rows are in memory
 Units = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # matrix → kept rows of (child, candidate)
 
 
@@ -121,6 +122,19 @@ def pair_positions(counts: PairCounts, low_rank: bool = True) -> list[Position]:
 def pair_order(counts: PairCounts, moved: float) -> Order:
     """Who came first. moved: ‖child − candidate‖, in the unit that the order's radius is wanted in."""
     return join(pair_positions(counts), moved, counts.candidate.marked, counts.child.marked)
+
+
+def step_rows(rows: Mapping[str, torch.Tensor], past: Past, among: int) -> dict[str, torch.Tensor]:
+    """Rows in which steps are counted: evenly spaced, about STEP_ENTRIES of `among` entries in all; in the format on
+    whose lattice they lie, where that holds them: what is counted is counted there in half the time."""
+    every = max(1, -(-among // STEP_ENTRIES))
+    kind = LATTICES[past.lattice].dtype if past.lattice else torch.float32
+    found = {}
+    for name, matrix in rows.items():
+        kept = matrix[::every]
+        cast = kept.to(kind)
+        found[name] = cast if torch.equal(cast.float(), kept) else kept
+    return found
 
 
 def order_of_rows(rows: Units, child: Past, candidate: Past) -> Order:
