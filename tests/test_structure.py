@@ -222,3 +222,12 @@ def test_forty_thousand_matrices_take_no_longer_than_ten_times_four_thousand() -
         return time.process_time() - start
 
     assert seconds(210) < 25 * seconds(21) + 0.5
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "\n", "a\nb.weight", ".weight", "[0]", "x[", "a.weight[3.gate]", "²[²]", "\x00.\x1b"]
+)
+def test_a_tensor_may_have_any_name(name: str) -> None:
+    """A name is whatever a file calls it: none stops the description of the others."""
+    found = described({name: (64, 32), f"{name}.fc1.weight": (64, 32), f"{name}.fc2.weight": (32, 64)})
+    assert name in found.weights and f"{name}.fc2.weight" in found.weights

@@ -62,8 +62,9 @@ _UPWARDS = re.compile(
     r"(?:^|[._])(?:convtr|conv_t\d*|conv_?transpose\w*|deconv\w*|ups|up_?sampl\w+|upconv\w*)(?:[._]|$)", re.IGNORECASE
 )
 _LEAF = re.compile(
-    r"^(?P<module>.+?)(?P<own>\.(?:base_layer\.)?(?:weight|weight_v|parametrizations\.weight\.original1|kernel))?"
-    r"(?:\[(?P<part>[^\]]*)\])?$"
+    r"^(?P<module>.*?)(?P<own>\.(?:base_layer\.)?(?:weight|weight_v|parametrizations\.weight\.original1|kernel))?"
+    r"(?:\[(?P<part>[^\]]*)\])?\Z",
+    re.DOTALL,  # a name is whatever a file calls it
 )
 _RECURRENT = re.compile(r"^(?P<module>.+)\.weight_ih_l(?P<layer>\d+)(?P<way>_reverse)?(?:\[(?P<gate>[^\]]*)\])?$")
 _GATES = {4: "ifgo", 3: "rzn"}
