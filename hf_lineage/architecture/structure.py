@@ -288,7 +288,7 @@ class _Here:
         """Whether b comes right after a, by number or name. None: nothing says; False: it does not."""
         if (steps := _steps(a, b)) is not None:
             between = [c for c in self.slots if (n := _steps(a, c)) is not None and 0 < n < steps]
-            complete = a.isdigit() or len(between) == steps - 1
+            complete = a.isdecimal() or len(between) == steps - 1
             return steps == 1 or (steps > 1 and complete and all(self.slots[c].depthwise for c in between))
         first, second = self.role(a), self.role(b)
         return None if first == second else first > second
@@ -371,7 +371,7 @@ def _sequence(here: _Here) -> list[_Order]:
         fits = x.rows == y.columns and not _fixed(first) and here.own_layout(first)
         if not fits or here.after(first, second) is False or here.grouped(first, second):
             continue
-        if _branches(here, x, y) or (first.isdigit() and not _in_line(here, first, second)):
+        if _branches(here, x, y) or (first.isdecimal() and not _in_line(here, first, second)):
             continue
         if (ahead := before.get(first)) is not None:
             by_groups = ahead.rows != x.columns and ahead.rows % x.columns == 0
@@ -400,7 +400,7 @@ def _in_line(here: _Here, first: str, second: str) -> bool:
 
 def _consecutive(dense: Mapping[str, _Slot]) -> list[tuple[str, str]]:
     """Pairs of children that follow each other by number (conv1, conv2; 0, 3) or letter (conv_a, conv_b)."""
-    if digits := sorted((child for child in dense if child.isdigit()), key=int):
+    if digits := sorted((child for child in dense if child.isdecimal()), key=int):
         return [*pairwise(digits)]
     at: dict[tuple[str, int], list[str]] = {}
     for child in dense:
@@ -473,7 +473,7 @@ def _paired(here: _Here, module: _Module) -> list[_Order]:
     for first, second in ((a, b) for a in lists for b in lists if _steps(a, b) == 1):
         ours, theirs = (here.tree.modules[(*here.path, child)].simple() for child in (first, second))
         for i in ours.keys() & theirs.keys():
-            if i.isdigit() and ours[i].rows == ours[i].columns == theirs[i].columns == theirs[i].rows:
+            if i.isdecimal() and ours[i].rows == ours[i].columns == theirs[i].columns == theirs[i].rows:
                 found.append(_Order("sequence", [ours[i]], [theirs[i]]))
     return sorted(found, key=lambda order: order.rows[0].path)
 
@@ -484,7 +484,7 @@ def _by_group(here: _Here, found: Sequence[_Order]) -> list[_Order]:
     orders = []
     for first, second in _consecutive(here.dense):
         x, y = here.dense[first], here.dense[second]
-        named = not first.isdigit() and here.after(first, second) and not _fixed(first) and here.own_layout(first)
+        named = not first.isdecimal() and here.after(first, second) and not _fixed(first) and here.own_layout(first)
         if not named or id(x) in taken or len(y.shape) < 3 or not 1 < y.columns < x.rows or x.rows % y.columns:
             continue
         groups = x.rows // y.columns
@@ -504,7 +504,7 @@ def _kernel(slot: _Slot) -> bool:
 
 def _one_expert(here: _Here) -> list[_Order]:
     """The part of one expert, of a stack (expert, in, out) whose other stacks are not cut: its rows are the units."""
-    if len(here.dense) != 1 or not here.path or not here.path[-1].isdigit():
+    if len(here.dense) != 1 or not here.path or not here.path[-1].isdecimal():
         return []
     slot = next(iter(here.dense.values()))
     above = here.tree.modules.get(here.path[:-1])
@@ -592,21 +592,21 @@ def _path(name: str) -> tuple[tuple[str, ...], bool]:
     path = tuple(match["module"].split("."))
     part = match["part"] or ""
     expert = part.split(".")[0]
-    if expert.isdigit():
+    if expert.isdecimal():
         return (*path[:-1], expert, path[-1]), True
     return path, match["own"] is not None
 
 
 def _scopes(path: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The numbered modules around a path, the nearest first, and all."""
-    return [path[: i + 1] for i in range(len(path) - 1, -1, -1) if path[i].isdigit()] + [()]
+    return [path[: i + 1] for i in range(len(path) - 1, -1, -1) if path[i].isdecimal()] + [()]
 
 
 def _order(name: str) -> str:
     match = _LEAF.match(name)
     assert match
     expert = (match["part"] or "").split(".")[0]
-    return f"{match['module']}.{expert}" if expert.isdigit() else match["module"]
+    return f"{match['module']}.{expert}" if expert.isdecimal() else match["module"]
 
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
@@ -626,7 +626,7 @@ def _is_attention(path: tuple[str, ...], dense: Mapping[str, _Slot]) -> bool:
     """Whether the module, or one around it inside its block, is attention; two 1 × 1 matrices of it may be a gate."""
     inner = path
     for i in range(len(path) - 1, -1, -1):
-        if path[i].isdigit():
+        if path[i].isdecimal():
             inner = path[i + 1 :]
             break
     return any(_tokens(component) & ATTENTION for component in inner) and not _squeeze(dense)
