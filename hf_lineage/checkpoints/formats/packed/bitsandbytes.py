@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...dtypes import sorted_table
+from ...dtypes import sorted_table, torch_dtypes
 from ...entry import Packing, Slice
-from .matrix import CodedMatrix, Parts, Scheme, UnpackableError, expect
+from .matrix import CodedMatrix, Parts, Scheme, UnpackableError, expect, pairs_of
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,11 @@ class _FourBit(CodedMatrix):
             found.append(Slice(self.parts[2], blocks[0] // self.nested, -(-blocks[1] // self.nested)))
         return found
 
+    def unpack(self, read: Sequence[torch.Tensor], first: int, stop: int) -> torch.Tensor:
+        numbers = pairs_of(self.table, True)[read[0].view(torch_dtypes()["U8"]).int()].reshape(-1)
+        here = numbers[first * self.width % 2 :][: (stop - first) * self.width]
+        return here.reshape(-1, self.width) * self._largest(read, first, here.numel()).reshape(-1, self.width)
+
     def codes(self, read: Sequence[torch.Tensor], first: int, stop: int) -> torch.Tensor:
         import torch
 
@@ -54,6 +59,11 @@ class _FourBit(CodedMatrix):
         return sorted_table(self.table)[0][nibbles[: (stop - first) * self.width].long()].reshape(-1, self.width)
 
     def values(self, codes: torch.Tensor, read: Sequence[torch.Tensor], first: int) -> torch.Tensor:
+        largest = self._largest(read, first, codes.numel())
+        return sorted_table(self.table)[1][codes.long()] * largest.reshape(codes.shape)
+
+    def _largest(self, read: Sequence[torch.Tensor], first: int, count: int) -> torch.Tensor:
+        """The largest value of the block of each of `count` elements, 1-D."""
         import torch
 
         start = first * self.width
@@ -62,8 +72,7 @@ class _FourBit(CodedMatrix):
             skip = start // self.block % self.nested
             outer = read[2].float().repeat_interleave(self.nested)[skip : skip + len(largest)]
             largest = torch.tensor(self.second)[largest.long()] * outer + self.offset
-        each = largest.float().repeat_interleave(self.block)[start % self.block :][: codes.numel()]
-        return sorted_table(self.table)[1][codes.long()] * each.reshape(codes.shape)
+        return largest.float().repeat_interleave(self.block)[start % self.block :][:count]
 
 
 def _build(parts: Parts) -> _FourBit:

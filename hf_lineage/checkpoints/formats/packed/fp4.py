@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...dtypes import short_floats
+from ...dtypes import F4, short_floats, torch_dtypes
 from ...entry import Packing, Slice
-from .matrix import MAX_STRIDED, CodedMatrix, Parts, Scheme, expect, rows_of, spread, unpack_bits
+from .matrix import MAX_STRIDED, CodedMatrix, Parts, Scheme, expect, pairs_of, rows_of, unpack_bits
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +48,19 @@ class _Float4(CodedMatrix):
             rows_of(self.parts[1], self.width // self.group, first, stop),
         ]
 
+    def unpack(self, read: Sequence[torch.Tensor], first: int, stop: int) -> torch.Tensor:
+        raw = read[0].contiguous().view(torch_dtypes()["U8"])
+        return self._scaled(pairs_of(F4, False)[raw.int()].reshape(stop - first, self.width), read)
+
     def codes(self, read: Sequence[torch.Tensor], first: int, stop: int) -> torch.Tensor:
         return short_floats("F4")[0][unpack_bits(read[0].reshape(stop - first, -1), 4).long()]
 
     def values(self, codes: torch.Tensor, read: Sequence[torch.Tensor], first: int) -> torch.Tensor:
-        scale = self._scale(read[1]).reshape(len(codes), -1) * self.unit
-        return short_floats("F4")[1][codes.long()] * spread(scale, self.group, self.width)
+        return self._scaled(short_floats("F4")[1][codes.long()], read)
+
+    def _scaled(self, numbers: torch.Tensor, read: Sequence[torch.Tensor]) -> torch.Tensor:
+        scale = self._scale(read[1]).reshape(len(numbers), -1) * self.unit
+        return (numbers.reshape(len(numbers), -1, self.group) * scale[..., None]).reshape(numbers.shape)
 
     def _scale(self, read: torch.Tensor) -> torch.Tensor:
         return e8m0(read) if read.element_size() == 1 and self.packing.scheme == "mxfp4" else read.float()
@@ -64,6 +71,9 @@ class _Experts(_Float4):
     """The experts of gpt-oss: rows are inputs, which are stored last."""
 
     strided = True
+
+    def unpack(self, read: Sequence[torch.Tensor], first: int, stop: int) -> torch.Tensor:
+        return self.values(self.codes(read, first, stop), read, first)
 
     def slices(self, first: int, stop: int) -> list[Slice]:
         outputs, inputs = self.width, self.shape[-2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -189,6 +190,16 @@ def unpack_bits(words: torch.Tensor, bits: int) -> torch.Tensor:
     stream = each.reshape(len(raw), -1)
     stream = stream[:, : stream.shape[1] // bits * bits].reshape(len(raw), -1, bits)
     return (stream << torch.arange(bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+
+
+@functools.cache
+def pairs_of(numbers: tuple[float, ...], upper_first: bool) -> torch.Tensor:
+    """Of each byte of two codes the two numbers that they stand for, (256, 2) float32: one look-up for both."""
+    import torch
+
+    table, byte = torch.tensor(numbers), torch.arange(256)
+    nibbles = (byte >> 4, byte & 15) if upper_first else (byte & 15, byte >> 4)
+    return torch.stack([table[nibble] for nibble in nibbles], 1)
 
 
 def spread(scales: torch.Tensor, each: int, width: int) -> torch.Tensor:
