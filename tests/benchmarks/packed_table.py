@@ -1,9 +1,9 @@
 """Packed copies of a real pretrained model: what trace says of them, and what reading them costs.
 
-By hand: `python tests/benchmarks/packed_table.py FOLDER [--write]`. FOLDER keeps the models (`real_families.py` says
+By hand: `python tests/benchmarks/packed_table.py FOLDER [--cost] [--write]`. FOLDER keeps the models (`real_families.py` says
 what is needed): MiniLM in bf16 (`a-bf16`), a light and a heavier child of it (`a-light`, `a-heavy`), and another base of
 the same kind with random matrices. Every layout of tests/packers.py, and GGUF in Q8_0, Q4_K (rows that no block of 256
-divides: Q5_0, as llama.cpp does), Q4_0. About four minutes on one core; processor time is printed, not the clock's.
+divides: Q5_0, as llama.cpp does), Q4_0. About ten minutes on one core; processor time is printed, not the clock's.
 
 Pairs: the packed copy of the child against the child (`copy`); the child of the packed base against it (`child`); the
 packed base against its child (`base`); base and child, both packed (`both`); the packed base against a child of what
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +38,20 @@ from hf_lineage.checkpoints.opener import open_checkpoint
 RESULTS = Path(__file__).parent / "results" / "packed.json"
 GGUF = ("Q8_0", "Q4_K", "Q4_0")
 Tensors = dict[str, torch.Tensor]
+# A process of its own, which has seen nothing larger: MB that the first whole pass, in blocks, adds to its peak
+GROWN = """
+import re, sys, torch
+from hf_lineage.checkpoints.entry import Slice
+from hf_lineage.checkpoints.opener import open_checkpoint
+torch.set_num_threads(1)
+found = open_checkpoint(sys.argv[1])
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+before = peak()
+for name, entry in found.items():
+    for at in range(0, entry.count, 1 << 18):
+        found.read([Slice(name, at, min(at + (1 << 18), entry.count))])
+print((peak() - before) // 1024)
+"""
 
 
 def put(folder: Path, tensors: Tensors) -> Path:
@@ -106,14 +120,15 @@ def cost(folder: Path, layout: str, nbytes: int = 64 << 20) -> tuple[float, floa
         path = write_gguf(folder / "cost.gguf", tensors, layout, "llama", 8)
     found, times = open_checkpoint(path), max(1, nbytes // path_bytes(path))
     names = [name for name in found if name.endswith("weight")]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     for _ in range(times):
         for name in names:
             for at in range(0, found[name].count, 1 << 18):
                 found.read([Slice(name, at, min(at + (1 << 18), found[name].count))])
     spent = time.process_time() - start
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    grown = int(
+        subprocess.run([sys.executable, "-c", GROWN, str(path)], capture_output=True, text=True, check=True).stdout
+    )
     plain = open_checkpoint(put(folder / "plain", {name: value.clone() for name, value in tensors.items()}))
     start, done = time.process_time(), 0
     while done < times * path_bytes(path):
@@ -130,26 +145,23 @@ def path_bytes(path: Path) -> int:
 
 
 def main() -> None:
-    """Ask, measure, print; with --write also keep."""
+    """Ask, measure, print; with --cost only measure; with --write also keep."""
     torch.set_num_threads(1)
-    models = Path(sys.argv[1])
+    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     rows, costs = [], []
     for layout in (*PACKERS, *GGUF):
         with tempfile.TemporaryDirectory() as scratch:
-            for row in answers(models, Path(scratch), layout):
+            for row in answers(Path(sys.argv[1]), Path(scratch), layout) if "--cost" not in sys.argv else ():
                 rows.append(row)
                 print(*row.values(), sep="\t", flush=True)
             spent, plain, grown = cost(Path(scratch), layout)
-        costs.append(
-            {"layout": layout, "seconds": spent, "plain_seconds": plain, "ratio": spent / plain, "grown_mb": grown}
-        )
-        print(
-            f"{layout}: {spent:.2f} s, the same bytes in bf16 {plain:.2f} s, ratio {spent / plain:.1f}, +{grown} MB",
-            flush=True,
-        )
+        ratio = spent / plain
+        costs.append({"layout": layout, "seconds": spent, "plain_seconds": plain, "ratio": ratio, "grown_mb": grown})
+        print(f"{layout}: {spent:.2f} s, the same bytes in bf16 {plain:.2f} s, +{grown} MB", flush=True)
     if "--write" in sys.argv:
         machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-        RESULTS.write_text(json.dumps({**machine, "answers": rows, "cost": costs}, indent=1) + "\n")
+        found = {**machine, "answers": rows or kept.get("answers", []), "cost": costs}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
