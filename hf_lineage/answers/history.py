@@ -29,12 +29,12 @@ class HistoryEvidence:
 class History(MeasuredAnswer):
     """What one model's values tell of their past, without any candidate.
 
-    `stored`: the header's dtype of most weights, or the scheme that they are packed in. `lattice`: the format that the
-    values lie on, whatever the header says; None where they lie on none. `trained_since`: whether the model was trained from another one whose weights lay
-    on that lattice, or on the coarser one that `began_from` names. `kept_in_half`: whether its weights were kept in
-    half precision meanwhile. None is "does not show": a step may be too small or too large, or in too few weights, to
-    leave a mark, so that `trained_since` is never False. `repeated_layers`: pairs of layers that are copies, tuned
-    since or not. `evidence`: by name, what each rests on.
+    `stored`: the header's dtype of most weights, or the scheme that they are packed in. `lattice`: the format that
+    the values lie on, whatever the header says; None where they lie on none. `trained_since`: whether the model was
+    trained from another one whose weights lay on that lattice, or on the coarser one that `began_from` names.
+    `kept_in_half`: whether its weights were kept in half precision meanwhile. None is "does not show": a step may
+    be too small or too large, or in too few weights, to leave a mark, so that `trained_since` is never False.
+    `repeated_layers`: pairs of layers that are copies, tuned since or not. `evidence`: by name, what each rests on.
     """
 
     model: ModelRef
