@@ -27,7 +27,7 @@ from real_families import make
 
 import hf_lineage as hl
 
-EVERY, ALONE = 1, 3  # one of so many pairs of siblings is asked about, and of these without their base, too
+ALONE = 3  # one of so many pairs of siblings is asked about without their base, too
 RESULTS = Path(__file__).parent / "results" / "direction_verdicts.json"
 
 
@@ -45,10 +45,17 @@ def questions(recipes: list[Any]) -> list[tuple[str, str, list[str], str]]:
     siblings = [
         (child, other) for child in tuned for other in tuned if other != child and parents[other] == parents[child]
     ]
-    for i, (child, other) in enumerate(siblings[::EVERY]):
+    for i, (child, other) in enumerate(siblings):
         found.append(("sibling and base", child, [other, parents[child]], parents[child]))
         if i % ALONE == 0:
             found.append(("sibling alone", child, [other], ""))
+    for child in tuned:
+        base, above = parents[child], parents[parents[child]]
+        if above:
+            found.append(("grandparent alone", child, [above], ""))
+            uncles = [name for name in tuned if parents[name] == above and name != base]
+            found += [("uncle and base", child, [uncle, above], "") for uncle in uncles]
+            found += [("nephew and base", uncle, [child, above], above) for uncle in uncles]
     return found
 
 
