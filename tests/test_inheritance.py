@@ -87,6 +87,8 @@ def test_what_was_kept_in_half_precision_shows_no_child(base: torch.Tensor) -> N
     parent = moved(base, steps(1, size_of(base)))
     child, sibling = moved(parent, steps(2, size_of(base))), moved(base, steps(3, size_of(base)))
     assert inherited([(child, parent, base)], kept_in_half=True) is None
+    assert inherited([(child, parent, base)], kept_in_half=None) is None, "it does not show that they were not"
+    assert inherited([(child, parent, base)], kept_in_half=False) is True
     assert inherited([(sibling, parent, base)], kept_in_half=True) is False
 
 

@@ -85,7 +85,7 @@ class AlignedModels:
         """Whether a child of `base` came from `parent`, another child of it, by the kept rows
         (`weights/direction/inheritance.py`); None where that is not shown."""
         c, p, b = (self._step_rows(k) for k in (child, parent, base))
-        return inherited(((c[name], p[name], b[name]) for name in c), bool(self._past(parent).kept_in_half))
+        return inherited(((c[name], p[name], b[name]) for name in c), self._past(parent).kept_in_half)
 
     def _step_rows(self, i: int) -> dict[str, torch.Tensor]:
         """The kept rows in which steps are counted."""

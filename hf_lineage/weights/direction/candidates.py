@@ -37,13 +37,13 @@ class CandidatePair:
         shown."""
         child, one, other = self._rows
         matrices = ((kept, one[name], other[name]) for name, kept in child.items())
-        return inherited(matrices, bool(self._pasts[1].kept_in_half))
+        return inherited(matrices, self._pasts[1].kept_in_half)
 
     def inherited_back(self) -> bool | None:
         """Whether `one` came from the child, which came from `other`."""
         child, one, other = self._rows
         matrices = ((kept, child[name], other[name]) for name, kept in one.items())
-        return inherited(matrices, bool(self._pasts[0].kept_in_half))
+        return inherited(matrices, self._pasts[0].kept_in_half)
 
     @cached_property
     def _rows(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:

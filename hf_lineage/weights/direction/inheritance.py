@@ -56,14 +56,16 @@ class Inheritance:
         return False if self.rare <= FALLING * self.often and self.often <= MOST_FALLING else None
 
 
-def inherited(matrices: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], kept_in_half: bool) -> bool | None:
+def inherited(
+    matrices: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], kept_in_half: bool | None
+) -> bool | None:  # fmt: skip
     """Whether c came from X (True) or is its sibling (False), None for either; `matrices` as in `inheritance`.
 
-    kept_in_half: whether X's weights were, while it was trained: then every step was rounded, also of what a sibling
-    shares, and β says nothing where it is large.
+    kept_in_half: whether X's weights were, while it was trained; None where that does not show. Only where they plainly
+    were not is c said to come from X: else every step was rounded, also of what a sibling shares.
     """
     found = inheritance(matrices).decided
-    return None if found and kept_in_half else found
+    return None if found and kept_in_half is not False else found
 
 
 def inheritance(matrices: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Inheritance:
