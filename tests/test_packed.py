@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -23,6 +23,9 @@ from hf_lineage.checkpoints.entry import Packing, Slice
 from hf_lineage.checkpoints.formats.packed import PACKINGS, PackedCheckpoint
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.weights.edits import detect_rounding
+
+if TYPE_CHECKING:
+    from hf_lineage.testing import MiniHub
 
 SAMPLES = Path(__file__).parent / "packed" / "samples.npz"
 NAMES = tuple(dict.fromkeys(key.split("/")[0] for key in np.load(SAMPLES)))
@@ -241,6 +244,20 @@ def _state(parts: Tensors) -> str:
 
 def _json(value: Any) -> torch.Tensor:
     return torch.tensor([*json.dumps(value).encode()], dtype=torch.uint8)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("layout", ["nf4", "fp8 channel", "compressed-tensors", "mxfp4", "hqq", "mlx"])
+def test_on_the_hub_some_rows_cost_some_rows(layout: str, hub: MiniHub) -> None:
+    """Of layouts that store rows one after the other: 32 of 2,048 rows, for less than twice their share of the bytes."""
+    w = torch.randn(2048, 256, generator=torch.Generator().manual_seed(4))
+    hub.add("lab/packed", {"model.safetensors": save(one(layout, w))})
+    checkpoint = open_checkpoint("lab/packed")
+    before = checkpoint.bytes_read
+    assert before < 20_000, "headers, and what says how it is packed"
+    (found,) = checkpoint.read([Slice("m.weight", 640 * 256, 672 * 256)])
+    assert float((found.reshape(32, 256) - w[640:672]).norm() / w[640:672].norm()) < 0.15
+    assert checkpoint.bytes_read - before < 2 * checkpoint["m.weight"].nbytes * 32 / 2048
 
 
 def test_every_layout_is_tested() -> None:
