@@ -212,7 +212,7 @@ class TestHostile:
         assert bool(found[:, 3:5].isnan().all()) and bool(found[:, 5:].isfinite().all())
 
     @given(st.sampled_from([*PACKERS]), st.data())
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     def test_any_shapes_and_dtypes(
         self, tmp_path_factory: pytest.TempPathFactory, layout: str, data: st.DataObject
     ) -> None:
