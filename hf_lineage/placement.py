@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 USED = 0.8  # of what is free, by `auto`: the rest is for inputs, features and other programs
 READING = 3  # float32 copies of one tensor, beside what stays, while it is read and Δ is taken
-MEMORY, LEAST_MEMORY = 512 << 20, 16 << 20  # bytes for reading weights: the default, and the least
+MEMORY, LEAST_MEMORY = 512 << 20, 128 * 10**6  # bytes for reading weights: the default, and the least
 LEAST_SIZE = 1024  # a whole number from here on is a size in bytes, a smaller one is an accelerator's
 
 
@@ -50,7 +50,7 @@ class Memory:
         """
         total = MEMORY if wanted is None else _size(wanted)
         if total is None or total < LEAST_MEMORY:
-            raise ArgumentError(f"Expected `memory` as bytes or text such as '2GB', at least 16 MiB, got {wanted!r}.")
+            raise ArgumentError(f"Expected `memory` as bytes or text such as '2GB', at least 128MB, got {wanted!r}.")
         return cls(total)
 
     def units(self, models: int) -> int:

@@ -197,7 +197,7 @@ def processes(commands: list[list[str]], **environment: str) -> list[tuple[int, 
         ) for rank, command in enumerate(commands)
     ]  # fmt: skip
     try:
-        told = [one.communicate(timeout=120) for one in started]
+        told = [one.communicate(timeout=300) for one in started]
     finally:
         for one in started:
             one.kill()

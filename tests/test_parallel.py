@@ -168,6 +168,8 @@ for child, candidates, sample in json.loads(sys.argv[1]):
     read[0] = 0
     lineage = hl.trace(child, candidates, sample=sample, progress=lambda *a: shown.append(a))
     print(json.dumps([lineage.to_dict(), read[0], len(shown)]))
+layers = hl.trace_layers(*json.loads(sys.argv[1])[0][:2])
+print(json.dumps([layers.to_dict(), read[0], len(shown)]))
 """
 
 
@@ -202,6 +204,7 @@ def test_three_processes_say_what_one_says(questions: list) -> None:
     told = processes([script] * 3)
     assert [code for code, _, _ in told] == [0, 0, 0], told
     several = [[json.loads(line) for line in out.splitlines()] for _, out, _ in told]
+    assert len(alone) == len(questions) + 1 and alone[-1][0]["blocks"]
     assert "disguise" in json.dumps(alone[2][0]) and "It ends early." in json.dumps(alone[3][0])
     for (one, _, _), *others in zip(alone, *several, strict=True):
         assert others[0][0]["seconds"] == others[1][0]["seconds"] == others[2][0]["seconds"]
