@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,8 @@ def processes(commands: list[list[str]], **environment: str) -> list[tuple[int, 
         ) for rank, command in enumerate(commands)
     ]  # fmt: skip
     try:
-        told = [one.communicate(timeout=300) for one in started]
+        with ThreadPoolExecutor(len(started)) as pool:  # at once: one whose pipe is full waits, and the others for it
+            told = [*pool.map(lambda one: one.communicate(timeout=300), started)]
     finally:
         for one in started:
             one.kill()
