@@ -173,7 +173,7 @@ def test_every_room_is_in_the_table() -> None:
 
 def test_public_names_are_those_that_work() -> None:
     names = [
-        "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit",
+        "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit", "coverage",
         "find_candidates", "inspect", "phylogeny", "trace", "trace_layers",
     ]  # fmt: skip
     assert hf_lineage.__all__ == names == dir(hf_lineage)

@@ -19,7 +19,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 import hf_lineage as hl
-from hf_lineage.answers import audit, history, layers, lineage, phylogeny, search
+from hf_lineage.answers import audit, coverage, history, layers, lineage, phylogeny, search
 from hf_lineage.answers.annotation import Annotation
 from hf_lineage.answers.base import SCHEMA
 from hf_lineage.answers.base import Answer as AnyAnswer
@@ -29,7 +29,7 @@ from hf_lineage.tasks.phylogeny import METHODS
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "docs" / "schema").glob("*.json"))}
-KINDS = ["annotation", "audit", "candidates", "history", "journal", "layers", "lineage", "phylogeny"]
+KINDS = ["annotation", "audit", "candidates", "coverage", "history", "journal", "layers", "lineage", "phylogeny"]
 Answer = dict[str, Any]
 Answers = dict[str, list[Answer]]
 Tensors = dict[str, torch.Tensor]
@@ -106,6 +106,7 @@ def made(lab: Any, folders: dict[str, Path], nets: dict[str, Tensors], tmp_path:
         "layers": [answer.to_dict() for answer in blocks],
         "phylogeny": [answer.to_dict() for answer in trees],
         "candidates": [hl.find_candidates(child).to_dict() for child in ("lab/child", folders["stranger"])],
+        "coverage": [hl.coverage(folders["child"]).to_dict(), hl.coverage("lab/child").to_dict()],
         "history": [hl.inspect(folders["child"]).to_dict(), hl.inspect("lab/child").to_dict()],
         "annotation": [note.to_dict() for note in notes],
         "audit": [*(record.to_dict() for record in records), *lines[1:]],
@@ -186,6 +187,7 @@ WRONG: list[tuple[str, str, Any]] = [
     ("phylogeny", "quality.undirected", 2), ("phylogeny", "quality.score", 1), ("phylogeny", "edges.0.relation", None),
     ("candidates", "candidates.0.rules", []), ("candidates", "candidates.0.similarity", 2),
     ("candidates", "candidates.0.status", "compared"), ("candidates", "requests", -1), ("candidates", "alpha", 0.1),
+    ("coverage", "p_value", None), ("coverage", "units.share", 1.5), ("coverage", "left_out.0.reason", ""), ("coverage", "blocks.tested", -1),
     ("history", "lattice", "fp8"), ("history", "trained_since", False), ("history", "repeated_layers", [[1, 2, 3]]),
     ("history", "evidence.memory_bf16.entries", None), ("history", "alpha", 0.1), ("history", "stored", None),
     ("annotation", "changed", "yes"), ("annotation", "files", ["README.md", "README.md"]), ("annotation", "diff", None),
@@ -216,7 +218,9 @@ RECORDS: dict[tuple[str, str], type] = {
     ("lineage", "candidate"): lineage.Candidate, ("lineage", "claim"): lineage.Claim,
     ("layers", "block"): layers.BlockOrigin, ("layers", "share_of_source"): layers.Share,
     ("phylogeny", "node"): phylogeny.Node, ("phylogeny", "edge"): phylogeny.Edge,
-    ("candidates", "found_candidate"): search.FoundCandidate, ("history", "history_evidence"): history.HistoryEvidence, ("audit", "finding"): audit.Finding,
+    ("candidates", "found_candidate"): search.FoundCandidate, ("history", "history_evidence"): history.HistoryEvidence,
+    ("coverage", "units"): coverage.TestedUnits, ("coverage", "blocks"): coverage.CoveredBlocks, ("coverage", "left_out"): coverage.LeftOut,
+    ("audit", "finding"): audit.Finding,
 }  # fmt: skip
 
 
@@ -271,7 +275,7 @@ def test_the_page_explains_every_field() -> None:
 def kind_of(answer: Answer) -> str:
     marks = {
         "lineage": "verdict", "layers": "blocks", "phylogeny": "nodes", "candidates": "requests", "annotation": "diff",
-        "journal": "kind", "audit": "findings", "history": "trained_since",
+        "journal": "kind", "audit": "findings", "history": "trained_since", "coverage": "left_out",
     }  # fmt: skip
     return next(kind for kind, key in reversed(marks.items()) if key in answer)
 
@@ -301,10 +305,10 @@ def test_the_recorded_answers_fit() -> None:
         assert not faults(kind_of(answer), answer)
 
 
-NEW = {"history"}  # kinds that version 1 did not have, and that are not recorded
+NEW = {"coverage", "history"}  # kinds that version 1 did not have, and that are not recorded
 READERS: dict[str, type[AnyAnswer]] = {
     "lineage": hl.Lineage, "layers": hl.LayerLineage, "phylogeny": hl.Phylogeny, "candidates": search.CandidateSearch,
-    "annotation": Annotation, "audit": audit.AuditRecord, "history": history.History,
+    "annotation": Annotation, "audit": audit.AuditRecord, "coverage": coverage.Coverage, "history": history.History,
 }  # fmt: skip
 
 

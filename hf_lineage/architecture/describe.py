@@ -212,6 +212,18 @@ def _lists(counts: Mapping[str, int]) -> set[str]:
     return {path for path, found in members.items() if len(found) > 1 and sum(found.values()) >= least}
 
 
+def numbered_members(counts: Mapping[str, int]) -> dict[str, str]:
+    """Which tensors stand in repeated parts, by their numbers alone: name → the member of the list. counts: elements.
+
+    >>> numbered_members({"down.0.res.1.w": 6, "down.1.w": 6, "mid.w": 9})
+    {'down.0.res.1.w': 'down.0', 'down.1.w': 'down.1'}
+    """
+    lists = _lists(counts)
+    return {
+        name: f"{path}.{number}" for name in counts for path, number, _ in [_numbered(name)] if number and path in lists
+    }
+
+
 def _member(name: str, lists: Collection[str]) -> str | None:
     """The member of a numbered list that a tensor is in, or the member of a list right inside that."""
     path, number, below = _numbered(name)

@@ -69,6 +69,8 @@ _LEAF = re.compile(
 _RECURRENT = re.compile(r"^(?P<module>.+)\.weight_ih_l(?P<layer>\d+)(?P<way>_reverse)?(?:\[(?P<gate>[^\]]*)\])?$")
 _GATES = {4: "ifgo", 3: "rzn"}
 _CONVOLUTION = _vocabulary("conv convolution conv1d conv2d conv3d c linear")  # of a numbered child, the matrix
+_GROUP_NORMS = _vocabulary("norm gn groupnorm")  # what a group norm is called; a batch norm may be, too
+GROUPS = 32  # of a group norm
 MAX_MIXED = 8  # matrices of one module, above which only their numbers are looked at
 MIN_WIDTH = 8  # of stacked experts: below, the last axis is a kernel's
 
@@ -144,8 +146,11 @@ class _Tree:
         for slot in slots.values():
             if not slot.depthwise:
                 self._count(slot.path, slot.shape[:2])
+        self.norms: dict[tuple[str, ...], list[str]] = {}
         for name, shape in shapes.items():
             path = tuple(name.split(".")[:-1])
+            if len(shape) == 1 and path and _tokens(path[-1]) & _GROUP_NORMS:
+                self.norms.setdefault(path[:-1], []).append(name)
             home = path if path in self.modules else path[:-1]
             if len(shape) == 1 and path not in slots and home not in self._own:
                 self._count(path, shape)
@@ -238,6 +243,21 @@ def cuts(entries: Mapping[str, Shaped]) -> dict[str, list[Part]]:
     return known | found
 
 
+def reason_left_out(name: str) -> str:
+    """Why the rows of a matrix are no hidden units that are tested; name: canonical."""
+    path, _ = _path(name)
+    words = set().union(*(_tokens(part) for part in path[-3:]))
+    if words & (ATTENTION | _HEAD_PARTS):
+        return "attention: what its heads hold can be exchanged within a head at most"
+    if words & _NORMS:
+        return "a norm or a modulation: its rows are the channels of all layers"
+    if _UPWARDS.search(name):
+        return "a transposed convolution: its rows are what it reads"
+    if words & FIXED:
+        return "its rows may be classes, tokens or pixels, which have an order of their own"
+    return "no other matrix of its module reads exactly its rows: they may be channels of all layers"
+
+
 def _of_module(tree: _Tree, path: tuple[str, ...], module: _Module) -> Iterable[Found]:
     """The orders of hidden units between the matrices that stand in one module."""
     slots = _candidates(path, module)
@@ -309,6 +329,16 @@ class _Here:
         slot = self.slots[child]
         return any(self.tree.shapes.get(name) == (slot.columns,) != (slot.rows,) for name in _biases([slot]))
 
+    def norm_group(self, x: _Slot) -> int:
+        """Channels that a group norm behind a convolution may take together: only they can be exchanged; 0 for all.
+
+        32 groups are usual, and the groups of any power of two below hold whole ones of these.
+        """
+        if not _kernel(x) or len(x.shape) < 4 or x.rows % GROUPS or x.rows == GROUPS:
+            return 0
+        norms = [name for name in self.tree.norms.get(self.path, ()) if self.tree.shapes[name] == (x.rows,)]
+        return x.rows // GROUPS if norms else 0
+
     def grouped(self, a: str, b: str) -> bool:
         """Whether the convolution `a`, which `b` reads, may go by groups: what it reads is not known otherwise."""
         x, y = self.dense[a], self.dense[b]
@@ -378,7 +408,10 @@ def _sequence(here: _Here) -> list[_Order]:
             gated = ahead.shape == y.shape and x.rows != x.columns  # gate, down, up: the third reads what the first
             if by_groups or gated:
                 continue
-        found.append(_Order("sequence", [x], [y]))
+        if group := here.norm_group(x):
+            found.append(_Order("by group", [x], [], group))
+        else:
+            found.append(_Order("sequence", [x], [y]))
     return found
 
 

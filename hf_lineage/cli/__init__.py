@@ -11,6 +11,7 @@ from ..errors import ArgumentError, LineageError, ModelNotFoundError, ReferenceS
 from .annotate import annotate
 from .audit import audit
 from .candidates import candidates
+from .coverage import coverage
 from .demo import demo
 from .inspect import inspect
 from .layers import layers
@@ -35,13 +36,14 @@ def cli() -> None:
     hf-lineage tree org/a org/b user/c user/d             who descends from whom
     hf-lineage candidates user/child                      who could be the parent
     hf-lineage inspect user/model                         what one model tells of its past
+    hf-lineage coverage user/model                        what of it can be tested
     hf-lineage annotate user/child -c org/a --create-pr   put the answer into its card
     hf-lineage audit --author org                         check what models declare
     hf-lineage train-detector --family a.csv --out ./d    learn from models whose parents are known
     """
 
 
-for command in (trace, layers, tree, candidates, inspect, annotate, audit, demo, train_detector):
+for command in (trace, layers, tree, candidates, inspect, coverage, annotate, audit, demo, train_detector):
     cli.add_command(command)
 
 

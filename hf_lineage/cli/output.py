@@ -21,13 +21,14 @@ from ..parallel import world
 if TYPE_CHECKING:
     from ..answers.annotation import Annotation
     from ..answers.base import Progress
+    from ..answers.coverage import Coverage
     from ..answers.history import History
     from ..answers.layers import LayerLineage
     from ..answers.lineage import Lineage
     from ..answers.phylogeny import Phylogeny
     from ..answers.search import CandidateSearch
 
-    Shown = Annotation | CandidateSearch | History | LayerLineage | Lineage | Phylogeny
+    Shown = Annotation | CandidateSearch | Coverage | History | LayerLineage | Lineage | Phylogeny
 
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]

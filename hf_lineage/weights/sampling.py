@@ -61,7 +61,7 @@ def make_plan(
     seeded by `seed` and the name of the tensor or its order, so that tensors of one order give the same rows.
     """
     units = {name: order for order, names in orders.items() for name in names if name in entries}
-    units = {name: order for name, order in units.items() if _fits(entries[name].shape)}
+    units = {name: order for name, order in units.items() if has_units(entries[name].shape)}
     total, most = sum(nbytes.values()), max(keep, most or 0)
     if budget is None or budget >= total:
         everything = tuple(piece for name in entries for piece in grid(name, entries[name].shape))
@@ -137,7 +137,8 @@ def _row(shape: Sequence[int]) -> int:
     return math.prod(shape[1:]) if len(shape) > 1 else 1
 
 
-def _fits(shape: Sequence[int]) -> bool:
+def has_units(shape: Sequence[int]) -> bool:
+    """Whether a matrix of this shape can be tested: rows enough, and of more than one number each."""
     return len(shape) > 1 and shape[0] >= MIN_UNITS and 1 < _row(shape) <= MAX_ROW
 
 
