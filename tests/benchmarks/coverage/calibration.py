@@ -45,9 +45,9 @@ MODELS, STEPS, BATCH, RATE = 15, 80, 32, 5e-3
 ALPHABET = "few-lower"
 
 
-def data() -> tuple[Tensor, Tensor]:
+def data(count: int = 4096) -> tuple[Tensor, Tensor]:
     """Images of glyphs, 14 × 14, and their labels: the same for all models."""
-    task = image_task(ALPHABET, 0, train=4096, test=1)
+    task = image_task(ALPHABET, 0, train=count, test=1)
     return F.avg_pool2d(task.train_x.reshape(-1, 1, 28, 28), 28 // SIDE)[:, 0], task.train_y
 
 
