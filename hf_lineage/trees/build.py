@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..answers.phylogeny import descent_cycle
-from ..weights.direction.origin import order_by_position, origin_position
+from ..weights.direction.origin import LEAST_MOVED, order_by_position, origin_position
 from .by_steps import NO_DESCENT, Descent, Steps, descent_by_steps, hang_by_steps
 from .groups import Grouping, PairTest, related_groups
 from .hidden_ancestors import hidden_distances, insert_hidden_ancestors
@@ -17,7 +17,7 @@ from .mixtures import Mixture, fit, mixtures
 from .pair_statistics import PairStatistics, distance2
 from .rooting import RootPosterior, Signals, numbers, root_posterior
 from .spanning import Edge, cut_gap, edge, neighbours, resample, resolve_contradictions, side, spanning_tree
-from .stars import hang_on_centres, undecided_edges
+from .stars import MIN_STAR, hang_on_centres, undecided_edges
 from .without_gradient import WithoutGradient
 
 MAX_UNDECIDED = 0.5  # probability of an edge that another one explains as well; up to it, an edge has no direction
@@ -208,7 +208,7 @@ class _Builder:
         if len(posterior.order) == 2 and (parent, child) not in decided:
             parent, child, direction = self._first_of_two(*pair)
         moved = probability is None and min(pair) >= 0  # to another neighbour, after the edges were judged
-        refused = (parent, child) not in decided and (moved or descent.refuses(parent, child))
+        refused = (parent, child) not in decided and (moved or self._is_too_light(parent, child, descent))
         contradicted = refused or (min(pair) >= 0 and self.one_way(parent, child) is False)  # by what was done
         if direction is not None and min(pair) >= 0 and (parent, child) not in decided:
             alone, _, sure = self._first_of_two(parent, child)
@@ -219,6 +219,18 @@ class _Builder:
             direction = None
         is_merge = child in self.sources and (parent, child) in decided
         self.built.branches.append(Branch(parent, child, direction, probability, is_merge))
+
+    def _is_too_light(self, parent: int, child: int, descent: Descent) -> bool:
+        """Whether a change is so small that only its steps could tell who came first, and they do not.
+
+        What paths tell of light fine-tunes holds where their base is in the set: of siblings alone the one that was
+        tuned otherwise looks like it. Of two edges even less shows.
+        """
+        if descent.refuses(parent, child):
+            return True
+        if min(parent, child) < 0 or self.signals.relative_distance(parent, child) >= LEAST_MOVED:
+            return False
+        return (descent.measured and (parent, child) not in descent.leaning) or self.statistics.models < MIN_STAR
 
     def _first_of_two(self, a: int, b: int) -> tuple[int, int, float | None]:
         """(parent, child, probability of that) of two models by the position of the origin, as `trace` has it

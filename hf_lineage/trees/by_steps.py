@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..weights.direction.order import Order, is_elder
+from ..weights.direction.order import Order, is_elder, leans
 from .spanning import Edge, edge, neighbours, side
 
 NEAREST = 8  # models that each one is asked about, and as many of those that show no mark of a base
@@ -38,12 +38,15 @@ class Descent:
     """What the steps show of one group, models by their numbers.
 
     parents: model → its parent.  unclear: of these, the models that may as well come from another one that is near.
-    ordered: pairs of models of which the steps decide some order, of descent or not.
+    ordered: pairs of models of which the steps decide some order, of descent or not.  leaning: (parent, child) of which
+    they tell the same without deciding it.  measured: whether steps could be counted at all.
     """
 
     parents: Mapping[int, int] = field(default_factory=dict)
     unclear: frozenset[int] = frozenset()
     ordered: frozenset[Edge] = frozenset()
+    leaning: frozenset[Edge] = frozenset()
+    measured: bool = False
 
     def decided(self, a: int, b: int) -> Edge | None:
         """(parent, child) of two models, where the steps show it."""
@@ -94,7 +97,9 @@ def descent_by_steps(members: Sequence[int], squared: np.ndarray, steps: Steps) 
             parents[x] = parent
             if any(shown.get(y, False) is None for y in asked[x][: asked[x].index(parent)]):
                 unclear.add(x)
-    return Descent(parents, frozenset(unclear), frozenset(edge(*pair) for pair in decided))
+    leaning = {(y, x) for x in members for y in asked[x] if not marked[y] and leans(order(y, x))}
+    ordered = frozenset(edge(*pair) for pair in decided)
+    return Descent(parents, frozenset(unclear), ordered, frozenset(leaning), True)
 
 
 def hang_by_steps(edges: Iterable[Edge], members: Sequence[int], descent: Descent) -> set[Edge]:

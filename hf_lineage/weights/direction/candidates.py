@@ -12,6 +12,7 @@ import torch
 
 from .inheritance import inherited
 from .order import Order
+from .rounding_edges import kind_of
 from .steps import order_of_rows, step_rows
 
 if TYPE_CHECKING:
@@ -47,10 +48,16 @@ class CandidatePair:
 
     @cached_property
     def _rows(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """The kept rows of child, one and other, as many of a matrix as all three have."""
+        """The kept rows of child, one and other, as many of a matrix as all three have; of the matrices in which steps
+        were counted, which a packed one is not."""
         ours, theirs = self.one.units(), self.other.units()
         found: tuple[dict[str, torch.Tensor], ...] = ({}, {}, {})
-        for name in (name for name in ours if name in theirs):
+        steps = self.one.readings.counts.steps
+        counted = (
+            name for name in ours if name in theirs
+            and all((kind_of(name), pair.candidate) in steps for pair in (self.one, self.other))
+        )  # fmt: skip
+        for name in counted:
             both = (*ours[name], theirs[name][1])
             least = min(len(rows) for rows in both)
             for kept, rows in zip(found, both, strict=True):

@@ -76,20 +76,22 @@ class Order:
         return best if shares[best] >= SURE and self.stderr <= MAX_STDERR else None
 
 
+def leans(order: Order | None) -> bool:
+    """Whether the candidate lies nearer to the origin, if not decidedly there: λ ≥ ELDER, by ELDER_Z errors."""
+    if order is None or order.decided in ("child", "common") or order.lambda_ is None:
+        return False
+    return order.decided == "candidate" or order.lambda_ >= max(ELDER, ELDER_Z * order.stderr)
+
+
 def is_elder(order: Order | None) -> bool:
     """Whether the candidate is at least so near to the origin that the child's step from it is the child's own.
 
-    That is less than that it is the origin: its order is decided; or λ ≥ ELDER by ELDER_Z errors, as of steps too few
-    to decide one; or the child alone bears a mark, and nothing speaks against it.
+    That is less than that it is the origin: it leans to it, or the child alone bears a mark and nothing speaks against
+    it.
     """
-    if order is None or order.decided in ("child", "common"):
+    if order is None or order.decided in ("child", "common") or (order.lambda_ or 0.0) < 0:
         return False
-    if order.decided == "candidate":
-        return True
-    if order.lambda_ is not None and order.lambda_ < 0:
-        return False
-    near = order.lambda_ is not None and order.lambda_ >= max(ELDER, ELDER_Z * order.stderr)
-    return near or bool(order.child_marked and not order.marked and order.marked is not None)
+    return leans(order) or bool(order.child_marked and not order.marked and order.marked is not None)
 
 
 def join(
