@@ -275,7 +275,7 @@ def test_the_page_explains_every_field() -> None:
 def kind_of(answer: Answer) -> str:
     marks = {
         "lineage": "verdict", "layers": "blocks", "phylogeny": "nodes", "candidates": "requests", "annotation": "diff",
-        "journal": "kind", "audit": "findings", "history": "trained_since", "coverage": "left_out",
+        "journal": "kind", "audit": "findings", "history": "trained_since", "coverage": "rules",
     }  # fmt: skip
     return next(kind for kind, key in reversed(marks.items()) if key in answer)
 

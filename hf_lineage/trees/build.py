@@ -208,7 +208,9 @@ class _Builder:
         if len(posterior.order) == 2 and (parent, child) not in decided:
             parent, child, direction = self._first_of_two(*pair)
         moved = probability is None and min(pair) >= 0  # to another neighbour, after the edges were judged
-        refused = (parent, child) not in decided and (moved or self._is_too_light(parent, child, descent))
+        refused = (parent, child) not in decided and (
+            moved or self._is_too_light(parent, child, descent, len(posterior.order))
+        )
         contradicted = refused or (min(pair) >= 0 and self.one_way(parent, child) is False)  # by what was done
         if direction is not None and min(pair) >= 0 and (parent, child) not in decided:
             alone, _, sure = self._first_of_two(parent, child)
@@ -220,17 +222,17 @@ class _Builder:
         is_merge = child in self.sources and (parent, child) in decided
         self.built.branches.append(Branch(parent, child, direction, probability, is_merge))
 
-    def _is_too_light(self, parent: int, child: int, descent: Descent) -> bool:
+    def _is_too_light(self, parent: int, child: int, descent: Descent, models: int) -> bool:
         """Whether a change is so small that only its steps could tell who came first, and they do not.
 
         What paths tell of light fine-tunes holds where their base is in the set: of siblings alone the one that was
-        tuned otherwise looks like it. Of two edges even less shows.
+        tuned otherwise looks like it. Of three models one path shows even less. models: of the group.
         """
         if descent.refuses(parent, child):
             return True
         if min(parent, child) < 0 or self.signals.relative_distance(parent, child) >= LEAST_MOVED:
             return False
-        return (descent.measured and (parent, child) not in descent.leaning) or self.statistics.models < MIN_STAR
+        return models < MIN_STAR or (edge(parent, child) in descent.measured and (parent, child) not in descent.leaning)
 
     def _first_of_two(self, a: int, b: int) -> tuple[int, int, float | None]:
         """(parent, child, probability of that) of two models by the position of the origin, as `trace` has it

@@ -39,14 +39,14 @@ class Descent:
 
     parents: model → its parent.  unclear: of these, the models that may as well come from another one that is near.
     ordered: pairs of models of which the steps decide some order, of descent or not.  leaning: (parent, child) of which
-    they tell the same without deciding it.  measured: whether steps could be counted at all.
+    they tell the same without deciding it.  measured: pairs of models between which steps could be counted.
     """
 
     parents: Mapping[int, int] = field(default_factory=dict)
     unclear: frozenset[int] = frozenset()
     ordered: frozenset[Edge] = frozenset()
     leaning: frozenset[Edge] = frozenset()
-    measured: bool = False
+    measured: frozenset[Edge] = frozenset()
 
     def decided(self, a: int, b: int) -> Edge | None:
         """(parent, child) of two models, where the steps show it."""
@@ -99,7 +99,8 @@ def descent_by_steps(members: Sequence[int], squared: np.ndarray, steps: Steps) 
                 unclear.add(x)
     leaning = {(y, x) for x in members for y in asked[x] if not marked[y] and leans(order(y, x))}
     ordered = frozenset(edge(*pair) for pair in decided)
-    return Descent(parents, frozenset(unclear), ordered, frozenset(leaning), True)
+    measured = frozenset(edge(x, y) for x in members for y in asked[x] if order(y, x) is not None)
+    return Descent(parents, frozenset(unclear), ordered, frozenset(leaning), measured)
 
 
 def hang_by_steps(edges: Iterable[Edge], members: Sequence[int], descent: Descent) -> set[Edge]:
