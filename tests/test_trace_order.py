@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,11 @@ def test_a_parent_that_was_tuned_itself_needs_its_base_beside_it(family: dict[st
     first = beside.candidates[0]
     assert first.order and "itself trained" not in first.order.reason and "light came first (λ" in beside.explain()
     assert first.first == "candidate" and "own_base" not in first.facts and (first.probability or 0) > 0.75
+    assert first.facts["inherited_from"] == str(family["base"])
+    silent = replace(
+        beside, candidates=(replace(first, order=None), *beside.candidates[1:])
+    )  # where steps decide nothing
+    assert "kept what rounding made of its step from" in silent.explain()
     assert sum(c.probability or 0 for c in beside.candidates) + (beside.none_probability or 0) == pytest.approx(1)
     sibling = hl.trace(family["grandchild"], [family["light"], family["heavy"]])
     assert sibling.parent is None, "a sibling is no base"

@@ -96,12 +96,10 @@ def confirmed(
         assert place.position is not None and place.stderr is not None
         share = shares(place.position, place.stderr)[0]
         place = replace(place, reason=place.reason.removesuffix(OR_ITS_BASE))
-    elif place is not None:
-        place = replace(place, reason=f"the child has inherited the roundings of the candidate's step from {base.ref}")
     probability = max(first.probability or 0.0, held * share)
     facts = {name: fact for name, fact in first.facts.items() if name not in ("own_base", "older")} | {
-        "first": "candidate"
-    }
+        "first": "candidate", "inherited_from": base.ref,
+    }  # fmt: skip
     relation = "finetune" if first.relation == "common_origin" else first.relation
     found = replace(first, probability=probability, relation=relation, facts=facts, order=place)
     return [found, *others], None if none is None else held - probability
