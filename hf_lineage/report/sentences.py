@@ -295,8 +295,8 @@ def order(candidate: Candidate) -> str:
         return f"That model came first: {_reason(candidate)}."
     if base := candidate.facts.get("inherited_from"):
         return (
-            f"That model came first: this one has kept what rounding made of its step from {base}, which a sibling would "
-            "not have."
+            f"That model came first: this one has kept what rounding made of its step from {base}, which a sibling "
+            "would not have."
         )
     if candidate.first == "candidate":
         return "That model came first: the step to this one is not part of it."
