@@ -310,9 +310,9 @@ def _inner_units(units: _Units, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 def _structural_units(units: _Units, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, structure.Found]:
     """Add what `structure.py` finds beyond the conventions; order → what was found."""
-    settled = {name for names in units.rows.values() for name in names}
+    settled, read = ({name for names in side.values() for name in names} for side in (units.rows, units.columns))
     added = {}
-    for order, found in structure.units(shapes, settled).items():
+    for order, found in structure.units(shapes, settled, read).items():
         order = order if not units.rows.get(order) else f"{order}.weight"
         units.rows[order], units.columns[order] = [*found.rows], [*found.columns]
         units.vectors[order] = [*found.vectors]

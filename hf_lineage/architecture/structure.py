@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -201,16 +202,22 @@ def _slots(shapes: Mapping[str, tuple[int, ...]]) -> dict[tuple[str, ...], _Slot
     return slots
 
 
-def units(shapes: Mapping[str, tuple[int, ...]], settled: Collection[str] = ()) -> dict[str, Found]:
+def units(
+    shapes: Mapping[str, tuple[int, ...]], settled: Collection[str] = (), read: Collection[str] = ()
+) -> dict[str, Found]:  # fmt: skip
     """Orders of hidden units by structure: a name of the order → what was found.
 
-    shapes: canonical name → shape. settled: matrices whose rows or columns are known already; no order that is found
-    here has one of them for rows. Linear in the number of tensors.
+    shapes: canonical name → shape. settled: matrices whose rows are known already, read: those whose columns are; no
+    order that is found here has one of the former for rows, and a module that holds nothing else is not looked at.
+    Linear in the number of tensors.
     """
     tree = _Tree(shapes)
     found: dict[str, Found] = {}
     taken: set[str] = {*settled}
+    known = taken.union(read)
     for path, module in tree.modules.items():
+        if all(count == 1 and known.issuperset(slot.names) for count, slot in module.children.values()):
+            continue
         for one in _of_module(tree, path, module):
             if not taken.intersection(one.rows):
                 taken.update(one.rows)
@@ -645,9 +652,10 @@ def _order(name: str) -> str:
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
-def _tokens(component: str) -> set[str]:
+@lru_cache(maxsize=1 << 14)  # of a large model the same few words stand in every layer
+def _tokens(component: str) -> frozenset[str]:
     """Words of one component, in lower case: also without the digits that end them, and all as one."""
-    words = {word.lower() for word in _WORD.findall(component)}
+    words = frozenset(word.lower() for word in _WORD.findall(component))
     return words | {re.sub(r"[\d_]", "", component).lower(), component.lower()}
 
 
