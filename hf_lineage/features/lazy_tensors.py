@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture.align import Alignment
-from ..architecture.conventions import fused_parts
+from ..architecture.structure import cuts
 from ..checkpoints.checkpoint import Checkpoint, Wrapper
 from ..checkpoints.entry import Slice
 from ..placement import Layout, sent
@@ -46,7 +46,7 @@ class ChildTensors(Mapping[str, Tensor]):
     def __init__(self, network: Network, candidate: Checkpoint, child: Checkpoint, alignment: Alignment) -> None:
         self._network, self._candidate, self._child = network, candidate, child
         ours = {its: mine for mine, its in alignment.pairs.items() if mine not in alignment.grown}
-        fused = fused_parts(candidate)
+        fused = cuts(candidate)
         self._parts: dict[str, list[str]] = {}
         for name, tensor in network.names.items():
             labels = [f"{tensor}[{label}]" for label, _, _ in fused.get(tensor, ())]

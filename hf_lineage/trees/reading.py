@@ -13,6 +13,8 @@ import torch
 from ..architecture.align import Alignment
 from ..architecture.describe import Architecture, short_names
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.dtypes import FLOAT8
+from ..checkpoints.entry import Packing
 from ..checkpoints.view import View
 from ..weights.direction.inheritance import inherited
 from ..weights.direction.order import Order
@@ -75,7 +77,7 @@ class AlignedModels:
     def order(self, i: int, j: int) -> Order | None:
         """Who of candidate i and child j came first, by the steps between their kept rows (`trees/by_steps.py`); None
         where neither lies on a half-precision lattice, or one is packed: there no step tells."""
-        if self._is_packed(i) or self._is_packed(j) or not any("half" in self._marks_of(k) for k in (i, j)):
+        if self._packings(i) or self._packings(j) or not any("half" in self._marks_of(k) for k in (i, j)):
             return None
         theirs = self._step_rows(i)
         rows = {name: (kept, theirs[name]) for name, kept in self._step_rows(j).items()}
@@ -145,8 +147,10 @@ class AlignedModels:
 
     def change(self, i: int, j: int) -> tuple[EditKind, dict[str, Any]]:
         """What was done to i to get j, with facts (`weights/edits.py`); `other` where j has no mark that i has not;
-        two models alone are looked at in any case, as in `trace`. Of a packed model nothing is said."""
-        if self._is_packed(i) or self._is_packed(j):  # what was rounded to be stored tells of the rounding
+        two models alone are looked at in any case, as in `trace`. Of a model that is packed with scales nothing is
+        said."""
+        packings = self._packings(i) | self._packings(j)
+        if any(packing.scheme not in FLOAT8 for packing in packings):  # with scales: what they rounded is not told here
             return "other", {}
         if len(self.models) > 2 and not self._marks_of(j) - self._marks_of(i):
             return "other", {}
@@ -154,8 +158,8 @@ class AlignedModels:
         sizes = {m.name: m.size for m in self.statistics.matrices}
         return summarise_edits({name: detect_edit(made[name], start[name]) for name in sizes}, sizes)
 
-    def _is_packed(self, i: int) -> bool:
-        return any(entry.packing is not None for entry in self.models[i].values())
+    def _packings(self, i: int) -> set[Packing]:
+        return {entry.packing for entry in self.models[i].values() if entry.packing is not None}
 
     def _marks_of(self, i: int) -> frozenset[str]:
         if i not in self._marks:
