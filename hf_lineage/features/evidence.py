@@ -64,7 +64,7 @@ class Settings:
     metric: str = "l2"
     step: float | str = "auto"
     token: str | bool | None = None
-    device: Wanted = None
+    device: Wanted | Placement = None
     seed: int = 0
     modules: tuple[nn.Module, ...] = ()  # those in memory; the first is the network of checkpoints no library knows
 

@@ -131,9 +131,10 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
     architecture = question.architecture
     counts = {name: reading.child[name].count for name in architecture.weights}
     lattices = Lattices()
-    pairs = [_pair(question, reading, i, counts, lattices) for i in reading.comparison.evidence]
+    packed = {i: _Packed(reading, i) for i in reading.comparison.evidence}
+    pairs = [_pair(question, reading, i, counts, lattices, packed[i]) for i in packed]
     for i, item in reading.comparison.evidence.items():
-        if _Packed(reading, i).rounded:  # rounding makes weights longer, which looks like training
+        if packed[i].rounded:  # rounding makes weights longer, which looks like training
             reading.comparison.evidence[i] = replace(item, origin=None)
     candidates = [
         unjudged(reading.models[i], "compared", *_left_out(reading.aligned[i][1], architecture.trunk, counts))
@@ -143,16 +144,14 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
         candidates, reading.comparison, pairs, architecture.heads, counts, options.alpha, options.older
     )
     shares = [reading.aligned[i][1].coverage for i in reading.comparison.evidence]
-    judged = [
-        _with_packing(c, reading.child, reading.models[i])
-        for c, i in zip(judged, reading.comparison.evidence, strict=True)
-    ]
+    ours = packing_facts(reading.child)
+    judged = [_with_packing(c, ours, reading.models[i]) for c, i in zip(judged, packed, strict=True)]
     return [_of_part(c, share) for c, share in zip(judged, shares, strict=True)], none
 
 
-def _with_packing(candidate: Candidate, child: Checkpoint, model: Checkpoint) -> Candidate:
-    """A judged candidate, with how the two are stored where that rounds the weights of one."""
-    both = {"child": packing_facts(child), "candidate": packing_facts(model)}
+def _with_packing(candidate: Candidate, ours: dict[str, Any] | None, model: Checkpoint) -> Candidate:
+    """A judged candidate, with how the two are stored where that rounds the weights of one. ours: the child's facts."""
+    both = {"child": ours, "candidate": packing_facts(model)}
     return replace(candidate, facts={**candidate.facts, "packing": both}) if any(both.values()) else candidate
 
 
@@ -164,7 +163,9 @@ def _of_part(candidate: Candidate, share: float) -> Candidate:
     return replace(candidate, relation="shared_part", facts={**candidate.facts, "first": None, "part": part})
 
 
-def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int], lattices: Lattices) -> verdict.Pair:
+def _pair(
+    question: Question, reading: Reading, i: int, counts: Mapping[str, int], lattices: Lattices, packed: _Packed
+) -> verdict.Pair:  # fmt: skip
     """What else is known of one candidate."""
     architecture, readings, plan = question.architecture, reading.readings, reading.plan
     alignment = reading.aligned[i][1]
@@ -172,7 +173,6 @@ def _pair(question: Question, reading: Reading, i: int, counts: Mapping[str, int
     whole = len(alignment.pairs) == len(architecture.weights) == len(theirs.weights) and not alignment.grown
     trunk = frozenset(architecture.trunk) & (readings.candidates_with.keys() if plan.sampled else counts.keys())
     found = reading.found.get(i)
-    packed = _Packed(reading, i)
     what = functools.partial(_what, readings, i, counts, lattices, packed)
     return verdict.Pair(
         same_names=whole and not plan.sampled,  # what is equal in a sample only is not said to be identical
@@ -194,13 +194,13 @@ class _Packed:
         self._rows = reading.plan.rows
         self._models = reading.child, reading.aligned[i][0]
         self._names = {name: name for name in reading.child}, reading.aligned[i][1].pairs
-        stored = reading.child, reading.models[i]  # what was put in another order lies in memory, as floats
-        matrices = reading.comparison.pairs[i].matrices
-        equal = reading.comparison.evidence[i].equal
-        self.of: tuple[dict[str, Packing], dict[str, Packing]] = tuple(
-            {name: packing for name in matrices if (packing := model[names[name]].packing)}
-            for model, names in zip(stored, self._names, strict=True)
-        )  # type: ignore[assignment]
+        matrices, equal = reading.comparison.pairs[i].matrices, reading.comparison.evidence[i].equal
+
+        def packings(model: Checkpoint, names: Mapping[str, str]) -> dict[str, Packing]:
+            return {name: packing for name in matrices if (packing := model[names[name]].packing)}
+
+        # of the candidate as it is stored: what was put in another order lies in memory, as floats
+        self.of = packings(reading.child, self._names[0]), packings(reading.models[i], self._names[1])
         self.rounded = {name for packings in self.of for name in packings if name not in equal}
         self.asked = {*seeded_random(0, "packed").sample(sorted(self.rounded), min(len(self.rounded), MAX_ROUNDED))}
 

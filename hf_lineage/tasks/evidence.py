@@ -89,7 +89,7 @@ class Weights:
 
     def _by_tree(self, reading: compare.Reading, judged: list[Candidate], none: float) -> tuple[list[Candidate], float]:
         """Let the tree of the child and its relatives say which of them is the parent; nothing is read again."""
-        related = {(c.ref, c.revision) for c in related_candidates(judged, self._options.alpha)}
+        related = {key(c) for c in related_candidates(judged, self._options.alpha)}
         chosen = [i for i, model in enumerate(reading.models) if (model.ref.name, model.ref.revision) in related]
         if len(chosen) < 2:
             return judged, none

@@ -67,7 +67,7 @@ class Options:
     sample: Sample = None
     max_bytes: int | None = None
     memory: int | str | None = None
-    device: Wanted = None
+    device: Wanted | Placement = None
     progress: Progress | None = None
     seed: int = 0
     networks: Networks = Networks()
@@ -84,8 +84,10 @@ class Options:
         for name in self.evidence:
             if name not in EVIDENCE_NAMES:
                 raise ArgumentError(f"Expected `evidence` to be among {known}, got {name!r}.")
-        if self.device is not None:
-            _ = self.placement  # raises
+        if self.device is not None:  # what is free is asked once for a question
+            from ..placement import placement
+
+            object.__setattr__(self, "device", placement(self.device))
         if self.memory is not None:
             _ = self.reading_memory
         if not 0 < self.alpha < 1:
@@ -93,13 +95,6 @@ class Options:
         if self.max_bytes is not None and self.max_bytes <= 0:
             raise ArgumentError(f"Expected `max_bytes` above 0, got {self.max_bytes}.")
         self.networks.check(self.evidence)
-
-    @property
-    def placement(self) -> Placement:
-        """What `device` means on this machine. Raises `ArgumentError`."""
-        from ..placement import placement
-
-        return placement(self.device)
 
     @property
     def reading_memory(self) -> Memory:

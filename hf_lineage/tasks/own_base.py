@@ -75,8 +75,8 @@ def base_behind(ranked: Sequence[Candidate], pairs: Mapping[Key, PairReadings]) 
         if theirs is None or base.relation in (None, "none"):
             continue
         both = CandidatePair(ours, theirs)
-        if is_elder(CandidatePair(theirs, ours).order()) and both.inherited():
-            return base if is_open(first) or both.inherited_back() is False else None
+        if is_elder(both.order(back=True)) and both.inherited():
+            return base if is_open(first) or both.inherited(back=True) is False else None
     return None
 
 

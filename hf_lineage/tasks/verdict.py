@@ -453,12 +453,12 @@ def _share_among_older(
     likely = sorted(related, key=lambda i: -shares[i])[:MOST_COMPARED]
     for base in older:
         for i in (i for i in likely if i != base):
-            below = is_elder(CandidatePair(pairs[base], pairs[i]).order())
-            inherited = CandidatePair(pairs[i], pairs[base]).inherited() if below else None
+            both = CandidatePair(pairs[i], pairs[base])
+            inherited = both.inherited() if is_elder(both.order(back=True)) else None
             if inherited is False and found[i] > alpha:
                 found[base] = min(found[base] + found[i] - alpha, alone[base].bound)
                 found[i] = alpha
-            elif inherited is None and i in older and not is_elder(CandidatePair(pairs[i], pairs[base]).order()):
+            elif inherited is None and i in older and not is_elder(both.order()):
                 found[base] = found[i] = (found[base] + found[i]) / 2
     return found
 

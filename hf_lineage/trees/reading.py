@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class AlignedModels:
     def order(self, i: int, j: int) -> Order | None:
         """Who of candidate i and child j came first, by the steps between their kept rows (`trees/by_steps.py`); None
         where neither lies on a half-precision lattice, or one is packed: there no step tells."""
-        if self._packings(i) or self._packings(j) or not any("half" in self._marks_of(k) for k in (i, j)):
+        if self._packings[i] or self._packings[j] or not any("half" in self._marks_of(k) for k in (i, j)):
             return None
         theirs = self._step_rows(i)
         rows = {name: (kept, theirs[name]) for name, kept in self._step_rows(j).items()}
@@ -149,7 +150,7 @@ class AlignedModels:
         """What was done to i to get j, with facts (`weights/edits.py`); `other` where j has no mark that i has not;
         two models alone are looked at in any case, as in `trace`. Of a model that is packed with scales nothing is
         said."""
-        packings = self._packings(i) | self._packings(j)
+        packings = self._packings[i] | self._packings[j]
         if any(packing.scheme not in FLOAT8 for packing in packings):  # with scales: what they rounded is not told here
             return "other", {}
         if len(self.models) > 2 and not self._marks_of(j) - self._marks_of(i):
@@ -158,8 +159,10 @@ class AlignedModels:
         sizes = {m.name: m.size for m in self.statistics.matrices}
         return summarise_edits({name: detect_edit(made[name], start[name]) for name in sizes}, sizes)
 
-    def _packings(self, i: int) -> set[Packing]:
-        return {entry.packing for entry in self.models[i].values() if entry.packing is not None}
+    @cached_property
+    def _packings(self) -> tuple[set[Packing], ...]:
+        """How each model is packed."""
+        return tuple({entry.packing for entry in model.values() if entry.packing} for model in self.models)
 
     def _marks_of(self, i: int) -> frozenset[str]:
         if i not in self._marks:

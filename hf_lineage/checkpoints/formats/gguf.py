@@ -333,7 +333,8 @@ class _Blocks(PackedMatrix):
         # further values may or may not follow the largest and the smallest
         low = torch.where(group == group.amin(1, keepdim=True), -torch.inf, group - step / 2)
         high = torch.where(group == group.amax(1, keepdim=True), torch.inf, group + step / 2)
-        return tuple(self._in_order(side.reshape(values.shape), first, stop) for side in (low, high))  # type: ignore[return-value]
+        low, high = (self._in_order(side.reshape(values.shape), first, stop) for side in (low, high))
+        return low, high
 
     def _values(self, raw: torch.Tensor) -> torch.Tensor:
         import numpy as np

@@ -27,24 +27,21 @@ class CandidatePair:
         past = one.readings.counts.past
         self._pasts = past(0), past(one.candidate + 1), past(other.candidate + 1)
 
-    def order(self) -> Order:
-        """Who of the two came first, `one` in the place of the candidate and `other` in the child's."""
+    def order(self, back: bool = False) -> Order:
+        """Who of the two came first, `one` in the place of the candidate and `other` in the child's; `back`: the other
+        way round."""
         _, one, other = self._rows
-        rows = {name: (other[name], kept) for name, kept in one.items()}
-        return order_of_rows(rows, self._pasts[2], self._pasts[1])
+        places = [(one, self._pasts[1]), (other, self._pasts[2])]
+        (candidate, its_past), (child, past) = reversed(places) if back else places
+        return order_of_rows({name: (child[name], kept) for name, kept in candidate.items()}, past, its_past)
 
-    def inherited(self) -> bool | None:
-        """Whether the child came from `one`, which came from `other` (`inheritance.py`); None where that is not
-        shown."""
+    def inherited(self, back: bool = False) -> bool | None:
+        """Whether the child came from `one`, which came from `other` (`inheritance.py`); `back`: `one` from the child.
+        None where that is not shown."""
         child, one, other = self._rows
-        matrices = ((kept, one[name], other[name]) for name, kept in child.items())
-        return inherited(matrices, self._pasts[1].kept_in_half)
-
-    def inherited_back(self) -> bool | None:
-        """Whether `one` came from the child, which came from `other`."""
-        child, one, other = self._rows
-        matrices = ((kept, child[name], other[name]) for name, kept in one.items())
-        return inherited(matrices, self._pasts[0].kept_in_half)
+        made, start = (one, child) if back else (child, one)
+        matrices = ((kept, start[name], other[name]) for name, kept in made.items())
+        return inherited(matrices, self._pasts[0 if back else 1].kept_in_half)
 
     @cached_property
     def _rows(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:

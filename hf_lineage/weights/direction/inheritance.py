@@ -9,7 +9,7 @@ from the rounded value. A sibling of X that was trained alike shares what traini
 over the weights of one binade of one matrix, β is 1 for a child (more where it trained on in the same direction), be
 the spacing fine or coarse. For a sibling it is ρ·‖c − R‖/‖X − R‖ where most weights of X moved, ρ being the cosine of
 the two steps; and about two thirds of that where few did, since there X's step overstates what training did. See
-docs/methods.md, *Order*.
+docs/methods.md, *Inheritance*.
 """
 
 from __future__ import annotations
@@ -35,12 +35,11 @@ EXPONENTS = 256  # of float32
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """β where few weights of X moved, and where most did in the same matrices, weighted alike; None where too few tell.
-    entries: weights that moved of the former."""
+    """β where few weights of X moved, and where most did in the same matrices, weighted alike; None where too few
+    tell."""
 
     rare: float | None
     often: float | None
-    entries: int
 
     @property
     def decided(self) -> bool | None:
@@ -85,7 +84,7 @@ def inheritance(matrices: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tenso
             often += np.array([most[0] / most[1] * few[1], few[1], few[2]])
     return Inheritance(
         float(rare[0] / rare[1]) if rare[2] >= MIN_MOVED else None,
-        float(often[0] / often[1]) if often[2] >= MIN_MOVED else None, int(rare[2]),
+        float(often[0] / often[1]) if often[2] >= MIN_MOVED else None,
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ MAX_APART, MAX_BEYOND = 3.0, 3.0  # in errors: two estimators from each other, o
 TAILS = 5.0
 MAX_STDERR = 0.35  # of λ, above which no order is decided: direct pairs of a real model had at most 0.31
 SURE = 0.75  # share from which an order is called decided
+# λ, and λ in errors, from which a candidate leans to the origin though no order is decided
 ELDER, ELDER_Z = 0.5, 3.0
 LOW = 2.0  # errors below λ at which the radius is taken
 GRID = np.linspace(-1.0, 1.0, 201)
