@@ -9,7 +9,7 @@ from the rounded value. A sibling of X that was trained alike shares what traini
 over the weights of one binade of one matrix, β is 1 for a child (more where it trained on in the same direction), be
 the spacing fine or coarse. For a sibling it is ρ·‖c − R‖/‖X − R‖ where most weights of X moved, ρ being the cosine of
 the two steps; and about two thirds of that where few did, since there X's step overstates what training did. See
-docs/methods.md, *Inheritance*.
+docs/methods.md, *Order*.
 """
 
 from __future__ import annotations
