@@ -104,6 +104,7 @@ CODES: Mapping[str, str] = {
     # of notes: blocks
     "no_common_block": "a candidate has no block of a kind and shape of the child's",
     "equal_blocks": "candidates hold the same block",
+    "units_in_order": "a candidate's hidden units were put in the child's order",
     # of notes: trees
     "other_depth": "two models have different numbers of layers, and are in different trees",
     "only_of_architecture": "a model is the only one of its architecture",

@@ -13,9 +13,11 @@ import networkx as nx
 import pytest
 import torch
 from builders import Tensors, llama, put, tuned
+from safetensors.torch import save
 
 import hf_lineage as hl
 from hf_lineage.experiments.changes import _pruned, _rounded
+from hf_lineage.testing import MiniHub
 
 pytestmark = pytest.mark.integration
 
@@ -84,9 +86,10 @@ def contradictions(one: Path, two: Path) -> list[str]:
         kinds = {block.kind for block in layers[pair].blocks if block.index is not None}
         if candidate.relation == "none" and kinds & IN_PART:
             found.append(f"unrelated in trace, {kinds} in layers")
-        # blocks are compared as they are stored: `trace_layers` does not put hidden units back in order
-        if candidate.relation == "identical" and kinds != {"equal"} and not candidate.facts.get("disguise"):
+        if candidate.relation == "identical" and kinds != {"equal"}:
             found.append(f"identical in trace, {kinds} in layers")
+        if candidate.relation not in ("none", None) and kinds == {"none"}:
+            found.append(f"{candidate.relation} in trace, nothing in layers")
     verdicts = {answer.verdict for answer in asked.values()}
     if all(answer.verdict == "parent" for answer in asked.values()):
         found.append("each is the parent of the other")
@@ -109,6 +112,28 @@ def test_a_pair_gets_one_answer(kind: str, tmp_path: Path) -> None:
     one = put(tmp_path / "one", base)
     two = put(tmp_path / "two", KINDS[kind](base, 77))
     assert contradictions(one, two) == []
+
+
+def test_an_audit_says_what_trace_says(hub: MiniHub) -> None:
+    """Of every kind of pair, both ways round: the verdict, the p-value, and whether the claim stands."""
+    claimed = {}
+    for kind, made in KINDS.items():
+        base = llama(list(KINDS).index(kind), **SIZES)
+        two = {"one": base, "two": made(base, 77)}
+        for name, other in (("one", "two"), ("two", "one")):
+            hub.add(f"lab/{kind}-{name}", {
+                "model.safetensors": save({n: t.contiguous() for n, t in two[name].items()}), "config.json": b"{}",
+                "README.md": f"---\nbase_model: lab/{kind}-{other}\n---\n",
+            })  # fmt: skip
+            claimed[f"lab/{kind}-{name}"] = f"lab/{kind}-{other}"
+    for record in hl.audit(claimed, token=False):
+        answer = hl.trace(record.ref, [claimed[record.ref]], token=False)
+        assert record.verdict == answer.verdict and record.parent == answer.parent, record
+        assert record.p_value == answer.candidates[0].p_value and record.relation == answer.candidates[0].relation
+        assert [c.status for c in record.claims] == [c.status for c in answer.claims]
+        (candidate,) = answer.candidates
+        assert (record.status == "contradicted") == (candidate.relation == "none"), record
+        assert record.status != "confirmed" or candidate.first != "child", record
 
 
 def combined(model: Tensors, seed: int) -> Tensors:

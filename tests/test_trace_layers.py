@@ -503,6 +503,27 @@ class TestHub:
 SCRIPT = "import sys, hf_lineage; print(hf_lineage.trace_layers(sys.argv[1], sys.argv[2:]).to_json(None))"
 
 
+def test_hidden_units_in_another_order(ask: Shelf) -> None:
+    """The blocks of a child whose hidden units are permuted and rescaled come from the parent, not from a stranger."""
+    child, order = dict(CHILD), torch.randperm(64, generator=torch.Generator().manual_seed(5))
+    factor = 1 + torch.rand(64, generator=torch.Generator().manual_seed(6))
+    for i in range(3):
+        at = f"model.layers.{i}.mlp"
+        child[f"{at}.gate_proj.weight"] = child[f"{at}.gate_proj.weight"][order]
+        child[f"{at}.up_proj.weight"] = child[f"{at}.up_proj.weight"][order] * factor[:, None]
+        child[f"{at}.down_proj.weight"] = child[f"{at}.down_proj.weight"][:, order] / factor
+    answer = ask(child)
+    assert [(b.block, b.kind, Path(b.parent or "").name) for b in answer.blocks] == [
+        (path, "tuned", "parent") for path in PATHS
+    ]
+    assert all(b.p_value is None for b in answer.blocks), "what was put in order by looking is tested no more"
+    assert [note.code for note in answer.notes] == ["units_in_order"]
+    assert ask("child").blocks[1].residual == pytest.approx(answer.blocks[1].residual, rel=0.2)
+    # an unrelated candidate stays unrelated beside it, and alone
+    alone = ask("made", ["stranger"])
+    assert {b.kind for b in alone.blocks if b.index is not None} == {"none"} and not alone.notes
+
+
 def test_two_processes_give_one_answer(ask: Shelf) -> None:
     merge = str(ask.put("merge", linear([PARENT, STRANGER], [0.6, 0.4])))
     others = [str(ask.folder / name) for name in ("parent", "stranger")]

@@ -20,7 +20,13 @@ from ..weights.direction.order import Order
 from ..weights.direction.steps import PairCounts, pair_order
 from ..weights.edits import ONE_WAY, Edit, EditKind, Lattices, detect_edit, detect_rounding, summarise_edits
 from ..weights.evidence import WeightsComparison, compare_weights
-from ..weights.hidden_permutation import HiddenPermutation, detect_permutation, mantel_applies, undo_permutation
+from ..weights.hidden_permutation import (
+    HiddenPermutation,
+    alike,
+    detect_permutation,
+    mantel_applies,
+    undo_permutation,
+)
 from ..weights.reader import LINED_UP, Readings
 from ..weights.sampling import MIN_UNITS, Plan, make_plan, seeded_random
 from . import verdict
@@ -37,7 +43,6 @@ FIRST_EDITS, MOSTLY = 1000, 0.99
 PLAIN_EDITS = ("other", "noise")
 MAX_ROUNDED = 64  # packed tensors of which it is asked whether they are a rounding, which reads some rows of them again
 CELL_ENTRIES = 1 << 18  # values of each that are asked
-ALIKE = 0.5  # correlation above which a tensor stands in the child's order
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +284,7 @@ def _with_units_in_order(question: Question, first: Reading, options: Options) -
     last = first
     if matches:
         ordered = [
-            undo_permutation(model, alignment, architecture, matches[i], _alike(readings, i))
+            undo_permutation(model, alignment, architecture, matches[i], alike(readings, i))
             if i in matches else (model, alignment)
             for i, (model, alignment) in enumerate(first.aligned)
         ]  # fmt: skip
@@ -298,12 +303,6 @@ def _with_units_in_order(question: Question, first: Reading, options: Options) -
             tested_entries=comparison.evidence[i].tested_entries,
         )  # fmt: skip
     return replace(last, found={i: found[i] for i in matches})
-
-
-def _alike(readings: Readings, candidate: int) -> set[str]:
-    """Tensors that line up as they stand: what is correlated is in no other order."""
-    found = readings.pairs_of(candidate)
-    return {name for name, moments in found.items() if float(moments.correlation()[1]) > ALIKE}
 
 
 def _what(

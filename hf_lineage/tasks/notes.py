@@ -15,6 +15,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..errors import Note, join_notes
 from ..weights.depth import ELSEWHERE
 from ..weights.evidence import WeightsComparison, WeightsEvidence
+from ..weights.hidden_permutation import HiddenPermutation
 from ..weights.mixture import exact_average
 from ..weights.reader import LINED_UP, Readings
 from ..weights.sampling import MIN_UNITS, Plan
@@ -69,18 +70,35 @@ def of_memory(plan: Plan) -> list[Note]:
     return [Note("units_in_memory", text, "--memory 4GB keeps more.", 'memory="4GB" keeps more.')]
 
 
-def of_layers(plan: Plan, readings: Readings, origins: Sequence[BlockOrigin]) -> list[Note]:
-    """For `trace_layers`."""
+def of_layers(
+    plan: Plan, readings: Readings, origins: Sequence[BlockOrigin], in_order: Mapping[str, HiddenPermutation]
+) -> list[Note]:
+    """For `trace_layers`. in_order: the candidates whose hidden units were put in the child's order."""
     notes = [*_left_out(*_defects(readings)), *of_memory(plan)]
     if plan.sampled:
         share = f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may differ."
         notes.append(Note("sampled", share))
-    untested = [block.block for block in origins if block.index is not None and block.p_value is None]
+    notes += [of_units_in_order(ref, found) for ref, found in in_order.items()]
+    untested = [
+        block.block for block in origins
+        if block.index is not None and block.p_value is None and block.parent not in in_order
+    ]  # fmt: skip
     if untested:
         why = "the sample is too small for that" if plan.sampled else "none are known there"
         missing = f"No p-value for {some(untested)}: the test needs {MIN_UNITS} hidden units of a layer; {why}."
         notes.append(Note("no_p_value", missing))
     return notes
+
+
+def of_units_in_order(ref: str, found: HiddenPermutation) -> Note:
+    """For a candidate of `trace_layers` whose hidden units stand in another order than the child's."""
+    facts = found.to_dict()
+    units = f"{facts['units_agreeing']} of {facts['units']}"
+    text = (
+        f"The hidden units of {ref} stand in another order than the child's (two matchings agree on {units}). They "
+        "were put in the child's order; its blocks have no p-value of their own then."
+    )
+    return Note("units_in_order", text)
 
 
 def of_search(rules: Mapping[str, Sequence[str]], requests: int, cut_short: Sequence[Note]) -> list[Note]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,16 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..errors import LineageError, NoCandidatesError, Note, NothingToCompareError, join_notes
 from ..parallel import THREADS, together, world
 from ..weights.block_matching import Block, BlockMatches, align_blocks, match_blocks
-from ..weights.block_origins import LayerReadings, block_facts, block_origins, block_scores, equal_block_notes
+from ..weights.block_origins import (
+    BlockFacts,
+    LayerReadings,
+    block_facts,
+    block_origins,
+    block_scores,
+    equal_block_notes,
+    without_related_block,
+)
+from ..weights.hidden_permutation import HiddenPermutation, alike, detect_permutation, undo_permutation
 from ..weights.merge_recipe import infer_merge_method
 from . import notes
 from .evidence import settings_of
@@ -153,9 +162,20 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
         )
     study = LayerReadings(readings, architecture, seen, blocks, tuple(kept), refs, options.alpha, options.seed)
     facts = block_facts(study)
+    found = {} if plan.sampled else _hidden_permutations(study, facts)
+    if found:
+        aligned, kept = _in_order(question, study, found, aligned)
+        before_order = readings.bytes_by_others
+        readings = session.read_aligned(seen, aligned, plan, options)
+        readings = replace(readings, bytes_by_others=before_order + readings.bytes_by_others)
+        study = replace(study, readings=readings, matches=tuple(kept), in_order=frozenset(found))
+        facts = block_facts(study)
     made = infer_merge_method(study, facts, block_origins(study, facts))
     messages += [notes.of_one_unreadable(refs[k], error.note) for k, error in readings.failed.items()]
-    messages += [*notes.of_layers(plan, readings, made.origins), *equal_block_notes(made.origins)]
+    messages += [
+        *notes.of_layers(plan, readings, made.origins, {refs[k]: each for k, each in found.items()}),
+        *equal_block_notes(made.origins),
+    ]
     fields = {
         "candidates": refs, "blocks": made.origins, "method": made.method, "mixture": made.mixture,
         "unknown": made.unknown, "residual": made.residual, "facts": made.facts, "reasons": made.reasons,
@@ -164,6 +184,36 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
     }  # fmt: skip
     by_others = known.by_others + world().others(placing) + readings.bytes_by_others
     return replace(known.with_notes(*messages), fields=fields, by_others=by_others)
+
+
+def _hidden_permutations(study: LayerReadings, facts: Sequence[BlockFacts]) -> dict[int, HiddenPermutation]:
+    """What hides the hidden units of candidates that no block is found related to."""
+    looked = {
+        k: detect_permutation(study.readings, study.architecture, study.child, k, study.seed)
+        for k in without_related_block(study, facts)
+    }
+    level = study.alpha / len(study.matches)
+    return {k: each for k, each in looked.items() if each.matched and each.test and each.test.p <= level}
+
+
+def _in_order(
+    question: Question, study: LayerReadings, found: Mapping[int, HiddenPermutation], aligned: Sequence[Aligned]
+) -> tuple[list[Aligned], list[BlockMatches]]:
+    """The candidates with their hidden units in the child's order, and how the blocks of those match."""
+    ordered, matches = [*aligned], [*study.matches]
+    for k, each in found.items():
+        assert each.match is not None
+        model, alignment = undo_permutation(
+            aligned[k][0], question.session.align(question.child, aligned[k][0]), study.architecture, each.match,
+            alike(study.readings, k),
+        )  # fmt: skip
+        (again,) = match_blocks(question.child, study.architecture, [model], budget=None, seed=study.seed)[1]
+        if isinstance(again, LineageError):
+            raise again
+        lined = align_blocks(question.child, study.blocks, model, again, alignment)
+        pairs = {name: partner for name, partner in lined.pairs.items() if name in alignment.pairs}
+        ordered[k], matches[k] = (model, replace(lined, pairs=pairs)), again
+    return ordered, matches
 
 
 def _by_networks(question: Question, known: _Blocks, options: Options) -> _Blocks:

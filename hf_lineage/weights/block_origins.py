@@ -42,7 +42,8 @@ class LayerReadings:
     """What was read of the child and its candidates for `trace_layers`, with what is asked.
 
     blocks: of the child. matches[k], refs[k]: how candidate k's blocks match them, and its name. alpha: family-wise
-    error of the p-values. seed: of the permutations.
+    error of the p-values. seed: of the permutations. in_order: candidates whose hidden units were put into the child's
+    order by looking at them (`hidden_permutation.py`): no test of a block's units is left, its correlation decides.
     """
 
     readings: Readings
@@ -53,6 +54,7 @@ class LayerReadings:
     refs: tuple[str, ...]
     alpha: float
     seed: int
+    in_order: frozenset[int] = frozenset()
 
     @property
     def pairs(self) -> int:
@@ -97,6 +99,15 @@ class BlockFacts:
 def block_facts(layers: LayerReadings) -> tuple[BlockFacts, ...]:
     """The facts of every block of the child, from the moments and units that were read."""
     return tuple(_facts(layers, i) for i in range(len(layers.blocks)))
+
+
+def without_related_block(layers: LayerReadings, facts: Sequence[BlockFacts]) -> list[int]:
+    """Candidates that were tested in some block, and found related in none of those."""
+    adjusted, level = _adjusted(layers, facts), math.log10(layers.alpha)
+    return [
+        k for k in range(len(layers.matches))
+        if (found := [p for (_, candidate), p in adjusted.items() if candidate == k]) and min(found) > level
+    ]  # fmt: skip
 
 
 def block_origins(layers: LayerReadings, facts: Sequence[BlockFacts]) -> tuple[BlockOrigin, ...]:
@@ -239,7 +250,7 @@ def _tests(
     nearest = max((k for k in kept if math.isfinite(z[k])), key=lambda k: z[k], default=None)
     found = {}
     for k in kept:
-        if k == nearest or z[k] > 3:
+        if k not in layers.in_order and (k == nearest or z[k] > 3):
             test = candidate_test(layers.readings, layers.architecture, k, sorted(having[k]), layers.seed)
             if test:
                 found[k] = test
@@ -264,9 +275,9 @@ def _related(layers: LayerReadings, facts: BlockFacts, adjusted: Mapping[tuple[i
     test."""
     if facts.equal:
         return sorted(facts.equal)
-    if facts.tests:
-        return [k for k in facts.tests if adjusted[facts.position, k] <= math.log10(layers.alpha)]
-    return [k for k in facts.kept if facts.score(k) >= RELATED_CORRELATION]
+    untested = layers.in_order if facts.tests else {*facts.kept}
+    related = [k for k in facts.tests if adjusted[facts.position, k] <= math.log10(layers.alpha)]
+    return [*related, *(k for k in facts.kept if k in untested and facts.score(k) >= RELATED_CORRELATION)]
 
 
 def _nearest_of_all(facts: Sequence[BlockFacts], related: Sequence[Sequence[int]], among: tuple[int, ...]) -> int:

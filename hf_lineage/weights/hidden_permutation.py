@@ -22,6 +22,7 @@ from .reader import Readings
 from .unit_matching import RELATED_SCORE, UNRELATED_PAIRS, UnitMatch, mantel_test, match_units
 
 MAX_MANTEL_P = 0.01  # p-value of the Mantel test up to which a matching is worth its time
+ALIKE = 0.5  # correlation above which a tensor stands in the child's order
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,12 @@ def detect_permutation(
     # where units can be exchanged within groups only, any other matching is none of the same network
     orders = {order: rows for order, rows in architecture.orders.items() if order not in architecture.groups}
     return HiddenPermutation(mantel, match_units(ours, theirs, orders, reads))
+
+
+def alike(readings: Readings, candidate: int) -> set[str]:
+    """Tensors that line up as they stand: what is correlated is in no other order."""
+    found = readings.pairs_of(candidate)
+    return {name for name, moments in found.items() if float(moments.correlation()[1]) > ALIKE}
 
 
 def undo_permutation(
