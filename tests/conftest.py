@@ -177,7 +177,7 @@ SMALL: dict[str, dict[str, Any]] = {
 FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "reduced": {
         "fc": {"roots": 4, "children": 4}, "resnet": {"roots": 3, "children": 2}, "vit": {"roots": 3, "children": 3},
-        "llama": {"roots": 2, "children": 3}, "bert": {"roots": 2, "children": 2},
+        "llama": {"roots": 3, "children": 2}, "bert": {"roots": 2, "children": 2},
     },
     "large": {
         "fc": {"roots": 12, "children": 16}, "resnet": {"roots": 6, "children": 9}, "vit": {"roots": 6, "children": 6},
@@ -220,11 +220,11 @@ HIDDEN: dict[str, dict[str, tuple[dict[str, Any], dict[str, int], int]]] = {
 }  # fmt: skip
 
 
-# Sources of hybrids and merges: roots of depth 12 (reduced: 6) and 4, and fine-tunes of one base
+# Sources of hybrids and merges: roots of depth 12 (reduced: 4) and 4, and fine-tunes of one base; the reduced Llamas are
+# those of FAMILIES
 SOURCES: dict[str, dict[str, dict[str, Any]]] = {
     "reduced": {
-        "vit": {"roots": 4, "children": 0, "seed": 21, "sizes": {"depth": 6, "mlp_ratio": 2, "patch_size": 14}},
-        "llama": {"roots": 3, "children": 0, "generations": 1, "seed": 21, "sizes": {"num_hidden_layers": 3}},
+        "vit": {"roots": 4, "children": 0, "seed": 21, "sizes": {"depth": 4, "mlp_ratio": 2, "patch_size": 14}},
         "resnet": {"roots": 1, "children": 0, "seed": 21, "sizes": SMALL["resnet"]},
     },
     "large": {
@@ -306,6 +306,8 @@ class Nursery:
         ]  # fmt: skip
 
     def sources(self, kind: str, scale: str) -> Family:
+        if kind not in SOURCES[scale]:
+            return self.family(kind, scale)
         return once(train_family, self.folder / scale / f"sources-{kind}", kind.split("-")[0], **SOURCES[scale][kind])
 
     def trees(self, kind: str, scale: str) -> Family:
