@@ -210,9 +210,9 @@ TWINS = {"reduced": {"fc": 6}, "large": {"fc": 25, "resnet": 8, "vit": 8, "llama
 SHORTENED = (1.0, 0.4, 0.15)  # twins that trained as long, and less and less
 
 
-# Children that are then disguised, and strangers of the same data, recipe and size: 78 of them make 3,003 pairs
+# Children that are then disguised, and strangers of the same data, recipe and size: 78 of them make 3,003 pairs. The
+# reduced ones are of FAMILIES and UNRELATED
 HIDDEN: dict[str, dict[str, tuple[dict[str, Any], dict[str, int], int]]] = {
-    "reduced": {"fc": ({"widths": [256, 128]}, {"roots": 3, "children": 3}, 12)},
     "large": {
         "fc": ({"widths": [256, 128]}, {"roots": 8, "children": 3}, 80), "resnet": ({}, {"roots": 8, "children": 3}, 84),
         "vit": ({"depth": 2}, {"roots": 8, "children": 3}, 84), "llama": ({}, {"roots": 8, "children": 3}, 90),
@@ -319,6 +319,8 @@ class Nursery:
         return once(train, self.folder / "large" / f"detector-{kind}", architecture, **arguments)
 
     def hidden(self, architecture: str, scale: str) -> tuple[Family, Family]:
+        if scale == "reduced":
+            return self.family(architecture, scale), self.unrelated(architecture, scale)
         sizes, counts, strangers = HIDDEN[scale][architecture]
         folder = self.folder / scale / f"hidden-{architecture}"
         return (

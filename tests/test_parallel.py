@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import processes, torchrun
+from builders import processes
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -215,30 +215,6 @@ def test_three_processes_say_what_one_says(questions: list) -> None:
     _, whole, _ = alone[0]
     for rank, (_, ours, shown) in enumerate(answers[0] for answers in several):
         assert ours == pytest.approx(whole / 3, rel=0.2) and (shown > 0) == (rank == 0)
-
-
-def flat(value: object, path: str = "") -> dict[str, object]:
-    """The leaves of a JSON document."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    return (
-        {path: value}
-        if inner is None
-        else {k: v for key, part in inner for k, v in flat(part, f"{path}/{key}").items()}
-    )
-
-
-@pytest.mark.integration
-def test_torchrun_prints_one_answer(folders: Folders) -> None:
-    child, *others = (str(folders[name]) for name in ("child", "parent", "stranger"))
-    names = [word for other in others for word in ("-c", other)]
-    run = torchrun("-m", "hf_lineage", "trace", child, *names, "--json")
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    one, two = (flat(json.loads(text)) for text in (hf_lineage.trace(child, others).to_json(), done.stdout))
-    del one["/seconds"], two["/seconds"]
-    assert one.keys() == two.keys()
-    for path, value in one.items():  # nine digits are printed
-        assert two[path] == (pytest.approx(value, rel=1e-8) if isinstance(value, float) else value), path
 
 
 @pytest.mark.integration

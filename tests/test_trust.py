@@ -279,7 +279,7 @@ class TestReduced:
         assert found["taken_for_relatives"] == 0 and found["pairs"] >= 60
 
     def test_disguises_in_a_residual_stream(self, nursery: Nursery) -> None:
-        found = disguises(nursery.family("vit", "reduced"), nursery.unrelated("vit", "reduced"))
+        found = disguises(*nursery.hidden("vit", "reduced"))
         assert found["permuted, found"] == found["permuted"] >= 6
         assert found["taken_for_relatives"] == 0 and found["blind_test"]["z_sd"] == pytest.approx(1.0, abs=0.6)
 
