@@ -203,10 +203,9 @@ def _in_order(
     ordered, matches = [*aligned], [*study.matches]
     for k, each in found.items():
         assert each.match is not None
-        model, alignment = undo_permutation(
-            aligned[k][0], question.session.align(question.child, aligned[k][0]), study.architecture, each.match,
-            alike(study.readings, k),
-        )  # fmt: skip
+        stored = question.session.view(aligned[k][0])
+        by_name = question.session.align(question.child, stored)
+        model, alignment = undo_permutation(stored, by_name, study.architecture, each.match, alike(study.readings, k))
         (again,) = match_blocks(question.child, study.architecture, [model], budget=None, seed=study.seed)[1]
         if isinstance(again, LineageError):
             raise again
