@@ -141,11 +141,17 @@ def headline(best: Candidate, name: str) -> str:
 
 
 def radius(best: Candidate) -> str:
-    """How far from the candidate the common origin can be, by the roundings or another measurement; "" without one."""
+    """How far from the candidate the common origin can be, by the roundings or another measurement; "" without one.
+
+    Of the estimators only the roundings tell a child from a grandchild, by their misfit: what was rounded twice is
+    not like one step.
+    """
     found = best.order.radius if best.order else None
     if not found or not best.distance or best.relation in ONE_WAY:
         return ""
-    return f", or from a model within {100 * min(found / best.distance, 1):.0f} % of the distance to it"
+    once = best.order is not None and "rounding_edges" in (best.order.method or "").split("+")
+    way = "" if once else ", directly or by way of other fine-tunes of it"
+    return f"{way}, or from a model within {100 * min(found / best.distance, 1):.0f} % of the distance to it"
 
 
 def _low_rank(facts: dict[str, Any]) -> str:
