@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from hf_lineage.trees.by_steps import NO_DESCENT, Descent, descent_by_steps, hang_by_steps
+from hf_lineage.trees.reading import OWN_STEP, _median_cosine
 from hf_lineage.trees.spanning import Edge, edge, neighbours, side
 from hf_lineage.weights.direction.order import Order, is_elder
 
@@ -30,6 +32,7 @@ class World:
     unmarked: set[int]
     silent: set[Edge] = field(default_factory=set)  # pairs whose order does not show
     vague: set[Edge] = field(default_factory=set)  # (child, parent) of which inheritance says nothing
+    alone: set[int] = field(default_factory=set)  # who moved by itself
 
     def above(self, x: int) -> list[int]:
         found = []
@@ -50,10 +53,28 @@ class World:
     def inherits(self, child: int, parent: int, base: int) -> bool | None:
         return None if (child, parent) in self.vague else parent in self.above(child)
 
+    def moved_alone(self, model: int, others: Sequence[int]) -> bool:
+        return model in self.alone
+
 
 def squared(models: int, seed: int = 0) -> np.ndarray:
     points = np.random.default_rng(seed).normal(size=(models, 3))
     return ((points[:, None] - points) ** 2).sum(-1)
+
+
+@dataclass
+class Leaning(World):
+    """Siblings without their base; 0, which was tuned otherwise, seems older than all, and is shown older than `few`."""
+
+    few: int = 0
+
+    def order(self, candidate: int, child: int) -> Order:
+        marks = candidate not in self.unmarked, child not in self.unmarked
+        if 0 not in (candidate, child):
+            return order("common", *marks)
+        if max(candidate, child) <= self.few:
+            return order("candidate" if candidate == 0 else "child", *marks)
+        return order(None, *marks, lambda_=0.6 if candidate == 0 else -0.6)
 
 
 STAR = World(dict.fromkeys(range(1, 7), 0), {0})
@@ -140,3 +161,26 @@ def test_who_is_elder() -> None:
     assert is_elder(order(None, marked=False, lambda_=None)), "the child alone bears a mark"
     assert not is_elder(order(None, marked=False, lambda_=-0.3)) and not is_elder(order(None, lambda_=None))
     assert not is_elder(None) and not math.isnan(order(None).stderr)
+
+
+@pytest.mark.parametrize("few", [0, 1, 3, 6])
+@pytest.mark.parametrize("alone", [True, False])
+def test_who_moved_by_itself_is_no_base(few: int, alone: bool) -> None:
+    """A LoRA among siblings, and their base in its place."""
+    found = descent_by_steps(range(7), squared(7), Leaning({}, {0}, few=few, alone={0} if alone else set()))
+    assert found.parents == ({} if alone else dict.fromkeys(range(1, few + 1), 0))
+    assert found.leaning == (set() if alone else {(0, x) for x in range(1, 7)})
+    assert all(edge(0, x) in found.measured for x in range(1, 7))
+
+
+@pytest.mark.parametrize(("own", "above"), [(0.0, False), (0.5, False), (4.0, True)])
+def test_the_median_cosine_of_steps(own: float, above: bool) -> None:
+    """Against a loop over the steps themselves."""
+    steps = np.random.default_rng(1).normal(size=(6, 400))
+    steps[0] *= own
+    squares = ((steps[:, None] - steps) ** 2).sum(-1)
+    away = steps[1:] - steps[0]
+    cosines = [a @ b / math.sqrt((a @ a) * (b @ b)) for i, a in enumerate(away) for b in away[:i]]
+    found = _median_cosine(squares, 0, [1, 2, 3, 4, 5])
+    assert found == pytest.approx(np.median(cosines)) and (found > OWN_STEP) == above
+    assert _median_cosine(np.zeros((3, 3)), 0, [1, 2]) == 0

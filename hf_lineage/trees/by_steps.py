@@ -5,7 +5,10 @@ missing ancestor, of a star. The steps (`weights/direction/`) tell who came firs
 *older* than x where they decide so. That holds of a sibling that moved far less, too. So y is the parent of x only
 
 - if it shows no mark of a base of its own (`weights/history.py`), or some z is older than y, its base among them;
-- and if x inherited y's step from every z that is older than both (`weights/direction/inheritance.py`).
+- and if x inherited y's step from every z that is older than both (`weights/direction/inheritance.py`);
+- or, where no z is, if y did not move by itself: from their base the steps of siblings have small cosines (at most 0.5
+  in any matrix of real families); from a sibling that was tuned otherwise, by a LoRA or by SGD, and only seems older,
+  all of them undo its own step, and in some matrix that is most of each (cosines of 0.97 and more).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy as np
 from ..weights.direction.order import Order, is_elder, leans
 from .spanning import Edge, edge, neighbours, side
 
+LEAST_BELOW = 3  # models that one seems older than, whose steps from it can be compared
 NEAREST = 8  # models that each one is asked about, and as many of those that show no mark of a base
 
 
@@ -31,6 +35,9 @@ class Steps(Protocol):
 
     def inherits(self, child: int, parent: int, base: int) -> bool | None:
         """Whether the child came from `parent`, which came from `base`; None where either may be."""
+
+    def moved_alone(self, model: int, others: Sequence[int]) -> bool:
+        """Whether the steps from a model to the others undo a step of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,9 @@ def descent_by_steps(members: Sequence[int], squared: np.ndarray, steps: Steps) 
     decided = {(y, x): found.decided for x in members for y in asked[x] if (found := order(y, x)) and found.decided}
     older = {x: [y for y in asked[x] if decided.get((y, x)) == "candidate"] for x in members}
     elders = {y: [z for z in asked[y] if is_elder(order(z, y))] for y in members}
+    seems = {(y, x) for x in members for y in asked[x] if not marked[y] and leans(order(y, x))}
+    below = {y: [x for x in members if (y, x) in seems] for y in members}
+    sibling = {y: not elders[y] and len(below[y]) >= LEAST_BELOW and steps.moved_alone(y, below[y]) for y in members}
     parents, unclear = {}, set()
     for x in members:
         shown: dict[int, bool | None] = {}
@@ -86,7 +96,7 @@ def descent_by_steps(members: Sequence[int], squared: np.ndarray, steps: Steps) 
             if y in older[x]:
                 answers = {steps.inherits(x, y, z) for z in bases}
                 known = False if False in answers else None if None in answers else True
-                shown[y] = False if marked[y] and not bases else known
+                shown[y] = False if not bases and (marked[y] or sibling[y]) else known
             elif bases and decided.get((y, x)) is None and decided.get((x, y)) is None:
                 shown[y] = steps.inherits(x, y, bases[0])
                 if shown[y] and steps.inherits(y, x, bases[0]) is not False:
@@ -97,10 +107,9 @@ def descent_by_steps(members: Sequence[int], squared: np.ndarray, steps: Steps) 
             parents[x] = parent
             if any(shown.get(y, False) is None for y in asked[x][: asked[x].index(parent)]):
                 unclear.add(x)
-    leaning = {(y, x) for x in members for y in asked[x] if not marked[y] and leans(order(y, x))}
-    ordered = frozenset(edge(*pair) for pair in decided)
+    leaning = frozenset((y, x) for y, x in seems if not sibling[y])
     measured = frozenset(edge(x, y) for x in members for y in asked[x] if order(y, x) is not None)
-    return Descent(parents, frozenset(unclear), ordered, frozenset(leaning), measured)
+    return Descent(parents, frozenset(unclear), frozenset(edge(*pair) for pair in decided), leaning, measured)
 
 
 def hang_by_steps(edges: Iterable[Edge], members: Sequence[int], descent: Descent) -> set[Edge]:

@@ -31,6 +31,7 @@ from .pair_statistics import products as inner_products
 
 MAX_LATTICE_VALUES = 512  # different values in a row, below which they lie on a lattice
 MAX_DISTINCT_SHARE = 0.95  # share of different values in a row: floats have hardly any twice
+OWN_STEP = 0.8  # median cosine of steps to siblings, above which one is a step of the model's own
 MIN_PRUNED_SHARE = 0.05  # share of zeros that training does not make
 
 
@@ -89,6 +90,20 @@ class AlignedModels:
         (`weights/direction/inheritance.py`); None where that is not shown."""
         c, p, b = (self._step_rows(k) for k in (child, parent, base))
         return inherited(((c[name], p[name], b[name]) for name in c), self._past(parent).kept_in_half)
+
+    def moved_alone(self, i: int, others: Sequence[int]) -> bool:
+        """Whether the steps from model i to the others undo a step of its own: in some matrix the cosines of their
+        pairs have a median above `OWN_STEP`. All entries that were read count."""
+        for name in self.architecture.trunk:
+            if name not in self.readings.moments or len(self.models[0][name].shape) < 2:
+                continue
+            rows = [_rows(self.readings, name, (self.indices[i], self.indices[k])) for k in others]
+            found = [both for both in rows if both is not None]
+            if len(found) == len(others):
+                squared = self.readings.moments[name].distance2()
+                if _median_cosine(squared, found[0][0], [row for _, row in found]) > OWN_STEP:
+                    return True
+        return False
 
     def _step_rows(self, i: int) -> dict[str, torch.Tensor]:
         """The kept rows in which steps are counted."""
@@ -168,6 +183,15 @@ class AlignedModels:
         if i not in self._marks:
             self._marks[i] = compression_marks([*self.units(i).values()])
         return self._marks[i]
+
+
+def _median_cosine(squared: np.ndarray, start: int, ends: Sequence[int]) -> float:
+    """The median cosine of pairs of steps from one model to others, from their squared distances; 0 of steps of 0."""
+    length = squared[start, list(ends)]
+    inner = (length[:, None] + length - squared[np.ix_(ends, ends)]) / 2
+    size = np.sqrt(np.outer(length, length))
+    cosines = np.divide(inner, size, out=np.zeros_like(inner), where=size > 0)
+    return float(np.median(cosines[np.triu_indices(len(ends), 1)]))
 
 
 def _rows(readings: Readings, name: str, indices: Sequence[int]) -> tuple[int, int] | None:
