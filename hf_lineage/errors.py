@@ -67,6 +67,7 @@ CODES: Mapping[str, str] = {
     "adapter_without_weights": "a candidate is a LoRA adapter, which holds no weights of its own",
     "adapter_no_evidence": "comparing a candidate shows nothing of the child, which is an adapter",
     "mostly_unusable": "most of a model's weights are NaN, Inf or only zeros",
+    "aligned_by_structure": "names differ: order and shapes tell which tensors belong together",
     "tensors_without_partner": "tensors of the child that a candidate has no partner for were left out",
     "equal_copies": "the parent has equal copies",
     "adapter_base_traced": "the child is an adapter; its declared base was traced in its place",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .conventions import POSITIONS, VOCABULARY, Shaped, canonical_names
 from .describe import FLOATS, MIN_COVERAGE, MIN_SHARED_VOCABULARY, Architecture, describe, short_names
@@ -16,13 +16,15 @@ class Alignment:
     pairs: child's name → candidate's name. unmatched: the child's weights without a partner, and why. coverage: share
     of the child's trunk, in elements, that has a partner, in [0, 1]. grown: tables with a row per token of which one
     has more rows, (child's, candidate's); the rows of the shorter are the first of the longer, and only those are
-    compared.
+    compared. alternatives: 0 where names tell what lines up; else, where order and shapes do, the number of ways among
+    which the weights chose, 1 if there was but one.
     """
 
     pairs: dict[str, str]
     unmatched: dict[str, str]
     coverage: float
     grown: dict[str, tuple[int, int]]
+    alternatives: int = 0
 
     @property
     def comparable(self) -> bool:
@@ -65,6 +67,23 @@ def align(
     total = sum(child[name].count for name in ours.trunk)
     matched = sum(_shared(child[name].count, grown.get(name)) for name in ours.trunk if name in pairs)
     return Alignment(pairs, unmatched, matched / total if total else 0.0, grown)
+
+
+def guessed(
+    found: Alignment, child: Mapping[str, Shaped], architecture: Architecture, copies: Mapping[str, str],
+    alternatives: int,
+) -> Alignment:  # fmt: skip
+    """The alignment with a candidate that was brought into the child's layout, by one of `alternatives` ways.
+
+    copies: the child's tensors that stand for the same one of the candidate as another of the child's; they count as
+    covered with that.
+    """
+    copies = {name: first for name, first in copies.items() if first in found.pairs and name in found.unmatched}
+    total = sum(child[name].count for name in architecture.trunk)
+    more = sum(child[name].count for name in architecture.trunk if name in copies)
+    why = {name: f"stands for the same matrix as {first}" for name, first in copies.items()}
+    coverage = found.coverage + (more / total if total else 0.0)
+    return replace(found, unmatched=found.unmatched | why, coverage=coverage, alternatives=alternatives)
 
 
 def covers(candidate: Mapping[str, Shaped], theirs: Architecture, alignment: Alignment) -> bool:

@@ -52,8 +52,10 @@ FIXED = _vocabulary(
     "classifier logits logit vocab vocabulary classes class cls ctc score scores lm head heads embed embedding "
     "embeddings tokens token codebook patch bbox boxes pixel pixels label labels wte wpe per"
 )
-_FIRST = _vocabulary("in up gate expand expansion inner inverted exp wi first start intermediate input win wup")
-_LAST = _vocabulary("out down project final end wo pwl point pointwise output wout wdown")
+_FIRST = _vocabulary(
+    "in up gate expand expansion inner inverted exp wi first start intermediate input win wup dense_h_to_4h"
+)
+_LAST = _vocabulary("out down project final end wo pwl point pointwise output wout wdown dense_4h_to_h")
 _WEAKLY = {"proj": -1, "projection": -1, "last": -1, "pw": 1, "ffn": 1}  # where no other word says more
 _FEED_FORWARD = _vocabulary(
     "mlp ff ffn feedforward feed ffw mlps ffns intermediate densereludense expert experts mixer channelmixer moe "
@@ -150,7 +152,7 @@ class _Tree:
         self.norms: dict[tuple[str, ...], list[str]] = {}
         for name, shape in shapes.items():
             path = tuple(name.split(".")[:-1])
-            if len(shape) == 1 and path and _tokens(path[-1]) & _GROUP_NORMS:
+            if len(shape) == 1 and path and words_of(path[-1]) & _GROUP_NORMS:
                 self.norms.setdefault(path[:-1], []).append(name)
             home = path if path in self.modules else path[:-1]
             if len(shape) == 1 and path not in slots and home not in self._own:
@@ -253,7 +255,7 @@ def cuts(entries: Mapping[str, Shaped]) -> dict[str, list[Part]]:
 def reason_left_out(name: str) -> str:
     """Why the rows of a matrix are no hidden units that are tested; name: canonical."""
     path, _ = _path(name)
-    words = set().union(*(_tokens(part) for part in path[-3:]))
+    words = set().union(*(words_of(part) for part in path[-3:]))
     if words & (ATTENTION | _HEAD_PARTS):
         return "attention: what its heads hold can be exchanged within a head at most"
     if words & _NORMS:
@@ -301,7 +303,7 @@ class _Here:
 
     def role(self, child: str) -> int:
         """Above 0: named as the way in; below: as the way out; 0: neither, or both. 1 and -1 are weak words."""
-        words = set().union(*(_tokens(part) for part in self.slots[child].path[len(self.path) :]))
+        words = set().union(*(words_of(part) for part in self.slots[child].path[len(self.path) :]))
         found = 2 * (bool(words & _FIRST) - bool(words & _LAST))
         if not words & (_FIRST | _LAST):
             found = min((_WEAKLY[word] for word in words & _WEAKLY.keys()), default=0)
@@ -360,12 +362,12 @@ class _Here:
 
 def _candidates(path: tuple[str, ...], module: _Module) -> dict[str, _Slot]:
     """The matrices of a module that may hold hidden units: not those of heads, norms and modulations."""
-    feed_forward = bool(path) and bool(_tokens(path[-1]) & _FEED_FORWARD)
+    feed_forward = bool(path) and bool(words_of(path[-1]) & _FEED_FORWARD)
     barred = _NORMS if feed_forward else _NORMS | _HEAD_PARTS
     found = {}
     for child, slot in module.simple().items():
         below = slot.path[len(path) :]
-        if not any(_tokens(part) & barred for part in below) and not _UPWARDS.search(".".join(below)):
+        if not any(words_of(part) & barred for part in below) and not _UPWARDS.search(".".join(below)):
             found[child] = slot
     return found
 
@@ -488,7 +490,7 @@ def _wider(here: _Here) -> list[_Order]:
     a, b = sorted(here.dense, key=lambda child: -here.dense[child].rows)
     x, y = here.dense[a], here.dense[b]
     between = any(slot.depthwise and slot.rows == x.rows for slot in here.slots.values())
-    named = bool(here.path) and bool(_tokens(here.path[-1]) & _FEED_FORWARD)
+    named = bool(here.path) and bool(words_of(here.path[-1]) & _FEED_FORWARD)
     fits = x.rows == y.columns and x.rows > max(x.columns, y.rows) and _may_follow(here, a, b)
     if not fits or here.inside(x.rows) or not (between or named):
         return []
@@ -497,11 +499,11 @@ def _wider(here: _Here) -> list[_Order]:
 
 def _beside(here: _Here, module: _Module) -> list[_Order]:
     """The feed-forward layer beside attention: one matrix reads both results, side by side (Flux's single blocks)."""
-    if not any(_tokens(child) & ATTENTION for child in module.children):
+    if not any(words_of(child) & ATTENTION for child in module.children):
         return []
     return [
         _Order("beside", [x], []) for child, x in here.dense.items()
-        if "mlp" in _tokens(child) and len(x.shape) == 2 and here.own_layout(child)
+        if "mlp" in words_of(child) and len(x.shape) == 2 and here.own_layout(child)
         and sum(y.shape == (x.columns, x.rows + x.columns) for y in here.dense.values()) == 1
     ]  # fmt: skip
 
@@ -653,14 +655,14 @@ _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
 @lru_cache(maxsize=1 << 14)  # of a large model the same few words stand in every layer
-def _tokens(component: str) -> frozenset[str]:
+def words_of(component: str) -> frozenset[str]:
     """Words of one component, in lower case: also without the digits that end them, and all as one."""
     words = frozenset(word.lower() for word in _WORD.findall(component))
     return words | {re.sub(r"[\d_]", "", component).lower(), component.lower()}
 
 
 def _fixed(child: str) -> bool:
-    return bool(_tokens(child) & FIXED) or child in ("out", "output")
+    return bool(words_of(child) & FIXED) or child in ("out", "output")
 
 
 def _is_attention(path: tuple[str, ...], dense: Mapping[str, _Slot]) -> bool:
@@ -670,7 +672,7 @@ def _is_attention(path: tuple[str, ...], dense: Mapping[str, _Slot]) -> bool:
         if path[i].isdecimal():
             inner = path[i + 1 :]
             break
-    return any(_tokens(component) & ATTENTION for component in inner) and not _squeeze(dense)
+    return any(words_of(component) & ATTENTION for component in inner) and not _squeeze(dense)
 
 
 def _squeeze(dense: Mapping[str, _Slot]) -> bool:

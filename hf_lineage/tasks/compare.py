@@ -28,8 +28,9 @@ from ..weights.hidden_permutation import (
     undo_permutation,
 )
 from ..weights.reader import LINED_UP, Readings
-from ..weights.sampling import MIN_UNITS, Plan, make_plan, seeded_random
+from ..weights.sampling import Plan, make_plan, seeded_random
 from . import verdict
+from .layouts import guess_notes, share_units
 from .options import Options
 from .session import Aligned, Question, budget_of, some, unjudged, within
 
@@ -142,7 +143,7 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
         if packed[i].rounded:  # rounding makes weights longer, which looks like training
             reading.comparison.evidence[i] = replace(item, origin=None)
     candidates = [
-        unjudged(reading.models[i], "compared", *_left_out(reading.aligned[i][1], architecture.trunk, counts))
+        unjudged(reading.models[i], "compared", *_reasons(reading.aligned[i][1], architecture.trunk, counts))
         for i in reading.comparison.evidence
     ]
     judged, none = verdict.judge(
@@ -185,10 +186,11 @@ def _pair(
         grown=alignment.grown,
         made=functools.cache(functools.partial(what, back=False)),
         undone=functools.cache(functools.partial(what, back=True)),
-        layers=lambda: changed_layers(reading.comparison.pairs[i], theirs, LINED_UP),
+        layers=lambda: changed_layers(reading.comparison.pairs[i], theirs, alignment.pairs, LINED_UP),
         permutation=found.to_dict() if found else None,
         rescaled=bool(found and found.match and found.match.rescaled),
         order=functools.cache(functools.partial(_order, reading, i)) if not packed.rounded else lambda: None,
+        alternatives=alignment.alternatives,
     )
 
 
@@ -299,7 +301,7 @@ def _with_units_in_order(question: Question, first: Reading, options: Options) -
         # units that were put in order by looking at them can be tested no more: what was found before stays
         second = looked.test if looked else None
         last.comparison.evidence[i] = replace(
-            item, test=tested.get(i), mantel=second, tests=tests,
+            item, test=tested.get(i), mantel=second, tests=tests, alternatives=max(1, first.aligned[i][1].alternatives),
             tested_entries=comparison.evidence[i].tested_entries,
         )  # fmt: skip
     return replace(last, found={i: found[i] for i in matches})
@@ -336,36 +338,29 @@ def _what(
     return summarise_edits(changes, counts)
 
 
-def _left_out(alignment: Alignment, trunk: Sequence[str], counts: Mapping[str, int]) -> tuple[Note, ...]:
-    """Tensors of the child's trunk that the candidate has no partner for, for the candidate's `reasons`."""
+def _reasons(alignment: Alignment, trunk: Sequence[str], counts: Mapping[str, int]) -> tuple[Note, ...]:
+    """For the candidate's `reasons`: how it was lined up if names do not tell, and what of the child's trunk it has no
+    partner for."""
     names = [name for name in alignment.unmatched if name in counts and name in {*trunk}]
     share = 100 * sum(counts[name] for name in names) / max(1, sum(counts[name] for name in trunk))
     named = some([f"{name} ({alignment.unmatched[name]})" for name in names], 3)
-    return (
-        (Note("tensors_without_partner", f"left out, {share:.2g} % of the child's weights: {named}"),) if names else ()
-    )
-
-
-def _share_units(question: Question, alignment: Alignment) -> bool:
-    """Whether a layer's hidden units, enough of them to be tested, line up where little of the trunk does."""
-    child, orders = question.child, question.architecture.orders.values()
-    return any(
-        all(name in alignment.pairs and child[name].shape[0] >= MIN_UNITS for name in names)
-        for names in orders
-        if names
-    )
+    left_out = Note("tensors_without_partner", f"left out, {share:.2g} % of the child's weights: {named}")
+    return (*guess_notes(alignment), *([left_out] if names else []))
 
 
 def line_up(question: Question) -> tuple[list[tuple[View, Alignment]], list[Candidate]]:
     """The candidates whose tensors line up with the child's, and the others with the reason."""
     comparable, rest = [], []
-    for model, alignment in question.aligned():
+    for as_stored, by_names in question.aligned():
+        model, alignment = as_stored, by_names
+        if not (model.is_adapter or question.is_adapter):
+            model, alignment = question.session.lined_up(question.child, model)
         if model.is_adapter:
             why = Note("adapter_without_weights", f"a LoRA adapter holds no weights of its own{model.base_hint}")
             rest.append(unjudged(model, "not_comparable", why))
         elif why_not := question.without_evidence(model):
             rest.append(unjudged(model, "not_comparable", Note("adapter_no_evidence", why_not)))
-        elif not (alignment.comparable or _share_units(question, alignment)):
+        elif not (alignment.comparable or share_units(question.child, alignment)):
             rest.append(unjudged(model, "not_comparable", Note("not_comparable", alignment.explain())))
         else:
             comparable.append((model, alignment))

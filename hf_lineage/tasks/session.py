@@ -21,6 +21,7 @@ from ..checkpoints.view import View
 from ..errors import ArgumentError, CheckpointError, LimitError, LineageError, NoCandidatesError, Note, join_notes
 from ..weights.reader import Readings, read_aligned
 from ..weights.sampling import Plan, make_plan, sample_budget
+from .layouts import lined_up
 
 if TYPE_CHECKING:
     from ..checkpoints.opener import Model
@@ -48,6 +49,7 @@ class Session:
         self.opener = Opener(token, allow_pickle)
         self._views: dict[int, tuple[Checkpoint, View]] = {}  # by the model's id; holding it keeps the id its own
         self._alignments: dict[tuple[int, int], Alignment] = {}
+        self._lined_up: dict[tuple[int, int], tuple[View, Alignment]] = {}
         self.before = (0, 0)  # requests and bytes of earlier questions
 
     def __enter__(self) -> Session:
@@ -61,6 +63,7 @@ class Session:
         self.opener.close()
         self._views.clear()
         self._alignments.clear()
+        self._lined_up.clear()
 
     @property
     def hub(self) -> Hub:
@@ -96,11 +99,19 @@ class Session:
             self._alignments[key] = align(child, candidate, child.architecture)
         return self._alignments[key]
 
+    def lined_up(self, child: View, candidate: View) -> tuple[View, Alignment]:
+        """The candidate and how it lines up with the child; where names do not tell, in the child's layout."""
+        key = (id(child), id(candidate))
+        if key not in self._lined_up:
+            self._lined_up[key] = lined_up(child, candidate, self.align(child, candidate))
+        return self._lined_up[key]
+
     def forget(self, model: Checkpoint) -> None:
         """Let go of one model: of many that are asked about one after the other, each is needed once."""
         key = id(self._views.pop(id(model), (model, model))[1])
         for pair in [pair for pair in self._alignments if key in pair]:
             del self._alignments[pair]
+            self._lined_up.pop(pair, None)
         self.opener.forget(model)
 
     def keep_latest(self, count: int) -> None:

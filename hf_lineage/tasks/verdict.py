@@ -54,7 +54,8 @@ class Pair:
     `made`, `undone`: what was done to it to get the child, and the reverse (`edits.summarise_edits`), asked if needed.
     `layers`: how the numbers and positions of their layers differ (`depth.changed_layers`), asked if needed.
     `permutation`: how its hidden units were found in another order, None if they were not; `rescaled`: in another
-    scale, too. `order`: what the steps between the two tell of who came first, asked if needed.
+    scale, too. `order`: what the steps between the two tell of who came first, asked if needed. `alternatives`: of an
+    alignment that names do not tell, `Alignment.alternatives`.
     """
 
     same_names: bool
@@ -66,6 +67,7 @@ class Pair:
     permutation: dict[str, Any] | None = None
     rescaled: bool = False
     order: Callable[[], PairOrder | None] = lambda: None
+    alternatives: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +240,8 @@ def _judge_pair(
     facts = _facts(item, heads, sizes)
     if pair.permutation:
         facts["disguise"] = pair.permutation
+    if pair.alternatives:
+        facts["alignment"] = {"by": "structure", "alternatives": pair.alternatives}
     if _same_trunk(item, pair):
         if _is_copied(item, pair):
             return _Judged("identical", facts, NO_ORDER, 1.0, certain=2)
@@ -245,7 +249,8 @@ def _judge_pair(
             "depth_changed" if _other_layers(pair, facts) else "head_changed", facts, NO_ORDER, 0.5, same_trunk=True
         )
     if not _is_related(item, alpha):
-        undecided = item.log10_p is None or item.at_floor  # so few draws cannot show a smaller p
+        # so few draws cannot show a smaller p; and where it was guessed what belongs together, the guess may be wrong
+        undecided = item.log10_p is None or item.at_floor or pair.alternatives > 0
         ample = not undecided and 0.1 * math.sqrt(item.tested_entries) >= AMPLE_Z
         return _Judged(None if undecided else "none", facts, NO_ORDER, alpha if ample else 0.5)
     if _other_layers(pair, facts):  # no order from what stands elsewhere

@@ -22,14 +22,19 @@ ELSEWHERE = 0.5  # correlation of two layers from which they are the same one
 MIN_ROWS = 8  # rows that both layers must have kept
 
 
-def changed_layers(pair: PairReadings, theirs: Architecture, lined_up: float) -> dict[str, Any] | None:
+def changed_layers(
+    pair: PairReadings, theirs: Architecture, partners: Mapping[str, str], lined_up: float
+) -> dict[str, Any] | None:
     """`{"child": layers, "candidate": layers, "moved": {child's layer: candidate's}}`; None where nothing differs.
 
-    theirs: the candidate's architecture. lined_up: correlation of a layer with the one of the same number from which it
-    stands where it stood. A layer that does not is compared with all others of the candidate, matrix by matrix, over
-    the rows that were kept of both: r = ⟨a, b⟩/(‖a‖‖b‖), pooled over matrices. O(layers² · kept rows).
+    Counted are the layers of lists of which something lines up: a tower that only one of the two has is no change of
+    depth. theirs: the candidate's architecture. partners: the child's tensor → the candidate's. lined_up: correlation
+    of a layer with the one of the same number from which it stands where it stood. A layer that does not is compared
+    with all others of the candidate, matrix by matrix, over the rows that were kept of both: r = ⟨a, b⟩/(‖a‖‖b‖),
+    pooled over matrices. O(layers² · kept rows).
     """
-    mine, its = (_numbers(architecture.blocks.values()) for architecture in (pair.architecture, theirs))
+    mine = _numbers(pair.architecture.blocks, partners)
+    its = _numbers(theirs.blocks, partners.values())
     units = pair.units()
     layers: dict[int, dict[str, str]] = {}
     for name in units:
@@ -74,8 +79,10 @@ def _pooled(matrices: Iterable[tuple[Tensor, Tensor]]) -> float:
     return float(sums[0]) / scale if scale > 0 else 0.0
 
 
-def _numbers(paths: Iterable[str]) -> set[str]:
-    return {path for path in paths if _number(path) is not None}
+def _numbers(blocks: Mapping[str, str], names: Iterable[str]) -> set[str]:
+    """The numbered layers of the lists in which some of the tensors stand; blocks: tensor → its layer's path."""
+    lists = {blocks[name].rpartition(".")[0] for name in names if name in blocks and _number(blocks[name]) is not None}
+    return {path for path in blocks.values() if _number(path) is not None and path.rpartition(".")[0] in lists}
 
 
 def _number(path: str) -> int | None:

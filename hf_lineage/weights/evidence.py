@@ -39,7 +39,7 @@ class WeightsEvidence(Evidence):
     moved: sqrt(Σd²/Σ|candidate|²), the change relative to the candidate's own norm. test, mantel: the permutation test
     over hidden units, and the Mantel test, which does not depend on the order of hidden units; None where they do not
     apply or were not needed. tests: how many of them apply to this architecture. tested_entries: weights that the first
-    looks at. equal: tensors that do not differ in
+    looks at. alternatives: ways to line the two up among which the weights chose. equal: tensors that do not differ in
     what was read. compared, left_out: tensors that were used, and those with NaN, Inf or nothing but zeros.
 
     Over the matrices of the trunk: correlation, the mean of their correlations with the child, weighted by `entries`,
@@ -69,13 +69,14 @@ class WeightsEvidence(Evidence):
     mantel: PermutationTest | None = None
     tests: int = 1
     tested_entries: int = 0
+    alternatives: int = 1
 
     @property
     def log10_p(self) -> float | None:
-        """log10 p of all tests that apply, by Šidák: p = 1 − (1 − min p)^tests (Šidák 1967). None where none
-        applies."""
+        """log10 p of all tests that apply, by Šidák: p = 1 − (1 − min p)^tests (Šidák 1967), times the alternatives of
+        the alignment, at most 1 (Bonferroni). None where none applies."""
         best = self._smallest_p()
-        return None if best is None else sidak(best.log10_p, self.tests)
+        return None if best is None else min(0.0, sidak(best.log10_p, self.tests) + math.log10(self.alternatives))
 
     @property
     def p_method(self) -> PMethod | None:
