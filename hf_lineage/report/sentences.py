@@ -192,6 +192,10 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
     if best.relation == "head_changed":
         same = f"Its trunk is equal to that of {name} in all that was read; the head is another, or there is none"
         return f"{same} ({others}). {order(best)}"
+    if best.relation == "shared_part":
+        return (
+            f"It shares {facts['part']} with {name} ({others}), and nothing else shows. Many models may have that part."
+        )
     if best.relation == "depth_changed" and "layers" in facts:
         return f"{name} {_layers(facts['layers'])} ({others}). {order(best)}"
     if best.relation == "descendant":
@@ -253,7 +257,7 @@ def _order_explained(best: Candidate, is_parent: bool) -> list[str]:
         return [order(best)]
     if best.order is not None and best.order.position is not None:
         return [f"{_capital(_reason(best))}."]
-    if best.first is None and best.relation not in ("head_changed", "depth_changed"):
+    if best.first is None and best.relation not in ("head_changed", "depth_changed", "shared_part"):
         return [SILENT]
     return []
 

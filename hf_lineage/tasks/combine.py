@@ -106,9 +106,8 @@ def related_candidates(candidates: Sequence[Candidate], alpha: float) -> list[Ca
 
     A full copy, and what is seen behind a disguise, is left to the pair's own rule.
     """
-    related = [
-        c for c in candidates if c.p_value is not None and c.p_value <= alpha and c.relation not in (None, "none")
-    ]
+    no_model = (None, "none", "shared_part")  # a part in common has a tree of its own
+    related = [c for c in candidates if c.p_value is not None and c.p_value <= alpha and c.relation not in no_model]
     if any(c.relation in ("identical", "head_changed") or c.disguised for c in related):
         return []
     nearest = sorted(related, key=lambda c: (c.distance or 0.0, c.ref))[:TREE_MODELS]

@@ -55,7 +55,8 @@ class Pair:
     `layers`: how the numbers and positions of their layers differ (`depth.changed_layers`), asked if needed.
     `permutation`: how its hidden units were found in another order, None if they were not; `rescaled`: in another
     scale, too. `order`: what the steps between the two tell of who came first, asked if needed. `alternatives`: of an
-    alignment that names do not tell, `Alignment.alternatives`.
+    alignment that names do not tell, `Alignment.alternatives`. `shared`: the parts that are all that the two have in
+    common (`components.shared_part`), asked if needed.
     """
 
     same_names: bool
@@ -68,6 +69,7 @@ class Pair:
     rescaled: bool = False
     order: Callable[[], PairOrder | None] = lambda: None
     alternatives: int = 0
+    shared: Callable[[], list[str] | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,8 @@ def weigh_claims(
             pass
         elif hits[0].ref == parent:
             status = "confirmed"
+        elif hits[0].relation == "shared_part":
+            status = "relative"
         elif hits[0].relation == "none":
             status = "contradicted"
         elif parent is None and hits[0].first != "child" and _is_as_near(hits[0], compared):
@@ -227,7 +231,10 @@ def order(candidate: Candidate) -> tuple:
 
 def _is_as_near(candidate: Candidate, compared: Sequence[Candidate]) -> bool:
     """Whether no other relative is far nearer than this one."""
-    nearest = min((c.distance for c in compared if c.distance is not None and c.relation != "none"), default=None)
+    nearest = min(
+        (c.distance for c in compared if c.distance is not None and c.relation not in ("none", "shared_part")),
+        default=None,
+    )
     if candidate is compared[0] or candidate.distance is None or nearest is None:
         return candidate is compared[0]
     return candidate.distance <= FAR_NEARER * nearest
@@ -253,6 +260,8 @@ def _judge_pair(
         undecided = item.log10_p is None or item.at_floor or pair.alternatives > 0
         ample = not undecided and 0.1 * math.sqrt(item.tested_entries) >= AMPLE_Z
         return _Judged(None if undecided else "none", facts, NO_ORDER, alpha if ample else 0.5)
+    if parts := pair.shared():  # whoever has the part may have taken it from anybody
+        return _Judged("shared_part", {**facts, "first": None, "part": " and ".join(parts)}, NO_ORDER, alpha)
     if _other_layers(pair, facts):  # no order from what stands elsewhere
         return _Judged("depth_changed", facts, NO_ORDER, 0.5)
     order, measured = _order(item, pair)
@@ -278,7 +287,7 @@ def _told_older(alone: _Judged, pair: Pair, item: WeightsEvidence, alpha: float)
     older does not tell it from a sibling. Layers that stand elsewhere stay without an order.
     """
     facts = alone.facts
-    silent = alone.certain or alone.relation == "depth_changed" or facts.get("first") == "candidate"
+    silent = alone.certain or alone.relation in ("depth_changed", "shared_part") or facts.get("first") == "candidate"
     if silent or not _is_related(item, alpha):
         return alone
     neither = not alone.same_trunk and _shows_neither(alone, pair)
@@ -432,7 +441,7 @@ def _handed_out(
     shares, _ = probabilities(features)
     if any(same := [pair.same_trunk for pair in alone]):
         shares = np.array(same) / sum(same)
-    ranked = [i for i, pair in enumerate(alone) if pair.relation not in (None, "none", "descendant")]
+    ranked = [i for i, pair in enumerate(alone) if pair.relation not in (None, "none", "descendant", "shared_part")]
     shares = _by_information(shares, found, ranked)
     shares = np.minimum(shares, [pair.bound for pair in alone])
     shares = _share_among_older(shares, alone, pairs, alpha)
