@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import hf_lineage as hl
+from hf_lineage.architecture import conventions, structure
+from hf_lineage.architecture import describe as descriptions
 from hf_lineage.architecture.align import align
-from hf_lineage.architecture.conventions import CONVENTIONS, canonical_names, fused_parts
+from hf_lineage.architecture.conventions import CONVENTIONS, FUSED, by_kind, canonical_names, fused_parts
 from hf_lineage.architecture.describe import describe
 from hf_lineage.checkpoints.checkpoint import Checkpoint
 from hf_lineage.checkpoints.entry import Entry, Slice
@@ -399,3 +402,41 @@ class TestEveryConvention:
 
 def test_every_convention_has_examples() -> None:
     assert EXAMPLES.keys() == CONVENTIONS.keys()
+
+
+NAMED = [
+    "model.layers.{}.mlp.experts.{}.gate_proj.weight", "h.{}.attn.c_attn.weight", "h.{}.mlp.c_proj.weight",
+    "layer2.{}.conv1.weight", "encoder.stages.{}.layers.{}.layer.{}.convolution.weight", "blocks.{}.attn.qkv.weight",
+    "layer3.{}.downsample.{}.weight", "h.{}.attn.bias", "heads.{}.bias", "{}.{}.weight", "encoder.block.{}.layer.{}.x",
+    "stages.{}.blocks.{}.pwconv1.weight", "model.layers.{}.mlp.experts.gate_up_proj", "blocks.{}.conv{}.weight",
+    "layers.{}.lora_A.{}.weight", "layers.{}.self_attn.{}.q_proj.weight", "model.{}.num_batches_tracked", "²[²].{}",
+]  # fmt: skip
+
+
+def test_a_pattern_that_matches_a_name_matches_its_kind_at_the_same_components() -> None:
+    """So a kind is asked in the place of all its names: of every pattern of the two modules, and of each group."""
+    patterns = [found for module in (conventions, descriptions) for found in vars(module).values()]
+    patterns = [*(found for found in patterns if isinstance(found, re.Pattern)), *FUSED]
+    patterns += [rule.rows for rule in descriptions._UNIT_ROWS]
+    numbers, matched = random.Random(0), 0
+    for name in (form.format(*(numbers.choice(["0", "7", "12", "305"]) for _ in range(3))) for form in NAMED * 20):
+        [kind] = by_kind([name])
+        for pattern in patterns:
+            if found := pattern.search(name):
+                asked = pattern.search(kind)
+                assert asked is not None, (name, pattern)
+                # where a group begins and ends, in components from the end
+                ends = [[text[at:].count(".") for at in m.span()] for m, text in ((found, name), (asked, kind))]
+                assert ends[0] == ends[1], (name, pattern)
+                matched += 1
+    assert matched > 500
+
+
+def test_a_header_is_described_and_cut_once() -> None:
+    shapes = {"layers.0.mlp.fc1.weight": (64, 32), "layers.0.mlp.fc2.weight": (32, 64)}
+    first, again = describe(entries(shapes)), describe(entries(dict(shapes)))
+    assert first is again and structure.cuts(entries(shapes)) is structure.cuts(entries(dict(shapes)))
+    wider = entries(shapes | {"layers.0.mlp.fc1.weight": (64, 48)})
+    whole_numbers = {name: Entry(name, "I32", shape, 0) for name, shape in shapes.items()}
+    assert first.weights and not describe(whole_numbers).weights and describe(wider).weights
+    assert len({id(describe(each)) for each in (entries(shapes), wider, whole_numbers)}) == 3

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hf_lineage.answers.refs import ModelRef
 from hf_lineage.architecture.describe import Architecture, describe
-from hf_lineage.architecture.structure import RULES, cuts
+from hf_lineage.architecture.structure import RULES, _Tree, cuts
 from hf_lineage.checkpoints.checkpoint import MemoryCheckpoint
 from hf_lineage.checkpoints.entry import Entry
 from hf_lineage.checkpoints.view import View
@@ -231,3 +231,16 @@ def test_a_tensor_may_have_any_name(name: str) -> None:
     """A name is whatever a file calls it: none stops the description of the others."""
     found = described({name: (64, 32), f"{name}.fc1.weight": (64, 32), f"{name}.fc2.weight": (32, 64)})
     assert name in found.weights and f"{name}.fc2.weight" in found.weights
+
+
+@given(st.lists(st.lists(st.sampled_from("ab01"), min_size=1, max_size=4).map(tuple), max_size=12, unique=True))
+def test_the_module_tree_knows_of_one_matrix_or_several_below_each_child(paths: list[tuple[str, ...]]) -> None:
+    """Held against a count over all paths; modules around others come first."""
+    tree = _Tree({".".join((*path, "weight")): (8, 4) for path in paths})
+    expected: dict[tuple[str, ...], dict[str, int]] = {}
+    for path in paths:
+        for depth, child in enumerate(path):
+            below = expected.setdefault(path[:depth], {})
+            below[child] = min(2, below.get(child, 0) + 1)
+    found = {path: {child: n for child, (n, _) in module.children.items()} for path, module in tree.modules.items()}
+    assert found == expected and [*found] == [*expected]

@@ -6,13 +6,17 @@ convention is a new row and a new line of the doctest of `canonical_names`. Noth
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache, wraps
+from typing import Protocol, TypeVar
 
 MAX_EXPERTS = 4096  # of one layer; a header that claims more is not worth a part for each
 Part = tuple[str, int, int]  # label, first row, row behind the last
+HEADERS = 4  # of which what was found is remembered: the models of one question mostly have one
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 class Shaped(Protocol):
@@ -24,6 +28,51 @@ class Shaped(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     @property
     def count(self) -> int: ...
+
+
+@dataclass(slots=True)
+class _Header:
+    """What a header says of a tensor, and no more."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+Found = TypeVar("Found")
+
+
+def once_a_header(find: Callable[[Mapping[str, Shaped]], Found]) -> Callable[[Mapping[str, Shaped]], Found]:
+    """A function of names, dtypes and shapes that is asked once for models that have the same, in the same order.
+
+    What it returns is shared: it must not be changed.
+    """
+
+    @lru_cache(HEADERS)
+    def known(header: tuple[tuple[str, str, tuple[int, ...]], ...]) -> Found:
+        return find({name: _Header(dtype, shape) for name, dtype, shape in header})
+
+    def found(entries: Mapping[str, Shaped]) -> Found:
+        return known(tuple((name, one.dtype, one.shape) for name, one in entries.items()))
+
+    return wraps(find)(found)
+
+
+def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by their kind: names of one kind differ in the numbers of their components only, which are 0 in the kind.
+
+    Every pattern of the tables here and of `describe.py` that matches a name matches its kind, at the same components.
+
+    >>> by_kind(["h.7.fc1.bias", "h.12.fc1.bias", "h.0.fc2.bias"])
+    {'h.0.fc1.bias': ['h.7.fc1.bias', 'h.12.fc1.bias'], 'h.0.fc2.bias': ['h.0.fc2.bias']}
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(_NUMBER.sub("0", name), []).append(name)
+    return kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +203,7 @@ POSITIONS = re.compile(
 )
 
 
-def canonical_names(names: Iterable[str]) -> dict[str, str]:
+def canonical_names(names: Iterable[str]) -> Mapping[str, str]:
     """Canonical name → name, one each: a convention that would make two names one is not applied.
 
     >>> canonical_names(["bert.pooler.dense.bias", "classifier.bias"])
@@ -187,8 +236,12 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
     >>> [*canonical_names(["model.layers.0.block_sparse_moe.experts.3.w2.weight"])]
     ['layers.0.mlp.experts.3.down_proj.weight']
     """
-    names = list(names)
-    short = names
+    return _canonical(tuple(names))
+
+
+@lru_cache(HEADERS)
+def _canonical(names: tuple[str, ...]) -> dict[str, str]:
+    short = [*names]
     for convention in CONVENTIONS.values():
         if convention.sign.search("\n".join(short)):
             spelled = short
@@ -204,16 +257,17 @@ def fused_parts(entries: Mapping[str, Shaped]) -> dict[str, list[Part]]:
     A row is what the last axis holds: a bias has one element a row, experts (e, rows, columns) are counted through.
     """
     found: dict[str, list[Part]] = {}
-    for name, entry in entries.items():
+    for kind, names in by_kind(entries).items():
         for pattern, rule in FUSED.items():
-            match = pattern.search(name)
-            parts = rule(entry.shape, name[: match.start("own")], entries) if match and entry.count else None
-            if not parts:
+            if not (match := pattern.search(kind)):
                 continue
-            found[name] = parts
-            bias = re.sub(r"weight$", "bias", name)
-            if bias != name and bias in entries and entries[bias].shape == entry.shape[:1]:
-                found[bias] = parts
+            for name in names:
+                stem = name[: match.start("own") - len(kind)]
+                if entries[name].count and (parts := rule(entries[name].shape, stem, entries)):
+                    found[name] = parts
+                    bias = re.sub(r"weight$", "bias", name)
+                    if bias != name and bias in entries and entries[bias].shape == entries[name].shape[:1]:
+                        found[bias] = parts
     return found
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from . import structure
-from .conventions import ADAPTERS_OWN, Shaped, canonical_names
+from .conventions import ADAPTERS_OWN, Shaped, by_kind, canonical_names, once_a_header
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4"})
 MIN_COVERAGE = 0.5  # of the child's trunk that a candidate must have, tensor by tensor, to be compared
@@ -122,15 +122,18 @@ class Architecture:
         return tuple(name for name in self.weights if name not in self.heads)
 
 
+@once_a_header
 def describe(entries: Mapping[str, Shaped]) -> Architecture:
-    """What each tensor is. What no convention of names tells is looked for by structure."""
+    """What each tensor is. What no convention of names tells is looked for by structure.
+
+    Names are asked by their kind (`by_kind`): a block is looked at once for all that are spelled alike.
+    """
     plain = canonical_names(entries)
+    no_weights = {short: why for kind, names in by_kind(plain).items() if (why := _no_weight(kind)) for short in names}
     left_out: dict[str, str] = {}
     for short, name in plain.items():
-        if ADAPTERS_OWN.search(short):
-            left_out[name] = "an adapter's own tensor"
-        elif _NOT_WEIGHTS.search(short):
-            left_out[name] = "a buffer, not a weight"
+        if short in no_weights:
+            left_out[name] = no_weights[short]
         elif entries[name].dtype not in FLOATS:
             left_out[name] = f"dtype {entries[name].dtype} is no float"
         elif entries[name].count == 0:
@@ -138,15 +141,15 @@ def describe(entries: Mapping[str, Shaped]) -> Architecture:
     weights = {short: name for short, name in sorted(plain.items()) if name not in left_out}
     shapes = {short: entries[name].shape for short, name in weights.items()}
     chain = _chain(shapes)
-    links = {link.rpartition(".")[0] for link in chain}
-    heads = {short for short in weights if _HEAD.match(short)}
+    heads = {short for kind, names in by_kind(weights).items() if _HEAD.match(kind) for short in names}
     if chain:
-        heads = {short for short in weights if short.rpartition(".")[0] == chain[-1].rpartition(".")[0]}
-    lists = _lists({name: entries[name].count for short, name in weights.items() if short not in heads})
-    blocks = {
-        name: "head" if short in heads else _block(short, name, links, lists) for short, name in weights.items()
-    }  # fmt: skip
+        heads = {short for short in weights if _module(short) == _module(chain[-1])}
+    of_heads = frozenset(weights[short] for short in heads)
     trunk = {short: shape for short, shape in shapes.items() if short not in heads}
+    blocks = dict.fromkeys(weights.values(), "head")
+    blocks |= _blocks({name: entries[name].count for name in weights.values() if name not in of_heads})
+    links = {_module(link) for link in chain}
+    blocks |= {weights[short]: _module(short) for short in trunk if _module(short) in links}
     units = _Units({}, {}, {})
     residual: dict[str, list[str]] = {}
     rules: dict[str, str] = {}
@@ -155,21 +158,28 @@ def describe(entries: Mapping[str, Shaped]) -> Architecture:
         _chain_units(units, shapes, chain)
         rules |= dict.fromkeys((order for order, rows in units.rows.items() if rows), "chain")
     else:
-        ruled = _ruled(trunk)
+        kinds = by_kind(trunk)
+        ruled = _ruled(trunk, kinds)
         _ruled_units(units, trunk, ruled)
-        _inner_units(units, trunk)
+        _inner_units(units, trunk, kinds)
         rules |= dict.fromkeys((order for order, rows in units.rows.items() if rows), "convention")
         structural = _structural_units(units, trunk)
         rules |= {order: found.rule for order, found in structural.items()}
         groups |= {order: found.group for order, found in structural.items() if found.group}
-        residual = _streams(trunk, ruled) | _stages(trunk)
+        residual = _streams(trunk, kinds, ruled) | _stages(trunk, kinds)
     rows, columns, vectors, streams = (
         _named(found, weights) for found in (units.rows, units.columns, units.vectors, residual)
     )
-    of_heads = frozenset(weights[short] for short in heads)
     return Architecture(
         tuple(weights.values()), of_heads, left_out, blocks, rows, columns, vectors, streams, rules, groups
     )
+
+
+def _no_weight(kind: str) -> str:
+    """Why tensors of a kind of canonical names take no part, by name alone; "" where they may."""
+    if ADAPTERS_OWN.search(kind):
+        return "an adapter's own tensor"
+    return "a buffer, not a weight" if _NOT_WEIGHTS.search(kind) else ""
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
@@ -189,27 +199,44 @@ def block_of(name: str) -> str | None:
     return match["block"] if match else None
 
 
-def _block(short: str, name: str, links: set[str], lists: Collection[str]) -> str:
-    module = short.rpartition(".")[0]
-    return module if module in links else block_of(name) or _member(name, lists) or "stem"
+def _blocks(counts: Mapping[str, int]) -> dict[str, str]:
+    """The block of each tensor: by the names of lists of layers, else the member of a numbered list, else "stem"."""
+    kinds = by_kind(counts)
+    lists = _lists(counts, kinds)
+    found: dict[str, str] = {}
+    known: dict[str, str] = {}  # one text for all tensors of a block
+    for kind, names in kinds.items():
+        block, path, number, below = block_of(kind), *_numbered(kind)
+        if block is None and not number:
+            found |= dict.fromkeys(names, "stem")
+            continue
+        depth = (block or _member(path, number, below)).count(".") + 1
+        for name in names:
+            parts = name.split(".", depth)[:depth]
+            named = ".".join(parts) if block or ".".join(parts[: path.count(".") + 1]) in lists else "stem"
+            found[name] = known.setdefault(named, named)
+    return found
 
 
-def _lists(counts: Mapping[str, int]) -> set[str]:
+def _lists(counts: Mapping[str, int], kinds: Mapping[str, Sequence[str]]) -> set[str]:
     """Modules whose children are numbered and repeated parts, of at least two members and 1 % of all elements.
 
-    counts: name → elements, of the weights without heads. Only the outermost number of a name counts.
+    counts: name → elements, of the weights without heads; kinds: their names by kind. Only the outermost number of a
+    name counts.
 
-    >>> sorted(_lists({"down.0.res.1.w": 6, "down.1.w": 6, "mid.w": 9}))
+    >>> counts = {"down.0.res.1.w": 6, "down.1.w": 6, "mid.w": 9}
+    >>> sorted(_lists(counts, by_kind(counts)))
     ['down']
     """
-    members: dict[str, dict[str, int]] = {}
-    for name, count in counts.items():
-        path, number, _ = _numbered(name)
-        if number:
-            found = members.setdefault(path, {})
-            found[number] = found.get(number, 0) + count
+    members: dict[str, Counter[str]] = {}
+    for kind, names in kinds.items():
+        path, number, _ = _numbered(kind)
+        depth = path.count(".") + 1
+        for name in names if number else ():
+            parts = name.split(".", depth + 1)
+            members.setdefault(".".join(parts[:depth]), Counter())[parts[depth]] += counts[name]
     least = MIN_LIST * sum(counts.values())
-    return {path for path, found in members.items() if len(found) > 1 and sum(found.values()) >= least}
+    return {path for path, found in members.items() if len(found) > 1 and found.total() >= least}
 
 
 def numbered_members(counts: Mapping[str, int]) -> dict[str, str]:
@@ -218,17 +245,14 @@ def numbered_members(counts: Mapping[str, int]) -> dict[str, str]:
     >>> numbered_members({"down.0.res.1.w": 6, "down.1.w": 6, "mid.w": 9})
     {'down.0.res.1.w': 'down.0', 'down.1.w': 'down.1'}
     """
-    lists = _lists(counts)
+    lists = _lists(counts, by_kind(counts))
     return {
         name: f"{path}.{number}" for name in counts for path, number, _ in [_numbered(name)] if number and path in lists
     }
 
 
-def _member(name: str, lists: Collection[str]) -> str | None:
-    """The member of a numbered list that a tensor is in, or the member of a list right inside that."""
-    path, number, below = _numbered(name)
-    if not number or path not in lists:
-        return None
+def _member(path: str, number: str, below: Sequence[str]) -> str:
+    """The member of a numbered list, or the member of a list right inside that; the name as `_numbered` cuts it."""
     inner = below[:1] if below[:1] and below[0].isdigit() else below[:2]
     nested = len(inner) < len(below) and inner[-1].isdigit() and (len(inner) == 1 or inner[0] in _INNER_LISTS)
     return ".".join([path, number, *(inner if nested else ())])
@@ -239,6 +263,10 @@ def _numbered(name: str) -> tuple[str, str, list[str]]:
     parts = name.split(".")
     at = next((i for i, part in enumerate(parts) if i and part.isdigit()), len(parts))
     return ".".join(parts[:at]), "".join(parts[at : at + 1]), parts[at + 1 :]
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _named(found: Mapping[str, Iterable[str]], weights: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -272,29 +300,47 @@ def _chain_units(units: _Units, shapes: Mapping[str, tuple[int, ...]], chain: li
         units.add(module, link, [following], [f"{module}.bias"], shapes)
 
 
-def _ruled(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[_Rule, str]]:
-    """Matrix → the rule of _UNIT_ROWS that applies to it, and its order."""
-    found = {}
-    for short, shape in shapes.items():
-        for rule in _UNIT_ROWS if len(shape) > 1 else ():
-            match = rule.rows.fullmatch(short)
-            if match and (not rule.taller or shape[0] > shape[1]):
-                found[short] = (rule, match["order"])
-                break
-    return found
+@dataclass(frozen=True, slots=True)
+class _Ruled:
+    """A matrix to which a rule of _UNIT_ROWS applies: its order; below that, the readers and vectors there may be."""
+
+    order: str
+    columns: tuple[str, ...]
+    vectors: tuple[str, ...]
 
 
-def _ruled_units(units: _Units, shapes: Mapping[str, tuple[int, ...]], ruled: Mapping[str, tuple[_Rule, str]]) -> None:
-    for short, (rule, order) in ruled.items():
-        readers = [f"{order}.{module}.weight" for module in rule.columns]
-        # in the (in, out) layout the matrix with the units for columns is the one that makes them
-        biases = [name.removesuffix("weight") + "bias" for name in (readers if rule.transposed else [short])]
-        inner = [f"{order}.{norm}.{kind}" for norm in _INNER_NORMS for kind in ("weight", "bias")]
-        units.add(order, short, [name for name in readers if name not in ruled], [*biases, *inner], shapes)
+def _ruled(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, Sequence[str]]) -> dict[str, _Ruled]:
+    """Matrix → the rule of _UNIT_ROWS that applies to it."""
+    found: dict[str, _Ruled] = {}
+    for kind, names in kinds.items():
+        for rule in _UNIT_ROWS:
+            if not (match := rule.rows.fullmatch(kind)):
+                continue
+            order = match["order"]
+            own = kind[len(order) :]
+            columns = [own_of for module in rule.columns if order + (own_of := f".{module}.weight") in kinds]
+            # in the (in, out) layout the matrix with the units for columns is the one that makes them
+            biases = [name.removesuffix("weight") + "bias" for name in (columns if rule.transposed else [own])]
+            inner = [f".{norm}.{parameter}" for norm in _INNER_NORMS for parameter in ("weight", "bias")]
+            vectors = tuple(own_of for own_of in (*biases, *inner) if order + own_of in kinds)
+            for name in names:
+                shape = shapes[name]
+                if name not in found and len(shape) > 1 and (not rule.taller or shape[0] > shape[1]):
+                    found[name] = _Ruled(name[: -len(own)], tuple(columns), vectors)
+    return {name: found[name] for name in shapes if name in found}
 
 
-def _inner_units(units: _Units, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for short, shape in shapes.items():
+def _ruled_units(units: _Units, shapes: Mapping[str, tuple[int, ...]], ruled: Mapping[str, _Ruled]) -> None:
+    for short, one in ruled.items():
+        readers = [name for own in one.columns if (name := one.order + own) not in ruled]
+        units.add(one.order, short, readers, [one.order + own for own in one.vectors], shapes)
+
+
+def _inner_units(
+    units: _Units, shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, Sequence[str]]
+) -> None:  # fmt: skip
+    for short in _of_kinds(_INNER_CONV, shapes, kinds):
+        shape = shapes[short]
         inner = _INNER_CONV.fullmatch(short) if len(shape) > 1 else None
         if not inner:
             continue
@@ -306,6 +352,14 @@ def _inner_units(units: _Units, shapes: Mapping[str, tuple[int, ...]]) -> None:
         norm = f"{stem[:-4]}bn{number}" if stem.endswith("conv") else f"{stem}{number}.normalization"
         vectors = [f"{order}.bias", f"{norm}.weight", f"{norm}.bias"]
         units.add(order, short, [f"{stem}{number + 1}{tail}"], vectors, shapes)
+
+
+def _of_kinds(
+    pattern: re.Pattern[str], shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, Sequence[str]]
+) -> list[str]:  # fmt: skip
+    """The names of the kinds that a pattern begins, in the order of `shapes`."""
+    found = {name for kind, names in kinds.items() if pattern.match(kind) for name in names}
+    return [name for name in shapes if name in found] if found else []
 
 
 def _structural_units(units: _Units, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, structure.Found]:
@@ -320,35 +374,44 @@ def _structural_units(units: _Units, shapes: Mapping[str, tuple[int, ...]]) -> d
     return added
 
 
-def _streams(shapes: Mapping[str, tuple[int, ...]], ruled: Iterable[str]) -> dict[str, list[str]]:
+def _streams(
+    shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, Sequence[str]], ruled: Iterable[str]
+) -> dict[str, list[str]]:  # fmt: skip
     """Residual streams of transformers: one, named `stream`, or one for each tower or stage, named by its path."""
-    readers = {*ruled, *(name for name in shapes if _PROJECTION.fullmatch(name))}
-    for name, shape in shapes.items():
-        conv1d = _CONV1D_PROJECTION.fullmatch(name)
-        if conv1d and len(shape) == 2:
-            readers.add(name if shape[0] == 3 * shape[1] else f"{conv1d['attention']}.c_proj.weight")
+    readers = {*ruled}
+    for kind, names in kinds.items():
+        if _PROJECTION.fullmatch(kind):
+            readers.update(names)
+        if _CONV1D_PROJECTION.fullmatch(kind):
+            for name in (name for name in names if len(shapes[name]) == 2):
+                fused = shapes[name][0] == 3 * shapes[name][1]
+                readers.add(name if fused else f"{_module(_module(name))}.c_proj.weight")
     found: dict[str, list[str]] = {}
-    for name in sorted(readers):
-        if len(shapes.get(name, ())) > 1:
-            match = _STREAM.match(name)
-            found.setdefault(match["stream"] if match else "stream", []).append(name)
+    for kind, names in kinds.items():
+        match = _STREAM.match(kind)
+        depth = match["stream"].count(".") + 1 if match else 0
+        for name in names:
+            if name in readers and len(shapes[name]) > 1:
+                found.setdefault(".".join(name.split(".", depth)[:depth]) or "stream", []).append(name)
+    found = dict(sorted((stream, sorted(names)) for stream, names in found.items()))
     for stream, names in found.items():
         width = Counter(shapes[name][1] for name in names).most_common(1)[0][0]
         found[stream] = [name for name in names if shapes[name][1] == width]
     return {"stream": next(iter(found.values()))} if len(found) == 1 else found
 
 
-def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+def _stages(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Residual streams of a ResNet, named by the stage that makes them; its first block still reads the one before.
 
     >>> small = {"layer1.0.conv1.weight": (4, 4, 3, 3), "layer1.1.conv1.weight": (4, 4, 3, 3)}
-    >>> wider = {"layer2.0.conv1.weight": (8, 4, 3, 3), "layer2.1.conv1.weight": (8, 8, 3, 3)}
-    >>> {stream: len(names) for stream, names in _stages(small | wider).items()}
+    >>> shapes = small | {"layer2.0.conv1.weight": (8, 4, 3, 3), "layer2.1.conv1.weight": (8, 8, 3, 3)}
+    >>> {stream: len(names) for stream, names in _stages(shapes, by_kind(shapes)).items()}
     {'layer1': 3, 'layer2': 1}
     """
-    blocks = [match for name, shape in shapes.items() if len(shape) == 4 and (match := _RESIDUAL_BLOCK.fullmatch(name))]
+    names = [name for name in _of_kinds(_RESIDUAL_BLOCK, shapes, kinds) if len(shapes[name]) == 4]
+    blocks = [match for name in names if (match := _RESIDUAL_BLOCK.fullmatch(name))]
     blocks.sort(key=lambda match: natural_key(match[0]))
-    branching = {match["block"] for name in shapes if (match := _BRANCH.match(name))}
+    branching = {match["block"] for name in _of_kinds(_BRANCH, shapes, kinds) if (match := _BRANCH.match(name))}
     found: dict[str, list[str]] = {}
     stream = "stem"
     for i, block in enumerate(blocks):
@@ -382,8 +445,9 @@ def _chain(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         return []
     # One numbered series, then possibly a head. Encoder and decoder, or q, k, v and o, may fit each other without being
     # a chain.
-    series = {re.sub(r"\d+\.weight$", "#", name) for name in matrices if not _HEAD.match(name)}
-    if len(series) != 1 or not min(series).endswith("#"):
+    body = [name for name in matrices if not _HEAD.match(name)]
+    series = [re.sub(r"\d+\.weight$", "#", name) for name in body[:1]]
+    if not body or not series[0].endswith("#") or any(re.sub(r"\d+\.weight$", "#", name) != series[0] for name in body):
         return []
     matrices.sort(key=lambda name: (bool(_HEAD.match(name)), natural_key(name)))
     linked = all(shapes[a][0] == shapes[b][1] for a, b in pairwise(matrices))

@@ -13,11 +13,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from .conventions import MAX_EXPERTS, Part, Shaped, fused_parts
+from .conventions import MAX_EXPERTS, Part, Shaped, fused_parts, once_a_header
 
 # How units are told, by name: the answer of `coverage` counts tensors by these.
 RULES: dict[str, str] = {
@@ -70,6 +70,7 @@ _LEAF = re.compile(
     re.DOTALL,  # a name is whatever a file calls it
 )
 _RECURRENT = re.compile(r"^(?P<module>.+)\.weight_ih_l(?P<layer>\d+)(?P<way>_reverse)?(?:\[(?P<gate>[^\]]*)\])?$")
+_GATED = ".weight_ih_l"
 _GATES = {4: "ifgo", 3: "rzn"}
 _CONVOLUTION = _vocabulary("conv convolution conv1d conv2d conv3d c linear")  # of a numbered child, the matrix
 _GROUP_NORMS = _vocabulary("norm gn groupnorm")  # what a group norm is called; a batch norm may be, too
@@ -116,7 +117,7 @@ class _Slot:
 
 @dataclass(slots=True)
 class _Module:
-    """A node of the module tree. children: component → how many matrices are below it, and the first of them."""
+    """A node of the module tree. children: component → whether one matrix is below it or more (1, 2), and the first."""
 
     children: dict[str, list] = field(default_factory=dict)
 
@@ -130,37 +131,72 @@ class _Tree:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.shapes = shapes
-        slots = _slots(shapes)
+        self._slots = _slots(shapes)
         self.modules: dict[tuple[str, ...], _Module] = {}
-        for path, slot in slots.items():
-            for depth, child in enumerate(path):
-                found = self.modules.setdefault(path[:depth], _Module()).children.setdefault(child, [0, slot])
-                found[0] += 1
-        # widths below each numbered module, of each module's own matrices, and how many modules of the same widths are
-        # below a numbered one
-        self._widths: dict[tuple[str, ...], Counter[int]] = {}
-        self._own: dict[tuple[str, ...], Counter[int]] = {}
-        self._alike: Counter[tuple[tuple[str, ...], tuple]] = Counter()
+        for slot in self._slots.values():
+            self._add(slot)
+
+    def _add(self, slot: _Slot) -> None:
+        """Make the modules around a matrix that are new, and tell the others, up to one that knows of several."""
+        path, depth = slot.path, len(slot.path)
+        while depth and path[: depth - 1] not in self.modules:
+            depth -= 1
+        for new in range(depth, len(path)):
+            self.modules[path[:new]] = _Module({path[new]: [1, slot]})
+        while depth:
+            depth -= 1
+            below = self.modules[path[:depth]].children.setdefault(path[depth], [0, slot])
+            if below[0] > 1:
+                return
+            below[0] += 1
+
+    @cached_property
+    def norms(self) -> dict[tuple[str, ...], list[str]]:
+        """What may be a group norm, by its module."""
+        found: dict[tuple[str, ...], list[str]] = {}
+        for name, shape in self.shapes.items():
+            path = tuple(name.split(".")[:-1]) if len(shape) == 1 else ()
+            if path and words_of(path[-1]) & _GROUP_NORMS:
+                found.setdefault(path[:-1], []).append(name)
+        return found
+
+    @cached_property
+    def _own(self) -> dict[tuple[str, ...], Counter[int]]:
+        """Widths of each module's own matrices, of modules with several."""
+        found = {}
         for path, module in self.modules.items():
             if len(module.simple()) > 1:
                 alone = [slot for count, slot in module.children.values() if count == 1 and not slot.depthwise]
-                own = self._own[path] = Counter(width for slot in alone for width in slot.shape[:2])
-                self._alike.update((scope, tuple(sorted(own.items()))) for scope in _scopes(path))
-        for slot in slots.values():
-            if not slot.depthwise:
-                self._count(slot.path, slot.shape[:2])
-        self.norms: dict[tuple[str, ...], list[str]] = {}
-        for name, shape in shapes.items():
-            path = tuple(name.split(".")[:-1])
-            if len(shape) == 1 and path and words_of(path[-1]) & _GROUP_NORMS:
-                self.norms.setdefault(path[:-1], []).append(name)
-            home = path if path in self.modules else path[:-1]
-            if len(shape) == 1 and path not in slots and home not in self._own:
-                self._count(path, shape)
+                found[path] = Counter(width for slot in alone for width in slot.shape[:2])
+        return found
 
-    def _count(self, path: tuple[str, ...], widths: Sequence[int]) -> None:
-        for scope in _scopes(path):
-            self._widths.setdefault(scope, Counter()).update(widths)
+    @cached_property
+    def _alike(self) -> Counter[tuple[tuple[str, ...], tuple]]:
+        """How many modules of the same widths are below a numbered module."""
+        return Counter(
+            (scope, tuple(sorted(own.items()))) for path, own in self._own.items() for scope in _scopes(path)
+        )
+
+    @cached_property
+    def _widths(self) -> dict[tuple[str, ...], Counter[int]]:
+        """Widths below each numbered module."""
+        nearest: Counter[tuple[tuple[str, ...], tuple[int, ...]]] = Counter()
+        for slot in self._slots.values():
+            if not slot.depthwise:
+                nearest[_scopes(slot.path)[0], slot.shape[:2]] += 1
+        for name, shape in self.shapes.items():
+            if len(shape) == 1:
+                path = tuple(name.split(".")[:-1])
+                home = path if path in self.modules else path[:-1]
+                if path not in self._slots and home not in self._own:
+                    nearest[_scopes(path)[0], shape] += 1
+        found: dict[tuple[str, ...], Counter[int]] = {}
+        for (inner, widths), count in nearest.items():
+            for scope in _scopes(inner):
+                below = found.setdefault(scope, Counter())
+                for width in widths:
+                    below[width] += count
+        return found
 
     def outside(self, path: tuple[str, ...]) -> Counter[int]:
         """Widths around a module, without its own and those of modules of the same widths; of the nearest scope."""
@@ -227,6 +263,7 @@ def units(
     return found | _recurrent(shapes)
 
 
+@once_a_header
 def cuts(entries: Mapping[str, Shaped]) -> dict[str, list[Part]]:
     """Where fused tensors are cut, by name (`fused_parts`) or else by structure: name → its parts, as there.
 
@@ -240,7 +277,7 @@ def cuts(entries: Mapping[str, Shaped]) -> dict[str, list[Part]]:
     for path, module in tree.modules.items():
         found |= _stacked(module) or _halves(tree, path, module)
     for name, shape in shapes.items():
-        match = _RECURRENT.match(name)
+        match = _RECURRENT.match(name) if _GATED in name else None
         back = shapes.get(name.replace("weight_ih", "weight_hh"), ()) if match else ()
         count = back[0] // back[1] if len(back) == 2 else 0
         if count in _GATES and len(shape) == 2 and shape[0] == back[0] == count * back[1]:
@@ -560,6 +597,9 @@ def _one_expert(here: _Here) -> list[_Order]:
 
 def _halves(tree: _Tree, path: tuple[str, ...], module: _Module) -> dict[str, list[Part]]:
     """The matrix of a module whose rows are two halves of which another one reads one."""
+    shapes = {slot.shape[:2] for count, slot in module.children.values() if count == 1}
+    if shapes.isdisjoint([(2 * columns, rows) for rows, columns in shapes]):
+        return {}
     slots = _candidates(path, module)
     dense = {child: slot for child, slot in slots.items() if not slot.depthwise}
     stacks = any(count == 1 and not slot.plain and len(slot.shape) > 2 for count, slot in module.children.values())
@@ -618,7 +658,7 @@ def _stacked(module: _Module) -> dict[str, list[Part]]:
 def _recurrent(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Found]:
     orders: dict[str, list[str]] = {}
     for name in shapes:
-        if (match := _RECURRENT.match(name)) and match["gate"]:
+        if _GATED in name and (match := _RECURRENT.match(name)) and match["gate"]:
             orders.setdefault(f"{match['module']}.l{match['layer']}{match['way'] or ''}", []).append(name)
     back = {order: re.sub(r"\[.*", "", names[0]).replace("weight_ih", "weight_hh") for order, names in orders.items()}
     return {
@@ -629,6 +669,8 @@ def _recurrent(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Found]:
 
 def _path(name: str) -> tuple[tuple[str, ...], bool]:
     """The module path of a matrix, and whether it is a module's weight; an expert's part stands below its number."""
+    if name.endswith(".weight") and "base_layer" not in name:  # nearly all are
+        return tuple(name[: -len(".weight")].split(".")), True
     match = _LEAF.match(name)
     assert match
     path = tuple(match["module"].split("."))

@@ -92,7 +92,7 @@ def _tensor(name: str, value: Any, where: str) -> tuple[str, list[int], int, int
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
         _broken(where, f"tensor {name[:80]!r} has {len(shape):,} dimensions")
-    if any("\ud800" <= ch <= "\udfff" for ch in name):
+    if not name.isascii() and any("\ud800" <= ch <= "\udfff" for ch in name):
         _broken(where, f"tensor {name[:80]!a} has a name that is no text")
     if not isinstance(dtype, str) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
         _broken(where, f"tensor {name[:80]!r} has a shape or offset that is no natural number")

@@ -53,9 +53,10 @@ def unpacked(checkpoint: Checkpoint) -> Checkpoint:
     Parts that do not fit each other are left out, and named in `skipped` with what was expected.
     """
     left = dict(checkpoint.items())
+    dtypes = {entry.dtype for entry in left.values()}
     matrices: dict[str, PackedMatrix] = {}
     broken: dict[str, tuple[Entry, ...]] = {}
-    for scheme in PACKINGS.values():
+    for scheme in (scheme for scheme in PACKINGS.values() if not dtypes.isdisjoint(scheme.dtypes)):
         found = {parts.name: parts for parts in _find(scheme, left)}
         if not found:
             continue
