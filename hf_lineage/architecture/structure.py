@@ -606,6 +606,7 @@ def _halves(tree: _Tree, path: tuple[str, ...], module: _Module) -> dict[str, li
     if not path or stacks or not 2 <= len(dense) <= 5 or _is_attention(path, dense):
         return {}
     here = _Here(tree, path, slots, dense)
+    dense = {child: slot for child, slot in dense.items() if not words_of(child) & ATTENTION}  # which stands beside
     for (first, x), (second, y) in ((a, b) for a in dense.items() for b in dense.items() if a is not b):
         width = y.columns
         others = [slot for slot in dense.values() if slot is not x and slot is not y]
