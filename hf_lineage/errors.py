@@ -65,6 +65,7 @@ CODES: Mapping[str, str] = {
     "model_unreadable": "a candidate could not be read",
     "not_comparable": "the tensors of a candidate do not line up with the child's",
     "adapter_without_weights": "a candidate is a LoRA adapter, which holds no weights of its own",
+    "adapter_products": "how alike what two adapters do to the weights is",
     "adapter_no_evidence": "comparing a candidate shows nothing of the child, which is an adapter",
     "mostly_unusable": "most of a model's weights are NaN, Inf or only zeros",
     "aligned_by_structure": "names differ: order and shapes tell which tensors belong together",

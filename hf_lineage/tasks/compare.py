@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from ..architecture.describe import MIN_COVERAGE
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Packing, Slice
 from ..checkpoints.view import View
-from ..errors import ArgumentError, Note, NothingToCompareError
+from ..errors import ArgumentError, LineageError, Note, NothingToCompareError
 from ..parallel import on_threads, shared
+from ..weights.adapter_products import compare_products
 from ..weights.components import shared_part
 from ..weights.depth import changed_layers
 from ..weights.direction.order import Order
@@ -367,7 +369,7 @@ def line_up(question: Question) -> tuple[list[tuple[View, Alignment]], list[Cand
             model, alignment = question.session.lined_up(question.child, model)
         if model.is_adapter:
             why = Note("adapter_without_weights", f"a LoRA adapter holds no weights of its own{model.base_hint}")
-            rest.append(unjudged(model, "not_comparable", why))
+            rest.append(unjudged(model, "not_comparable", why, *_products(question, as_stored)))
         elif why_not := question.without_evidence(model):
             rest.append(unjudged(model, "not_comparable", Note("adapter_no_evidence", why_not)))
         elif not (alignment.comparable or share_units(question.child, alignment)):
@@ -375,3 +377,15 @@ def line_up(question: Question) -> tuple[list[tuple[View, Alignment]], list[Cand
         else:
             comparable.append((model, alignment))
     return comparable, rest
+
+
+def _products(question: Question, candidate: View) -> tuple[Note, ...]:
+    """Of two adapters: how alike what they do to the weights is; nothing where that cannot be read."""
+    try:
+        found = compare_products(question.asked, candidate) if question.is_adapter else None
+    except LineageError:
+        return ()
+    if found is None or not math.isfinite(found.cosine):
+        return ()
+    alike = f"what the two adapters do to the weights has a cosine of {found.cosine:.4f}"
+    return (Note("adapter_products", f"{alike} over {found.modules} matrices that both change (products B·A)"),)
