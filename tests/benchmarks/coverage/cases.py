@@ -1,6 +1,6 @@
 """Small models with weights, in the layouts that the Hub has: is the parent found, and is an unrelated model left alone?
 
-    python tests/benchmarks/coverage/cases.py --write             all: results/coverage-cases.csv, a quarter of an hour
+    python tests/benchmarks/coverage/cases.py --write             all: results/coverage-cases.csv
     python tests/benchmarks/coverage/cases.py "layout: .*Whisper"   those whose name shows a pattern; with --write, their
                                                                    rows take the place of those that are there
 
