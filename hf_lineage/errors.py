@@ -77,6 +77,7 @@ CODES: Mapping[str, str] = {
     "adapter_without_blocks": "a candidate is an adapter and holds no blocks",
     "folder_for_claim": "a local folder was taken for a declared model, by its name",
     "merge_found": "the child is a merge of several candidates",
+    "own_base_not_read": "a declared base of a candidate was not compared, for it would have been too many bytes",
     "own_base_compared": "the declared base of what seems to be the parent was compared unasked",
     "unnamed_origin": "the child was trained from another half-precision model, and its files name none",
     "older_taken": "that the candidates are older was taken from the caller, not measured",

@@ -106,20 +106,26 @@ def test_between_a_sibling_and_their_base_the_base_is_the_parent(family: dict[st
     assert answer.parent != str(family["grandchild"]), "asked the other way round"
 
 
-def test_a_sibling_without_the_mark_is_not_called_the_parent_beside_the_base(
-    family: dict[str, Path], tmp_path: Path
-) -> None:
-    """Tuned in one weight of fifty: its own roundings show nothing."""
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sibling, tuned in one weight of fifty: its own roundings show nothing."""
     base = {name: t.clone() for name, t in net(1).items()}
     generator = torch.Generator().manual_seed(9)
     sparse = {
         name: (t.float() + 2e-4 * torch.randn(t.shape, generator=generator) * (torch.rand(t.shape, generator=generator) < 0.02)).to(t.dtype)
         for name, t in base.items()
     }  # fmt: skip
-    save_file(sparse, tmp_path / "model.safetensors")
-    answer = hl.trace(family["heavy"], [tmp_path, family["base"]])
-    assert answer.parent != str(tmp_path)
-    sparse_one = next(c for c in answer.candidates if c.ref == str(tmp_path))
+    path = tmp_path_factory.mktemp("sparse")
+    save_file(sparse, path / "model.safetensors")
+    return path
+
+
+def test_a_sibling_without_the_mark_is_not_called_the_parent_beside_the_base(
+    family: dict[str, Path], sparse: Path
+) -> None:
+    answer = hl.trace(family["heavy"], [sparse, family["base"]])
+    assert answer.parent != str(sparse)
+    sparse_one = next(c for c in answer.candidates if c.ref == str(sparse))
     assert sparse_one.first == "candidate" and (sparse_one.probability or 0) <= 0.5, "alone it seems older"
 
 
@@ -132,6 +138,25 @@ def test_the_declared_base_of_a_candidate_is_compared_unasked(family: dict[str, 
     assert any(note.code == "own_base_compared" and "lab/base" in note for note in answer.notes)
     hub.fault(503, file="lab/base/*", times=100)
     assert hl.trace("lab/grandchild", ["lab/light"], sample="all").verdict == "common_origin"
+
+
+def test_the_declared_base_of_an_unmarked_candidate_is_compared_unasked(
+    family: dict[str, Path], sparse: Path, hub: MiniHub
+) -> None:
+    """A sibling whose own roundings show nothing seems to be the parent; its card tells whose child it is."""
+    for name, path in (("base", family["base"]), ("sparse", sparse), ("heavy", family["heavy"])):
+        card = {"README.md": b"---\nbase_model: lab/base\n---\n"} if name == "sparse" else {}
+        hub.add(f"lab/{name}", files={"model.safetensors": path / "model.safetensors", **card})
+    alone = hl.trace("lab/heavy", ["lab/sparse"], sample="all", relatives=False)
+    assert (alone.parent, [c.ref for c in alone.candidates]) == ("lab/sparse", ["lab/sparse"]), "the danger"
+    answer = hl.trace("lab/heavy", ["lab/sparse"], sample="all")
+    assert answer.parent in (None, "lab/base") and {c.ref for c in answer.candidates} == {"lab/base", "lab/sparse"}
+    assert [note.code for note in answer.notes][:1] == ["own_base_compared"]
+    of_pair = next(c for c in answer.candidates if c.ref == "lab/sparse")
+    assert (of_pair.p_raw, of_pair.order) == (alone.candidates[0].p_raw, alone.candidates[0].order)
+    most = alone.bytes_read + 1000
+    told = hl.trace("lab/heavy", ["lab/sparse"], sample="all", max_bytes=most)
+    assert told.parent == "lab/sparse" and any(note.code == "own_base_not_read" for note in told.notes)
 
 
 def test_an_origin_that_no_file_names_is_noted(family: dict[str, Path], tmp_path: Path) -> None:

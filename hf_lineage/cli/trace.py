@@ -38,6 +38,12 @@ if TYPE_CHECKING:
     help="Whether the tree of all relatives says which is the parent. Default: where candidates are searched for.",
 )
 @click.option("--older", is_flag=True, help="You know that the candidates are older: taken where no order shows.")
+@click.option(
+    "--relatives/--no-relatives",
+    default=True,
+    help="Whether the base that the first candidate names is compared, too, where that one may be a sibling. "
+    "Default: of repos on the Hub.",
+)
 @click.option("--explain", is_flag=True, help="Add the verdict in plain sentences, and what it rests on.")
 @click.option(
     "--profile",

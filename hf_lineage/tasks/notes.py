@@ -28,8 +28,14 @@ MAX_REASONS = 5  # candidates whose trouble is told where none can be read
 def of_own_base(candidate: Candidate, bases: Sequence[str]) -> Note:
     """That what a candidate declares as its base was compared, though nobody named it."""
     named = " and ".join(bases)
-    text = f"{candidate.ref} was itself trained from another model; {named}, which it names, was compared, too."
+    text = f"{candidate.ref} names {named} as its own base, which was compared, too: they may be siblings."
     return Note("own_base_compared", text)
+
+
+def of_base_not_read(candidate: Candidate, bases: Sequence[str]) -> Note:
+    """That what a candidate declares as its base was not compared, since too many bytes had been read."""
+    text = f"{candidate.ref} names {' and '.join(bases)} as its base, for which `max_bytes` leaves no room."
+    return Note("own_base_not_read", text)
 
 
 def of_older(ranked: Sequence[Candidate], parent: str | None) -> list[Note]:

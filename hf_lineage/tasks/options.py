@@ -73,6 +73,7 @@ class Options:
     networks: Networks = Networks()
     tree: bool = False
     older: bool = False
+    relatives: bool = True
     most: int | None = None
     spent: int = 0
     started: float = field(default_factory=time.monotonic)

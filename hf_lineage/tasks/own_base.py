@@ -36,11 +36,17 @@ def is_open(candidate: Candidate) -> bool:
 
 
 def declared_elsewhere(question: Question, candidate: Candidate) -> list[str]:
-    """What the candidate's files name as its base, as far as it was not compared; and can be read."""
+    """What the candidate's files name as its base, as far as it was not compared, and can be read; where the candidate
+    may be a sibling that moved less. Of a local one only where it shows a base of its own: its name is no secret then.
+    """
+    if not (is_open(candidate) or (candidate.order is not None and candidate.order.radius)):
+        return []
     model = next(
         (m for m in question.opened if (m.ref.name, m.ref.revision) == (candidate.ref, candidate.revision)), None
     )
     if model is None or model.ref.kind == "module" or question.asked.ref.kind == "module" or question.modules:
+        return []
+    if model.ref.kind != "hub" and not is_open(candidate):
         return []
     named = [claim.ref for claim in claims_of(model) if claim.status != "not_understood"]
     known = [m.requested for m in question.opened] + [question.asked.requested, candidate.requested]

@@ -10,6 +10,7 @@ from ..answers.base import Progress
 from ..answers.lineage import Candidate, Claim, Lineage, Verdict
 from ..errors import (
     ArgumentError,
+    LimitError,
     LineageError,
     NoCandidateReadError,
     NoCandidatesError,
@@ -44,6 +45,7 @@ def trace(
     alpha: float = 1e-3, probes: Source = None, taps: str | Sequence[str] | None = None, metric: str = "l2",
     step: float | str = "auto", detector: str | Path | None = None, tree: bool | None = None,
     older: bool = False,
+    relatives: bool = True,
     token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
     sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
     progress: Progress | None = None, seed: int = 0, session: Session | None = None,
@@ -72,6 +74,10 @@ def trace(
     older: whether you know that the candidates are older than the child. That is taken as given where the weights show
         no order, said in the answer (`older_taken` among the notes), and never written into a card; an order that shows
         is not overruled. For candidates that you name, without `tree`.
+    relatives: whether the base that the first candidate's own files name is compared, too, where the weights leave open
+        whether that candidate is the parent or a sibling that moved less (`own_base_compared` among the notes). Of
+        repos on the Hub; of a local one only if it shows that it was itself trained in half precision. Where
+        `max_bytes` leaves no room for it, it is not read, and the notes say so.
     sample: None reads everything of local models and 0.5 % (at least 4 MB) of remote ones; `"all"`, `"auto"`,
         a fraction (`0.005`, `"0.5%"`) or a number of bytes.
     max_bytes: refuse, before any weight is read, to read more than this over all models together.
@@ -98,6 +104,7 @@ def trace(
     options = Options(
         evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, memory=memory,
         progress=progress, seed=seed, tree=candidates is None if tree is None else tree, older=older,
+        relatives=relatives,
         networks=Networks(probes=probes, taps=taps, metric=metric, step=step, detector=detector),
     )  # fmt: skip
     with session_of(session, token, allow_pickle) as session:
@@ -123,16 +130,18 @@ def _answer(question: Question, options: Options) -> Lineage:
     if concluded == "parent" and merged:
         concluded, parent = "common_origin", None  # of several parents none is the one
     none = known.none
-    if concluded == "common_origin" and not merged:
-        unsure = own_base.is_open(ranked[0])
-        if unsure and (missing := own_base.declared_elsewhere(question, ranked[0])):
-            spent = replace(options, spent=question.session.bytes_read)
+    if options.relatives and not merged and (missing := own_base.declared_elsewhere(question, ranked[0])):
+        spent = replace(options, spent=question.session.bytes_read)
+        try:
             answer = _answer(own_base.with_bases(question, missing), spent)
             return replace(answer, notes=(notes.of_own_base(ranked[0], missing), *answer.notes))
+        except LimitError:
+            messages.append(notes.of_base_not_read(ranked[0], missing))
+    if concluded == "common_origin" and not merged:
         if base := own_base.base_behind(ranked, known.pairs):
             ranked, none = own_base.confirmed(ranked, base, none)
             concluded, parent = verdict.conclude(ranked, options.alpha)
-        elif unsure:
+        elif own_base.is_open(ranked[0]):
             ranked, none = own_base.either(ranked, none)
     messages += [*notes.of_older(ranked, parent), *notes.of_unused(question.source, question.architecture)]
     for kind in kinds:
