@@ -22,6 +22,7 @@ from hf_lineage.errors import (
     ModelNotFoundError,
 )
 from hf_lineage.hub.client import MAX_REQUEST, RemoteFile, coalesce
+from hf_lineage.report.sentences import explanation
 from hf_lineage.testing import MiniHub
 
 TRIO = ["lab/parent", "lab/stranger", "lab/stranger-2"]
@@ -343,3 +344,16 @@ def _chain(error: BaseException | None) -> list[BaseException]:
         found.append(error)
         error = error.__cause__ or error.__context__
     return found
+
+
+@pytest.mark.parametrize(("older", "newer"), [("parent", "child"), ("child", "parent")])
+def test_dates_of_commits_are_told_and_decide_nothing(lab: MiniHub, older: str, newer: str) -> None:
+    lab.repos[f"lab/{older}"].modified = "2024-01-02T00:00:00Z"
+    lab.repos[f"lab/{newer}"].modified = "2025-03-04T00:00:00Z"
+    answer = hl.trace("lab/child", ["lab/parent", "lab/stranger"], token=False)
+    dates = {older: "2024-01-02", newer: "2025-03-04"}
+    assert answer.verdict == "parent" and answer.candidates[0].facts["committed"] == {
+        "child": f"{dates['child']}T00:00:00+00:00", "candidate": f"{dates['parent']}T00:00:00+00:00",
+    }  # fmt: skip
+    told = f"the commit of this model is of {dates['child']}, that of lab/parent of {dates['parent']}"
+    assert told in explanation(answer)

@@ -92,6 +92,11 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
         return json_data(self.repo.read_optional(ADAPTER_CONFIG, MAX_TEXT))
 
     @property
+    def committed(self) -> str | None:
+        """When its commit was made, as the Hub says, in ISO 8601; None of what is local."""
+        return self.repo.committed if self.repo else None
+
+    @property
     def is_adapter(self) -> bool:
         """Whether it is a LoRA adapter, which holds no weights of its own."""
         return self.adapter_base is not None

@@ -73,6 +73,7 @@ class LocalRepo:
         self.ref = ref
         self.requested = ref.name
         self.only: str | None = None
+        self.committed: str | None = None
         try:
             path = Path(ref.name).expanduser()
         except RuntimeError as error:  # ~nobody

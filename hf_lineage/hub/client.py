@@ -92,7 +92,8 @@ T = TypeVar("T")
 class RepoFacts:
     """What the API tells of a repo at one commit, as plain data: no word of a card becomes an attribute or a call.
 
-    files: names in the repo. card: the card's metadata, None where the server did not tell them.
+    files: names in the repo. card: the card's metadata, None where the server did not tell them. created, committed:
+    when the repo and its commit were made, as the server says; None where it does not.
     """
 
     id: str
@@ -100,6 +101,7 @@ class RepoFacts:
     files: frozenset[str]
     card: dict[str, Any] | None
     created: str | None
+    committed: str | None
     private: bool
 
     @classmethod
@@ -116,7 +118,8 @@ class RepoFacts:
         card = data.get("cardData")
         return cls(
             name, sha, frozenset(name for name in names if isinstance(name, str)),
-            card if isinstance(card, dict) else None, date_text(data.get("createdAt")), data.get("private") is True,
+            card if isinstance(card, dict) else None, date_text(data.get("createdAt")),
+            date_text(data.get("lastModified")), data.get("private") is True,
         )  # fmt: skip
 
 
@@ -140,7 +143,7 @@ class Hub:
     def repo(self, ref: ModelRef) -> HubRepo:
         """The repo at a commit: canonical id, file names, card. One request, none for a model of a listing."""
         known = self._known.get(ref.repo_id) if ref.revision is None else None
-        fields = ["sha", "siblings", "cardData", "createdAt", "private"]
+        fields = ["sha", "siblings", "cardData", "createdAt", "lastModified", "private"]
         facts = known or RepoFacts.of(self.model_data(ref, fields))
         if facts is None:
             raise HubUnavailableError(
@@ -222,7 +225,7 @@ class HubRepo:
         )  # fmt: skip
         self.card: dict | None = facts.card  # of the repo, whichever folder of it; None where it was not told
         self.has_card = "README.md" in facts.files
-        self.created, self.private = facts.created, facts.private
+        self.created, self.committed, self.private = facts.created, facts.committed, facts.private
 
     def read_small(self, name: str, limit: int) -> bytes:
         """A whole small file. Raises `BrokenFileError` if it is longer than `limit`."""

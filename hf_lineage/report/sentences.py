@@ -235,7 +235,7 @@ def explanation(lineage: Lineage) -> str:
         ]
     if best is not None and related:
         topics["Nearest?"] = [*_ranking(best, compared[1:]), *_facts(best), *_others(compared[1:])]
-        topics["Who came first?"] = _order_explained(best, lineage.verdict == "parent")
+        topics["Who came first?"] = [*_order_explained(best, lineage.verdict == "parent"), *_dates(best)]
     topics["The parent itself?"] = _itself(lineage, best)
     topics[""] = [*_by_features(compared), *_by_detector(compared)]
     topics["Claims?"] = [
@@ -260,6 +260,18 @@ def _order_explained(best: Candidate, is_parent: bool) -> list[str]:
     if best.first is None and best.relation not in ("head_changed", "depth_changed", "shared_part"):
         return [SILENT]
     return []
+
+
+def _dates(best: Candidate) -> list[str]:
+    """When the Hub says that the two were committed."""
+    dates = best.facts.get("committed")
+    if not dates:
+        return []
+    ours, theirs = (str(dates[whose])[:10] for whose in ("child", "candidate"))
+    return [
+        f"On the Hub the commit of this model is of {ours}, that of {short(candidate_name(best))} of {theirs}: dates "
+        "of commits decide nothing here, since older weights can be uploaded later."
+    ]
 
 
 def _itself(lineage: Lineage, best: Candidate | None) -> list[str]:

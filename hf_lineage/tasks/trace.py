@@ -159,10 +159,23 @@ def _answer(question: Question, options: Options) -> Lineage:
     return Lineage(
         child=question.asked.ref, requested=question.asked.requested, verdict=concluded, parent=parent,
         none_probability=verdict.known_none(none, concluded, ranked),
-        candidates=tuple(ranked), claims=tuple(claims), undeclared=tuple(undeclared),
+        candidates=tuple(_dated(question, ranked)), claims=tuple(claims), undeclared=tuple(undeclared),
         notes=(*messages, *skipped(question.models)),
         **options.cost(question.session, known.by_others),
     )  # fmt: skip
+
+
+def _dated(question: Question, ranked: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates with the dates of their commit and the child's where the Hub tells both: facts that decide
+    nothing."""
+    ours = question.asked.committed
+    theirs = {(model.ref.name, model.ref.revision): model.committed for model in question.opened}
+    found = []
+    for c in ranked:
+        both = {"child": ours, "candidate": theirs.get(own_base.key(c))}
+        dated = c.status == "compared" and all(both.values())
+        found.append(replace(c, facts={**c.facts, "committed": both}) if dated else c)
+    return found
 
 
 def _as_adapter(
