@@ -129,7 +129,8 @@ def describe(entries: Mapping[str, Shaped]) -> Architecture:
     Names are asked by their kind (`by_kind`): a block is looked at once for all that are spelled alike.
     """
     plain = canonical_names(entries)
-    no_weights = {short: why for kind, names in by_kind(plain).items() if (why := _no_weight(kind)) for short in names}
+    kinds = by_kind(plain)
+    no_weights = {short: why for kind, names in kinds.items() if (why := _no_weight(kind)) for short in names}
     left_out: dict[str, str] = {}
     for short, name in plain.items():
         if short in no_weights:
@@ -141,7 +142,7 @@ def describe(entries: Mapping[str, Shaped]) -> Architecture:
     weights = {short: name for short, name in sorted(plain.items()) if name not in left_out}
     shapes = {short: entries[name].shape for short, name in weights.items()}
     chain = _chain(shapes)
-    heads = {short for kind, names in by_kind(weights).items() if _HEAD.match(kind) for short in names}
+    heads = {short for kind, names in kinds.items() if _HEAD.match(kind) for short in names if short in weights}
     if chain:
         heads = {short for short in weights if _module(short) == _module(chain[-1])}
     of_heads = frozenset(weights[short] for short in heads)
@@ -158,7 +159,7 @@ def describe(entries: Mapping[str, Shaped]) -> Architecture:
         _chain_units(units, shapes, chain)
         rules |= dict.fromkeys((order for order, rows in units.rows.items() if rows), "chain")
     else:
-        kinds = by_kind(trunk)
+        kinds = {kind: [short for short in names if short in trunk] for kind, names in kinds.items()}
         ruled = _ruled(trunk, kinds)
         _ruled_units(units, trunk, ruled)
         _inner_units(units, trunk, kinds)

@@ -74,15 +74,17 @@ def _pooled(matrices: Iterable[tuple[Tensor, Tensor]]) -> float:
     """The cosine of all matrices together; 0 where there are none."""
     sums = torch.zeros(3, dtype=torch.float64)
     for a, b in matrices:
-        sums += torch.stack([(x.double() * y.double()).sum() for x, y in ((a, b), (a, a), (b, b))])
+        wide, other = a.double(), b.double()
+        sums += torch.stack([(x * y).sum() for x, y in ((wide, other), (wide, wide), (other, other))])
     scale = float((sums[1] * sums[2]).sqrt())
     return float(sums[0]) / scale if scale > 0 else 0.0
 
 
 def _numbers(blocks: Mapping[str, str], names: Iterable[str]) -> set[str]:
     """The numbered layers of the lists in which some of the tensors stand; blocks: tensor → its layer's path."""
-    lists = {blocks[name].rpartition(".")[0] for name in names if name in blocks and _number(blocks[name]) is not None}
-    return {path for path in blocks.values() if _number(path) is not None and path.rpartition(".")[0] in lists}
+    numbered = {path for path in {*blocks.values()} if _number(path) is not None}
+    lists = {blocks[name].rpartition(".")[0] for name in names if blocks.get(name) in numbered}
+    return {path for path in numbered if path.rpartition(".")[0] in lists}
 
 
 def _number(path: str) -> int | None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
+import math
 import os
 import platform
 import pstats
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parent))
 
 from real_families import Recipe, make
+
+from hf_lineage.architecture.conventions import forget_headers
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 SHARED = ("minilm-bf16", "pair", "layers", "tree-30")  # cases that several processes are asked about
@@ -186,6 +190,55 @@ def many_matrices(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     return traced(child, [base], sample=1_000_000), sums([child, base])
 
 
+def headers(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Opening, describing and aligning two models of 302,636 tensors, against reading the JSON of their headers."""
+    from hf_lineage.tasks.session import Session
+
+    paths = [folder / f"headers-{k}" for k in range(2)]
+    for path in paths:
+        if not path.exists():
+            sparse(path, layers=391)
+
+    def answer() -> float:
+        with Session() as session:
+            child, other = (session.view(session.opener.open(str(path))) for path in paths)
+            return session.align(child, other).coverage
+
+    def plain() -> int:
+        files = sorted(file for path in paths for file in path.glob("*.safetensors"))
+        return sum(len(json.loads(_header(file))) for file in files)
+
+    return answer, plain
+
+
+def _header(file: Path) -> bytes:
+    with file.open("rb") as stored:
+        return stored.read(int.from_bytes(stored.read(8), "little"))
+
+
+def sparse(folder: Path, layers: int) -> None:
+    """A model of DeepSeek-V3's names with 256 experts a layer and width 32, in shards of 30,000 tensors whose data are
+    holes in the files."""
+    names = ["model.embed_tokens.weight", "lm_head.weight"]
+    for layer in (f"model.layers.{i}" for i in range(layers)):
+        names += [f"{layer}.mlp.experts.{e}.{kind}_proj.weight" for e in range(256) for kind in ("gate", "up", "down")]
+        names += [f"{layer}.self_attn.{kind}_proj.weight" for kind in "qkvo"]
+        names += [f"{layer}.{kind}_layernorm.weight" for kind in ("input", "post_attention")]
+    shards = [names[at : at + 30_000] for at in range(0, len(names), 30_000)]
+    folder.mkdir(parents=True)
+    for i, shard in enumerate(shards):
+        shapes = [[32] if "norm" in name else [32, 32] for name in shard]
+        ends = [*accumulate(2 * math.prod(shape) for shape in shapes)]
+        tensors = {
+            name: {"dtype": "BF16", "shape": shape, "data_offsets": [end - 2 * math.prod(shape), end]}
+            for name, shape, end in zip(shard, shapes, ends, strict=True)
+        }
+        raw = json.dumps(tensors).encode()
+        with (folder / f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors").open("wb") as stored:
+            stored.write(len(raw).to_bytes(8, "little") + raw)
+            stored.truncate(8 + len(raw) + ends[-1])
+
+
 def tree(count: int) -> Case:
     def case(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """Models of 0.9 MB: roots, and children of the one a third as far in the list."""
@@ -214,7 +267,7 @@ def tiny(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
 CASES: dict[str, Case] = {
     "minilm-bf16": minilm_half, "minilm-fp32": minilm_float32, "layers": layers, "pair": pair,
     "1x8": one_of_eight,
-    "many-matrices": many_matrices, "tree-15": tree(15), "tree-30": tree(30), "tree-60": tree(60), "tiny": tiny,
+    "many-matrices": many_matrices, "headers": headers, "tree-15": tree(15), "tree-30": tree(30), "tree-60": tree(60), "tiny": tiny,
 }  # fmt: skip
 
 
@@ -228,6 +281,7 @@ def timed(work: Callable[[], Any], times: int) -> dict[str, float]:
     work()
     walls, cpus = [], []
     for _ in range(times):
+        forget_headers()
         wall, cpu = time.perf_counter(), used()
         work()
         walls.append(time.perf_counter() - wall)
@@ -374,6 +428,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     before = json.loads(given.against.read_text())["cases"] if given.against else {}
     found: dict[str, Any] = {}
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    commit = head.stdout.strip()
     for name in [given.only] if given.only else CASES:
         command = [sys.executable, __file__, str(given.folder), "--only", name, "--times", str(given.times), "--here"]
         for _ in range(
@@ -381,14 +437,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         ):  # models are made in a process of their own
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             (given.folder / f".{name}").touch()
-        found[name] = json.loads(done.stdout.splitlines()[-1])
+        found[name] = json.loads(done.stdout.splitlines()[-1]) | {
+            "commit": commit,
+            "load": round(os.getloadavg()[0], 1),
+        }
         told = " ".join(f"{key} {found[name][key]}" for key in ("ratio", "extra_mb"))
         old = f"   before: {before[name]['answer']} ratio {before[name]['ratio']}" if name in before else ""
         print(f"{name:14} {found[name]['answer']} baseline {found[name]['baseline']} {told}{old}", flush=True)
     if given.write:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
         cases = json.loads(RESULTS.read_text(encoding="utf-8"))["cases"] if RESULTS.exists() else {}
         found = {name: (cases | found)[name] for name in CASES if name in cases or name in found}

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...answers.refs import printable
+from ...architecture.conventions import no_collection
 from ...errors import BrokenFileError, Note, NoWeightsError
 from ..checkpoint import FILES_AT_ONCE, FileCheckpoint, Source
 from ..dtypes import BITS, packing_of
@@ -44,6 +45,7 @@ def header_length(prefix: bytes, size: int, where: str) -> int:
     return length
 
 
+@no_collection()
 def parse_header(raw: bytes, size: int, where: str, file: int = 0) -> tuple[dict[str, Entry], list[str]]:
     """The entries of a header `raw` in a file of `size` bytes, and the tensors left out for an unknown dtype.
 
@@ -55,6 +57,7 @@ def parse_header(raw: bytes, size: int, where: str, file: int = 0) -> tuple[dict
     base = 8 + len(raw)
     spans: list[tuple[int, int, str]] = []
     entries: dict[str, Entry] = {}
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # one for all tensors that have it
     unknown: list[str] = []
     for name, value in document.items():
         dtype, shape, begin, end = _tensor(name, value, where)
@@ -66,7 +69,8 @@ def parse_header(raw: bytes, size: int, where: str, file: int = 0) -> tuple[dict
             _broken(where, f"tensor {name[:80]!r} of shape {shape[:8]} and {dtype} does not fill {end - begin} bytes")
         if dtype == "C64":  # real and imaginary parts are weights like any other
             dtype, shape = "F32", [*shape, 2]
-        entries[name] = Entry(name, dtype, tuple(shape), end - begin, file, base + begin, packing_of(dtype))
+        known = shapes.setdefault(tuple(shape), tuple(shape))
+        entries[name] = Entry(name, dtype, known, end - begin, file, base + begin, packing_of(dtype))
     _check_cover(spans, size - base, where)
     return entries, unknown
 
@@ -76,11 +80,15 @@ def parse_index(raw: bytes, where: str) -> dict[str, str]:
     weight_map = _load_json(raw, where).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         _broken(where, "expected a `weight_map` from tensor names to files")
+    known: set[str] = set()
     for name, shard in weight_map.items():
+        if isinstance(shard, str) and shard in known:
+            continue
         if not isinstance(shard, str) or not shard.endswith((".safetensors", ".bin")):
             _broken(where, f"tensor {name[:80]!r} points to {str(shard)[:80]!r}, which is no weights file")
         if "/" in shard or "\\" in shard or shard.startswith(".") or "\0" in shard:
             _broken(where, f"tensor {name[:80]!r} points outside its folder, to {shard[:80]!r}")
+        known.add(shard)
     return weight_map
 
 
