@@ -176,6 +176,27 @@ def one_of_eight(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     return traced(child, others), sums([child, *others])
 
 
+def floor(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """What no answer about 1 among 8 can do without: both converted to float32, child · candidate and |c − p|²."""
+    _, baseline = one_of_eight(folder)
+
+    def run() -> float:
+        total = 0.0
+        with safe_open(folder / "llama-child" / "model.safetensors", "pt") as ours:
+            theirs = [safe_open(folder / f"llama-{i}" / "model.safetensors", "pt") for i in range(8)]
+            for name in ours.keys():  # noqa: SIM118
+                child = ours.get_tensor(name).flatten().split(1 << 15)
+                others = [file.get_tensor(name).flatten().split(1 << 15) for file in theirs]
+                for i, block in enumerate(child):
+                    wide = block.float()
+                    for other in others:
+                        step = other[i].float().sub_(wide)
+                        total += float(wide @ step) + float(step @ step)
+        return total
+
+    return run, baseline
+
+
 def pair(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """0.95 GB of bf16: a child and its base."""
     base = llama(0)
@@ -266,7 +287,7 @@ def tiny(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
 CASES: dict[str, Case] = {
     "minilm-bf16": minilm_half, "minilm-fp32": minilm_float32, "layers": layers, "pair": pair,
-    "1x8": one_of_eight,
+    "1x8": one_of_eight, "1x8-floor": floor,
     "many-matrices": many_matrices, "headers": headers, "tree-15": tree(15), "tree-30": tree(30), "tree-60": tree(60), "tiny": tiny,
 }  # fmt: skip
 
