@@ -460,6 +460,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             (given.folder / f".{name}").touch()
         found[name] = json.loads(done.stdout.splitlines()[-1]) | {
             "commit": commit,
+            "times": given.times,
             "load": round(os.getloadavg()[0], 1),
         }
         told = " ".join(f"{key} {found[name][key]}" for key in ("ratio", "extra_mb"))
@@ -469,7 +470,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
         cases = json.loads(RESULTS.read_text(encoding="utf-8"))["cases"] if RESULTS.exists() else {}
         found = {name: (cases | found)[name] for name in CASES if name in cases or name in found}
-        record = {"commit": commit, "seed": 0, **machine, "times": given.times, "cases": found}
+        record = {"seed": 0, **machine, "cases": found}
         RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
