@@ -45,11 +45,10 @@ class Growth:
 
 def count_growth(child: torch.Tensor, candidate: torch.Tensor) -> Growth:
     """The sums of whole rows, (rows, width) of any float dtype."""
-    p, c = candidate.double(), child.double()
+    p, c = candidate.double().numpy(), child.double().numpy()
     step = c - p
-    x = (step * step).sum(1).numpy()
-    y = (step * (c + p)).sum(1).numpy()
-    return Growth(len(x), p.numel(), np.array([[(x**i * y**j).sum() for j in range(3)] for i in range(5)]))
+    x, y = np.vecdot(step, step), np.vecdot(step, c + p)
+    return Growth(len(x), p.size, np.array([[(x**i * y**j).sum() for j in range(3)] for i in range(5)]))
 
 
 def growth_position(matrices: Iterable[Growth]) -> Position:
