@@ -44,7 +44,7 @@ def summary() -> str:
     cases = read()["cases"]
     once = " and ".join(f"`{name}`" for name, case in cases.items() if case["times"] == 1)
     busy = ", ".join(f"`{name}` {case['load']:.0f}" for name, case in cases.items() if case.get("load", 0) > 2)
-    told = "Of processor time, one thread, medians of 3 runs; memory beyond what is held after the imports."
+    told = "Of processor time, one thread, medians of 3 runs or more; memory beyond what is held after the imports."
     told += f" Of one run: {once}." if once else ""
     return told + (f" Load of the two cores when measured, where they were busy: {busy}." if busy else "")
 
