@@ -12,8 +12,6 @@ About 4 s of CPU a question.
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -26,12 +24,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from real_families import STORED, Recipe, Tensors, make
+from records import write_record
 from safetensors.torch import load_file, save_file
 
 import hf_lineage as hl
 
 RANKS, MOVED = (2, 8, 64), (0.0005, 0.005, 0.05)
-RESULTS = Path(__file__).parent / "results" / "direction_lora.json"
 
 
 def recipes() -> list[Recipe]:
@@ -109,14 +107,7 @@ def main(folder: Path, write: bool) -> None:
         table.setdefault(f"{row['asked']}, {row['stored']}", Counter())[row["result"]] += 1
     print(json.dumps(table, indent=1))
     if write:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        record = {
-            "commit": commit, "machine": platform.machine(), "torch": torch.__version__, "seed": 300, "table": table,
-            "questions": rows,
-        }  # fmt: skip
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record("direction_lora", rows, seed=300, table=table)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ For each family of `direction_real.py`: each base with its children; all that ca
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -24,10 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from direction_real import FAMILIES
 from real_families import make
+from records import write_record
 
 import hf_lineage as hl
-
-RESULTS = Path(__file__).parent / "results" / "direction_trees.json"
 
 
 def sets(parents: Mapping[str, str]) -> dict[str, list[str]]:
@@ -72,9 +68,7 @@ def main(folder: Path, write: bool) -> None:
                 if directed and not one.startswith("?") and not other.startswith("?") and parents[other] != one:
                     print("   wrong:", one, "→", other, probability, flush=True)
     if write:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
-        record = {"commit": commit.strip(), "machine": platform.machine(), "torch": torch.__version__, "sets": rows}
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record("direction_trees", rows)
 
 
 if __name__ == "__main__":

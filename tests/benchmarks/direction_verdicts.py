@@ -10,8 +10,6 @@ round; siblings with their base beside them, and some alone. About 4 s of CPU a 
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -24,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from direction_real import FAMILIES
 from real_families import make
+from records import write_record
 
 import hf_lineage as hl
 
 ALONE = 3  # one of so many pairs of siblings is asked about without their base, too
-RESULTS = Path(__file__).parent / "results" / "direction_verdicts.json"
 
 
 def questions(recipes: list[Any]) -> list[tuple[str, str, list[str], str]]:
@@ -87,14 +85,7 @@ def main(folder: Path, write: bool) -> None:
         table.setdefault(row["asked"], Counter())[row["result"]] += 1
     print(json.dumps({what: dict(counts) for what, counts in table.items()}, indent=1))
     if write:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        record = {
-            "commit": commit, "machine": platform.machine(), "torch": torch.__version__, "seed": 0, "table": table,
-            "questions": rows,
-        }  # fmt: skip
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record("direction_verdicts", rows, seed=0, table=table)
 
 
 if __name__ == "__main__":
