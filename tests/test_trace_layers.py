@@ -518,6 +518,7 @@ def test_hidden_units_in_another_order(ask: Shelf) -> None:
     ]
     assert all(b.p_value is None for b in answer.blocks), "what was put in order by looking is tested no more"
     assert [note.code for note in answer.notes] == ["units_in_order"]
+    assert "192 of 192; p 2e-09 whatever their order" in answer.notes[0]
     assert ask("child").blocks[1].residual == pytest.approx(answer.blocks[1].residual, rel=0.2)
     # an unrelated candidate stays unrelated beside it, and alone
     alone = ask("made", ["stranger"])

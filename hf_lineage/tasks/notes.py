@@ -100,9 +100,10 @@ def of_units_in_order(ref: str, found: HiddenPermutation) -> Note:
     """For a candidate of `trace_layers` whose hidden units stand in another order than the child's."""
     facts = found.to_dict()
     units = f"{facts['units_agreeing']} of {facts['units']}"
+    sure = f"; p {found.test.p:.1g} whatever their order" if found.test else ""
     text = (
-        f"The hidden units of {ref} stand in another order than the child's (two matchings agree on {units}). They "
-        "were put in the child's order; its blocks have no p-value of their own then."
+        f"The hidden units of {ref} stand in another order than the child's (two matchings agree on {units}{sure}). "
+        "They were put in the child's order; its blocks have no p-value of their own then."
     )
     return Note("units_in_order", text)
 
