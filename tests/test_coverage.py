@@ -134,7 +134,7 @@ def test_unrelated_models_are_calibrated_in_small() -> None:
 def test_the_recorded_calibration() -> None:
     recorded = json.loads((BENCHMARKS / "results" / "structure-calibration.json").read_text())
     every = [p for kind in recorded["kinds"].values() for p in kind["p"] if p is not None]
-    assert len(recorded["kinds"]) >= 10 and all(len(kind["p"]) >= 30 for kind in recorded["kinds"].values())
+    assert len(recorded["kinds"]) >= 40 and all(len(kind["p"]) >= 30 for kind in recorded["kinds"].values())
     assert all(sum(p is not None and p <= 0.01 for p in kind["p"]) <= 3 for kind in recorded["kinds"].values())
     assert np.mean(np.array(every) <= 0.01) <= 0.02 and min(every) > 1e-4
 
