@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hf_lineage.trees.by_steps import NO_DESCENT, Descent, descent_by_steps, hang_by_steps
-from hf_lineage.trees.reading import OWN_STEP, _median_cosine
+from hf_lineage.trees.pair_statistics import step_cosines
+from hf_lineage.trees.reading import OWN_STEP
 from hf_lineage.trees.spanning import Edge, edge, neighbours, side
 from hf_lineage.weights.direction.order import Order, is_elder
 
@@ -181,6 +182,6 @@ def test_the_median_cosine_of_steps(own: float, above: bool) -> None:
     squares = ((steps[:, None] - steps) ** 2).sum(-1)
     away = steps[1:] - steps[0]
     cosines = [a @ b / math.sqrt((a @ a) * (b @ b)) for i, a in enumerate(away) for b in away[:i]]
-    found = _median_cosine(squares, 0, [1, 2, 3, 4, 5])
+    found = np.median(step_cosines(squares, 0, [1, 2, 3, 4, 5]))
     assert found == pytest.approx(np.median(cosines)) and (found > OWN_STEP) == above
-    assert _median_cosine(np.zeros((3, 3)), 0, [1, 2]) == 0
+    assert np.median(step_cosines(np.zeros((3, 3)), 0, [1, 2])) == 0

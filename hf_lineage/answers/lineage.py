@@ -22,6 +22,8 @@ Relation = Literal[
     "identical", "head_changed", "partial", "finetune", "cast", "quantized", "pruned", "adapter", "resized",
     "depth_changed", "merge", "shared_part", "sibling", "descendant", "common_origin", "none",
 ]  # fmt: skip
+# Relations of two models that as a whole have nothing in common: whoever has the same part may have it from anybody
+NO_RELATIVE = frozenset({"none", "shared_part"})
 PMethod = Literal["normal", "monte_carlo", "proven"]
 # Relations under which a candidate may be called the parent. `cast` is said of the finer one of two only, so that it is
 # among them; a part in common (`shared_part`) or layers more or less (`depth_changed`) do not tell who had them first

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..answers.base import Evidence, fields_of
-from ..answers.lineage import PARENT_RELATIONS, Candidate, Lineage, Relation
+from ..answers.lineage import NO_RELATIVE, PARENT_RELATIONS, Candidate, Lineage, Relation
 from ..answers.phylogeny import Edge, Phylogeny
 from ..report.sentences import CLOSE
 from ..weights.edits import ONE_WAY
@@ -106,8 +106,10 @@ def related_candidates(candidates: Sequence[Candidate], alpha: float) -> list[Ca
 
     A full copy, and what is seen behind a disguise, is left to the pair's own rule.
     """
-    no_model = (None, "none", "shared_part")  # a part in common has a tree of its own
-    related = [c for c in candidates if c.p_value is not None and c.p_value <= alpha and c.relation not in no_model]
+    related = [
+        c for c in candidates
+        if c.p_value is not None and c.p_value <= alpha and c.relation not in NO_RELATIVE | {None}
+    ]  # fmt: skip
     if any(c.relation in ("identical", "head_changed") or c.disguised for c in related):
         return []
     nearest = sorted(related, key=lambda c: (c.distance or 0.0, c.ref))[:TREE_MODELS]

@@ -141,7 +141,7 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
     counts = {name: reading.child[name].count for name in architecture.weights}
     lattices = Lattices()
     packed = {i: _Packed(reading, i) for i in reading.comparison.evidence}
-    pairs = [_pair(question, reading, i, options, lattices, packed[i]) for i in packed]
+    pairs = [_pair(reading, i, counts, options, lattices, packed[i]) for i in packed]
     for i, item in reading.comparison.evidence.items():
         if packed[i].rounded:  # rounding makes weights longer, which looks like training
             reading.comparison.evidence[i] = replace(item, origin=None)
@@ -173,17 +173,15 @@ def _of_part(candidate: Candidate, share: float) -> Candidate:
 
 
 def _pair(
-    question: Question, reading: Reading, i: int, options: Options, lattices: Lattices, packed: _Packed
+    reading: Reading, i: int, counts: Mapping[str, int], options: Options, lattices: Lattices, packed: _Packed
 ) -> verdict.Pair:  # fmt: skip
     """What else is known of one candidate."""
-    architecture, readings, plan = question.architecture, reading.readings, reading.plan
-    counts = {name: reading.child[name].count for name in architecture.weights}
+    architecture, readings, plan = reading.child.architecture, reading.readings, reading.plan
     alignment = reading.aligned[i][1]
     theirs = reading.models[i].architecture
     whole = len(alignment.pairs) == len(architecture.weights) == len(theirs.weights) and not alignment.grown
     trunk = frozenset(architecture.trunk) & (readings.candidates_with.keys() if plan.sampled else counts.keys())
     found = reading.found.get(i)
-    sizes = {name: counts[name] for name in architecture.trunk}
     what = functools.partial(_what, readings, i, counts, lattices, packed)
     return verdict.Pair(
         same_names=whole and not plan.sampled,  # what is equal in a sample only is not said to be identical
@@ -196,14 +194,15 @@ def _pair(
         rescaled=bool(found and found.match and found.match.rescaled),
         order=functools.cache(functools.partial(_order, reading, i)) if not packed.rounded else lambda: None,
         alternatives=alignment.alternatives,
-        shared=lambda: (
-            None
-            if found
-            else shared_part(
-                reading.comparison.pairs[i], reading.comparison.evidence[i], sizes, options.alpha, options.seed
-            )
-        ),
+        shared=lambda: None if found else _shared(reading, i, counts, options),
     )
+
+
+def _shared(reading: Reading, i: int, counts: Mapping[str, int], options: Options) -> list[str] | None:
+    """The parts that are all that the child and candidate i have in common."""
+    sizes = {name: counts[name] for name in reading.child.architecture.trunk}
+    pair, evidence = reading.comparison.pairs[i], reading.comparison.evidence[i]
+    return shared_part(pair, evidence, sizes, options.alpha, options.seed)
 
 
 class _Packed:

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 
 from ..answers.layers import BlockOrigin
-from ..answers.lineage import Candidate, Claim
+from ..answers.lineage import NO_RELATIVE, Candidate, Claim
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import Note, join_notes
@@ -185,7 +185,7 @@ def of_merges(
 
     An average that was fine-tuned since is not noticed here. `comparable`: the candidates as they were read.
     """
-    related_refs = {(c.ref, c.revision) for c in judged if c.relation not in ("none", "shared_part")}
+    related_refs = {(c.ref, c.revision) for c in judged if c.relation not in NO_RELATIVE}
     related = {i: m.ref.name for i, (m, _) in enumerate(comparable) if (m.ref.name, m.ref.revision) in related_refs}
     names = [name for name in architecture.trunk if {*related} <= {*readings.candidates_with.get(name, ())}]
     names = [name for name in names if name in readings.moments and all(readings.usable(name, i) for i in related)]

@@ -22,13 +22,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..answers.lineage import PARENT_RELATIONS, Candidate, Claim, ClaimStatus, Order, Relation, Verdict
+from ..answers.lineage import (
+    NO_RELATIVE,
+    PARENT_RELATIONS,
+    Candidate,
+    Claim,
+    ClaimStatus,
+    Order,
+    Relation,
+    Verdict,
+)
 from ..weights.direction.candidates import CandidatePair
 from ..weights.direction.order import SURE, is_elder
 from ..weights.direction.order import Order as PairOrder
 from ..weights.direction.origin import NO_ORDER, Direction, fitted_numbers, order_by_position
 from ..weights.edits import ONE_WAY, EditKind, are_added_tokens
-from ..weights.evidence import PairReadings, WeightsComparison, WeightsEvidence
+from ..weights.evidence import PairReadings, WeightsComparison, WeightsEvidence, has_ample_power
 from ..weights.permutation_test import holm
 from .calibration import Features, probabilities
 
@@ -37,7 +46,6 @@ PERMUTATION_EVIDENCE = 4.0
 RELATED_Z = 4.0  # Fisher's z of a correlation above which a candidate counts as related in the features
 OPEN = ("not_testable", "not_understood")  # of a claim: it may mean any model
 FROZEN = 0.05  # share of the compared weights that must be untouched to speak of frozen parts
-AMPLE_Z = 5.0  # deviations at which a relative of correlation 0.1 must stand for a test to have ample power
 ALIKE_ROWS = 0.5  # correlation of the rows of two token tables from which they are the same tokens
 MOST_COMPARED = 3  # candidates, the likeliest ones, of which it is asked whether the child came from them or their base
 FAR_NEARER = 2.0  # times as near as a claimed base, from which another relative speaks against the claim
@@ -232,8 +240,7 @@ def order(candidate: Candidate) -> tuple:
 def _is_as_near(candidate: Candidate, compared: Sequence[Candidate]) -> bool:
     """Whether no other relative is far nearer than this one."""
     nearest = min(
-        (c.distance for c in compared if c.distance is not None and c.relation not in ("none", "shared_part")),
-        default=None,
+        (c.distance for c in compared if c.distance is not None and c.relation not in NO_RELATIVE), default=None
     )
     if candidate is compared[0] or candidate.distance is None or nearest is None:
         return candidate is compared[0]
@@ -258,7 +265,7 @@ def _judge_pair(
     if not _is_related(item, alpha):
         # so few draws cannot show a smaller p; and where it was guessed what belongs together, the guess may be wrong
         undecided = item.log10_p is None or item.at_floor or pair.alternatives > 0
-        ample = not undecided and 0.1 * math.sqrt(item.tested_entries) >= AMPLE_Z
+        ample = not undecided and has_ample_power(item.tested_entries)
         return _Judged(None if undecided else "none", facts, NO_ORDER, alpha if ample else 0.5)
     if parts := pair.shared():  # whoever has the part may have taken it from anybody
         return _Judged("shared_part", {**facts, "first": None, "part": " and ".join(parts)}, NO_ORDER, alpha)
@@ -441,7 +448,7 @@ def _handed_out(
     shares, _ = probabilities(features)
     if any(same := [pair.same_trunk for pair in alone]):
         shares = np.array(same) / sum(same)
-    ranked = [i for i, pair in enumerate(alone) if pair.relation not in (None, "none", "descendant", "shared_part")]
+    ranked = [i for i, pair in enumerate(alone) if pair.relation not in NO_RELATIVE | {None, "descendant"}]
     shares = _by_information(shares, found, ranked)
     shares = np.minimum(shares, [pair.bound for pair in alone])
     shares = _share_among_older(shares, alone, pairs, alpha)

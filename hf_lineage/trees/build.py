@@ -231,10 +231,9 @@ class _Builder:
         if descent.refuses(parent, child):
             return True
         if min(parent, child) < 0:  # to an unnamed ancestor: as far as the nearest of those that it is the ancestor of
-            near = [
-                k for pair in descent.measured if max(parent, child) in pair for k in pair if k not in (parent, child)
-            ]
-            return any(self.signals.relative_distance(max(parent, child), k) < LEAST_MOVED for k in near)
+            named = max(parent, child)
+            near = {b if a == named else a for a, b in descent.measured if named in (a, b)}
+            return any(self.signals.relative_distance(named, k) < LEAST_MOVED for k in near)
         if self.signals.relative_distance(parent, child) >= LEAST_MOVED:
             return False
         return models < MIN_STAR or (edge(parent, child) in descent.measured and (parent, child) not in descent.leaning)

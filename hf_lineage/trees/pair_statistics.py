@@ -125,6 +125,18 @@ def distance2(gram: np.ndarray) -> np.ndarray:
     return np.maximum(square[..., :, None] + square[..., None, :] - 2 * gram, 0.0)
 
 
+def step_cosines(squared: np.ndarray, start: int, ends: Sequence[int]) -> np.ndarray:
+    """The cosines of all pairs of steps from one model to N others, (N(N − 1)/2,), in [−1, 1] up to rounding.
+
+    squared: (M, M), squared distances: ⟨a, b⟩ = (‖a‖² + ‖b‖² − ‖a − b‖²)/2. 0 where one of the two steps is 0.
+    """
+    square = squared[start, list(ends)]
+    length = np.sqrt(square)
+    inner, size = (square[:, None] + square - squared[np.ix_(ends, ends)]) / 2, np.outer(length, length)
+    cosines = np.divide(inner, size, out=np.zeros_like(inner), where=size > 0)
+    return cosines[np.triu_indices(len(ends), 1)]
+
+
 def shared_information(units: torch.Tensor) -> np.ndarray:
     """I_ij = −½ Σ_units d·log(1 − r²) in nats, ≥ 0, for all pairs at once, (M, M); the diagonal is 0.
 

@@ -26,7 +26,7 @@ from ..weights.hidden_permutation import mantel_applies
 from ..weights.history import NO_COUNTS, Past, count_values, past_of
 from ..weights.permutation_test import pair_test, sidak, unit_products
 from ..weights.reader import Readings
-from .pair_statistics import Matrix, PairStatistics, compute_pair_statistics
+from .pair_statistics import Matrix, PairStatistics, compute_pair_statistics, step_cosines
 from .pair_statistics import products as inner_products
 
 MAX_LATTICE_VALUES = 512  # different values in a row, below which they lie on a lattice
@@ -101,7 +101,7 @@ class AlignedModels:
             found = [both for both in rows if both is not None]
             if len(found) == len(others):
                 squared = self.readings.moments[name].distance2()
-                if _median_cosine(squared, found[0][0], [row for _, row in found]) > OWN_STEP:
+                if np.median(step_cosines(squared, found[0][0], [row for _, row in found])) > OWN_STEP:
                     return True
         return False
 
@@ -183,15 +183,6 @@ class AlignedModels:
         if i not in self._marks:
             self._marks[i] = compression_marks([*self.units(i).values()])
         return self._marks[i]
-
-
-def _median_cosine(squared: np.ndarray, start: int, ends: Sequence[int]) -> float:
-    """The median cosine of pairs of steps from one model to others, from their squared distances; 0 of steps of 0."""
-    length = squared[start, list(ends)]
-    inner = (length[:, None] + length - squared[np.ix_(ends, ends)]) / 2
-    size = np.sqrt(np.outer(length, length))
-    cosines = np.divide(inner, size, out=np.zeros_like(inner), where=size > 0)
-    return float(np.median(cosines[np.triu_indices(len(ends), 1)]))
 
 
 def _rows(readings: Readings, name: str, indices: Sequence[int]) -> tuple[int, int] | None:

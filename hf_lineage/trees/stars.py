@@ -7,6 +7,7 @@ from itertools import permutations
 
 import numpy as np
 
+from .pair_statistics import step_cosines
 from .rooting import Signals
 from .spanning import Edge, edge, neighbours, side
 from .without_gradient import WithoutGradient
@@ -51,11 +52,9 @@ def star_centre(squared: np.ndarray) -> int | None:
     spreads: dict[int, float] = {}
     for c in range(models if models >= MIN_STAR else 0):
         others = [i for i in range(models) if i != c]
-        length = np.sqrt(squared[c, others])
-        if not length.all():
+        if not squared[c, others].all():
             return None
-        inner = (squared[c, others][:, None] + squared[c, others] - squared[np.ix_(others, others)]) / 2
-        cosines = (inner / np.outer(length, length))[np.triu_indices(models - 1, 1)]
+        cosines = step_cosines(squared, c, others)
         if cosines.min() >= MIN_COSINE and cosines.max() <= STAR_COSINE:
             spreads[c] = float(cosines.std())
     return min(spreads, key=lambda c: (spreads[c], c), default=None)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..architecture.describe import natural_key
-from .evidence import candidate_test, orders_read
+from .evidence import candidate_test, has_ample_power, orders_read
 
 if TYPE_CHECKING:
     from .evidence import PairReadings, WeightsEvidence
@@ -21,7 +21,6 @@ MAX_DEPTH = 8  # of a component's path
 LAYERS = "layers"  # what lists at the top of a model are called
 LEAST = 0.02  # of a model's elements, that a component has
 ALIKE, UNLIKE = 0.5, 0.1  # mean correlation from which a component is shared, and below which it may be another one
-AMPLE_Z = 5.0  # deviations at which a relative of correlation 0.1 must stand for a test to have ample power
 # one of the numbered lists of a network, or one of its stages: no component by itself
 _STAGE = re.compile(r"(?:^|_)(?:layers?|blocks?|stages?|h|resblocks|denseblock)\d*$|^\d+$")
 
@@ -65,8 +64,8 @@ def shared_part(
     """The components that two related models share, where these are all: the largest one that both have is unrelated.
 
     sizes: elements of each tensor of the child's trunk. The largest component is unrelated if its matrices correlate
-    with less than `UNLIKE` on average, and the permutation test of its hidden units, with ample power (a relative of
-    correlation 0.1 would stand out by `AMPLE_Z` deviations), gives p > alpha. None where that is not so.
+    with less than `UNLIKE` on average, and the permutation test of its hidden units, with ample power
+    (`has_ample_power`), gives p > alpha. None where that is not so.
     """
     of = components(sizes)
     if not of:
@@ -86,7 +85,7 @@ def shared_part(
     groups = orders_read(pair.readings, pair.architecture, usable)
     entries = sum(pair.readings.units.matrix(0, name).numel() for names in groups.values() for name in names)
     test = candidate_test(pair.readings, pair.architecture, pair.candidate, usable, seed)
-    unrelated = test is not None and test.p > alpha and UNLIKE * entries**0.5 >= AMPLE_Z
+    unrelated = test is not None and test.p > alpha and has_ample_power(entries)
     return shared if unrelated else None
 
 

@@ -27,6 +27,7 @@ from .reader import LINED_UP, Readings
 
 MAX_MARGIN = 1e6  # stands for an infinite margin, since JSON holds finite numbers only
 RELATED_CORRELATION = 0.1  # mean correlation from which a residual asymmetry is worth its time
+AMPLE_Z = 5.0  # deviations at which a relative of that correlation must stand for a test to have ample power
 MAX_BROKEN_SHARE = 0.5  # of a candidate's trunk in NaN, Inf or zeros, from which it is not compared
 
 
@@ -198,6 +199,12 @@ class PairReadings:
         """Of the matrices whose rows were kept those rows: (child's, candidate's)."""
         kept = [name for name in self.matrices if name in self.readings.units]
         return {name: self.readings.unit_pair(name, self.candidate) for name in kept}
+
+
+def has_ample_power(entries: int) -> bool:
+    """Whether the permutation test of so many weights would see a relative of correlation `RELATED_CORRELATION`, which
+    stands r·√n deviations out."""
+    return RELATED_CORRELATION * math.sqrt(entries) >= AMPLE_Z
 
 
 def candidate_test(
