@@ -57,6 +57,7 @@ CODES: Mapping[str, str] = {
     "no_candidate_read": "none of the candidates could be read",
     "missing_extra": "a package that only one extra installs is not there",
     "process_lost": "one of several processes died, hangs or failed",
+    "usage": "a command was typed in a way that it does not know",
     # of what an older version wrote
     "older_text": "a text of the schema hf_lineage/1, which kept no code",
     # of notes: candidates

@@ -15,6 +15,7 @@ import torch
 
 from .errors import ArgumentError
 from .parallel import world
+from .sizes import size_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -234,10 +235,7 @@ def _size(value: Any) -> int | None:
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= LEAST_SIZE:
         return value
-    text = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B", str(value), re.IGNORECASE)
-    if not text:
-        return None
-    return int(float(text[1]) * (1024 if text[3] else 1000) ** (1 + "KMGT".index(text[2].upper())))
+    return size_of(value) if isinstance(value, str) and not value.strip().isdigit() else None
 
 
 def _place(value: Any) -> Place:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import hf_lineage as hl
 from hf_lineage import cli
 from hf_lineage.testing import MiniHub
 
@@ -85,6 +87,50 @@ def test_a_token_that_the_hub_does_not_know(run, lab: MiniHub, monkeypatch: pyte
 def test_wrong_usage(run, arguments: list[str]) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "") and "Usage:" in err
+
+
+def test_candidates_are_named_in_three_ways(run, folders: Folders) -> None:
+    asked = (folders["parent"], folders["stranger"])
+    code, one, _ = run("trace", folders["child"], *asked, "--json")
+    _, two, _ = run("trace", folders["child"], "-c", f"{asked[0]},{asked[1]}", "--json")
+    _, three, _ = run("trace", folders["child"], asked[0], "-c", asked[1], "--json")
+    assert code == 0 and hl.Lineage.from_json(one).parent == str(asked[0])
+    assert len({json.dumps(json.loads(text)["candidates"]) for text in (one, two, three)}) == 1
+    comma = asked[0].rename(asked[0].with_name("a,b"))
+    assert run("trace", folders["child"], "-c", comma, "-q")[1].strip() == str(comma), "a file of that name is there"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["trace", "./nowhere", "-c", "./x", "--json"], 3, "model_not_found"),
+        (["trace", "no such id!", "--format", "json"], 2, "reference_syntax"),
+        (["trace", "{child}", "./nowhere", "--json"], 1, "no_candidate_read"),
+        (["trace", "--frobnicate", "--json"], 2, "usage"),
+        (["inspect", "{child}", "--max-bytes", "lots", "--json"], 2, "usage"),
+    ],
+)
+def test_an_error_of_json_is_json(run, folders: Folders, arguments: list[str], code: int, error: str) -> None:
+    found, out, err = run(*(argument.format(**folders) for argument in arguments))
+    note = json.loads(err)
+    assert (found, out) == (code, "") and note["code"] == error and note["text"] and {*note} == {"code", "text", "hint"}
+
+
+def test_verbose_says_what_is_read_and_keeps_the_traceback(run, folders: Folders) -> None:
+    code, _, err = run("trace", folders["child"], folders["parent"], "--verbose")
+    assert code == 0 and re.search(r"^ *\d+\.\d s  \S+", err, flags=re.M)
+    code, _, err = run("trace", "./nowhere", "--verbose")
+    assert code == 3 and "Traceback" in err and err.splitlines()[-1].startswith("error: ")
+
+
+def test_the_version(run) -> None:
+    assert run("-V") == run("--version") == (0, f"hf-lineage, version {hl.__version__}\n", "")
+
+
+@pytest.mark.parametrize("size", ["20MB", "20000000", "20 MiB"])
+def test_sizes_as_people_write_them(run, folders: Folders, size: str) -> None:
+    assert run("trace", folders["child"], folders["parent"], "--max-bytes", size, "-q")[0] == 0
+    assert run("trace", folders["child"], folders["parent"], "--sample", size, "--max-bytes", "1kB")[0] == 2
 
 
 @pytest.mark.parametrize("picture", ["x.xyz", "noext", "missing/x.png"])

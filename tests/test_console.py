@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -45,15 +46,62 @@ def test_an_audit_keeps_to_its_width(width: int) -> None:
     assert max(map(cells, report.table(EVERY, width).splitlines())) <= width
 
 
-def test_numbers_are_whole_and_names_give_up_their_middle() -> None:
+def test_numbers_and_names_are_whole() -> None:
     columns = (Column("model", name=True), Column("p-value", right=True), Column("relation"))
     rows = [[f"organisation/{'x' * 90}-end", "<1e-300", "common_origin"], [WIDE, "0.5", "none"]]
     for width in WIDTHS:
-        text = "\n".join(table(columns, rows, width))
-        assert "<1e-300" in text and "common_origin" in text and "-end" in text and "organisa" in text
-    head, one, other = table(columns, rows, 80)
-    assert head.index("p-value") + len("p-value") == one.index("<1e-300") + len("<1e-300")
-    assert "…" in one and cells(other[: other.index("0.5")]) == head.index("p-value") + len("p-value") - 3
+        lines = table(columns, rows, width)
+        text = "".join(line.removeprefix("  ") for line in lines)
+        assert "<1e-300" in text and "common_origin" in text and rows[0][0] in text and WIDE in text and "…" not in text
+    assert len(table(columns, rows, 200)) == 3, "a line each where there is room"
+
+
+def test_names_that_do_not_fit_lose_the_folder_that_they_share() -> None:
+    columns = (Column("model", name=True), Column("p-value", right=True))
+    folder = f"./{'models/' * 12}"
+    rows = [[f"{folder}a", "0.5"], [f"{folder}b", "0.25"], ["(none of these)", ""]]
+    assert table(columns, rows, 80)[1:4] == [
+        "  a                    0.5",
+        "  b                   0.25",
+        "  (none of these)",
+    ]
+    assert table(columns, rows, 80)[4].startswith("  (in ./models/models")
+    assert table(columns, rows, 200)[1].startswith(f"  {folder}a"), "and keep it where there is room"
+
+
+ANSWER = {
+    "child": {"ref": "lab/child"}, "parent": "lab/base", "candidates": [{"ref": "lab/base"}, {"ref": "./x"}],
+    "claims": [{"ref": "evil/\x1b"}],
+}  # fmt: skip
+
+
+def test_a_terminal_gets_bold_letters_colours_and_links_over_the_same_text() -> None:
+    text = (
+        "child    lab/child\nverdict  Fine-tuned from lab/base,\n         sure.\n\n> lab/base  0.9\n  ./x  0.1\n"
+        "claim    the card names lab/base-2: contradicted, no sign\nclaim    it names lab/base: confirmed by the weights"
+    )
+    shown = console.dressed(text, ANSWER)
+    plain = re.sub(r"\x1b\]8;;[^\x1b]*\x1b\\|\x1b\[\d*m", "", shown)
+    assert plain == text, "nothing but escape sequences is added"
+    lines = shown.splitlines()
+    assert lines[1].startswith("\x1b[1m") and lines[2].startswith("\x1b[1m") and lines[4].startswith("\x1b[1m")
+    assert lines[0] == "child    \x1b]8;;https://huggingface.co/lab/child\x1b\\lab/child\x1b]8;;\x1b\\"
+    assert lines[6].startswith("\x1b[31m") and "]8;;" not in lines[6] and lines[7].startswith("\x1b[32m")
+
+
+@pytest.mark.parametrize(
+    ("variables", "takes"),
+    [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_colour_only_where_a_terminal_takes_it(
+    variables: dict[str, str], takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert not console.takes_colour(), "no terminal"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert console.takes_colour() is takes
 
 
 def test_a_narrow_table_has_names_on_lines_of_their_own() -> None:

@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # The rooms from the ground up: imports run downwards only (CONTRIBUTING.md has them with a sentence each)
 ROOMS = (
-    "errors", "parallel", "placement", "architecture", "answers", "hub", "report", "checkpoints", "weights", "features", "detector",
+    "errors", "sizes", "parallel", "placement", "architecture", "answers", "hub", "report", "checkpoints", "weights", "features", "detector",
     "trees", "tasks", "experiments", "cli", "testing",
 )  # fmt: skip
 # The one exception: answers look up how to draw and print themselves, lazily, in one place
@@ -45,7 +45,7 @@ HOME = {
     "packageurl": {"report"},
     "click": {"cli"},
     "rich": {"report"},
-    "tqdm": {"cli"},
+    "tqdm": {"report"},
     "pytest": {"testing"},
 }
 ANYWHERE = {"torch", "numpy"}
@@ -199,13 +199,21 @@ def imported_by(code: str, *arguments: object) -> set[str]:
     )
 
 
-HELP = "from hf_lineage.cli import main\ntry: main(['trace', '--help'])\nexcept SystemExit: pass"
+RUN = """from hf_lineage.cli import main
+for arguments in {}:
+    try: main(arguments.split())
+    except SystemExit: pass"""
+LIGHT = (
+    "trace --help", "--version", "trace x --frobnicate", "trace ./nothing ./here", "trace setup.cfg ./nothing",
+    "layers ./nothing", "trace no:id", "tree", "annotate x --max-bytes much", "trace x --plot x.xyz",
+)  # fmt: skip
 HEAVY = {"torch", "numpy", "huggingface_hub", "transformers", "timm", "matplotlib", "scipy", "accelerate"}
 
 
 @pytest.mark.integration
-def test_help_imports_nothing_heavy() -> None:
-    assert not imported_by(HELP) & HEAVY
+def test_help_and_what_was_typed_wrong_import_nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT.parent)
+    assert not imported_by(RUN.format(LIGHT)) & HEAVY
 
 
 @pytest.mark.integration

@@ -164,10 +164,10 @@ def test_the_lines_of_a_table() -> None:
     for line in (
         "group    6 models, from lab/alpha\nlab/alpha\n│  = lab/alpha-copy\n├─ lab/beta",
         "│     │  merge of lab/beta (0.6) and lab/gamma (0.4)\n│     └─ lab/after",
-        "   └─ (lab/merged, below lab/beta)              0.960  0.970      0.04  merge",
+        "   └─ (lab/merged, below lab/beta)            0.960  0.970      0.04  merged",
         "group    2 models, from an ancestor that is not in the set\n?1 an ancestor that is not in the set\n├─ org/left",
         "group    4 models, which came first is not known\norg/tied-b\n├─ org/tied-a",
-        "└~ org/tied-c                                   0.880      -      0.12  finetune\n   └~ org/tied-d",
+        "└~ org/tied-c                                 0.880      -      0.12  fine-tuned\n   └~ org/tied-d",
         "no relatives in this set:\n  org/one\n",
         "left out org/broken\n         its header contradicts itself\n",
         "~  which of the two came first could not be told\n",
@@ -181,7 +181,7 @@ def test_legends_stand_only_where_they_are_needed() -> None:
     assert "~" not in text and "!" not in text and "no relatives" not in text and "prob." in text
     assert "prob." not in table(FORESTS["one"])
     claimed = bare("ab", edge("a", "b", claimed="reversed"), roots=("a",))
-    assert "finetune !" in table(claimed) and "!  the models' own files say the reverse" in table(claimed)
+    assert "fine-tuned !" in table(claimed) and "!  the models' own files say the reverse" in table(claimed)
     assert "its files say the reverse" in markdown(claimed)
     assert "order" not in table(claimed), "no direction was measured"
 
@@ -189,7 +189,7 @@ def test_legends_stand_only_where_they_are_needed() -> None:
 @pytest.mark.parametrize(
     ("kind", "facts", "words"),
     [
-        ("finetune", {}, "finetune"),
+        ("finetune", {}, "fine-tuned"),
         ("identical", {}, "identical copy"),
         ("quantized", {"bits": 4}, "quantized, 4 bits"),
         ("quantized", {}, "quantized"),
@@ -204,7 +204,7 @@ def test_words_for_relations(kind: str, facts: dict, words: str) -> None:
 
 
 def test_the_columns_stand_below_each_other() -> None:
-    rows = [line for line in table(FORESTS["300"]).splitlines() if line.endswith("finetune")]
+    rows = [line for line in table(FORESTS["300"]).splitlines() if line.endswith("fine-tuned")]
     assert len(rows) == 295 and {len(line) for line in rows} == {80}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import traceback
+from collections.abc import Sequence
 
 import click
 
 from ..answers.refs import printable
-from ..errors import ArgumentError, LineageError, ModelNotFoundError, ReferenceSyntaxError
+from ..errors import ArgumentError, LineageError, ModelNotFoundError, Note, ReferenceSyntaxError
 from .annotate import annotate
 from .audit import audit
 from .candidates import candidates
@@ -25,7 +28,7 @@ EXIT = ((ModelNotFoundError, 3), (ArgumentError, 2), (ReferenceSyntaxError, 2), 
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="hf_lineage", prog_name="hf-lineage")
+@click.version_option(None, "-V", "--version", package_name="hf_lineage", prog_name="hf-lineage")
 def cli() -> None:
     """Which model was this one fine-tuned from, and how sure is that?
 
@@ -48,17 +51,38 @@ for command in (trace, layers, tree, candidates, inspect, coverage, annotate, au
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: one line for what can go wrong, a traceback for a bug."""
+    """Entry point: one line for what can go wrong, of --json an object with code, text and hint; a traceback for a
+    bug."""
+    typed = sys.argv[1:] if arguments is None else arguments
     try:
         cli(arguments, standalone_mode=False)
     except LineageError as error:
-        say(f"error: {printable(str(error))}")
+        if "--verbose" in typed:
+            say("".join(traceback.format_exception(error)).rstrip())
+        say(_as_json(error.note) if _wants_json(typed) else f"error: {printable(str(error))}")
         sys.exit(next(code for kind, code in EXIT if isinstance(error, kind)))
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        if _wants_json(typed):
+            say(_as_json(Note("usage", error.format_message(), "See hf-lineage --help.")))
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except (click.exceptions.Abort, KeyboardInterrupt):
         say("interrupted")
         sys.exit(130)
+
+
+def _wants_json(typed: Sequence[str]) -> bool:
+    """Whether JSON was asked for, also where click could not read the rest.
+
+    >>> _wants_json(["trace", "x", "--json"]), _wants_json(["tree", "--format", "json"]), _wants_json(["trace"])
+    (True, True, False)
+    """
+    pairs = zip(typed, [*typed[1:], ""], strict=True)
+    return any(word in ("--json", "--format=json") or (word, after) == ("--format", "json") for word, after in pairs)
+
+
+def _as_json(note: Note) -> str:
+    return json.dumps(note.to_dict(), ensure_ascii=False)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from .output import CANDIDATES, Bar, formats, is_first, look_for, reading, save, say, show, with_options
+from .output import CANDIDATES, bar, candidates_of, formats, is_first, look_for, reading, save, say, show, with_options
 
 OPTIONS = (
     click.argument("child"),
@@ -29,7 +29,8 @@ OPTIONS = (
 
 @click.command()
 @with_options(*OPTIONS)
-def annotate(child: str, candidates: tuple[str, ...], with_layers: bool, create_pr: bool, push: bool,
+def annotate(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], with_layers: bool, create_pr: bool,
+             push: bool,
              out: Path | None, form: str, **options: Any) -> None:  # fmt: skip
     """Put the lineage of CHILD into its model card.
 
@@ -53,14 +54,14 @@ def annotate(child: str, candidates: tuple[str, ...], with_layers: bool, create_
         raise ArgumentError("Expected --create-pr or --push, got both. A pull request waits for the owner, a push not.")
     first = is_first()
     look_for(child)
+    asked = candidates_of(bases, candidates)
     from ..tasks.annotate import annotate as run
     from ..tasks.annotate import headline
     from ..tasks.session import Session
     from ..tasks.trace import trace
     from ..tasks.trace_layers import trace_layers
 
-    asked = list(candidates) or None
-    with Bar() as progress, Session(allow_pickle=options.pop("allow_pickle")) as session:
+    with bar() as progress, Session(allow_pickle=options.pop("allow_pickle")) as session:
         lineage = trace(child, asked, progress=progress, session=session, **options)
         layers = trace_layers(child, asked, progress=progress, session=session, **options) if with_layers else None
     if not first:

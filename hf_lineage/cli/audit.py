@@ -14,7 +14,7 @@ import click
 from ..answers.refs import printable
 from ..errors import ArgumentError
 from ..parallel import world
-from .output import Bar, check_writable, formats, mode, reading, save, say, with_options
+from .output import bar, check_writable, formats, mode, reading, save, say, with_options
 
 if TYPE_CHECKING:
     from ..tasks.audit import AuditRecord, Member
@@ -72,7 +72,7 @@ def audit(context: click.Context, file: str | None, author: str | None, collecti
 
     found = members(author=author, collection=collection, file=file, since=since, limit=limit)
     with ExitStack() as shown:
-        progress = shown.enter_context(Bar())
+        progress = shown.enter_context(bar())
         records = run([member.ref for member in found], progress=progress, **options)
         output = _Output(mode(form))
         complete = False

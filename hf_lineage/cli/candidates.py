@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .output import Bar, formats, look_for, show
+from .output import SIZE, bar, formats, look_for, show
 
 
 @click.command()
@@ -20,7 +20,7 @@ from .output import Bar, formats, look_for, show
     help="Comparable models to stop at, give or take a few.",
 )
 @click.option("--max-requests", type=int, default=400, show_default=True, metavar="N", help="Requests to stop at.")
-@click.option("--max-bytes", type=int, default=256 << 20, show_default=True, metavar="N", help="Bytes to stop at.")
+@click.option("--max-bytes", type=SIZE, default="256MiB", show_default=True, metavar="SIZE", help="Bytes to stop at.")
 @click.option("--allow-pickle", is_flag=True, help="Count .bin/.pt files too; they are downloaded to be looked at.")
 @formats
 def candidates(child: str, form: str, **options: Any) -> None:
@@ -43,6 +43,6 @@ def candidates(child: str, form: str, **options: Any) -> None:
     look_for(child)
     from ..tasks.search import find_candidates
 
-    with Bar() as progress:
+    with bar() as progress:
         found = find_candidates(child, progress=progress, **options)
     show(found, form, found.refs)

@@ -8,7 +8,7 @@ import click
 
 from ..errors import ArgumentError
 from ..parallel import world
-from .output import Bar
+from .output import bar
 
 
 @click.command()
@@ -39,6 +39,6 @@ def demo(out: Path, seed: int) -> None:
     click.echo("training twelve small networks, then tracing eight: less than 90 s on two cores", err=True)
     from ..experiments.demo import run
 
-    with Bar() as progress:
+    with bar() as progress:
         text = run(out, seed=seed, progress=progress)
     click.echo(text)

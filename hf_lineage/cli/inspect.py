@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .output import Bar, formats, is_first, look_for, show
+from .output import SIZE, bar, formats, is_first, look_for, show
 
 
 @click.command()
@@ -14,11 +14,11 @@ from .output import Bar, formats, is_first, look_for, show
 @click.option(
     "--sample",
     metavar="HOW",
-    help="'all', 'auto', a fraction (0.5%) or bytes. "
+    help="'all', 'auto', a fraction (0.5%) or a size (1MB). "
     "Default: everything of a local model, 0.5 % (at least 4 MB) of a remote one.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
-@click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this.")
+@click.option("--max-bytes", type=SIZE, metavar="SIZE", help="Refuse to read more than this: 500MB, …")
 @click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True).")
 @formats
 def inspect(ref: str, form: str, **options: Any) -> None:
@@ -42,7 +42,7 @@ def inspect(ref: str, form: str, **options: Any) -> None:
     look_for(ref)
     from ..tasks.inspect import inspect as run
 
-    with Bar() as progress:
+    with bar() as progress:
         found = run(ref, progress=progress, **options)
     if first:
         show(found, form, [found.model.name if found.trained_since else None])

@@ -9,7 +9,8 @@ import click
 
 from .output import (
     QUESTION,
-    Bar,
+    bar,
+    candidates_of,
     check_picture,
     check_writable,
     is_first,
@@ -31,7 +32,8 @@ from .output import (
     metavar="FILE",
     help="Save a mergekit YAML from which the child's blocks can be made again.",
 )
-def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: str, form: str, plot: Path | None,
+def layers(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], probes: str | None, step: str, form: str,
+           plot: Path | None,
            recipe: Path | None, subfolder: str | None, **options: Any) -> None:  # fmt: skip
     """Find which block of CHILD came from where, and in what proportion.
 
@@ -56,10 +58,10 @@ def layers(child: str, candidates: tuple[str, ...], probes: str | None, step: st
     options |= {"probes": read_probes(probes), "step": read_step(step)}
     first, child = is_first(), within(child, subfolder)
     look_for(child)
+    asked = candidates_of(bases, candidates, subfolder)
     from ..tasks.trace_layers import trace_layers as run
 
-    with Bar() as progress:
-        asked = [within(ref, subfolder) for ref in candidates] or None
+    with bar() as progress:
         found = run(child, asked, progress=progress, **options)
     if not first:
         return

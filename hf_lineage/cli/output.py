@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,13 @@ import click
 
 from ..answers.base import MeasuredAnswer
 from ..answers.refs import ModelRef, printable
-from ..errors import ArgumentError, LineageError, ProcessLostError
+from ..errors import ArgumentError, LineageError, NoCandidateReadError, ProcessLostError
 from ..parallel import world
+from ..report.progress import Bar
+from ..sizes import size_of
 
 if TYPE_CHECKING:
     from ..answers.annotation import Annotation
-    from ..answers.base import Progress
     from ..answers.coverage import Coverage
     from ..answers.history import History
     from ..answers.layers import LayerLineage
@@ -33,11 +33,21 @@ if TYPE_CHECKING:
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 MODES = ("auto", "human", "agent", "json", "quiet")  # those of the `hf` command
-CANDIDATES = click.option(
-    "-c", "--candidate", "candidates", multiple=True, metavar="REF",
-    help="A possible parent; repeat it. Without any they are searched for, beginning with what the child declares.",
-)  # fmt: skip
 PICTURES = (".png", ".svg", ".pdf", ".webp", ".jpg", ".jpeg")
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 1000000, 1MB, 2GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes, or a usage error."""
+        count = value if isinstance(value, int) else size_of(value)
+        return self.fail(f"{value!r} is no size such as 1000000 or 1MB.", param, ctx) if count is None else count
+
+
+SIZE = Size()
 
 
 def with_options(*options: Decorator) -> Decorator:
@@ -51,20 +61,32 @@ def with_options(*options: Decorator) -> Decorator:
     return declare
 
 
+CANDIDATES = with_options(
+    click.argument("bases", nargs=-1, metavar="[BASE]..."),
+    click.option(
+        "-c", "--candidate", "candidates", multiple=True, metavar="REF",
+        help="A possible parent, as BASE; repeat it, or write several with commas. Without any they are searched for, "
+        "beginning with what the child declares.",
+    ),
+)  # fmt: skip
+
+
 def reading(level: str = "Family-wise error of the p-values.", alpha: float = 1e-3) -> Decorator:
     """The options of every command that reads weights; `level` says what its `alpha` bounds."""
     return with_options(
         click.option(
             "--sample",
             metavar="HOW",
-            help="'all', 'auto', a fraction (0.5%) or bytes. "
+            help="'all', 'auto', a fraction (0.5%) or a size (1MB). "
             "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
         ),
         click.option("--alpha", type=float, default=alpha, show_default=True, help=level),
         click.option(
             "--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations."
         ),
-        click.option("--max-bytes", type=int, metavar="N", help="Refuse to read more than this for one answer."),
+        click.option(
+            "--max-bytes", type=SIZE, metavar="SIZE", help="Refuse to read more than this for one answer: 500MB, …"
+        ),
         click.option(
             "--device",
             metavar="WHERE",
@@ -76,6 +98,27 @@ def reading(level: str = "Family-wise error of the p-values.", alpha: float = 1e
         ),
         click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
     )
+
+
+VERBOSE = click.option(
+    "--verbose", is_flag=True, expose_value=False, callback=lambda context, _, value: _set_verbose(context, value),
+    help="Say on stderr what is read, when; keep the traceback of an error.",
+)  # fmt: skip
+
+
+def _set_verbose(context: click.Context, value: bool) -> None:
+    context.find_root().meta["verbose"] = value
+
+
+def is_verbose() -> bool:
+    """Whether the command that runs was given --verbose."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().meta.get("verbose"))
+
+
+def bar() -> Bar:
+    """The progress of one command on stderr."""
+    return Bar(is_verbose())
 
 
 def formats(command: Callable[..., None]) -> Callable[..., None]:
@@ -90,6 +133,7 @@ def formats(command: Callable[..., None]) -> Callable[..., None]:
             help="Print JSON, schema hf_lineage/2.",
         ),
         click.option("-q", "--quiet", "form", flag_value="quiet", help="Print only ids, one a line."),
+        VERBOSE,
     )(command)  # fmt: skip
 
 
@@ -111,9 +155,10 @@ def show(answer: Shown, form: str, ids: Iterable[str | None]) -> None:
             for name in filter(None, ids):
                 click.echo(printable(name))
         case _:
-            from ..report.console import terminal_width
+            from ..report.console import dressed, takes_colour, terminal_width
 
-            click.echo(answer.to_text(terminal_width()) if isinstance(answer, MeasuredAnswer) else str(answer))
+            text = answer.to_text(terminal_width()) if isinstance(answer, MeasuredAnswer) else str(answer)
+            click.echo(dressed(text, answer.to_dict()) if takes_colour() else text)
 
 
 def check_picture(path: Path) -> None:
@@ -156,30 +201,6 @@ def _expect_the_end() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-
-
-class Bar:
-    """A progress bar on stderr, made when there is something to show; `with Bar() as progress: …`."""
-
-    def __enter__(self) -> Progress:
-        self._bar: Any = None
-        return self._show
-
-    def _show(self, done: int, total: int, what: str) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None or self._bar.total != total:
-            self.__exit__()
-            self._bar = tqdm(
-                total=total, file=sys.stderr, leave=False, disable=None, unit_scale=True, dynamic_ncols=True
-            )
-        self._bar.set_description_str(printable(what)[:40], refresh=False)
-        self._bar.update(done - self._bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
 
 def say(text: str) -> None:
@@ -237,6 +258,33 @@ def within(ref: str, subfolder: str | None) -> str:
         return ref
     parsed = ModelRef.parse(ref)
     return str(ModelRef.parse(str(replace(parsed, name=f"{parsed.name}/{subfolder.strip('/')}"))))
+
+
+def candidates_of(bases: Iterable[str], named: Iterable[str], subfolder: str | None = None) -> list[str] | None:
+    """The candidates of a command, None where it names none: the arguments behind CHILD, then those of `-c`.
+
+    A comma separates two of them unless a file of that name is there.
+
+    >>> candidates_of(["org/a"], ["org/b,org/c"]), candidates_of([], [])
+    (['org/a', 'org/b', 'org/c'], None)
+
+    Raises `ReferenceSyntaxError`, and `NoCandidateReadError` where all are paths at which nothing is.
+    """
+    texts = [*bases, *named]
+    parts = [part for text in texts for part in (text.split(",") if "," in text and not _exists(text) else [text])]
+    found = [within(part.strip(), subfolder) for part in parts if part.strip()]
+    refs = [ModelRef.parse(ref) for ref in found]
+    if refs and all(ref.kind == "local" and not _exists(ref.name) for ref in refs):
+        nothing = "Expected a model folder or a weights file there, found nothing."
+        raise NoCandidateReadError(f"No candidate could be read: {', '.join(ref.name for ref in refs[:4])}. {nothing}")
+    return found or None
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long, ~nobody, a NUL
+        return False
 
 
 def look_for(child: str) -> None:

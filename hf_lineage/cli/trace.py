@@ -12,7 +12,8 @@ import click
 from ..errors import code_of
 from .output import (
     QUESTION,
-    Bar,
+    bar,
+    candidates_of,
     check_picture,
     is_first,
     look_for,
@@ -51,7 +52,8 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Save a picture of the features' similarity against depth, before and after linearisation.",
 )
-def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], probes: str | None,
+def trace(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], evidence: tuple[str, ...],
+          probes: str | None,
           taps: tuple[str, ...], step: str, form: str, explain: bool, plot: Path | None, profile: Path | None,
           subfolder: str | None, **options: Any) -> None:  # fmt: skip
     """Find the parent of CHILD among candidates.
@@ -88,10 +90,10 @@ def trace(child: str, candidates: tuple[str, ...], evidence: tuple[str, ...], pr
     }  # fmt: skip
     first, child = is_first(), within(child, subfolder)
     look_for(child)
+    asked = candidates_of(bases, candidates, subfolder)
     from ..tasks.trace import trace as run
 
-    with Bar() as progress:
-        asked = [within(ref, subfolder) for ref in candidates] or None
+    with bar() as progress:
         lineage = run(child, asked, progress=progress, **options)
     if not first:
         return

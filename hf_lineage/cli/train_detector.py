@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .output import Bar, is_first, with_options
+from .output import bar, is_first, with_options
 
 OPTIONS = (
     click.option(
@@ -90,7 +90,7 @@ def train_detector(out: Path, probes: str | None, patience: int, as_json: bool, 
     from ..detector.train import table
     from ..experiments.family_file import train_families
 
-    with Bar() as progress:
+    with bar() as progress:
         made = train_families(out, probes=read_probes(probes), patience=patience or None, progress=progress, **options)
     if first:
         figures = {name: value for name, value in made.figures.items() if name != "history"}

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .output import (
-    Bar,
+    bar,
     check_picture,
     check_writable,
     formats,
@@ -72,7 +72,7 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, style: Any, newi
     first = is_first()
     from ..tasks.phylogeny import phylogeny as run
 
-    with Bar() as progress:
+    with bar() as progress:
         found = run(models, progress=progress, **options)
     if not first:
         return

@@ -1,22 +1,26 @@
 """Tables and labelled paragraphs for a terminal, drawn by rich: the home of rich.
 
-Nothing here is coloured, and nothing depends on the environment: the same answer and width give the same text.
+No answer is coloured, and nothing in it depends on the environment: the same answer and width give the same text. Bold
+letters, colours and links are laid over that text afterwards (`dressed`), where a terminal takes them.
 """
 
 from __future__ import annotations
 
 import io
+import os
+import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from .format import shorten
+from ..answers.refs import ModelRef, is_repo_id, printable
+from .format import cells, folded, prefix_of, shorten
 
 WIDTH = 80  # columns where there is no terminal
 NARROWEST, WIDEST = 40, 200  # columns of a terminal that are used
@@ -56,31 +60,49 @@ class _Name:
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int, marks: Sequence[str] = ()) -> list[str]:
     """The lines of a table with heads, without a frame, so that its rows can be copied; numbers are at the right.
 
-    Cells hold printable text of one line. `marks`: a sign in front of each row. In less than `NARROW` columns the names
-    of a row have lines of their own, and what else it holds is below them.
+    Cells hold printable text of one line. `marks`: a sign in front of each row. Where the names of the first column do
+    not fit, they lose the folder that all of them begin with, which a line below the table tells; where that is not
+    enough, or in less than `NARROW` columns, they have lines of their own, and what else a row holds is below them.
     """
-    body = [*rows]
+    body = [list(row) for row in rows]
+    cut = ""
+    if columns[0].name and not _fits(columns, body, width - 2):
+        names = [row[0] for row in body if row[0][:1] not in ("(", "")]
+        cut = prefix_of(names)
+        body = [[row[0].removeprefix(cut), *row[1:]] for row in body]
     drawn = row_lines(columns, body, width - 2)
     signs = [" ", *(marks or [" "] * len(body))]
-    return [
+    lines = [
         f"{sign if i == 0 else ' '} {line}"
         for sign, each in zip(signs, drawn, strict=True)
         for i, line in enumerate(each)
     ]
+    return [*lines, *(f"  {line}" for line in folded(f"(in {cut})", width - 2) if cut)]
 
 
 def row_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[list[str]]:
     """The lines of the heads, and then those of each row, of a `table` without marks."""
-    if width >= NARROW or all(column.name for column in columns):
+    if all(column.name for column in columns) or (width >= NARROW and _fits(columns, rows, width)):
         return [[line] for line in _grid(columns, rows, width)]
     named = [i for i, column in enumerate(columns) if column.name]
     rest = [i for i, column in enumerate(columns) if not column.name]
     below = _grid([columns[i] for i in rest], [[row[i] for i in rest] for row in rows], width)
     body = [[column.head for column in columns], *rows]
     return [
-        [*(shorten(row[i], width) for i in named if row[i]), *([line] if line else [])]
+        [*(line for i in named if row[i] for line in folded(row[i], width)), *([line] if line else [])]
         for line, row in zip(below, body, strict=True)
     ]
+
+
+def _fits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether nothing of the first column has to be cut; other columns of names may give up their middle."""
+
+    def needed(i: int) -> int:
+        whole = max(map(cells, (columns[i].head, *(row[i] for row in rows))))
+        return min(whole, LEAST_NAME) if columns[i].name and i else whole
+
+    gap = 2 if width >= NARROW else 1
+    return sum(map(needed, range(len(columns)))) + gap * (len(columns) - 1) <= width
 
 
 def labelled(label: str, text: str, width: int, again: str = "") -> list[str]:
@@ -115,3 +137,58 @@ def _lines(what: RenderableType, width: int) -> list[str]:
     )  # fmt: skip
     console.print(what)
     return [line.rstrip() for line in drawn.getvalue().splitlines()]
+
+
+# ---- what is laid over a text for a terminal that takes it
+
+BOLD, RED, GREEN, OFF = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[0m"
+HEADLINES = ("verdict  ", "made     ", "says     ", "found    ", "forest   ")
+TONES = {"contradicted": RED, "an undeclared parent": RED, "confirmed": GREEN}
+HUB = "https://huggingface.co"
+MODELS = ("ref", "parent", "roots", "candidates")  # keys of an answer's JSON that name models
+
+
+def takes_colour() -> bool:
+    """Whether stdout is a terminal that takes colour, and nobody said no (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "linux")
+
+
+def dressed(text: str, answer: Mapping[str, Any]) -> str:
+    """An answer's text with the verdict in bold, claims in colour, and its models as links to their pages.
+
+    answer: its JSON, which says what the models are. Nothing but escape sequences is added.
+    """
+    links = {name: page_of(name) for name in sorted(_hub_names(answer), key=len, reverse=True)}
+    pattern = "|".join(map(re.escape, links))
+    lines, bold = [], False
+    for line in text.splitlines():
+        bold = line.startswith(HEADLINES) or (bold and line.startswith("         "))
+        tone = next((tone for word, tone in TONES.items() if line.startswith("claim ") and f": {word}" in line), "")
+        tone = BOLD if bold or line.startswith("> ") else tone
+        if pattern:
+            line = re.sub(rf"(?<![\w./-])({pattern})(?![\w/-]|\.\w)", lambda m: _link(m[0], links[m[0]]), line)
+        lines.append(f"{tone}{line}{OFF}" if tone else line)
+    return "\n".join(lines)
+
+
+def _link(text: str, address: str) -> str:
+    return f"\x1b]8;;{address}\x1b\\{text}\x1b]8;;\x1b\\"
+
+
+def page_of(name: str) -> str:
+    """The address of a model's page on the Hub."""
+    endpoint = os.environ.get("HF_ENDPOINT") or HUB
+    return f"{re.sub('//[^/@]*@', '//', endpoint).rstrip('/')}/{ModelRef('hub', name).repo_id}"
+
+
+def _hub_names(value: Any, key: str = "") -> Iterator[str]:
+    """The repo ids that an answer's JSON names as models."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _hub_names(item, name)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _hub_names(item, key)
+    elif key in MODELS and isinstance(value, str) and "/" in value and printable(value) == value:
+        repo = "/".join(value.split("/")[:2])  # the rest may be a folder in it
+        yield from [value] if is_repo_id(repo) else []

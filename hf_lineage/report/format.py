@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from ..answers.refs import printable
 
@@ -94,6 +95,35 @@ def shorten(text: str, width: int) -> str:
         return text
     head = _first(text, width // 2)
     return f"{head}…{_first(text[::-1], width - 1 - cells(head))[::-1]}"
+
+
+def prefix_of(names: Sequence[str]) -> str:
+    """The folder or organisation that all names begin with, up to its last slash; "" for fewer than two names.
+
+    >>> prefix_of(["./family/a", "./family/b"]), prefix_of(["lab/a", "org/a"]), prefix_of(["lab/a", "lab/a"])
+    ('./family/', '', '')
+    """
+    if len({*names}) < 2:
+        return ""
+    folders = [name.split("/")[:-1] for name in names]
+    shared = 0
+    while all(len(parts) > shared and parts[shared] == folders[0][shared] for parts in folders):
+        shared += 1
+    return "".join(f"{part}/" for part in folders[0][:shared])
+
+
+def folded(text: str, width: int) -> list[str]:
+    """A text in lines of at most `width` columns, broken anywhere.
+
+    >>> folded("abcdefgh", 5), folded("模型模", 4)
+    (['abcde', 'fgh'], ['模型', '模'])
+    """
+    lines = []
+    while cells(text) > width:
+        head = _first(text, width)
+        lines.append(head)
+        text = text[len(head) :]
+    return [*lines, text]
 
 
 def cells(text: str) -> int:

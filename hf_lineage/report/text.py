@@ -11,8 +11,10 @@ from .console import WIDTH, Column, labelled
 from .console import table as draw_table
 from .format import bytes_text, code, number_text, p_text, short, shorten
 from .sentences import candidate_name, claim_text, sentence
+from .words import relation_words
 
 MAX_UNRELATED_ROWS = 12  # rows of candidates that show no common origin; a search asks hundreds
+LEGEND = "prob.: of being the parent; (none of these): the parent is another model"
 COLUMNS = (
     Column("candidate", name=True), Column("prob.", right=True), Column("p-value", right=True),
     Column("distance", right=True), Column("relation"),
@@ -46,14 +48,15 @@ def _candidates(lineage: Lineage, width: int) -> list[str]:
     shown, rest = cut_short(compared)
     rows = [
         [printable(candidate_name(c)), number_text(c.probability, ".3f"), p_text(c.log10_p), number_text(c.distance),
-         c.relation or "-"]
+         relation_words(c.relation)]
         for c in shown
     ]  # fmt: skip
     marks = [">" if place == 0 and lineage.parent is not None else " " for place in range(len(rows))]
     if lineage.none_probability is not None:
         rows.append(["(none of these)", f"{lineage.none_probability:.3f}", "", "", ""])
     drawn = draw_table(COLUMNS, rows, width, [*marks, *" " * (len(rows) - len(marks))]) if rows else []
-    return [*drawn, *(labelled("  ", f"… and {rest}", width) if rest else [])]
+    legend = labelled("  ", LEGEND, width) if lineage.none_probability is not None and rows else []
+    return [*drawn, *(labelled("  ", f"… and {rest}", width) if rest else []), *legend]
 
 
 def commit_text(ref: ModelRef) -> str:
@@ -72,7 +75,7 @@ def markdown(lineage: Lineage) -> str:
     shown, rest = cut_short(lineage.candidates)
     for c in shown:
         probability = "" if c.probability is None else f"{c.probability:.3f}"
-        cells = [probability, p_text(c.log10_p), number_text(c.distance), c.relation or ""]
+        cells = [probability, p_text(c.log10_p), number_text(c.distance), relation_words(c.relation, "")]
         if c.status != "compared":
             cells = ["", "", "", c.status.replace("_", " ")]
         rows.append(f"| {code(candidate_name(c))} | {' | '.join(cells)} |")

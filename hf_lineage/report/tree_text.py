@@ -13,7 +13,7 @@ from ..answers.base import fields_of
 from ..answers.phylogeny import Edge, Node, Phylogeny
 from ..answers.refs import printable
 from .console import NARROW, WIDTH, labelled
-from .format import cells, code, count_text, number_text, short, shorten
+from .format import cells, code, count_text, number_text, prefix_of, short, shorten
 from .sentences import Show
 from .text import cost_text
 
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 DEEP, DEEP_LIST = 5, 24  # levels of indentation in the table and in Markdown; what is deeper says how deep
 MISSING = "an ancestor that is not in the set"
-WORDS = {"identical": "identical copy", "head_changed": "head changed", "partial": "partly tuned", "none": "-"}
+WORDS = {
+    "identical": "identical copy", "head_changed": "head changed", "partial": "partly tuned", "none": "-",
+    "finetune": "fine-tuned", "cast": "smaller format", "merge": "merged", "resized": "vocabulary resized",
+    "depth_changed": "other layers", "shared_part": "a part in common",
+}  # fmt: skip
 FACTS = {"quantized": ("bits", "{} bits"), "pruned": ("zeros", "{:.0%}"), "adapter": ("rank", "rank {}")}
 UNDIRECTED, REVERSED = "which of the two came first could not be told", "the models' own files say the reverse"
 BARE = re.compile(r"[A-Za-z0-9./?\-]+")  # a Newick label without quotes; unquoted, an underscore would mean a blank
@@ -183,18 +187,21 @@ def table(phylogeny: Phylogeny, width: int = WIDTH) -> str:
     drawn = grow(phylogeny)
     edges = [edge for edge in phylogeny.edges if edge.parent in drawn.nodes and edge.child in drawn.nodes]
     lines = [*labelled("forest   ", f"{summary(phylogeny, drawn)}.", width), ""]
-    page = _Page(drawn, _columns(edges), _fitting(drawn, edges, width))
+    cut = prefix_of([node.id for node in phylogeny.nodes if not node.hidden])
+    cut = cut if _needed(drawn, edges) > width else ""
+    page = _Page(drawn, _columns(edges), _fitting(drawn, edges, width), cut)
     lines += [page.aligned("", None)] * bool(page.columns)
     for tops in drawn.families:
         rows = (row for top in tops for row in drawn.rows(top))
         lines += labelled("group    ", about(phylogeny, drawn, tops), width)
         lines += [*(line for row in rows for line in page.lines(row)), ""]
     lines += ["no relatives in this set:"] * bool(drawn.alone)
-    lines += [f"  {shorten(name(drawn, node), width - 2)}" for node in drawn.alone]
+    lines += [f"  {shorten(page.called(node), width - 2)}" for node in drawn.alone]
     for ref, why in phylogeny.left_out.items():
         lines += labelled("left out ", printable(ref), width)
         lines += labelled(" " * 9, printable(why), width)
     lines += [""] * bool(drawn.alone or phylogeny.left_out)
+    lines += labelled("(in ", f"{cut})", width) * bool(cut)
     lines += labelled("~  ", UNDIRECTED, width) * any(not edge.directed for edge in edges)
     lines += labelled("!  ", REVERSED, width) * any(edge.claimed == "reversed" for edge in edges)
     for note in phylogeny.notes:
@@ -257,6 +264,11 @@ class _Page:
     drawn: Drawn
     columns: Columns
     width: int
+    cut: str = ""
+
+    def called(self, node: str) -> str:
+        """What a node is called, without the folder that all of them begin with."""
+        return printable(name(self.drawn, node).removeprefix(self.cut))
 
     def lines(self, row: Row) -> Iterator[str]:
         """A node with its numbers, what it was merged of, its copies; or one line of reference to it."""
@@ -264,18 +276,18 @@ class _Page:
         room = self.room - len(lead)
         if row.reference:
             place = drawn.merged.get(row.node, [Tie("", row.edge)] if row.edge else [])[0].node
-            where = f", below {printable(place)}" if place not in ("", row.above) else ", drawn elsewhere"
-            text = printable(row.node)
+            where = f", below {self.called(place)}" if place not in ("", row.above) else ", drawn elsewhere"
+            text = self.called(row.node)
             text += where * (cells(text + where) <= room - 2)
             yield from self.numbered(f"{lead}({shorten(text, room - 2)})", row)
             return
-        yield from self.numbered(lead + shorten(name(drawn, row.node), room), row)
+        yield from self.numbered(lead + shorten(self.called(row.node), room), row)
         under = self.under(row)
         if row.node in drawn.merged:
-            text = made_of(drawn.merged[row.node], lambda ref: shorten(printable(ref), 30))
+            text = made_of(drawn.merged[row.node], lambda ref: shorten(self.called(ref), 30))
             yield from labelled(under, text, self.width, under)
         for copy in drawn.copies[row.node]:
-            yield f"{under}= {shorten(printable(copy), self.width - len(under) - 2)}"
+            yield f"{under}= {shorten(self.called(copy), self.width - len(under) - 2)}"
 
     @property
     def room(self) -> int:
@@ -309,9 +321,14 @@ class _Page:
 
 def _fitting(drawn: Drawn, edges: Sequence[Edge], width: int) -> int:
     """Columns that trees need, at least 80 of those that there are: numbers far from names could not be followed."""
+    return min(width, max(WIDTH, _needed(drawn, edges)))
+
+
+def _needed(drawn: Drawn, edges: Sequence[Edge]) -> int:
+    """Columns that trees take with all names whole."""
     rows = (row for tops in drawn.families for top in tops for row in drawn.rows(top))
     longest = max((len(_lead(row)) + cells(name(drawn, row.node)) for row in rows), default=0)
-    return min(width, max(WIDTH, longest + sum(wide + 2 for _, wide in _columns(edges))))
+    return longest + sum(wide + 2 for _, wide in _columns(edges))
 
 
 def _numbers(edge: Edge) -> dict[str, str]:

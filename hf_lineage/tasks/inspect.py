@@ -13,6 +13,8 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import ArgumentError, CheckpointError, Note
 from ..parallel import together, world
+from ..report.progress import progress_of
+from ..sizes import limit_of
 from ..weights.history import NO_COUNTS, ValueCounts, count_values, past_of, repeated_layers
 from ..weights.reader import batches, bytes_of
 from ..weights.sampling import make_plan, sample_budget
@@ -32,8 +34,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 @together
 def inspect(
     model: Model, *, token: str | bool | None = None, sample: str | float | int | None = None,
-    max_bytes: int | None = None, allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0,
-    session: Session | None = None,
+    max_bytes: int | str | None = None, allow_pickle: bool = False, progress: Progress | bool | None = None,
+    seed: int = 0, session: Session | None = None,
 ) -> History:  # fmt: skip
     """Say what the values of one model tell of their past: no other model is looked at.
 
@@ -51,7 +53,7 @@ def inspect(
     sample, max_bytes, token, allow_pickle, progress, seed, session: as in `trace`. Raises `ModelNotFoundError`,
     `AccessDeniedError`, `CheckpointError`, `HubUnavailableError`, `ArgumentError`, `LimitError`.
     """
-    options = Options(sample=sample, max_bytes=max_bytes, progress=progress, seed=seed)
+    options = Options(sample=sample, max_bytes=limit_of(max_bytes), progress=progress_of(progress), seed=seed)
     with session_of(session, token, allow_pickle) as session:
         opened = session.opener.open(model)
         if opened.is_adapter:

@@ -31,6 +31,8 @@ from ..errors import (
     prefixed,
 )
 from ..parallel import THREADS, together
+from ..report.progress import progress_of
+from ..sizes import limit_of
 from ..trees.build import Branch, BuiltTrees, consistent
 from ..trees.clustering import scikit_learn
 from ..trees.methods import METHODS
@@ -68,8 +70,8 @@ TREE_ALPHA = 1e-2  # level of the groups of a tree that a trace asks
 def phylogeny(
     models: Iterable[Model], *, method: str = "information", alpha: float = 1e-2, rho: float | None = None,
     token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
-    sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
-    progress: Progress | None = None, seed: int = 0, session: Session | None = None,
+    sample: str | float | int | None = None, max_bytes: int | str | None = None, allow_pickle: bool = False,
+    progress: Progress | bool | None = None, seed: int = 0, session: Session | None = None,
 ) -> Phylogeny:  # fmt: skip
     """Say who descends from whom in a set of models, from their weights alone (Neural Phylogeny, ICLR 2025).
 
@@ -101,7 +103,8 @@ def phylogeny(
     if method.startswith(("after-", "along-")):
         scikit_learn()  # where it is missing, nothing is read
     options = Options(
-        alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, memory=memory, progress=progress, seed=seed
+        alpha=alpha, sample=sample, max_bytes=limit_of(max_bytes), device=device, memory=memory,
+        progress=progress_of(progress), seed=seed,
     )  # fmt: skip
     with session_of(session, token, allow_pickle) as session:
         opened, left_out, notes = _open(session, models)
@@ -112,7 +115,7 @@ def phylogeny(
         kinds = _by_architecture(session, opened)
         trees.notes += _depth_notes(session, kinds, trees.ids)
         for kind in kinds:
-            left = None if max_bytes is None else max(1, max_bytes - (session.bytes_read - before))
+            left = None if options.max_bytes is None else max(1, options.max_bytes - (session.bytes_read - before))
             known = _read(session, kind, trees, replace(options, max_bytes=left))
             if known is not None:
                 trees.add(known, METHODS[method], alpha, {} if rho is None else {"rho": rho})

@@ -26,6 +26,8 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.claims import beside, claims_of
 from ..checkpoints.opener import model_identity
 from ..errors import ArgumentError, LineageError, Note, join_notes
+from ..report.progress import progress_of
+from ..sizes import bytes_of
 from .options import versions
 from .session import Session, base_of, session_of, some
 
@@ -57,8 +59,8 @@ Ring = Callable[[], Iterator[Row]]
 
 def find_candidates(
     child: str | Path | ModelRef, *, most: int = MOST_MODELS, max_requests: int = MOST_REQUESTS,
-    max_bytes: int = MOST_BYTES, token: str | bool | None = None, allow_pickle: bool = False,
-    progress: Progress | None = None, session: Session | None = None,
+    max_bytes: int | str = MOST_BYTES, token: str | bool | None = None, allow_pickle: bool = False,
+    progress: Progress | bool | None = None, session: Session | None = None,
 ) -> CandidateSearch:  # fmt: skip
     """Models on the Hub (offline: in the cache) that could be the child's parent, and why. Reads no weights.
 
@@ -70,12 +72,13 @@ def find_candidates(
     Raises `ModelNotFoundError`, `CheckpointError`, `HubUnavailableError` for the child, `ArgumentError`. What goes
     wrong with anything else is told in the notes.
     """
+    max_bytes = bytes_of(max_bytes, "max_bytes")
     for name, value in (("most", most), ("max_requests", max_requests), ("max_bytes", max_bytes)):
         if type(value) is not int or value < 1:
             raise ArgumentError(f"Expected `{name}` to be a whole number above 0, got {value!r}.")
     started = time.monotonic()
     with session_of(session, token, allow_pickle) as session:
-        search = Search(session.opener.open(child), session, most, max_requests, max_bytes, progress)
+        search = Search(session.opener.open(child), session, most, max_requests, max_bytes, progress_of(progress))
         while search.widen():
             pass
         return replace(search.result(), seconds=round(time.monotonic() - started, 3))

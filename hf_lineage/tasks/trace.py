@@ -19,6 +19,8 @@ from ..errors import (
     join_notes,
 )
 from ..parallel import together, world
+from ..report.progress import progress_of
+from ..sizes import limit_of
 from . import notes, own_base, verdict
 from .combine import is_enough, log10_raw, merge_answers, unrelated
 from .compare import line_up
@@ -47,8 +49,8 @@ def trace(
     older: bool = False,
     relatives: bool = True,
     token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
-    sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
-    progress: Progress | None = None, seed: int = 0, session: Session | None = None,
+    sample: str | float | int | None = None, max_bytes: int | str | None = None, allow_pickle: bool = False,
+    progress: Progress | bool | None = None, seed: int = 0, session: Session | None = None,
 ) -> Lineage:  # fmt: skip
     """Say which of the candidates the child was fine-tuned from, and how sure that is.
 
@@ -102,8 +104,9 @@ def trace(
     if older and (candidates is None or tree):
         raise ArgumentError("Expected `older` with named candidates and without `tree`: a tree says who came first.")
     options = Options(
-        evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, memory=memory,
-        progress=progress, seed=seed, tree=candidates is None if tree is None else tree, older=older,
+        evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=limit_of(max_bytes),
+        device=device, memory=memory,
+        progress=progress_of(progress), seed=seed, tree=candidates is None if tree is None else tree, older=older,
         relatives=relatives,
         networks=Networks(probes=probes, taps=taps, metric=metric, step=step, detector=detector),
     )  # fmt: skip

@@ -11,6 +11,8 @@ from ..answers.layers import LayerLineage
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import LineageError, NoCandidatesError, Note, NothingToCompareError, join_notes
 from ..parallel import THREADS, together, world
+from ..report.progress import progress_of
+from ..sizes import limit_of
 from ..weights.block_matching import Block, BlockMatches, align_blocks, match_blocks
 from ..weights.block_origins import (
     BlockFacts,
@@ -56,8 +58,8 @@ def trace_layers(
     child: Model, candidates: Iterable[Model] | None = None, *, evidence: str | Sequence[str] = "weights",
     alpha: float = 1e-3, probes: Source = None, metric: str = "l2", step: float | str = "auto",
     detector: str | Path | None = None, token: str | bool | None = None, device: Wanted = None,
-    memory: int | str | None = None, sample: str | float | int | None = None, max_bytes: int | None = None,
-    allow_pickle: bool = False, progress: Progress | None = None, seed: int = 0, session: Session | None = None,
+    memory: int | str | None = None, sample: str | float | int | None = None, max_bytes: int | str | None = None,
+    allow_pickle: bool = False, progress: Progress | bool | None = None, seed: int = 0, session: Session | None = None,
 ) -> LayerLineage:  # fmt: skip
     """Say for each block of the child which block of which candidate it came from, and in what proportion.
 
@@ -77,8 +79,10 @@ def trace_layers(
     Returns a `LayerLineage`; a block "from none of these" is an answer. Raises what `trace` raises.
     """
     options = Options(
-        evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=max_bytes, device=device, memory=memory,
-        progress=progress, seed=seed, networks=Networks(probes=probes, metric=metric, step=step, detector=detector),
+        evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=limit_of(max_bytes),
+        device=device, memory=memory,
+        progress=progress_of(progress), seed=seed,
+        networks=Networks(probes=probes, metric=metric, step=step, detector=detector),
     )  # fmt: skip
     with session_of(session, token, allow_pickle) as session:
         question = ask(session, child, _sources(child, session) if candidates is None else candidates)

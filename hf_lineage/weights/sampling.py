@@ -17,6 +17,7 @@ import numpy as np
 from ..architecture.describe import Shaped
 from ..checkpoints.entry import Slice
 from ..errors import ArgumentError
+from ..sizes import size_of
 
 BLOCK = 1 << 18  # elements of one block of the grid
 MIN_UNITS = 32  # whole units that a tensor needs for the permutation test
@@ -101,24 +102,29 @@ def sample_budget(sample: str | float | int | None, total: int, remote: bool) ->
     """Bytes to read of a model of `total` bytes; None means all of it.
 
     `None` is everything when local and 0.5 %, at least 4 MB, when remote; `"all"`, `"auto"` (the remote rule,
-    wherever the model is), a fraction (`0.005`, `"0.5%"`) or a number of bytes. Raises `ArgumentError`.
+    wherever the model is), a fraction (`0.005`, `"0.5%"`) or bytes (`1000000`, `"1MB"`). Raises `ArgumentError`.
 
-    >>> sample_budget("0.5%", 10_000_000, remote=False), sample_budget(None, 10_000_000, remote=True)
+    >>> sample_budget("0.5%", 10**7, remote=False), sample_budget(None, 10**7, remote=True)
     (50000, 4194304)
+    >>> sample_budget("1MB", 10**7, remote=True)
+    1000000
     """
     if sample == "all" or (sample is None and not remote):
         return None
     if sample is None or sample == "auto":
         return max(int(REMOTE_SHARE * total), REMOTE_MIN_BYTES)
+    text = str(sample).strip()
+    if isinstance(sample, str) and text[-1:] in ("B", "b") and (size := size_of(text)):
+        return size
     try:
-        text = str(sample).strip()
         value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         value = math.nan
     fraction = isinstance(sample, float) or (isinstance(sample, str) and not text.isdigit())
     if not value > 0 or math.isinf(value) or (fraction and value > 1) or isinstance(sample, bool):
         raise ArgumentError(
-            f"Expected `sample` to be 'all', 'auto', a fraction such as 0.005 or '0.5%', or bytes, got {sample!r}."
+            f"Expected `sample` to be 'all', 'auto', a fraction such as 0.005 or '0.5%', or bytes such as "
+            f"1000000 or '1MB', got {sample!r}."
         )
     return max(1, round(value * total)) if fraction else round(value)
 

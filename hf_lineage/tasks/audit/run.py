@@ -29,7 +29,9 @@ from ...errors import (
     NoCandidatesError,
     NothingToCompareError,
 )
+from ...report.progress import progress_of
 from ...report.sentences import OPEN
+from ...sizes import limit_of
 from ...weights.sampling import sample_budget
 from ..options import Options, versions
 from ..session import Session, base_of, unjudged
@@ -50,8 +52,8 @@ _log = logging.getLogger("hf_lineage.tasks.audit")
 def audit(
     models: Iterable[Model], *, search: bool = False, journal: str | Path | None = None, alpha: float = 1e-3,
     token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
-    sample: str | float | int | None = None, max_bytes: int | None = None, allow_pickle: bool = False,
-    progress: Progress | None = None, seed: int = 0,
+    sample: str | float | int | None = None, max_bytes: int | str | None = None, allow_pickle: bool = False,
+    progress: Progress | bool | None = None, seed: int = 0,
 ) -> Iterator[AuditRecord]:  # fmt: skip
     """Check of each model what its files claim about its base against its weights: one record each, in order, lazily.
 
@@ -71,7 +73,7 @@ def audit(
     """
     if isinstance(models, (str, Path, ModelRef)) or hasattr(models, "state_dict"):
         raise ArgumentError(f"Expected a list of models, got a single {type(models).__name__}.")
-    Options(alpha=alpha, max_bytes=max_bytes, device=device, memory=memory)
+    max_bytes = Options(alpha=alpha, max_bytes=limit_of(max_bytes), device=device, memory=memory).max_bytes
     sample_budget(sample, 0, remote=True)
     options: dict[str, Any] = {"alpha": alpha, "sample": sample, "max_bytes": max_bytes, "seed": seed}
     settings = {
@@ -79,7 +81,7 @@ def audit(
         "seed": seed, "version": versions()["hf_lineage"],
     }  # fmt: skip
     auditor = _Auditor(search, Session(token, allow_pickle), {**options, "device": device, "memory": memory})
-    return _records(models, auditor, Journal(Path(journal), settings) if journal else None, progress)
+    return _records(models, auditor, Journal(Path(journal), settings) if journal else None, progress_of(progress))
 
 
 def _records(
