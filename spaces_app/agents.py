@@ -60,7 +60,7 @@ def family_tree(models: list[str] | str) -> str:
         JSON, schema hf_lineage/2: nodes (id, group, hidden, generation), edges (parent, child, directed, probability,
         relation), roots, left_out (models that could not be read, and why), notes.
     """
-    return _answer(lambda: (asking.family(models, False),), asking.tree)
+    return _answer(lambda: (models,), asking.family_tree)
 
 
 def find_candidates(child: str, most: int = MAX_CANDIDATES) -> str:
@@ -106,7 +106,7 @@ def _answer(check: Callable[[], tuple[Any, ...]], ask: Callable[..., Any]) -> st
     """The answer to a checked question as JSON; what goes wrong is one sentence."""
     try:
         asked = check()
-        return Job(lambda progress: ask(*asked, False, progress)).run().to_json(indent=None)
+        return Job(ask, *asked, False).run().to_json(indent=None)
     except Exception as error:
         logging.getLogger("hf_lineage.space").info("refused: %s", type(error).__name__)
         raise gr.Error(explain(error, program=True), print_exception=False) from None

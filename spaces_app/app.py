@@ -1,138 +1,40 @@
-"""The Gradio Space of hf_lineage: `python spaces_app/app.py`, or as a Space on the Hub (README.md beside this file)."""
+"""The Gradio Space of hf_lineage: `python spaces_app/app.py`, or as a Space on the Hub (README.md beside this file).
+
+The processes of questions import this file (jobs.py): what they do not need is imported below.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
+import tempfile
 from pathlib import Path
-from typing import Any
-
-# before anything that reads them is imported: a visitor's question is never asked with this machine's own login
-os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-try:
-    import gradio as gr
-except ImportError:
-    sys.exit("Expected gradio for the page, found none: pip install 'hf_lineage[space]'.")
 
-import agents  # noqa: E402
-import asking  # noqa: E402
-import links  # noqa: E402
-import tabs  # noqa: E402
-import wording  # noqa: E402
-from questions import WAITING  # noqa: E402
-from show import note_html  # noqa: E402
+def main() -> None:
+    """Serve the page."""
+    # before anything that reads them is imported: a visitor's question is never asked with this machine's own login,
+    # and never finds what was downloaded with it
+    os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    with tempfile.TemporaryDirectory(prefix="hf-lineage-") as empty:
+        os.environ["HF_HUB_CACHE"] = empty
+        try:
+            import gradio  # noqa: F401
+        except ImportError:
+            sys.exit("Expected gradio for the page, found none: pip install 'hf_lineage[space]'.")
+        import jobs
+        import layout
 
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
-
-READABLE = {  # gradio's greys are too pale for small text, its blue for white on it
-    "block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_300",
-    "block_label_text_color": "*neutral_700", "block_label_text_color_dark": "*neutral_200",
-    "block_title_text_color": "*neutral_700", "block_title_text_color_dark": "*neutral_200",
-    "body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300",
-    "input_placeholder_color": "*neutral_500", "input_placeholder_color_dark": "*neutral_400",
-    "button_primary_background_fill": "*primary_700", "button_primary_background_fill_hover": "*primary_800",
-    "button_primary_background_fill_dark": "*primary_700", "button_primary_background_fill_hover_dark": "*primary_800",
-}  # fmt: skip
-
-
-def can_sign_in() -> bool:
-    """On a Space with `hf_oauth`, or where gradio can stand in for the login, with the name of this machine's user."""
-    on_space = os.environ.get("SYSTEM") == "spaces" and os.environ.get("SPACE_ID")
-    return bool(os.environ.get("OAUTH_CLIENT_ID") if on_space else os.environ.get("HF_TOKEN"))
-
-
-def build() -> gr.Blocks:
-    """The whole page, its endpoints included."""
-    with gr.Blocks(title=wording.TITLE, analytics_enabled=False) as demo:
-        session = gr.State({}, time_to_live=tabs.SESSION_SECONDS)
-        with gr.Row(elem_classes="hl-top"):
-            gr.HTML(wording.HEAD, **tabs.STILL)
-            login = _login(demo)
-        with gr.Tabs() as opened:
-            with gr.Tab("Trace", id="trace"):
-                trace, traced = tabs.trace_tab(session)
-            with gr.Tab("Layers", id="layers"):
-                layers, layered = tabs.layers_tab(session)
-            with gr.Tab("Family tree", id="tree"):
-                tree = tabs.tree_tab()
-            with gr.Tab("Annotate", id="annotate"):
-                refresh = tabs.annotate_tab(session)
-            with gr.Tab("How it works", id="how"):
-                gr.HTML(wording.HOW, **tabs.STILL)
-        for answered in (traced, layered):
-            refresh(answered)
-            if login:
-                answered.then(_who, None, [login], **tabs.AT_HAND)  # they may have signed out in another window
-        traced.then(
-            _offer, [trace.child, session, layers.child, layers.parents], [layers.child, layers.parents], **tabs.AT_HAND
-        )
-        linked = gr.Textbox(visible=False, label="linked")
-        fields = [trace.child, trace.parents, layers.child, layers.parents, tree.models]
-        filled = demo.load(_fill, None, [linked, opened, trace.status, *fields], js=wording.PAGE_JS, **tabs.AT_HAND)
-        filled.then(None, [linked], None, js=wording.ASK_JS, **tabs.HIDDEN)
-        agents.expose()
-    for function in demo.fns.values():  # gradio's own, such as the login's, are nobody else's either
-        if function.api_name not in agents.ENDPOINTS:
-            function.api_visibility = "private"
-    demo.space_id = None  # else gradio's frontend loads a header from huggingface.co: this page contacts no other host
-    return demo.queue(max_size=WAITING)
-
-
-def launch(demo: gr.Blocks, **options: Any) -> Any:
-    """Serve it: no server-side rendering, no uploads, nothing from other hosts."""
-    theme = gr.themes.Default(font=FONTS, font_mono=MONO, primary_hue="blue").set(**READABLE)
-    return demo.launch(
-        theme=theme, css_paths=HERE / "style.css", mcp_server=True, ssr_mode=False, max_file_size="1mb",
-        show_error=False, footer_links=["api"], share=False, **options,
-    )  # fmt: skip
-
-
-def _login(demo: gr.Blocks) -> gr.Button | None:
-    if not can_sign_in():
-        gr.HTML(wording.NO_SIGN_IN, **tabs.STILL)
-        return None
-    gr.LoginButton(visible=False)  # makes gradio add the login's routes
-    button = gr.Button(wording.SIGN_IN, size="sm", variant="huggingface", elem_id="login", scale=0, min_width=220)
-    button.click(None, [button], None, js=wording.LOGIN_JS, **tabs.HIDDEN)
-    demo.load(_who, None, [button], **tabs.AT_HAND)
-    return button
-
-
-def _who(profile: gr.OAuthProfile | None) -> str:
-    return wording.SIGN_OUT.format(profile.username) if profile else wording.SIGN_IN
-
-
-def _fill(request: gr.Request) -> tuple[Any, ...]:
-    """The question of the address, if it carries one; else what somebody types meanwhile is left alone."""
-    asked = links.from_link(dict(request.query_params))
-    trouble = note_html(asked.trouble) if asked.trouble else gr.skip()
-    child = gr.Dropdown(value=asked.child, choices=[asked.child]) if asked.child else gr.skip()
-    parents, models = asked.parents if asked.child else gr.skip(), asked.models or gr.skip()
-    nothing = (gr.skip(), gr.skip())
-    pairs = (nothing, (child, parents)) if asked.tab == "layers" else ((child, parents), nothing)
-    opened = gr.Tabs(selected=asked.tab) if asked.asks else gr.skip()
-    return asked.asks, opened, trouble, *pairs[0], *pairs[1], models
-
-
-def _offer(child: str, kept: dict, asked: str | None, parents: str) -> tuple[Any, str]:
-    """Put the model that was traced into the Layers tab, with the candidates that could be compared."""
-    lineage = kept.get("lineage")
-    if asked or lineage is None:
-        return gr.Dropdown(value=asked, choices=[asked] if asked else []), parents
-    refs = [c.ref for c in lineage.candidates if c.status == "compared" and c.relation != "none"]
-    return gr.Dropdown(value=child, choices=[child]), "\n".join(refs[:4])
+        jobs.get_ready()
+        layout.launch(layout.build())
 
 
 if __name__ == "__main__":
-    threading.Thread(target=asking.warm_up, daemon=True).start()
-    launch(build())
+    main()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -48,11 +49,35 @@ def candidates(child: str, most: int, token: Token, progress: Progress) -> Any:
     return hl.find_candidates(child, most=most, token=token, progress=progress)
 
 
-def annotation(lineage: hl.Lineage, found: hl.LayerLineage | None, token: Token, create_pr: bool) -> Any:
+def family_tree(given: Any, token: Token, progress: Progress) -> hl.Phylogeny:
+    """The phylogeny of what `family` makes of a text."""
+    return tree(family(given, token), token, progress)
+
+
+def grown(text: str, token: Token, progress: Progress) -> tuple[list[str], View]:
+    """The models of a text, and what is shown of their phylogeny."""
+    models = family(text, token)
+    return models, tree_view(tree(models, token, progress))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What would change, or did: the new files, empty where nothing changes, and where the pull request is."""
+
+    diff: str
+    files: dict[str, bytes]
+    notes: tuple[str, ...]
+    url: str | None
+
+
+def annotation(
+    lineage: hl.Lineage, found: hl.LayerLineage | None, token: Token, create_pr: bool, progress: Progress | None = None
+) -> Change:
     """The change of the card; with `create_pr` it is proposed, as whoever the token belongs to."""
     if create_pr and not isinstance(token, str):
         raise RefusedError("Sign in first: a pull request is opened in your own name.")
-    return hl.annotate(lineage.child.name, lineage, layers=found, create_pr=create_pr, token=token)
+    note = hl.annotate(lineage.child.name, lineage, layers=found, create_pr=create_pr, token=token)
+    return Change(note.diff, note.make() if note.changed and not create_pr else {}, tuple(note.notes), note.url)
 
 
 def family(given: Any, token: Token) -> list[str]:

@@ -17,6 +17,8 @@ MAX_CANDIDATES = 16  # parents named by hand
 MAX_MODELS = 24  # of a family tree
 MAX_BYTES = 1 << 30  # read for one question, over all models together
 MAX_SECONDS = float(os.environ.get("HF_LINEAGE_SECONDS", "240"))  # for one question
+MAX_OF_ONE = 4  # questions of one visitor that wait or are worked on
+MAX_MEMORY = 6 << 30  # bytes that the process of one question may take
 AT_ONCE, WAITING = 2, int(os.environ.get("HF_LINEAGE_WAITING", "40"))  # questions that are worked on, and that wait
 
 MAX_FIELD_CHARACTERS = 4000  # characters of a field

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import asking
@@ -14,7 +17,7 @@ import links
 import wording
 from agents import HEAVY
 from heatmap import MAP_JS, layers_html
-from jobs import Job, Progress, Step
+from jobs import Job, Step
 from questions import AT_ONCE, RefusedError, explain, gated_repo
 from show import (
     View,
@@ -112,7 +115,7 @@ class Tab:
         try:
             asked = check()
             yield {self.status: WAIT, **self.taken(*asked)}
-            job = Job(lambda progress: run(*asked, own, progress))
+            job = Job(run, *asked, own)
             for step in job:
                 yield {self.status: progress_html(step)}
             shown, sentence, more = show(job.result(), *asked)
@@ -240,16 +243,12 @@ def tree_tab() -> TreeTab:
     tab.buttons()
     tab.places()
 
-    def grow(text: str, own: str | bool, progress: Progress) -> tuple[list[str], View]:
-        models = asking.family(text, own)
-        return models, asking.tree_view(asking.tree(models, own, progress))
-
     def ask(text: str, token: gr.OAuthToken | None) -> Iterator[Update]:
         def show(grown: tuple[list[str], View], *_: Any) -> tuple[str, str, Update]:
             models, view = grown
             return tree_html(view), view["sentence"], tab.found(models)
 
-        yield from tab.ask(token, lambda: (text,), grow, show)
+        yield from tab.ask(token, lambda: (text,), asking.grown, show)
 
     tab.connect(ask, [tab.models], [], tree_html)
     return tab
@@ -267,7 +266,8 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
     status = gr.HTML(elem_id="annotate-status", **STILL)
     shown = gr.HTML(elem_id="annotate-diff", **STILL)
     places = [about, look, send, status, shown]
-    ready = gr.State(None)  # the answers that the diff on the page was made of
+    ready = gr.State(None)  # the ticket of the diff on the page
+    number = gr.Textbox(visible=False, label="number")  # of that ticket, as the page has it
 
     def arrived(kept: dict, profile: gr.OAuthProfile | None) -> Update:
         lineage = kept.get("lineage")
@@ -280,7 +280,7 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
         )
         return {
             about: note_html(text), look: gr.Button(interactive=not empty), send: gr.Button(interactive=False),
-            status: "", shown: "", ready: None,
+            status: "", shown: "", ready: None, number: "",
         }  # fmt: skip
 
     def preview(kept: dict, token: gr.OAuthToken | None, profile: gr.OAuthProfile | None) -> Iterator[Update]:
@@ -289,39 +289,60 @@ def annotate_tab(session: gr.State) -> Callable[[Any], None]:
         try:
             if "lineage" not in kept:
                 raise RefusedError("What this session had found out is gone: trace the model again.")
-            answers = lineage, layers = _answers(kept)
-            note = asking.annotation(lineage, layers, own, create_pr=False)
-            shown_files = note.make() if note.changed else {}
+            answers = _answers(kept)
+            change = Job(asking.annotation, *answers, own, False).run()
         except Exception as error:
             yield {status: _error(error, own)}
             return
-        if not note.changed:
+        if not change.files:
             yield {status: note_html("The card says it already: there is nothing to change."), shown: ""}
             return
+        ticket = Ticket(answers, profile.username if profile else "")
         label = f"Open the pull request as {profile.username}" if profile else "Sign in to open the pull request"
         yield {
-            status: "", shown: diff_html(note.diff, shown_files, note.notes), ready: answers,
-            send: gr.Button(value=label, interactive=profile is not None, variant="primary"),
+            status: "", shown: diff_html(change.diff, change.files, change.notes), ready: ticket,
+            number: ticket.number, send: gr.Button(value=label, interactive=profile is not None, variant="primary"),
         }  # fmt: skip
 
-    def propose(answers: tuple | None, token: gr.OAuthToken | None) -> Iterator[Update]:
+    def propose(
+        ticket: Ticket | None, given: str, token: gr.OAuthToken | None, profile: gr.OAuthProfile | None
+    ) -> Iterator[Update]:
         yield {status: note_html("Opening the pull request …"), send: gr.Button(interactive=False)}
         own = token_of(token)
         try:
-            if answers is None:
-                raise RuntimeError("the button is only there with a diff")
-            lineage, layers = answers
-            note = asking.annotation(lineage, layers, own, create_pr=True)
+            answers = take(ticket, given, profile.username if profile else "")
+            url = Job(asking.annotation, *answers, own, True).run().url
         except Exception as error:
-            yield {status: _error(error, own), send: gr.Button(interactive=True)}
+            yield {status: _error(error, own), ready: None, number: ""}
             return
-        text = "The pull request is open:" if note.url else "The card says it already: nothing was sent."
-        yield {status: note_html(text, note.url or ""), ready: None}
+        text = "The pull request is open:" if url else "The card says it already: nothing was sent."
+        yield {status: note_html(text, url or ""), ready: None, number: ""}
 
     writing: dict[str, Any] = {**HIDDEN, "concurrency_id": "card", "concurrency_limit": 2, "show_progress": "hidden"}
-    look.click(preview, [session], [status, shown, send, ready], **writing)
-    send.click(propose, [ready], [status, send, ready], **writing)
-    return lambda event: event.then(arrived, [session], [*places, ready], **AT_HAND)
+    look.click(preview, [session], [status, shown, send, ready, number], **writing)
+    send.click(propose, [ready, number], [status, send, ready, number], **writing)
+    return lambda event: event.then(arrived, [session], [*places, ready, number], **AT_HAND)
+
+
+@dataclass
+class Ticket:
+    """Leave to open one pull request, once: what it says, for whom, and a number that only the page with the diff has.
+
+    A request that was not made by that page's button, or is sent a second time, does not have it.
+    """
+
+    answers: tuple[Any, Any]
+    user: str
+    number: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    used: Lock = field(default_factory=Lock)
+
+
+def take(ticket: Ticket | None, number: str, user: str) -> tuple[Any, Any]:
+    """What the ticket's pull request says; the ticket is used up by that. Raises `RefusedError`."""
+    valid = ticket is not None and ticket.user == user and secrets.compare_digest(ticket.number, str(number))
+    if ticket is None or not valid or not ticket.used.acquire(blocking=False):
+        raise RefusedError("Look at the change first: a pull request is opened once, by who has seen it.")
+    return ticket.answers
 
 
 def nothing_to_say(lineage: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pages import page
-from questions import MAX_BYTES, MAX_CANDIDATES, MAX_MODELS, MAX_SECONDS, tool
+from questions import MAX_BYTES, MAX_CANDIDATES, MAX_MODELS, MAX_OF_ONE, MAX_SECONDS, tool
 
 TITLE = "Model Lineage"
 HEAD = page("head")
@@ -13,7 +13,10 @@ HOW = page(
 )  # fmt: skip
 
 NO_SIGN_IN = '<p class="hl hl-small hl-login">To sign in here, start this page with HF_TOKEN set.</p>'
-FULL = "This page could not take the question: too many are waiting, or it was just restarted. Try again in a minute."
+FULL = (
+    f"This page could not take the question: too many are waiting, or {MAX_OF_ONE} of yours, or it was just restarted. "
+    "Try again in a minute, or open the page again."
+)
 SIGN_IN = "Sign in with Hugging Face"
 SIGN_OUT = "Sign out ({})"
 # comes back with the question and the tab: gradio's own button loses all but the first parameter of the address

@@ -6,15 +6,17 @@ import asyncio
 import doctest
 import importlib
 import json
+import pickle
 import re
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import space_work
 import yaml
 from space_app import APP, HOSTILE, ROOT, running
 
@@ -24,6 +26,7 @@ from hf_lineage.answers.layers import BlockOrigin, Share
 
 sys.path.insert(0, str(APP))
 import asking
+import guard
 import heatmap
 import jobs
 import links
@@ -180,7 +183,7 @@ def test_twenty_users_at_once(space) -> None:
 
     def ask(number: int) -> tuple[str, str]:
         child = f"lab/{names[number % 4]}"
-        user = Client(space.url, verbose=False)
+        user = Client(space.url, verbose=False, headers={"X-Forwarded-For": f"8.8.8.{number}"})
         return child, json.loads(user.predict(child, ["lab/parent"], api_name="/trace"))["child"]["ref"]
 
     with ThreadPoolExecutor(20) as pool:
@@ -259,45 +262,162 @@ class TestQuestions:
         assert tabs.token_of(None) is False
 
 
+def ended(path: Path) -> bool:
+    """Whether the process that wrote its number into `path` is gone."""
+    number = path.read_text()
+    for _ in range(200):
+        if not Path(f"/proc/{number}").exists():
+            return True
+        time.sleep(0.1)
+    return False
+
+
 class TestJobs:
     def test_progress_and_answer(self) -> None:
-        def work(progress) -> int:
-            for done in range(3):
-                progress(done, 3, f"part {done}")
-                time.sleep(0.2)
-            return 7
-
-        job = jobs.Job(work)
+        job = jobs.Job(space_work.three_parts)
         steps = list(job)
         assert job.result() == 7 and steps[-1].what.startswith("part")
 
-    def test_leaving_stops_it(self) -> None:
-        stopped = threading.Event()
+    def test_leaving_ends_it(self, tmp_path) -> None:
+        for _ in jobs.Job(space_work.mark, str(tmp_path / "mark")):
+            if (tmp_path / "mark").exists():
+                break
+        assert ended(tmp_path / "mark")
 
-        def work(progress) -> None:
-            try:
-                while True:
-                    progress(0, 1, "on and on")
-                    time.sleep(0.01)
-            finally:
-                stopped.set()
+    def test_a_deadline_ends_what_never_reports(self, tmp_path) -> None:
+        """A thread went on for 38 s after it, and kept its memory."""
+        with pytest.raises(questions.RefusedError, match="longer than the 2 seconds"):
+            jobs.Job(space_work.mark, str(tmp_path / "mark"), seconds=2).run()
+        assert ended(tmp_path / "mark")
 
-        for _ in jobs.Job(work):
-            break
-        assert stopped.wait(5)
-
-    def test_a_deadline(self) -> None:
-        def work(progress) -> None:
-            while True:
-                progress(0, 1, "on and on")
-                time.sleep(0.01)
-
-        with pytest.raises(questions.RefusedError, match="longer than the 1 seconds"):
-            jobs.Job(work, seconds=1).run()
+    def test_who_never_comes_back_is_not_waited_for(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(jobs, "ALONE", 1.0)
+        steps = iter(jobs.Job(space_work.mark, str(tmp_path / "mark")))
+        while not (tmp_path / "mark").exists():
+            next(steps)
+        assert ended(tmp_path / "mark"), "the loop over its steps is still open"
 
     def test_what_goes_wrong_is_raised(self) -> None:
-        with pytest.raises(ZeroDivisionError):
-            jobs.Job(lambda progress: 1 // 0).run()
+        with pytest.raises(ZeroDivisionError) as caught:
+            jobs.Job(space_work.divide, 0).run()
+        assert "space_work.py" in str(caught.value.__cause__), "where, for the log"
+
+    def test_an_error_keeps_its_fields(self) -> None:
+        error = pickle.loads(pickle.dumps(errors.GatedError("`a/b` is gated.", "Log in.", repo="a/b")))
+        assert (error.repo, error.note.hint, str(error)) == ("a/b", "Log in.", "`a/b` is gated. Log in.")
+
+    def test_memory_is_bounded(self, monkeypatch) -> None:
+        with pytest.raises(questions.RefusedError, match="more memory"):
+            jobs.Job(space_work.take_memory, 2 * questions.MAX_MEMORY).run()
+
+    def test_a_process_that_dies_is_told(self) -> None:
+        with pytest.raises(RuntimeError, match="without a word"):
+            jobs.Job(space_work.end).run()
+
+
+def scope_of(path: str = "/", method: str = "GET", **headers: str) -> dict[str, Any]:
+    sent = [
+        (name.replace("_", "-").encode(), value.encode())
+        for name, value in {"host": "here.hf.space", **headers}.items()
+    ]
+    return {"type": "http", "method": method, "path": path, "headers": sent, "client": ("10.0.0.1", 1)}
+
+
+class TestGuard:
+    @pytest.mark.parametrize(
+        "headers, foreign",
+        [
+            ({}, False),  # a program
+            ({"origin": "https://here.hf.space"}, False),
+            ({"origin": "https://evil.org"}, True),
+            ({"origin": "https://here.hf.space.evil.org"}, True),
+            ({"origin": "null"}, True),
+            ({"origin": "https://evil.org", "x_forwarded_host": "evil.org"}, True),  # a page can set that one
+            ({"sec_fetch_site": "same-origin", "origin": "https://own.domain"}, False),
+            ({"sec_fetch_site": "cross-site"}, True),  # no Origin: an image, a script
+            ({"sec_fetch_site": "same-site"}, True),
+        ],
+    )  # fmt: skip
+    def test_whose_page_asks(self, headers: dict[str, str], foreign: bool) -> None:
+        assert guard.is_foreign(scope_of("/gradio_api/queue/join", "POST", **headers)) is foreign
+
+    def test_a_link_may_open_the_page_and_not_sign_out(self) -> None:
+        link = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}
+        assert not guard.is_foreign(scope_of("/", **link)) and guard.is_foreign(scope_of("/logout", **link))
+        assert guard.is_foreign(scope_of("/gradio_api/queue/join", "POST", **link))  # a form
+
+    def test_what_a_visitor_writes_into_the_header_is_not_the_address(self) -> None:
+        sent = {"x_forwarded_for": "9.9.9.9, 8.8.8.8, 10.0.0.7"}
+        assert guard.visitor_of(scope_of(**sent)) == "address 8.8.8.8"
+
+    @pytest.mark.parametrize(
+        "path", ["upload", "file=/etc/passwd", "proxy=http://a", "deep_link?session_hash=a", "run-history/buckets",
+                 "component_server", "vibe-code"],
+    )  # fmt: skip
+    def test_routes_that_nobody_needs_are_closed(self, space, path: str) -> None:
+        for method in ("GET", "POST"):
+            answer = httpx.request(
+                method, f"{space.url}/gradio_api/{path}", files={"files": b"x"} if method == "POST" else None
+            )
+            assert (answer.status_code, answer.json()) == (404, {"detail": "There is nothing here."})
+
+    def test_a_visitor_may_ask_four_times_at_once(self, space) -> None:
+        """One took all 42 places. Stand-in answers are held back, so that all of them wait."""
+
+        def ask(address: str) -> int:
+            sent = {"data": ["lab/child", ["lab/parent"]]}
+            address = f"9.9.9.9, {address}"  # what the visitor claims, and what the proxy saw
+            return httpx.post(
+                f"{space.url}/gradio_api/call/trace", json=sent, headers={"X-Forwarded-For": address}
+            ).status_code
+
+        space.hub.fault("delay", times=None, value=0.5)
+        try:
+            first = [ask("8.8.8.8") for _ in range(questions.MAX_OF_ONE + 2)]
+            assert first == [200] * questions.MAX_OF_ONE + [429, 429] and ask("8.8.4.4") == 200
+        finally:
+            space.hub.faults.clear()
+
+    def test_a_long_body_is_not_read(self, space) -> None:
+        answer = httpx.post(f"{space.url}/gradio_api/queue/join", content=b"x" * (guard.MAX_BODY + 1))
+        assert answer.status_code == 413
+
+    def test_a_session_is_its_visitors(self, space) -> None:
+        """Who is signed in is known by the cookie: what alice's session holds, nobody else gets by knowing its name."""
+        signed_in = httpx.get(f"{space.url}/login/callback").headers["set-cookie"].split(";")[0]
+        ask = {"data": ["lab/child", []], "session_hash": "known", "fn_index": 0}
+        api = f"{space.url}/gradio_api"
+        assert httpx.post(f"{api}/queue/join", json=ask, headers={"Cookie": signed_in}).status_code == 200
+        assert httpx.post(f"{api}/queue/join", json=ask).status_code == 403
+        assert httpx.get(f"{api}/queue/data?session_hash=known").status_code == 403
+        assert (
+            httpx.post(f"{api}/cancel", json={"session_hash": "known", "fn_index": 0, "event_id": "x"}).status_code
+            == 403
+        )
+        foreign = {"Cookie": signed_in, "Origin": "https://evil.org"}
+        assert httpx.post(f"{api}/queue/join", json=ask, headers=foreign).status_code == 403
+
+    def test_only_the_hub_may_frame_the_page(self, space) -> None:
+        assert httpx.get(space.url).headers["content-security-policy"] == guard.FRAMED_BY
+
+
+class TestTicket:
+    """Leave to open a pull request is given once, to who has seen the change."""
+
+    def test_once_and_for_whom_it_was(self) -> None:
+        tabs = importlib.import_module("tabs")
+        ticket = tabs.Ticket(("lineage", None), "alice")
+        for wrong in (
+            (None, "", "alice"),
+            (ticket, "", "alice"),
+            (ticket, "guess", "alice"),
+            (ticket, ticket.number, "bob"),
+        ):
+            with pytest.raises(questions.RefusedError, match="Look at the change first"):
+                tabs.take(*wrong)
+        assert tabs.take(ticket, ticket.number, "alice") == ("lineage", None)
+        with pytest.raises(questions.RefusedError, match="Look at the change first"):
+            tabs.take(ticket, ticket.number, "alice")
 
 
 def layered(depth: int, evil: str = "") -> hl.LayerLineage:
@@ -397,7 +517,7 @@ class TestFiles:
         assert len(text.splitlines()) <= 500
         own = {other.stem for other in APP.glob("*.py")}
         roots = {name.split(".")[0] for name in re.findall(r"^\s*(?:from|import) (\S+)", text, flags=re.M)}
-        home = {"make.py": {"safetensors"}, "pages.py": {"jinja2", "markupsafe"}}
+        home = {"make.py": {"safetensors"}, "pages.py": {"jinja2", "markupsafe"}, "layout.py": {"starlette"}}
         allowed = own | {"gradio", "hf_lineage", "__future__"} | home.get(path.name, set())
         assert roots <= allowed | set(sys.stdlib_module_names)
 

@@ -11,10 +11,13 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from space_app import furnish, running
 
@@ -415,6 +418,79 @@ def test_signing_out(visit) -> None:
     assert "sign in above" in told(page, "trace")
 
 
+ATTACK = """async ([space, target, data]) => {
+  const session_hash = 'attack' + Math.random();
+  const send = (credentials) => fetch(`${space}/gradio_api/queue/join`, {
+    method: 'POST', credentials, headers: {'Content-Type': 'application/json', 'X-Forwarded-Host': location.host},
+    body: JSON.stringify({data, session_hash, fn_index: target})
+  }).then((answer) => answer.status, () => 0);
+  const said = {joined: await send('include')};
+  if (said.joined === 200) {
+    const answer = await fetch(`${space}/gradio_api/queue/data?session_hash=${session_hash}`, {credentials: 'include'});
+    said.read = await answer.text();
+  }
+  said.page = await fetch(`${space}/config`, {credentials: 'include'}).then((answer) => answer.status, () => 0);
+  const image = new Image();
+  await new Promise((done) => { image.onload = image.onerror = done; image.src = `${space}/logout`; });
+  said.without = await fetch(`${space}/gradio_api/queue/status`, {credentials: 'omit'}).then((a) => a.status, () => 0);
+  return said;
+}"""
+
+
+def test_another_site_may_not_ask_in_a_visitors_name(visit, space) -> None:
+    """A page of another origin, opened in a signed-in visitor's browser, which sends the visitor's cookie along: it
+    joined the queue with the visitor's token, and read the answer about a model that only the visitor may read."""
+    page = visit()
+    sign_in(page)
+    config = httpx.get(f"{space.url}/config").json()
+    button = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "trace-go")
+    asks = next(each for each in config["dependencies"] if [button, "click"] in each["targets"] and each["backend_fn"])
+    asked = len(space.hub.log)
+    with SecondSite() as site:
+        evil = page.context.new_page()
+        evil.goto(site.url)
+        data = ["vault/gated", "lab/parent", None]
+        said = evil.evaluate(ATTACK, [space.url, asks["id"], data])
+        assert said == {"joined": 403, "page": 403, "without": 200}
+        frame = evil.evaluate(
+            "(url) => { const f = document.createElement('iframe'); f.src = url; document.body.append(f); }", space.url
+        )
+        evil.wait_for_timeout(500)
+        assert frame is None and not any(each.url.startswith(space.url) for each in evil.frames[1:]), (
+            "it may not frame us"
+        )
+        evil.close()
+    assert not [call for call in space.hub.log[asked:] if call.user == "alice"]
+    page.reload()
+    page.locator("#login", has_text="Sign out (alice)").wait_for()  # an image of another site cannot sign anybody out
+    ask(page, "trace", "vault/gated", "lab/parent")
+    assert "lab/parent" in answer(page, "trace").inner_text()
+
+
+class SecondSite:
+    """An empty page of another origin: the Space is at `localhost`, this at `127.0.0.1`."""
+
+    def __enter__(self) -> SecondSite:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.end_headers()
+                self.wfile.write(b"<p>A page.</p>")
+
+            def log_message(self, *_: Any) -> None:
+                """Quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+        Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
 def test_the_token_of_the_space_is_never_used(visit, space) -> None:
     page = visit()
     sign_in(page)
@@ -574,7 +650,7 @@ class TestWhatAQuestionLeavesBehind:
 def test_a_full_queue_is_told(browser, space) -> None:
     slow = space.hub.fault("delay", file="lab/child*", times=None, value=1.5)
     contexts = [
-        browser.new_context() for _ in range(5)
+        browser.new_context(extra_http_headers={"X-Forwarded-For": f"8.8.8.{i}"}) for i in range(5)
     ]  # two at work, two waiting; a browser has few connections to a host
     pages = [context.new_page() for context in contexts]
     for page in pages:
