@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import LineageError as LineageError
     from .tasks.annotate import annotate as annotate
     from .tasks.audit import audit as audit
+    from .tasks.compare_pair import compare as compare
     from .tasks.coverage import coverage as coverage
     from .tasks.inspect import inspect as inspect
     from .tasks.phylogeny import phylogeny as phylogeny
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "LayerLineage": "answers.layers", "Lineage": "answers.lineage", "LineageError": "errors",
     "ModelRef": "answers.refs", "Phylogeny": "answers.phylogeny", "Session": "tasks.session",
-    "annotate": "tasks.annotate", "audit": "tasks.audit", "coverage": "tasks.coverage",
+    "annotate": "tasks.annotate", "audit": "tasks.audit", "compare": "tasks.compare_pair", "coverage": "tasks.coverage",
     "find_candidates": "tasks.search", "inspect": "tasks.inspect", "phylogeny": "tasks.phylogeny",
     "trace": "tasks.trace", "trace_layers": "tasks.trace_layers",
 }  # fmt: skip
 __all__ = [
-    "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit", "coverage",
-    "find_candidates", "inspect", "phylogeny", "trace", "trace_layers",
+    "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit", "compare",
+    "coverage", "find_candidates", "inspect", "phylogeny", "trace", "trace_layers",
 ]  # fmt: skip
 
 

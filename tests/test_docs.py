@@ -57,7 +57,7 @@ def test_python_blocks_run(
 
 def test_the_pages_with_python_are_these() -> None:
     """A page whose blocks are no longer found would not be run."""
-    guides = ["annotate", "audit", "features", "inspect", "layers", "testing", "trace", "trees"]
+    guides = ["annotate", "audit", "compare", "features", "inspect", "layers", "testing", "trace", "trees"]
     assert ["README.md", *(f"docs/guides/{name}.md" for name in guides)] == PYTHON
 
 

@@ -39,6 +39,7 @@ HOME = {
     "datasets": {"features"},
     "safetensors": {"detector", "experiments"},
     "gguf": {"checkpoints"},
+    "pandas": {"answers"},
     "onnx": {"checkpoints"},
     "yaml": {"checkpoints", "report", "testing"},
     "cyclonedx": {"report"},
@@ -173,8 +174,8 @@ def test_every_room_is_in_the_table() -> None:
 
 def test_public_names_are_those_that_work() -> None:
     names = [
-        "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit", "coverage",
-        "find_candidates", "inspect", "phylogeny", "trace", "trace_layers",
+        "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit", "compare",
+        "coverage", "find_candidates", "inspect", "phylogeny", "trace", "trace_layers",
     ]  # fmt: skip
     assert hf_lineage.__all__ == names == dir(hf_lineage)
     assert all(getattr(hf_lineage, name) for name in hf_lineage.__all__)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import re
+import sys
 import typing
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -19,17 +21,28 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 import hf_lineage as hl
-from hf_lineage.answers import audit, coverage, history, layers, lineage, phylogeny, search
+from hf_lineage.answers import audit, comparison, coverage, history, layers, lineage, phylogeny, search
 from hf_lineage.answers.annotation import Annotation
 from hf_lineage.answers.base import SCHEMA
 from hf_lineage.answers.base import Answer as AnyAnswer
-from hf_lineage.errors import CODES, ArgumentError
+from hf_lineage.errors import CODES, ArgumentError, MissingExtraError
 from hf_lineage.experiments.merges import linear, slerp
 from hf_lineage.tasks.phylogeny import METHODS
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "docs" / "schema").glob("*.json"))}
-KINDS = ["annotation", "audit", "candidates", "coverage", "history", "journal", "layers", "lineage", "phylogeny"]
+KINDS = [
+    "annotation",
+    "audit",
+    "candidates",
+    "comparison",
+    "coverage",
+    "history",
+    "journal",
+    "layers",
+    "lineage",
+    "phylogeny",
+]
 Answer = dict[str, Any]
 Answers = dict[str, list[Answer]]
 Tensors = dict[str, torch.Tensor]
@@ -106,6 +119,9 @@ def made(lab: Any, folders: dict[str, Path], nets: dict[str, Tensors], tmp_path:
         "layers": [answer.to_dict() for answer in blocks],
         "phylogeny": [answer.to_dict() for answer in trees],
         "candidates": [hl.find_candidates(child).to_dict() for child in ("lab/child", folders["stranger"])],
+        "comparison": [
+            hl.compare(folders["child"], folders[name]).to_dict() for name in ("parent", "stranger", "copy")
+        ],
         "coverage": [hl.coverage(folders["child"]).to_dict(), hl.coverage("lab/child").to_dict()],
         "history": [hl.inspect(folders["child"]).to_dict(), hl.inspect("lab/child").to_dict()],
         "annotation": [note.to_dict() for note in notes],
@@ -187,6 +203,7 @@ WRONG: list[tuple[str, str, Any]] = [
     ("phylogeny", "quality.undirected", 2), ("phylogeny", "quality.score", 1), ("phylogeny", "edges.0.relation", None),
     ("candidates", "candidates.0.rules", []), ("candidates", "candidates.0.similarity", 2),
     ("candidates", "candidates.0.status", "compared"), ("candidates", "requests", -1), ("candidates", "alpha", 0.1),
+    ("comparison", "related", "yes"), ("comparison", "models", []), ("comparison", "later", None), ("comparison", "first", 1),
     ("coverage", "p_value", None), ("coverage", "units.share", 1.5), ("coverage", "left_out.0.reason", ""), ("coverage", "blocks.tested", -1),
     ("history", "lattice", "fp8"), ("history", "trained_since", False), ("history", "repeated_layers", [[1, 2, 3]]),
     ("history", "evidence.memory_bf16.entries", None), ("history", "alpha", 0.1), ("history", "stored", None),
@@ -275,7 +292,7 @@ def test_the_page_explains_every_field() -> None:
 def kind_of(answer: Answer) -> str:
     marks = {
         "lineage": "verdict", "layers": "blocks", "phylogeny": "nodes", "candidates": "requests", "annotation": "diff",
-        "journal": "kind", "audit": "findings", "history": "trained_since", "coverage": "rules",
+        "journal": "kind", "audit": "findings", "history": "trained_since", "coverage": "rules", "comparison": "pair",
     }  # fmt: skip
     return next(kind for kind, key in reversed(marks.items()) if key in answer)
 
@@ -305,10 +322,10 @@ def test_the_recorded_answers_fit() -> None:
         assert not faults(kind_of(answer), answer)
 
 
-NEW = {"coverage", "history"}  # kinds that version 1 did not have, and that are not recorded
+NEW = {"comparison", "coverage", "history"}  # kinds that version 1 did not have, and that are not recorded
 READERS: dict[str, type[AnyAnswer]] = {
     "lineage": hl.Lineage, "layers": hl.LayerLineage, "phylogeny": hl.Phylogeny, "candidates": search.CandidateSearch,
-    "annotation": Annotation, "audit": audit.AuditRecord, "coverage": coverage.Coverage, "history": history.History,
+    "annotation": Annotation, "audit": audit.AuditRecord, "comparison": comparison.Comparison, "coverage": coverage.Coverage, "history": history.History,
 }  # fmt: skip
 
 
@@ -347,6 +364,32 @@ def test_what_is_written_is_read_again() -> None:
             kept = {name: value for name, value in again.to_dict().items() if name in answer}  # a card's has no cost
             assert kept == answer
             assert str(again) and (kind != "lineage" or again.sentence())  # type: ignore[attr-defined]
+
+
+def test_an_answer_that_was_written_is_equal_to_itself_and_to_no_other(answers: Answers) -> None:
+    for kind, reader in READERS.items():
+        read = [reader.from_dict(answer) for answer in answers[kind]]
+        for answer in read:
+            again = reader.from_json(answer.to_json())
+            assert again == answer and hash(again) == hash(answer) and answer != answer.to_dict()
+        others = {json.dumps(answer) for answer in answers[kind]}
+        assert len({*read}) == len(others), kind
+
+
+def test_every_answer_is_a_table_and_a_page(answers: Answers) -> None:
+    for kind, reader in READERS.items():
+        for answer in map(reader.from_dict, answers[kind]):
+            table = answer.to_pandas()
+            assert len(table) == len(answer.rows()) and (kind == "annotation" or len(table) or kind == "phylogeny")
+            page = answer._repr_html_()
+            ElementTree.fromstring(page)  # every element is closed
+            assert page.startswith('<div class="hf-lineage">') and answer._repr_markdown_() == answer.to_markdown()
+
+
+def test_a_table_without_pandas_is_one_line(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'hf_lineage\[pandas\]'"):
+        hl.Lineage.from_dict(answers["lineage"][0]).to_pandas()
 
 
 @pytest.mark.parametrize("kind", READERS)

@@ -15,7 +15,7 @@ from .base import Answer
 MARK = b"<!-- hf-lineage:start -->"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Annotation(Answer):
     """What changes, or has changed, in a card.
 
@@ -39,6 +39,10 @@ class Annotation(Answer):
     def read_fields(cls, data: Mapping[str, Any]) -> dict[str, Any]:
         """The fields from their JSON, which holds no file's content: `save` writes nothing then."""
         return {**{name: data[name] for name in ("changed", "url", "diff")}, "files": tuple(data["files"])}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The files."""
+        return [{"file": name, "changed": self.changed, "url": self.url} for name in self.files]
 
     def to_markdown(self) -> str:
         """The diff as a block of code, with the address and the notes."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from .base import COST, Answer, fields_of
+from .base import COST, Answer, fields_of, report
 from .lineage import Claim, Relation, Verdict
 
 Status = Literal["contradicted", "undeclared", "failed", "relative", "not_testable", "no_claim", "confirmed"]
@@ -80,7 +80,7 @@ class Finding:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AuditRecord(Answer):
     """What an audit says of one model.
 
@@ -113,6 +113,15 @@ class AuditRecord(Answer):
         """The JSON contract without `schema`."""
         lists = {name: [fields_of(item) for item in getattr(self, name)] for name in ("claims", "findings")}
         return fields_of(self) | lists
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row: the record, its claims in one text."""
+        rest = {name: value for name, value in fields_of(self).items() if name != "findings"}
+        return [{**rest, "claims": " ".join(claim.ref for claim in self.claims)}]
+
+    def to_markdown(self) -> str:
+        """The report of this one model."""
+        return report("audit.markdown")([self])
 
     @classmethod
     def read_fields(cls, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,12 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from ..errors import ArgumentError, Note
+from ..errors import ArgumentError, MissingExtraError, Note
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = "hf_lineage/2"
 READABLE = ("hf_lineage/1", SCHEMA)  # version 1: notes were texts, `order` and `raw` did not exist
@@ -51,6 +54,35 @@ class Answer(abc.ABC):
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as one JSON document."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    @abc.abstractmethod
+    def rows(self) -> list[dict[str, Any]]:
+        """What the answer lists, a flat row each: candidates, blocks, edges, …; see `to_pandas`."""
+
+    @abc.abstractmethod
+    def to_markdown(self) -> str:
+        """The answer as Markdown, with names in full and escaped."""
+
+    def to_pandas(self) -> pd.DataFrame:
+        """`rows` as a table, numbers as numbers. Raises `MissingExtraError` where pandas is missing."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("Expected pandas, found none", "pandas") from error
+        return pd.DataFrame([plain(row) for row in self.rows()])
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
+    def _repr_html_(self) -> str:
+        return report("html.fragment")(self.to_markdown())
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same answer: of one kind, with the same JSON."""
+        return type(other) is type(self) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json(indent=None))
 
     @classmethod
     @abc.abstractmethod

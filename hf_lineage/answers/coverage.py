@@ -78,6 +78,10 @@ class Coverage(MeasuredAnswer):
             "rules": dict(data["rules"]), "left_out": tuple(LeftOut(**part) for part in data["left_out"]),
         }  # fmt: skip
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What is left out, by pattern."""
+        return [{"model": self.model.name, **fields_of(part)} for part in self.left_out]
+
     def sentence(self) -> str:
         """Whether a p-value applies, in one sentence."""
         return report("coverage.sentence")(self)

@@ -69,6 +69,10 @@ class History(MeasuredAnswer):
             "evidence": {name: HistoryEvidence(**found) for name, found in data["evidence"].items()},
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What was looked at, by name."""
+        return [{"model": self.model.name, "looked_at": name, **fields_of(e)} for name, e in self.evidence.items()]
+
     def sentence(self) -> str:
         """What shows, in one sentence."""
         return report("history.sentence")(self)

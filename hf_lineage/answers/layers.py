@@ -140,6 +140,20 @@ class LayerLineage(StatisticalAnswer):
             "scores": {},
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The sources of the blocks: a row for each, one at least for a block."""
+        found = []
+        for block in self.blocks:
+            about = {
+                "child": self.child.name, "block": block.block, "index": block.index, "kind": block.kind,
+                "parent": block.parent, "parent_block": block.parent_block, "probability": block.probability,
+                "p_value": block.p_value, "log10_p": block.log10_p, "unknown": block.unknown,
+                "residual": block.residual,
+            }  # fmt: skip
+            shares = [{"source": s.ref, "weight": s.weight, "stderr": s.stderr} for s in block.mixture]
+            found += [{**about, **share} for share in shares or [{"source": None, "weight": None, "stderr": None}]]
+        return found
+
     def sentence(self) -> str:
         """How the model was made, in one plain sentence."""
         return report("layers.sentence")(self, printable)

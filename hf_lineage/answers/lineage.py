@@ -124,6 +124,14 @@ class Candidate:
         """Whether its hidden units had to be put in order before they could be compared."""
         return "disguise" in self.facts
 
+    def row(self) -> dict[str, Any]:
+        """Its names and numbers without what they rest on: a flat row of a table."""
+        names = ("ref", "requested", "revision", "status", "probability", "p_value", "log10_p", "distance", "relation")
+        return {
+            **{name: getattr(self, name) for name in names}, "moved": self.facts.get("moved"), "first": self.first,
+            "reasons": " ".join(self.reasons),
+        }  # fmt: skip
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract of one candidate."""
         return fields_of(self) | {"order": None if self.order is None else self.order.to_dict()}
@@ -139,7 +147,7 @@ class Candidate:
         return cls(**{**data, **read})
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Lineage(StatisticalAnswer):
     """The answer of `trace`. `candidates` are ordered best first; every surface only renders this record."""
 
@@ -177,6 +185,10 @@ class Lineage(StatisticalAnswer):
             "claims": tuple(Claim(**claim) for claim in data["claims"]),
             "undeclared": tuple(data["undeclared"]),
         }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The candidates, best first."""
+        return [{"child": self.child.name, "verdict": self.verdict, **c.row()} for c in self.candidates]
 
     def explain(self) -> str:
         """The verdict in plain sentences: what it rests on, and what it does not say."""

@@ -149,6 +149,10 @@ class Phylogeny(StatisticalAnswer):
             **{name: data[name] for name in ("quality", "method")},
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The edges."""
+        return [{name: value for name, value in fields_of(edge).items() if name != "facts"} for edge in self.edges]
+
     def to_newick(self) -> str:
         """One line of Newick for each group, `[&R]` where its root is known and `[&U]` where it is not.
 

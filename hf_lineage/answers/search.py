@@ -40,7 +40,7 @@ class FoundCandidate:
         return cls(**{**data, "rules": tuple(data["rules"]), "reason": reason})
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class CandidateSearch(MeasuredAnswer):
     """The answer of `find_candidates`: comparable models first, each kind in the order of its rules' strength."""
 
@@ -73,6 +73,10 @@ class CandidateSearch(MeasuredAnswer):
             "candidates": tuple(FoundCandidate.from_dict(candidate) for candidate in data["candidates"]),
             "requests": data["requests"],
         }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The candidates, each with its rules in one text."""
+        return [{**fields_of(candidate), "rules": "; ".join(candidate.rules)} for candidate in self.candidates]
 
     def to_markdown(self) -> str:
         """The table with names in full."""

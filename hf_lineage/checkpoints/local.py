@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..hub.client import Hub, HubRepo
 
 Extent = tuple[int, int]
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".onnx")  # endings of files that make a folder a model's
+MOST_MODELS = 1000  # of one folder
 
 
 class LocalFile:
@@ -140,6 +142,26 @@ class LocalRepo:
     def path(self, name: str) -> Path:
         """Where a whole file lies on this machine."""
         return self.folder / name
+
+
+def models_in(ref: ModelRef) -> list[ModelRef]:
+    """The models in a local folder that is none itself: folders with weights in it, or one level deeper (`org/name`).
+
+    Nothing for a repo on the Hub, a file, or a folder that holds weights.
+    """
+    root = Path(ref.name).expanduser() if ref.kind == "local" else None
+    if root is None or not root.is_dir() or _has_weights(root):
+        return []
+    found: list[Path] = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        inner = [folder] if _has_weights(folder) else sorted(path for path in folder.iterdir() if path.is_dir())
+        found += [path for path in inner if _has_weights(path)]
+    name = ref.name.rstrip("/")
+    return [ModelRef("local", f"{name}/{path.relative_to(root).as_posix()}") for path in found[:MOST_MODELS]]
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(path.suffix in WEIGHTS for path in folder.iterdir() if path.is_file())
 
 
 def stands_for(path: str | Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from ..hub.client import Hub, HubRepo
 
-    Model = str | Path | ModelRef | torch.nn.Module
+    Model = str | Path | ModelRef | torch.nn.Module | Mapping[str, torch.Tensor]
 
 # Files of other frameworks, by their endings, and what reads them; only named
 FOREIGN = {
@@ -44,14 +44,26 @@ FOREIGN = {
 _log = logging.getLogger("hf_lineage.checkpoints.opener")
 
 
+def is_one_model(given: object) -> bool:
+    """Whether something is a model and no list of them: a reference, a module, or its state dict."""
+    return isinstance(given, (str, Path, ModelRef, Mapping)) or hasattr(given, "state_dict")
+
+
+def models_of(given: Model | Iterable[Model]) -> list[Model]:
+    """The models of what a caller gave where a list is expected: that list, or the one model in its place."""
+    return [given] if is_one_model(given) else [*given]  # type: ignore[list-item, misc]
+
+
 def open_checkpoint(
-    model: str | Path | ModelRef | torch.nn.Module,
+    model: Model | Sequence[Model],
     *,
     hub: Hub | None = None,
     token: str | bool | None = None,
     allow_pickle: bool = False,
 ) -> Checkpoint:
-    """Open a model by reference, or take a module as it is. Costs the headers.
+    """Open a model by reference, or take a module or a state dict as it is. Costs the headers.
+
+    A list of one model stands for it.
 
     A repo or folder is searched for `model.safetensors`, its sharded index, the names other libraries use, or
     a complete series of shards or its only safetensors file; a LoRA adapter is recognised by `adapter_config.json` and
@@ -61,11 +73,20 @@ def open_checkpoint(
     Raises `ModelNotFoundError`, `AccessDeniedError`, `NoWeightsError`, `PickleRefusedError`, `BrokenFileError`,
     `HubUnavailableError`.
     """
+    if isinstance(model, list | tuple) and len(model) == 1:
+        model = model[0]
     if not isinstance(model, (str, Path, ModelRef)):
-        if not callable(getattr(model, "state_dict", None)):
-            raise ArgumentError(f"Expected a repo id, a path or a torch module, got {type(model).__name__}.")
-        ref = ModelRef("module", f"module:{type(model).__name__}")
-        module = MemoryCheckpoint(ref, str(ref), model.state_dict())
+        state = model if isinstance(model, Mapping) else getattr(model, "state_dict", None)
+        if not isinstance(state, Mapping) and not callable(state):
+            given = f"a list of {len(model)}" if isinstance(model, list | tuple) else type(model).__name__
+            raise ArgumentError(f"Expected a repo id, a path, a torch module or its state dict, got {given}.")
+        tensors = state if isinstance(state, Mapping) else state()
+        strange = [name for name, value in tensors.items() if not (isinstance(name, str) and hasattr(value, "dtype"))]
+        if strange or not tensors:
+            what = f"{strange[0]!r} → {type(tensors[strange[0]]).__name__}" if strange else "nothing"
+            raise ArgumentError(f"Expected a state dict to hold tensors by their names, got {what}.")
+        ref = ModelRef("module", f"module:{'state_dict' if tensors is model else type(model).__name__}")
+        module = MemoryCheckpoint(ref, str(ref), tensors)
         module.origin = id(model)
         return module
     ref = ModelRef.parse(model)
@@ -134,6 +155,8 @@ class Opener:
 
     def open(self, model: Model) -> Checkpoint:
         """Open one model, once; see `open_checkpoint` for what it raises."""
+        if isinstance(model, list | tuple) and len(model) == 1:
+            model = model[0]
         ref = ModelRef.parse(model) if isinstance(model, (str, Path, ModelRef)) else None
         if ref in self._by_ref:
             return self._by_ref[ref]

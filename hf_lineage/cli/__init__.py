@@ -13,7 +13,9 @@ from ..answers.refs import printable
 from ..errors import ArgumentError, LineageError, ModelNotFoundError, Note, ReferenceSyntaxError
 from .annotate import annotate
 from .audit import audit
+from .batch import batch
 from .candidates import candidates
+from .compare import compare
 from .coverage import coverage
 from .demo import demo
 from .inspect import inspect
@@ -34,19 +36,34 @@ def cli() -> None:
 
     \b
     hf-lineage demo                                       see it work, offline
-    hf-lineage trace user/child -c org/a -c org/b         ask about a model
-    hf-lineage layers user/merge -c org/a -c org/b        which layer came from where
+    hf-lineage trace user/child org/a org/b               which of these is its parent
+    hf-lineage compare org/a user/b                       are these two related, and how
+    hf-lineage layers user/merge org/a org/b              which layer came from where
     hf-lineage tree org/a org/b user/c user/d             who descends from whom
     hf-lineage candidates user/child                      who could be the parent
     hf-lineage inspect user/model                         what one model tells of its past
     hf-lineage coverage user/model                        what of it can be tested
-    hf-lineage annotate user/child -c org/a --create-pr   put the answer into its card
+    hf-lineage batch user/a user/b -c org/a,org/b         many children, as a table
+    hf-lineage annotate user/child org/a --create-pr      put the answer into its card
     hf-lineage audit --author org                         check what models declare
     hf-lineage train-detector --family a.csv --out ./d    learn from models whose parents are known
     """
 
 
-for command in (trace, layers, tree, candidates, inspect, coverage, annotate, audit, demo, train_detector):
+for command in (
+    trace,
+    compare,
+    layers,
+    tree,
+    candidates,
+    inspect,
+    coverage,
+    batch,
+    annotate,
+    audit,
+    demo,
+    train_detector,
+):
     cli.add_command(command)
 
 

@@ -21,6 +21,7 @@ from ..sizes import size_of
 
 if TYPE_CHECKING:
     from ..answers.annotation import Annotation
+    from ..answers.comparison import Comparison
     from ..answers.coverage import Coverage
     from ..answers.history import History
     from ..answers.layers import LayerLineage
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ..answers.phylogeny import Phylogeny
     from ..answers.search import CandidateSearch
 
-    Shown = Annotation | CandidateSearch | Coverage | History | LayerLineage | Lineage | Phylogeny
+    Shown = Annotation | CandidateSearch | Comparison | Coverage | History | LayerLineage | Lineage | Phylogeny
 
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]

@@ -9,6 +9,7 @@ import click
 
 from .output import (
     bar,
+    candidates_of,
     check_picture,
     check_writable,
     formats,
@@ -52,12 +53,13 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, style: Any, newi
     """Find out who descends from whom among models: REF... and nothing else.
 
     REF are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~. Each group of models
-    that share an origin makes a tree; models may be of several architectures.
+    that share an origin makes a tree; models may be of several architectures. A single folder that holds folders of
+    models stands for all of these.
 
     \b
     Examples:
       hf-lineage tree org/base user/a user/b lab/c
-      hf-lineage tree ./models/* --plot tree.png --newick tree.nwk
+      hf-lineage tree ./models --plot tree.png --newick tree.nwk
       hf-lineage tree org/base user/a user/b --sample 1% --json > tree.json
       hf-lineage tree ./models/* --method along-kmeans --plot ring.png --style ring
 
@@ -70,6 +72,7 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, style: Any, newi
     if newick:
         check_writable(newick, "Newick file")
     first = is_first()
+    candidates_of(models, ())  # what is no reference, or is not there at all, is told before torch is loaded
     from ..tasks.phylogeny import phylogeny as run
 
     with bar() as progress:

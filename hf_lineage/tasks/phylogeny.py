@@ -18,7 +18,8 @@ from ..architecture.align import Alignment, covers
 from ..architecture.describe import block_of
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.claims import claims_of
-from ..checkpoints.opener import model_identity
+from ..checkpoints.local import models_in
+from ..checkpoints.opener import is_one_model, model_identity, models_of
 from ..checkpoints.view import View
 from ..errors import (
     ArgumentError,
@@ -158,9 +159,11 @@ def read_aligned_models(models: Iterable[Model], *, seed: int = 0) -> AlignedMod
 
 def _open(session: Session, models: Iterable[Model]) -> tuple[list[View], dict[str, Note], list[Note]]:
     """(models, why others are left out, notes)."""
-    if models is None or isinstance(models, (str, Path)) or hasattr(models, "state_dict"):
-        raise ArgumentError(f"Expected a list of models, got a single {type(models).__name__}.")
-    wanted = list(models)
+    if models is None or (is_one_model(models) and not isinstance(models, (str, Path, ModelRef))):
+        raise ArgumentError(f"Expected a list of models, or a folder of them, got a single {type(models).__name__}.")
+    wanted = models_of(models)
+    if len(wanted) == 1 and isinstance(wanted[0], (str, Path, ModelRef)):
+        wanted = [*models_in(ModelRef.parse(wanted[0]))] or wanted
     if not wanted:
         none = "Expected models to make a tree of, got none."
         raise ArgumentError(none, "Name some: hf-lineage tree org/a org/b …")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..answers.lineage import Candidate, Claim, Status
@@ -16,7 +15,7 @@ from ..architecture.structure import cuts
 from ..checkpoints.adapter_shapes import AdapterFit, adapter_fit
 from ..checkpoints.checkpoint import Checkpoint, MemoryCheckpoint
 from ..checkpoints.claims import claims_of
-from ..checkpoints.opener import Opener, model_identity
+from ..checkpoints.opener import Opener, model_identity, models_of
 from ..checkpoints.view import View
 from ..errors import ArgumentError, CheckpointError, LimitError, LineageError, NoCandidatesError, Note, join_notes
 from ..weights.reader import Readings, read_aligned
@@ -217,11 +216,9 @@ class Question:
         return [(model, alignment) for model, (_, alignment) in zip(self.opened, self.aligned(), strict=True)]
 
 
-def ask(session: Session, child: Model, candidates: Iterable[Model]) -> Question:
+def ask(session: Session, child: Model, candidates: Model | Iterable[Model]) -> Question:
     """Open the child and its candidates, and see what its files declare."""
-    if isinstance(candidates, (str, Path)) or hasattr(candidates, "state_dict"):
-        raise ArgumentError(f"Expected a list of candidates, got a single {type(candidates).__name__}.")
-    wanted = list(candidates)
+    wanted = models_of(candidates)
     ours = session.opener.open(child)
     claims = claims_of(ours)
     source = base_of(ours, session.opener) if ours.is_adapter else ours
