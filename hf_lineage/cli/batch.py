@@ -27,16 +27,16 @@ OPEN = 64  # models that stay open from one child to the next
 @click.command()
 @with_options(
     click.argument("children", nargs=-1, metavar="[CHILD]..."),
-    click.option("--from", "file", type=click.File("r", encoding="utf-8"), metavar="FILE",
+    click.option("--from", "file", type=click.Path(allow_dash=True), metavar="FILE",
                  help="More children, one a line; # for comments, - for the standard input."),
-    click.option("-c", "--candidate", "candidates", multiple=True, required=True, metavar="REF",
+    click.option("-c", "--candidate", "candidates", multiple=True, metavar="REF",
                  help="A candidate parent of every child; repeat it, or write several with commas."),
     click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                  help="Write the table there instead of to stdout."),
     reading("Family-wise error of the p-values, of each child."),
     VERBOSE,
 )  # fmt: skip
-def batch(children: tuple[str, ...], file: TextIO | None, candidates: tuple[str, ...], out: Path | None,
+def batch(children: tuple[str, ...], file: str | None, candidates: tuple[str, ...], out: Path | None,
           allow_pickle: bool, **options: Any) -> None:  # fmt: skip
     """Trace many children among the same candidates; a line of CSV for each pair, as soon as a child is done.
 
@@ -58,7 +58,9 @@ def batch(children: tuple[str, ...], file: TextIO | None, candidates: tuple[str,
         raise click.UsageError("Expected children: CHILD... or --from FILE.")
     if out:
         check_writable(out, "table")
-    bases = candidates_of((), candidates) or []
+    bases = candidates_of((), candidates)
+    if not bases:
+        raise click.UsageError("Expected candidates: -c REF.")
     failed: list[str] = []
     with bar() as progress:
         rows = _rows(asked, bases, progress, failed, {**options, "allow_pickle": allow_pickle})
@@ -73,8 +75,15 @@ def batch(children: tuple[str, ...], file: TextIO | None, candidates: tuple[str,
         sys.exit(1)
 
 
-def _lines(file: TextIO | None) -> list[str]:
-    lines = (line.partition("#")[0].strip() for line in file or ())
+def _lines(file: str | None) -> list[str]:
+    """The references in a file, one a line. Raises `ArgumentError`."""
+    if file is None:
+        return []
+    try:
+        with click.open_file(file, encoding="utf-8") as stream:
+            lines = [line.partition("#")[0].strip() for line in stream]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"Expected a file of models, one a line, at `{file}`, got: {error}.") from error
     return [line for line in lines if line]
 
 
