@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..answers.refs import ModelRef
 from ..architecture.describe import Architecture, describe
 from ..errors import Note
+from .buffers import Buffer
 from .dtypes import BITS, decode, float_cells, packing_of, torch_dtypes
 from .entry import Entry, Slice
 from .local import LocalRepo
@@ -43,7 +44,7 @@ class Source(Protocol):
     size: int
     bytes_read: int
 
-    def read(self, extents: Sequence[tuple[int, int]]) -> list[bytearray]: ...
+    def read(self, extents: Sequence[tuple[int, int]]) -> Sequence[Buffer]: ...
 
 
 class Checkpoint(Mapping[str, Entry], abc.ABC):

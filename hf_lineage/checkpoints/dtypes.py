@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from .buffers import Buffer
 from .entry import Packing, Slice
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 F4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
-def decode(buffer: bytearray, dtype: str, piece: Slice) -> torch.Tensor:
+def decode(buffer: Buffer, dtype: str, piece: Slice) -> torch.Tensor:
     """Raw little-endian bytes of a slice → a 1-D tensor of the matching torch dtype (F4: float32)."""
     import torch
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..answers.refs import ModelRef
 from ..errors import AccessDeniedError, BrokenFileError, CheckpointError, ModelNotFoundError
+from .buffers import BUFFERS, Buffer
 
 if TYPE_CHECKING:
     from ..hub.client import Hub, HubRepo
@@ -35,13 +36,13 @@ class LocalFile:
         except OSError as error:
             raise _unreadable(path, error) from error
 
-    def read(self, extents: Sequence[Extent]) -> list[bytearray]:
+    def read(self, extents: Sequence[Extent]) -> list[Buffer]:
         """The bytes of each `(start, stop)`. Raises `BrokenFileError` where the file ends before."""
-        result = []
+        result: list[Buffer] = []
         try:
             with self._path.open("rb", buffering=0) as file:
                 for start, stop in extents:
-                    buffer = bytearray(stop - start)
+                    buffer = BUFFERS.take(stop - start)
                     if _read_into(file, memoryview(buffer), start) != len(buffer):
                         raise BrokenFileError(f"`{self._path}` ends before byte {stop:,}: it changed. Run again.")
                     result.append(buffer)

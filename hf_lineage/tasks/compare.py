@@ -281,7 +281,8 @@ def refused(reading: Reading) -> list[Candidate]:
 def _compare(
     question: Question, child: View, plan: Plan, aligned: Sequence[Aligned], options: Options
 ) -> tuple[Readings, WeightsComparison]:
-    readings = question.session.read_aligned(child, aligned, plan, options, orders=True)
+    # a tree wants the distances of all
+    readings = question.session.read_aligned(child, aligned, plan, options, orders=True, relatives=not options.tree)
     return readings, compare_weights(readings, question.architecture, child, len(aligned), seed=options.seed)
 
 

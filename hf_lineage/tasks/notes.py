@@ -196,7 +196,9 @@ def of_merges(
     refs = [*related.values()]
     judged_of = {c.requested: c for c in judged}
     described, sources = "", []
-    if fit := exact_average(gram, range(len(refs))):
+    # what has no products with others is not correlated with the child somewhere, and no part of an average
+    known = [k for k, row in enumerate(gram[1:, 1:]) if np.isfinite(np.delete(row, k)).any()]
+    if fit := exact_average(gram, known):
         sources = sorted(fit.support, key=lambda k: -fit.weights[k])
         described = f"an average of {_and([f'{refs[k]} ({fit.weights[k]:.2f})' for k in sources])}"
     elif len(sources := _assembled(readings, names, [*related])) > 1:

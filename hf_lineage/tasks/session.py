@@ -122,15 +122,17 @@ class Session:
                 self.forget(model)
 
     def read_aligned(
-        self, child: View, aligned: Sequence[Aligned], plan: Plan, options: Options, orders: bool = False
-    ) -> Readings:
+        self, child: View, aligned: Sequence[Aligned], plan: Plan, options: Options, orders: bool = False,
+        relatives: bool = False,
+    ) -> Readings:  # fmt: skip
         """One pass over the plan's slices of the child and of everything that lines up with it.
 
         The only loop that reads weights for `trace`, `trace_layers` and `phylogeny` (`weights/reader.py`).
         """
         return read_aligned(
             child, [model for model, _ in aligned], [alignment for _, alignment in aligned], plan,
-            device=options.device, progress=options.progress, orders=orders, memory=options.reading_memory,
+            device=options.device, progress=options.progress, orders=orders, relatives=relatives,
+            memory=options.reading_memory,
         )  # fmt: skip
 
 

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 # Entries whose products are added in float32; these sums are added in float64. Each is off by a few units of 6e-8
 ROW = 256
-# Entries of each model that are worked on at once: they stay in a processor's cache, and are fewer than torch splits
-# among threads, whose barriers cost more than the work. Sums of a pair are made in this order, whoever else is there
-CHUNK = 7 << 12
+# Entries of each model that are worked on at once, and models whose rows, with the pivot's, stay in a processor's cache
+# meanwhile (1 MB); of shorter ones the calls cost more than the work. Sums of a pair are made in this order, whoever
+# else is there
+CHUNK, TOGETHER = 1 << 16, 2
 PRODUCTS = 1 << 12  # entries of one matrix product of all rows but the pivot
+PAIRED = 12  # rows up to which their products are made pair by pair: a matrix product makes each twice
+APART = 0.05  # |correlation| with the pivot's, 8 standard errors in a chunk, below which a row is no relative's
 NARROW = (torch.float32, torch.bfloat16, torch.float16, torch.int16, torch.int8, torch.uint8, torch.bool)
 SMALL = 1 << 14  # entries up to which all is float64: of gains around 1 little is left after their mean is taken out
 LARGEST, SMALLEST = 1e34, 1e-34  # mean squares between which no square of float32 that matters is lost
@@ -120,15 +124,19 @@ class Moments:
         return excess
 
 
-def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cpu", fourth: bool = True) -> Moments:
+def block_moments(
+    rows: Sequence[torch.Tensor], device: torch.device | str = "cpu", fourth: bool = True, relatives: bool = False
+) -> Moments:  # fmt: skip
     """Moments of one block: M tensors of n entries each, the pivot first, of any dtype. O(M²n).
 
     Differences and products are float32, `ROW` of them are added in float32 and the rest in float64: every sum is off
     by less than 1e-6 of the sum of its terms' sizes. Of small blocks, and where float32 would lose squares (float64 and
     wide integers, values above 1e17 or below 1e-17), all is float64. fourth: whether `squares` are wanted, which are
-    zeros otherwise. A tensor with NaN or Inf makes its own sums NaN, and no others. What belongs to the pivot and one
-    other row (its diagonal entry, its entry in row 0, its sum) does not depend by a bit on which other rows there are.
-    On MPS, which has no float64, the block stays on the CPU.
+    zeros otherwise. relatives: products of two rows behind the pivot are made of those only whose correlation with it
+    is `APART` or more in the first `CHUNK` entries, and are NaN of others: O(Mn) where nobody is related. A tensor with
+    NaN or Inf makes its own sums NaN, and no others. What belongs to the pivot and one other row (its diagonal entry,
+    its entry in row 0, its sum) does not depend by a bit on which other rows there are. On MPS, which has no float64,
+    the block stays on the CPU.
     """
     target = torch.device(device)
     target = torch.device("cpu") if target.type == "mps" else target
@@ -139,10 +147,10 @@ def block_moments(rows: Sequence[torch.Tensor], device: torch.device | str = "cp
     moments = Moments(count, *(np.zeros(shape) for shape in ((len(rows),) * 2, len(rows), (len(rows),) * 2)))
     with np.errstate(all="ignore"):  # values may be anything; what is lost is made again, what is broken stays NaN
         if len(wide) < len(rows):
-            moments = _sums(rows, target, torch.float32, fourth)
+            moments = _sums(rows, target, torch.float32, fourth, relatives)
             wide |= _lost(rows, np.diag(moments.gram), count)
         if wide:
-            moments = _with_rows(moments, _sums(rows, target, torch.float64, fourth), wide)
+            moments = _with_rows(moments, _sums(rows, target, torch.float64, fourth, relatives), wide)
     broken = ~np.isfinite(np.diag(moments.gram))  # one NaN or Inf makes all sums of its row NaN, and only those
     for sums in (moments.gram, moments.squares):
         sums[broken, :] = sums[:, broken] = np.nan
@@ -160,7 +168,8 @@ def _lost(rows: Sequence[torch.Tensor], squares: np.ndarray, count: int) -> set[
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool((a == b).all()) if a.dtype.itemsize > 1 else bool((a.float() == b.float()).all())
+    a, b = (row.float() if row.dtype.itemsize == 1 else row for row in (a, b))  # fp8 compares with none
+    return bool((a == b).all())
 
 
 def _with_rows(narrow: Moments, wide: Moments, rows: set[int]) -> Moments:
@@ -172,51 +181,120 @@ def _with_rows(narrow: Moments, wide: Moments, rows: set[int]) -> Moments:
     return narrow
 
 
-def _sums(rows: Sequence[torch.Tensor], device: torch.device, dtype: torch.dtype, fourth: bool) -> Moments:
+def _sums(
+    rows: Sequence[torch.Tensor], device: torch.device, dtype: torch.dtype, fourth: bool, relatives: bool
+) -> Moments:  # fmt: skip
     """The moments with differences and products in `dtype`."""
     models, count = len(rows), rows[0].numel()
     step = CHUNK if device.type == "cpu" else max(PRODUCTS, -(-count // PRODUCTS) * PRODUCTS)
-    step = min(step, -(-count // ROW) * ROW)
-    work = torch.zeros(models, step, dtype=dtype, device=device)
-    ones = torch.ones(ROW, dtype=dtype, device=device)
-    gram, s1, squares = np.zeros((models, models)), np.zeros(models), np.zeros((models, models))
-    for pieces in zip(*(row.split(step) for row in rows), strict=True):
+    work = _Work(models, min(step, -(-count // ROW) * ROW), dtype, device)
+    # of every ROW entries: products with the pivot, with itself, sums; the first two of the squares
+    single = np.zeros((5 if fourth else 3, models, -(-count // ROW)), dtype=str(dtype).removeprefix("torch."))
+    gram, squares, chosen = np.zeros((models, models)), np.zeros((models, models)), [*range(1, models)]
+    for at, pieces in zip(range(0, count, step), zip(*(row.split(step) for row in rows), strict=True), strict=True):
         length = len(pieces[0])
-        if length < step:  # zeros up to a whole row: they add nothing
-            work = work[:, : -(-length // ROW) * ROW]
-            work[:, length:] = 0
-        parts = [*work]
-        for part, piece in zip(parts, pieces, strict=True):
-            (part if length == len(part) else part[:length]).copy_(piece)
-            if part is not parts[0]:
-                part.sub_(parts[0])
-        gram += _products(work, parts)
-        s1 += [_dot(part.view(-1, ROW), ones) for part in parts]
+        here = single[:, :, at // ROW : -(-(at + length) // ROW)]
+        work.take(pieces, here)
+        if relatives and not at and count > SMALL:
+            r = _put_together(length, here, gram, squares).correlation()
+            chosen = [i for i in chosen if not abs(r[i]) < APART]
+        work.add_products(gram, chosen)
         if fourth:
-            work.mul_(work)
-            squares += _products(work, parts)
-    return Moments(count, gram, s1, squares)
+            work.square(here[3:])
+            work.add_products(squares, chosen)
+    left = [i for i in range(1, models) if i not in chosen]
+    for table in (gram, squares) if fourth else (gram,):
+        table[left, 1:] = table[1:, left] = np.nan
+    return _with_copies(_put_together(count, single, gram, squares), rows)
 
 
-def _products(work: torch.Tensor, parts: Sequence[torch.Tensor]) -> np.ndarray:
-    """Inner products of all rows, (M, M) float64; those with row 0 and those of a row with itself as of the two alone.
+class _Work:
+    """Some entries of the pivot, and the differences of the other rows from it. In NumPy's hands on the processor: of
+    so short calls torch's cost more than the work."""
 
-    Of two rows whose squares are the same, which may be copies, too: a copy has distance 0 from its original.
-    work: (M, n), n a multiple of `ROW`; parts: its rows.
-    """
-    rows = [part.view(-1, ROW) for part in parts]
-    products = np.empty((len(rows), len(rows)))
-    if len(rows) > 3:
-        products[1:, 1:] = _matrix_products(work[1:])
-    for i, row in enumerate(rows):
-        products[i, i] = _dot(row, row)
-        if i:
-            products[0, i] = products[i, 0] = _dot(rows[0], row)
-    squares = products.diagonal()[1:]
-    alike = np.argwhere(np.triu(squares[:, None] == squares, 1)) if len(rows) > 3 else ((0, 1),) * (len(rows) == 3)
-    for i, j in alike:
-        products[i + 1, j + 1] = products[j + 1, i + 1] = _dot(rows[i + 1], rows[j + 1])
-    return products
+    def __init__(self, models: int, step: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._memory = torch.zeros(models, step, dtype=dtype, device=device)
+        self._ones = self._in_rows(torch.ones(1, ROW, dtype=dtype, device=device))
+        self._shorten(step)
+
+    def _shorten(self, length: int) -> None:
+        whole = -(-length // ROW) * ROW
+        self._memory[:, length:whole] = 0  # up to a whole row: zeros add nothing
+        self._rows = [*self._memory[:, :length]]
+        self._blocks = self._in_rows(self._memory[:, :whole])
+
+    @staticmethod
+    def _in_rows(entries: torch.Tensor) -> Any:
+        """(k, n) as (k, n / ROW, ROW)."""
+        blocks = entries.unflatten(1, (-1, ROW))
+        return blocks.numpy() if entries.device.type == "cpu" else blocks
+
+    def take(self, pieces: Sequence[torch.Tensor], out: np.ndarray) -> None:
+        """Take other entries; out[:3]: (3, M, n / ROW), of every `ROW` of each model's row the product with the
+        pivot's, with itself, and the sum."""
+        if len(pieces[0]) != len(self._rows[0]):
+            self._shorten(len(pieces[0]))
+        self._rows[0].copy_(pieces[0])
+        pivot = self._blocks[0]
+        for first in range(0, len(pieces), TOGETHER):
+            some = slice(max(first, 1), first + TOGETHER)
+            for target, piece in zip(self._rows[some], pieces[some], strict=True):
+                target.copy_(piece)
+            part = self._blocks[some]
+            part -= pivot
+            part = self._blocks[first : some.stop]
+            for kind, other in enumerate((pivot, part, self._ones)):
+                _row_products(part, other, out[kind, first : some.stop])
+
+    def square(self, out: np.ndarray) -> None:
+        """Square all entries; out: (2, M, n / ROW), the products with the pivot's, and with themselves."""
+        self._blocks *= self._blocks
+        for kind, other in enumerate((self._blocks[0], self._blocks)):
+            _row_products(self._blocks, other, out[kind])
+
+    def add_products(self, table: np.ndarray, chosen: Sequence[int]) -> None:
+        """Add the inner products of the chosen rows with one another; of those of a row with itself nothing is kept."""
+        if len(chosen) < 2:
+            return
+        if len(chosen) > PAIRED or not isinstance(self._blocks, np.ndarray):
+            whole = self._memory[:, : ROW * self._blocks.shape[1]]
+            table[np.ix_(chosen, chosen)] += _matrix_products(whole[torch.tensor(chosen, device=whole.device)])
+            return
+        blocks = self._blocks[chosen] if len(chosen) < len(self._blocks) - 1 else self._blocks[1:]
+        for k, i in enumerate(chosen[:-1]):
+            products = np.vecdot(blocks[k], blocks[k + 1 :]).astype(np.float64).sum(-1)
+            table[i, chosen[k + 1 :]] += products
+            table[chosen[k + 1 :], i] += products
+
+
+def _put_together(count: int, single: np.ndarray, gram: np.ndarray, squares: np.ndarray) -> Moments:
+    """The moments from what `_sums` has of each row with the pivot, and of the rows behind it with one another."""
+    sums = single.astype(np.float64).sum(-1)
+    found = Moments(count, gram.copy(), sums[2], squares.copy())
+    for table, kind in ((found.gram, 0), (found.squares, 3)):
+        if kind < len(sums):
+            table[0, :] = table[:, 0] = sums[kind]
+            np.fill_diagonal(table, sums[kind + 1])
+    return found
+
+
+def _with_copies(moments: Moments, rows: Sequence[torch.Tensor]) -> Moments:
+    """Of rows behind the pivot that are equal the products are those of one of them with itself: their distance is
+    0."""
+    own = np.diag(moments.gram)[1:]
+    for i, j in np.argwhere(np.triu((own[:, None] == own) & (own > 0), 1)) + 1:
+        if _equal(rows[i], rows[j]):
+            for table in (moments.gram, moments.squares):
+                table[i, j] = table[j, i] = table[i, i]
+    return moments
+
+
+def _row_products(a: Any, b: Any, out: np.ndarray) -> None:
+    """Σ aᵢⱼbᵢⱼ over the last axis, in their own precision. a, b: (k, n, ROW), or what goes with that."""
+    if isinstance(a, np.ndarray):
+        np.vecdot(a, b, out=out)
+    else:
+        out[...] = (a * b).sum(-1).cpu().numpy()
 
 
 def _matrix_products(rows: torch.Tensor) -> np.ndarray:
@@ -225,10 +303,3 @@ def _matrix_products(rows: torch.Tensor) -> np.ndarray:
     blocks = rows[:, :whole].unflatten(1, (-1, PRODUCTS)).transpose(0, 1)
     rest = rows[:, whole:]
     return (torch.bmm(blocks, blocks.mT).double().sum(0) + (rest @ rest.T).double()).cpu().numpy()
-
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Σ aᵢⱼbᵢⱼ, or Σ aᵢⱼbⱼ: over j in their own precision, over i in float64. a: (n, ROW)."""
-    if a.device.type == "cpu":
-        return float(np.vecdot(a.numpy(), b.numpy()).sum(dtype=np.float64))
-    return float((a * b).sum(1).double().sum())

@@ -100,15 +100,25 @@ def live_units(matrix: torch.Tensor) -> torch.Tensor:
     Not those that hold NaN or Inf, whose weights are all one number (padding, pruning), or that are equal to the mean
     unit, up to `DEAD_LENGTH`.
     """
+    return _directions(matrix)[0]
+
+
+def _directions(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`live_units` of a matrix, and their `unit_length_rows`."""
     x = matrix.float()
-    low, high = torch.aminmax(x, dim=1)  # a row with NaN has NaN for both
+    entries = x.cpu().numpy()  # torch takes twenty times as long; a row with NaN has NaN for both
+    low, high = (torch.from_numpy(found).to(x.device) for found in (entries.min(1), entries.max(1)))
     sound = (high > low) & low.isfinite() & high.isfinite()
-    if not sound.any():
-        return sound
     units = _rows(x, sound)
-    length = (units - units.mean(0)).norm(dim=1)
-    sound[sound.clone()] = length > DEAD_LENGTH * length.amax()
-    return sound
+    if not sound.any():
+        return sound, units
+    centred = units - units.mean(0)
+    length = centred.norm(dim=1)
+    live = length > DEAD_LENGTH * length.amax()
+    if bool(live.all()):
+        return sound, centred.div_(length[:, None])
+    sound[sound.clone()] = live
+    return sound, unit_length_rows(_rows(units, live))
 
 
 def unit_length_rows(units: torch.Tensor) -> torch.Tensor:
@@ -131,7 +141,8 @@ def unit_products(
     groups: the group of each row, where only units of one group can be exchanged (grouped convolutions): each is a run.
     Groups that are not whole, after dead units are left out, are left out.
     """
-    live = torch.stack([live_units(matrix) for matrix in (*child, *candidate)]).all(0)
+    known = [_directions(matrix) for matrix in (*child, *candidate)]
+    live = torch.stack([units for units, _ in known]).all(0)
     if groups:
         live, length = _whole_groups(live, torch.tensor(groups))
         runs = int(live.sum()) // length
@@ -141,8 +152,12 @@ def unit_products(
     if length < 2 or not runs:
         return np.zeros((0, 0, 0))
     total: torch.Tensor | None = None
-    for a, b in zip(child, candidate, strict=True):
-        a, b = (unit_length_rows(_rows(x, live))[: runs * length].reshape(runs, length, -1) for x in (a, b))
+    directions = [
+        rows if torch.equal(units, live) else unit_length_rows(_rows(matrix, live))
+        for (units, rows), matrix in zip(known, (*child, *candidate), strict=True)
+    ]
+    for a, b in zip(directions[: len(child)], directions[len(child) :], strict=True):
+        a, b = (x[: runs * length].reshape(runs, length, -1) for x in (a, b))
         product = a @ b.transpose(1, 2)
         total = product if total is None else total + product
     assert total is not None

@@ -20,6 +20,7 @@ import torch
 
 from ..answers.base import Progress
 from ..architecture.align import Alignment
+from ..checkpoints.buffers import BUFFERS
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import LineageError
@@ -136,14 +137,15 @@ class Readings:
 def read_aligned(
     child: Checkpoint, candidates: Sequence[Checkpoint], alignments: Sequence[Alignment], plan: Plan,
     *, device: Wanted | Placement = None, progress: Progress | None = None, orders: bool = False,
-    memory: Memory | None = None,
+    relatives: bool = False, memory: Memory | None = None,
 ) -> Readings:  # fmt: skip
     """Read the plan's slices of every model once, batch by batch; the next batch is fetched meanwhile.
 
     alignments: for each candidate, its tensors for the child's; of a token table with another number of rows the first
     ones, as many as both have. device: as `placement` takes it; several take turns. progress: called with bytes done
-    and in all, of this process's share. orders: whether steps and values of matrices are counted, too. memory: how much
-    is read at once.
+    and in all, of this process's share. orders: whether steps and values of matrices are counted, too. relatives:
+    products of two candidates are made of those only that are correlated with the child (`block_moments`); of a sample
+    all are. memory: how much is read at once.
 
     Of several processes each reads a share, and all return the same. Sums are taken block by block along spans that the
     plan alone decides, so that their last bits depend on nothing else. A candidate whose reading fails is left out and
@@ -174,11 +176,13 @@ def read_aligned(
         units,
         _workers(device),
         plan.sampled,
+        relatives and not plan.sampled,
         share_counted,
         memory or Memory(),
         {},
     )
-    sums = reader.read({i: spans[i] for i in share}, progress if here.main else None)
+    with BUFFERS.kept():
+        sums = reader.read({i: spans[i] for i in share}, progress if here.main else None)
 
     spent = sum(model.bytes_read for model in models) - before
     answers = here.gather((sums, reader.failed, spent, reader.counts))
@@ -238,6 +242,7 @@ class _Reader:
     units: Units
     devices: Sequence[torch.device]
     sampled: bool  # only of a sample the standard errors are asked for
+    relatives: bool  # of two candidates only of those that are correlated with the child
     orders: float  # share of the slices of matrices whose steps are counted
     memory: Memory
     failed: dict[int, LineageError]
@@ -311,13 +316,13 @@ class _Reader:
             self.units.take(model, having.get(model - 1, piece), row)
         if piece.name not in self.limits:
             rows = [sent(row, device) if device.type == "cuda" else row for row in block.values()]
-            sums: Sums = {None: block_moments(rows, device, self.sampled)}
+            sums: Sums = {None: block_moments(rows, device, self.sampled, self.relatives)}
             alike = dict(zip(having, sums[None].correlation()[1:], strict=True))
             return sums, self._counted(piece, block, alike)
         sums = {i: block_moments([block[0][: len(block[i + 1])], block[i + 1]], device) for i in having}
         if len(having) == len(candidates):
             shortest = min(map(len, block.values()))
-            sums[None] = block_moments([row[:shortest] for row in block.values()], device)
+            sums[None] = block_moments([row[:shortest] for row in block.values()], device, relatives=self.relatives)
         return sums, self._counted(piece, block, {i: sums[i].correlation()[1] for i in having})
 
     def _counted(self, piece: Slice, block: Mapping[int, torch.Tensor], correlation: Mapping[int, float]) -> PassCounts:

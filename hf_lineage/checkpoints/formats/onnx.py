@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...errors import BrokenFileError, MissingExtraError, NoWeightsError
+from ..buffers import Buffer
 from ..checkpoint import MemoryCheckpoint
 from ..entry import Packing, Slice
 from ..local import LocalRepo
@@ -115,7 +116,7 @@ def _tensor(found: Any, repo: LocalRepo | HubRepo, folder: str, where: str) -> t
     if any(side < 0 for side in shape):
         _broken(where, found, f"has the shape {shape[:8]}")
     nbytes = math.prod(shape) * dtype.itemsize
-    raw: bytes | bytearray = found.raw_data
+    raw: bytes | Buffer = found.raw_data
     if found.data_location == 1:
         raw = _external(found, repo, folder, where, nbytes)
     elif not raw and nbytes:
@@ -138,7 +139,7 @@ def _broken(where: str, found: Any, why: str) -> NoReturn:
     raise BrokenFileError(f"`{where}` is broken: {found.name[:80]!r} {why}. Export it again.")
 
 
-def _external(found: Any, repo: LocalRepo | HubRepo, folder: str, where: str, nbytes: int) -> bytearray:
+def _external(found: Any, repo: LocalRepo | HubRepo, folder: str, where: str, nbytes: int) -> Buffer:
     """The bytes of an initialiser that lie in another file, which must be beside the graph."""
     facts = {entry.key: entry.value for entry in found.external_data}
     name, start = facts.get("location", ""), facts.get("offset", "0")

@@ -281,7 +281,7 @@ def open_files(
         index, name = job
         source = repo.open(name)
         where = f"{repo.ref.name}/{name}" if repo.only is None else repo.ref.name
-        first = source.read([(0, min(FIRST_READ if remote else 8, source.size))])[0]
+        first = bytearray(source.read([(0, min(FIRST_READ if remote else 8, source.size))])[0])
         length = header_length(bytes(first[:8]), source.size, where)
         if 8 + length > len(first):
             first += source.read([(len(first), 8 + length)])[0]
