@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_lineage.answers.refs import ModelRef
+from hf_lineage.checkpoints.buffers import LEAST, Buffers
 from hf_lineage.checkpoints.checkpoint import Checkpoint
 from hf_lineage.checkpoints.entry import Slice
 from hf_lineage.checkpoints.formats import FORMATS
@@ -321,3 +322,22 @@ def test_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.listdir", deny)  # the tests may run as root, whom no mode bit stops
     with pytest.raises(AccessDeniedError, match="Permission denied"):
         open_checkpoint(tmp_path)
+
+
+def test_buffers_are_filled_again_when_nobody_looks_at_them() -> None:
+    buffers = Buffers()
+    assert isinstance(buffers.take(LEAST), bytearray)  # outside a pass nothing is kept
+    with buffers.kept():
+        first = buffers.take(LEAST + 1)
+        first[:3] = b"abc"
+        tensor = torch.frombuffer(first, dtype=torch.uint8)
+        del first
+        other = buffers.take(LEAST + 2)
+        assert len(tensor) == LEAST + 1 and tensor[:3].tolist() == [97, 98, 99] and other[0] == 0
+        del tensor
+        again = buffers.take(LEAST + 3)
+        assert bytes(again[:3]) == b"abc" and len(again) == LEAST + 3  # the same memory
+        assert isinstance(buffers.take(LEAST - 1), bytearray)
+    assert not buffers._free
+    del again, other
+    assert not buffers._free

@@ -132,6 +132,24 @@ def test_a_pair_does_not_depend_on_who_else_is_there(company: int, odd: str) -> 
     assert beside.gram[0, 0] == alone.gram[0, 0]
 
 
+@pytest.mark.parametrize("among", [3, 14])
+def test_only_relatives_are_multiplied_with_one_another(among: int) -> None:
+    """All else is the same to the last bit; of strangers there is nothing, rather than a wrong number."""
+    generator = torch.Generator().manual_seed(6)
+    first, *strangers = torch.randn(3, CHUNK + 777, generator=generator)
+    kin = [first + (1 + k) * torch.randn(len(first), generator=generator) for k in range(among)]
+    rows = [first, strangers[0], *kin[:2], strangers[1], *kin[2:]]
+    related = [i for i in range(1, len(rows)) if i not in (1, 4)]
+    every, some = (block_moments(rows, fourth=False, relatives=relatives) for relatives in (False, True))
+    for one in (every, some):
+        assert np.isfinite([*one.s1, *one.gram[0], *np.diag(one.gram)]).all()
+    np.testing.assert_array_equal(some.gram[0], every.gram[0])
+    np.testing.assert_array_equal(np.diag(some.gram), np.diag(every.gram))
+    np.testing.assert_allclose(some.gram[np.ix_(related, related)], every.gram[np.ix_(related, related)], rtol=1e-5)
+    apart = [some.gram[i, j] for i in (1, 4) for j in range(1, len(rows)) if i != j]
+    assert np.isnan(apart).all() and np.isfinite(every.gram).all()
+
+
 def test_zero_distance_means_equal_and_only_then() -> None:
     x = rows(1)[0].float()
     other = x.clone()
