@@ -4,6 +4,7 @@
     ├── ReferenceSyntaxError          a text that is neither a repo id nor a path               (also ValueError)
     ├── ArgumentError                 an option outside its range                               (also ValueError)
     │   └── LimitError                more would have to be read than `max_bytes` allows
+    ├── TimeOverError                 the time that was given (`timeout`, `--timeout`) is over
     ├── NoCandidatesError             there is nothing to compare the child with                (also ValueError)
     ├── ModelNotFoundError            the repo, revision or folder does not exist
     │   ├── NoRevisionError           the repo exists, the revision does not
@@ -40,6 +41,7 @@ CODES: Mapping[str, str] = {
     "reference_syntax": "a text is neither a repo id nor a path",
     "argument": "an option is outside its range",
     "limit": "more would have to be read than max_bytes allows",
+    "time_over": "the time that was given is over",
     "no_candidates": "there is nothing to compare the child with",
     "model_not_found": "the repo, revision or folder does not exist",
     "no_revision": "the repo exists, the revision does not",
@@ -253,6 +255,12 @@ class LimitError(ArgumentError):
     """More would have to be read than `max_bytes` allows."""
 
     code = "limit"
+
+
+class TimeOverError(LineageError):
+    """The time that was given to a question, or to a command, is over."""
+
+    code = "time_over"
 
 
 class NoCandidatesError(LineageError, ValueError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +35,6 @@ def server(lab: MiniHub, monkeypatch: pytest.MonkeyPatch) -> MiniHub:
     lab.commit("lab/child", {"README.md": CARD})
     lab.tokens["hf_lab"] = "lab"
     monkeypatch.setattr(annotation, "WAIT", 0.0)
-    monkeypatch.setattr("hf_lineage.hub.client.time", SimpleNamespace(sleep=lambda seconds: None))
     monkeypatch.setattr(annotation, "_picture", lambda answer: b"a picture")
     return lab
 

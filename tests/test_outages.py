@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -107,10 +106,6 @@ class TestHub:
         (503, {"on": "any"}, True), (429, {"on": "resolve"}, True), ("drop", {"on": "any"}, True),
         ("truncate", {"value": 20_000}, True), ("gated", {}, False), ("broken", {}, False), ("pickled", {}, False),
     )  # fmt: skip
-
-    @pytest.fixture(autouse=True)
-    def no_waiting(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("hf_lineage.hub.client.time", SimpleNamespace(sleep=lambda seconds: None))
 
     def spoil(self, hub: MiniHub, name: str, outage: tuple[Any, dict[str, Any], bool]) -> None:
         kind, about, _ = outage

@@ -238,13 +238,11 @@ class TestFaults:
             checkpoint.read([Slice("fc1.weight", 0, 100)])
 
     def test_a_broken_connection_is_tried_again(self, lab: MiniHub, nets, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("hf_lineage.hub.client.time.sleep", lambda seconds: None)
         lab.fault("drop")
         lab.fault("truncate", value=100)
         assert torch.equal(values(lab), nets["parent"]["fc1.weight"].flatten())
 
     def test_but_not_for_ever(self, lab: MiniHub, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("hf_lineage.hub.client.time.sleep", lambda seconds: None)
         checkpoint = open_checkpoint("lab/parent")
         lab.fault("truncate", times=None, value=10)
         with pytest.raises(HubUnavailableError, match="connection broke"):

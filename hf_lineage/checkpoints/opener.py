@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,6 +139,7 @@ class Opener:
     def __init__(self, token: str | bool | None = None, allow_pickle: bool = False) -> None:
         self._token, self._allow_pickle = token, allow_pickle
         self._hub: Hub | None = None
+        self.ends = math.inf  # on the monotonic clock, after which the Hub is asked nothing
         self._opened: list[Checkpoint] = []
         self._by_ref: dict[ModelRef, Checkpoint] = {}
         self._repos: dict[ModelRef, LocalRepo | HubRepo] = {}
@@ -151,6 +153,7 @@ class Opener:
             from ..hub.client import Hub
 
             self._hub = Hub(self._token)
+        self._hub.ends = self.ends
         return self._hub
 
     def open(self, model: Model) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 
 from ..answers.base import MeasuredAnswer
 from ..answers.refs import ModelRef, printable
-from ..errors import ArgumentError, LineageError, NoCandidateReadError, ProcessLostError
+from ..errors import ArgumentError, LineageError, NoCandidateReadError, ProcessLostError, TimeOverError
 from ..parallel import world
 from ..report.progress import Bar
 from ..sizes import size_of
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 MODES = ("auto", "human", "agent", "json", "quiet")  # those of the `hf` command
+GRACE = 5.0  # seconds that a command has for writing what is finished once its time is over
 PICTURES = (".png", ".svg", ".pdf", ".webp", ".jpg", ".jpeg")
 
 
@@ -97,6 +99,14 @@ def reading(level: str = "Family-wise error of the p-values.", alpha: float = 1e
         click.option(
             "--memory", metavar="SIZE", help="What reading weights takes at most beside torch: 512MB (default), 2GB, …"
         ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            expose_value=False,
+            callback=_end_after,
+            help="End the whole command after so long, with an error.",
+        ),
         click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True)."),
     )
 
@@ -120,6 +130,29 @@ def is_verbose() -> bool:
 def bar() -> Bar:
     """The progress of one command on stderr."""
     return Bar(is_verbose())
+
+
+def _end_after(context: click.Context, _option: click.Parameter, seconds: float | None) -> None:
+    """Let an error end the command when the time is over; threads that still wait for a server are not waited for."""
+    if seconds is None:
+        return
+    text = f"The {seconds:g} seconds that were given are over."
+
+    def stop(*_: object) -> None:
+        raise TimeOverError(text, "Give it more time (--timeout), or read less (--sample).")
+
+    def leave() -> None:
+        say(f"error: {text}")
+        os._exit(1)
+
+    late = threading.Timer(seconds + GRACE, leave)
+    late.daemon = True
+    late.start()
+    context.call_on_close(late.cancel)
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        context.call_on_close(lambda: signal.setitimer(signal.ITIMER_REAL, 0))
 
 
 def formats(command: Callable[..., None]) -> Callable[..., None]:

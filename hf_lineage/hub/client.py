@@ -6,17 +6,22 @@ location. The token travels only to the endpoint's own origin; a redirect or a C
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import re
+import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote, urlsplit
 
 from huggingface_hub import (
@@ -39,13 +44,13 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import (
     build_hf_headers,
+    get_session,
     hf_raise_for_status,
-    http_backoff,
-    http_stream_backoff,
     httpx,
+    parse_ratelimit_headers,
 )
 
-from ..answers.refs import ModelRef, is_repo_id
+from ..answers.refs import ModelRef, is_repo_id, printable
 from ..errors import (
     AccessDeniedError,
     BrokenFileError,
@@ -64,14 +69,19 @@ MAX_GAP = 1 << 16  # unread bytes that may be fetched along, to save a request �
 WASTE = 0.05  # … if they are at most this share of the bytes that are wanted
 WORKERS = 8  # ranges in flight
 TRIES = 4  # of one range whose body breaks off
-TIMEOUT = 30.0
+TIMEOUT = 30.0  # seconds of silence
+REQUEST_SECONDS = 300.0  # for a whole request: a server may send a byte now and then for ever
+FIRST_SECONDS = 9.0  # … before anything at all was answered; then it is not tried again
+SILENCES = 3  # of one request, or connections that break before an answer, after which it is not tried again
+RETRIES = 5  # of a request that was refused for a passing reason
+RETRIED = (429, 500, 502, 503, 504)
+MAX_WAIT = 600  # seconds that are waited because the Hub says so; its own windows are five minutes
+MAX_ANSWER = 32 << 20  # bytes of an answer of the API, unpacked
+MAX_ERROR = 1 << 16  # bytes of what a server says to a refusal
 MAX_UNSIZED = 16 << 20  # bytes of a file that a server sends without a size and without ranges
 INSTEAD = "Download the repo and pass the folder instead."  # of a server that cannot be read from
-PASSING = (
-    httpx.TimeoutException,
-    httpx.ReadError,
-    httpx.RemoteProtocolError,
-)  # no network at all is an error at once
+PASSING = (httpx.TimeoutException, httpx.ReadError, httpx.RemoteProtocolError)  # no network at all is an error at once
+_LOG = logging.getLogger(__name__)
 
 
 def _without_signatures(record: logging.LogRecord) -> bool:
@@ -131,6 +141,8 @@ class Hub:
         self.endpoint = constants.ENDPOINT
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="hf-lineage-range")
         self.requests = 0  # sent so far; a retry of one is not counted again
+        self.ends = math.inf  # on the monotonic clock, of the question that is being asked
+        self.answered = False  # whether a server has answered anything yet
         self._lock = Lock()
         self._canonical: dict[str, str] = {}
         self._known: dict[str, RepoFacts] = {}
@@ -170,22 +182,76 @@ class Hub:
     def get(self, url: str, params: dict[str, Any], what: str, repo: str | None = None) -> tuple[Any, str | None]:
         """The JSON at an address of the API, and where its next page is: on the endpoint, or it is not followed.
 
-        Retried, rate limits honoured: `HfApi.model_info` and `list_models` do neither. Raises our errors about `what`,
-        of `repo`.
+        Retried, rate limits honoured: `HfApi.model_info` and `list_models` do neither. At most `MAX_ANSWER` bytes are
+        unpacked. Raises our errors about `what`, of `repo`.
         """
         self.count()
-        headers = build_hf_headers(token=self.token, library_name="hf_lineage")
+        headers = build_hf_headers(token=self.token, library_name="hf_lineage") | {"Accept-Encoding": "gzip"}
+
+        def ask() -> Any:
+            request = get_session().stream("GET", url, params=params or None, headers=headers, timeout=TIMEOUT)
+            with request as response:
+                body = _unpacked(response, MAX_ANSWER)
+                _raise_for_status(response, body)
+                return response, body
+
         with explained(what, repo):
-            response = http_backoff(
-                "GET", url, params=params or None, headers=headers, timeout=TIMEOUT, retry_on_exceptions=PASSING
-            )
-            hf_raise_for_status(response)
+            response, body = self.patiently(ask, what)
             following = response.links.get("next", {}).get("url")
-            try:
-                data = response.json()
-            except (ValueError, RecursionError) as error:
-                raise HubUnavailableError(f"{what}: the Hub sent no JSON. Is a proxy in between?") from error
+        if body is None:
+            raise HubUnavailableError(f"{what}: the Hub sent more than {MAX_ANSWER >> 20} MB. Is a proxy in between?")
+        try:
+            data = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise HubUnavailableError(f"{what}: the Hub sent no JSON. Is a proxy in between?") from error
         return data, following if following and same_origin(following, self.endpoint) else None
+
+    def patiently(self, ask: Callable[[], T], what: str) -> T:
+        """`ask()`, a whole request; what fails for a passing reason is tried again, as long as the question may take.
+
+        Where the Hub says how long to wait, that is waited, and said; not more than `MAX_WAIT`. Raises
+        `HubUnavailableError`, and what the client raises.
+        """
+        pause, silent, until = 1.0, 0, time.monotonic() + (REQUEST_SECONDS if self.answered else FIRST_SECONDS)
+        for left in range(RETRIES, -1, -1):
+            named = None
+            try:
+                found = within(self._left(until, what), ask)
+            except HfHubHTTPError as error:
+                self.answered = True
+                if left == 0 or error.response.status_code not in RETRIED:
+                    raise
+                named = _seconds_named(error.response)
+            except PASSING:
+                silent += 1
+                if silent == SILENCES or not self.answered:
+                    raise
+                _LOG.warning("%s: no answer of the Hub; trying again.", what)
+            else:
+                self.answered = True
+                return found
+            wait = pause if named is None else named + 1.0  # not a moment too early
+            if named is not None:
+                until += wait
+                self._announce(wait, what)
+            time.sleep(min(wait, max(0.0, self.ends - time.monotonic())))
+            pause = min(8.0, 2 * pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _left(self, until: float, what: str) -> float:
+        """Seconds that a request may take. Raises `HubUnavailableError` where the time is over."""
+        left = min(self.ends, until) - time.monotonic()
+        if left <= 0:
+            raise HubUnavailableError(f"{what}: no answer of the Hub in the time that is given.", "Try again later.")
+        return left
+
+    def _announce(self, wait: float, what: str) -> None:
+        """Say that the Hub asks to wait. Raises `HubUnavailableError` where that is too long."""
+        if wait > min(MAX_WAIT + 1, self.ends - time.monotonic()):
+            raise HubUnavailableError(
+                f"{what}: the Hub asks to wait {wait - 1:,.0f} seconds, longer than is waited.", "Try again later."
+            )
+        _LOG.warning("Rate limited. Waiting %.0f s before %s is asked for again.", wait, what)
 
     def count(self) -> None:
         """Note that a request is being sent."""
@@ -284,10 +350,13 @@ class RemoteFile:
         self._lock = Lock()  # batches are read ahead: two reads of one file may run at once
         self._resolving = Lock()
         self._resolved: Any = None
+        self._is_resolved = False
         self._whole: bytes | None = None  # of a small file that came without a size
         path = name if whole_repo else repo.folder + name
         self._url = hf_hub_url(repo.ref.repo_id, path, revision=repo.ref.revision, endpoint=repo.hub.endpoint)
-        self.size: int = self._meta.size or self._retried(self._count_bytes, "the size")
+        self._tags: dict[str, str] = {}  # what a location called its content, the first time
+        size = self._meta.size
+        self.size: int = size if size and size > 0 else self._retried(self._count_bytes, "the size")
 
     @property
     def digest(self) -> str | None:
@@ -296,15 +365,33 @@ class RemoteFile:
 
     @property
     def _meta(self) -> Any:
+        """Size, hash and location, asked for again where the location ran out: the same content, or it is an error."""
         with self._resolving:  # of this file: `cached_property` of Python 3.11 has one lock for all of them
-            if self._resolved is None:
-                hub = self.repo.hub
-                hub.count()
-                with explained(f"`{self.where}`", self.repo.ref.repo_id):
-                    self._resolved = get_hf_file_metadata(
-                        self._url, token=hub.token, timeout=TIMEOUT, endpoint=hub.endpoint, retry_on_errors=True
-                    )
+            if not self._is_resolved:
+                found, known, sha = self._resolve(), self._resolved, self.repo.ref.revision
+                commit = found.commit_hash
+                if commit is not None and COMMIT.fullmatch(commit) and sha is not None and commit != sha:
+                    self._raise_changed(f"commit {sha[:8]}", f"commit {commit[:8]}")
+                if known is not None and (known.etag, known.size) != (found.etag, found.size):
+                    self._raise_changed(f"hash {known.etag} of {known.size} bytes", f"{found.etag} of {found.size}")
+                self._resolved, self._is_resolved = found, True
             return self._resolved
+
+    def _resolve(self) -> Any:
+        hub = self.repo.hub
+        hub.count()
+
+        def ask() -> Any:
+            return get_hf_file_metadata(self._url, token=hub.token, timeout=TIMEOUT, endpoint=hub.endpoint)
+
+        with explained(f"`{self.where}`", self.repo.ref.repo_id):
+            return hub.patiently(ask, f"`{self.where}`")
+
+    def _raise_changed(self, expected: str, got: str) -> NoReturn:
+        raise BrokenFileError(
+            f"Expected `{self.where}` to stay as it was ({printable(expected)[:80]}), got {printable(got)[:80]}: it "
+            "changed while it was read, or the server mixes files up. Run again."
+        )
 
     def read(self, extents: Sequence[Extent]) -> list[bytearray]:
         """The bytes of each `(start, stop)`, in the order asked."""
@@ -338,8 +425,8 @@ class RemoteFile:
                         f"The Hub refuses `{self.where}` (403), also after a new link.", repo=self.repo.ref.repo_id
                     ) from None
                 refreshed = True
-                self._resolved = None
-            except httpx.TransportError as error:
+                self._is_resolved = False
+            except _BrokenOff as error:
                 broken += 1
                 if broken == TRIES:
                     raise HubUnavailableError(
@@ -349,27 +436,28 @@ class RemoteFile:
                 time.sleep(0.125 * 2**broken)
 
     def _get(self, start: int, stop: int) -> bytearray:
-        with self._asked(start, stop) as response:
+        def take(response: Any) -> tuple[bytearray, bool]:
             whole = self._check_range(response, start, stop)
-            wanted = self.size if whole else stop - start
-            body, failure = _body(response, wanted)
-        if failure is not None:
-            raise failure
+            return _body(response, self.size if whole else stop - start), whole
+
+        body, whole = self._asked(start, stop, take)
+        wanted = self.size if whole else stop - start
         if len(body) != wanted:
             raise BrokenFileError(f"Expected {wanted:,} bytes of `{self.where}`, got {len(body):,}. Try again.")
         return body[start:stop] if whole else body
 
     def _count_bytes(self) -> int:
         """The file's size by GET: from Content-Range or Content-Length, else by reading the whole of a small file."""
-        body, failure = bytearray(), None
-        with self._asked(0, 1) as response:
+
+        def take(response: Any) -> int | None:
             total = _total(response)
             if total is None and response.status_code == 200 and _says_where_it_ends(response):
-                body, failure = _body(response, MAX_UNSIZED)
-                total = len(body) if len(body) <= MAX_UNSIZED else None
+                body = _body(response, MAX_UNSIZED)
                 self._whole = bytes(body)
-        if failure is not None:
-            raise failure
+                return len(body) if len(body) <= MAX_UNSIZED else None
+            return total
+
+        total = self._asked(0, 1, take)
         if total is None:
             self._whole = None
             raise CheckpointError(
@@ -377,22 +465,37 @@ class RemoteFile:
             )
         return total
 
-    @contextmanager
-    def _asked(self, start: int, stop: int) -> Iterator[Any]:
-        """The answer to a request for a range, its body not yet read; what is refused is raised."""
+    def _asked(self, start: int, stop: int, take: Callable[[Any], T]) -> T:
+        """What `take` makes of the answer to a request for a range; what is refused is raised."""
         location, hub = self._meta.location, self.repo.hub
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         ours = same_origin(location, hub.endpoint)
         if ours:
             headers = build_hf_headers(token=hub.token, library_name="hf_lineage", headers=headers)
         hub.count()
-        request = http_stream_backoff("GET", location, headers=headers, timeout=TIMEOUT)
-        with explained(f"`{self.where}`", self.repo.ref.repo_id), request as response:
-            if response.status_code == 403 and not ours:
-                raise _ExpiredLocation
-            if response.status_code not in (200, 206, 416):
-                hf_raise_for_status(response)
-            yield response
+
+        def ask() -> T:
+            with get_session().stream("GET", location, headers=headers, timeout=TIMEOUT) as response:
+                if response.status_code == 403 and not ours:
+                    raise _ExpiredLocation
+                if response.status_code not in (200, 206, 416):
+                    _raise_for_status(response, _unpacked(response, MAX_ERROR))
+                self._check_tag(location, response)
+                try:
+                    return take(response)
+                except httpx.TransportError as error:
+                    raise _BrokenOff from error
+
+        with explained(f"`{self.where}`", self.repo.ref.repo_id):
+            return hub.patiently(ask, f"`{self.where}`")
+
+    def _check_tag(self, location: str, response: Any) -> None:
+        """Raise `BrokenFileError` where a location has another content than the first time."""
+        tag = response.headers.get("ETag")
+        if tag is not None and response.status_code != 416:
+            known = self._tags.setdefault(location.partition("?")[0], tag)
+            if known != tag:
+                self._raise_changed(f"ETag {known}", f"ETag {tag}")
 
     @property
     def _server(self) -> str:
@@ -431,20 +534,78 @@ class _ExpiredLocation(Exception):
     """A signed link ran out between two ranges."""
 
 
-def _body(response: Any, most: int) -> tuple[bytearray, httpx.TransportError | None]:
-    """The body, little more than `most` bytes of it, and what broke it off.
+class _BrokenOff(Exception):
+    """A connection broke before the whole of a range had come."""
 
-    An exception must not pass through the client's context manager, which would send the request again.
+
+def within(seconds: float, ask: Callable[[], T]) -> T:
+    """`ask()` in a thread of its own, which is left to itself after so many seconds.
+
+    The time-out of a socket begins anew with every byte. Raises `httpx.ReadTimeout`, and what `ask` raises.
     """
-    body = bytearray()
+    found: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            found.put((True, ask()))
+        except BaseException as error:
+            found.put((False, error))
+
+    threading.Thread(target=run, name="hf-lineage-request", daemon=True).start()
     try:
-        for chunk in response.iter_bytes(1 << 16):
-            body += chunk
+        fine, answer = found.get(timeout=seconds)
+    except Empty:
+        raise httpx.ReadTimeout(f"no answer within {seconds:.0f} s") from None
+    if not fine:
+        raise answer
+    return answer
+
+
+def _body(response: Any, most: int) -> bytearray:
+    """The body, little more than `most` bytes of it."""
+    body = bytearray()
+    for chunk in response.iter_bytes(1 << 16):
+        body += chunk
+        if len(body) > most:
+            break
+    return body
+
+
+def _unpacked(response: Any, most: int) -> bytes | None:
+    """The whole body, unpacked within bounds: a megabyte of gzip may stand for gigabytes. None if there is more."""
+    packed = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if packed not in ("identity", "gzip", ""):
+        raise httpx.DecodingError(f"an encoding that was not asked for: {packed[:20]}")
+    unpack, body = zlib.decompressobj(31), bytearray()
+    try:
+        for chunk in response.iter_raw(1 << 16):
+            body += unpack.decompress(chunk, most + 1 - len(body)) if packed == "gzip" else chunk
             if len(body) > most:
-                break
-    except httpx.TransportError as error:
-        return body, error
-    return body, None
+                return None
+    except zlib.error as error:
+        raise httpx.DecodingError(str(error)) from error
+    return bytes(body)
+
+
+def _raise_for_status(response: Any, body: bytes | None) -> None:
+    """`hf_raise_for_status` of a body that was read within bounds; what is longer is not quoted."""
+    packing = ("content-encoding", "content-length", "transfer-encoding")
+    headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in packing]
+    hf_raise_for_status(
+        httpx.Response(response.status_code, headers=headers, content=body or b"", request=response.request)
+    )
+
+
+def _seconds_named(response: Any) -> int | None:
+    """How long to wait before asking again, in seconds, as the server names it; None where it does not.
+
+    Dates are not read.
+    """
+    limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
+    named = response.headers.get("Retry-After", "").strip()
+    return int(named) if re.fullmatch("[0-9]{1,12}", named) else None
 
 
 def _total(response: Any) -> int | None:
@@ -501,7 +662,10 @@ def date_text(value: Any) -> str | None:
 
 def server_name(url: str) -> str:
     """Scheme and host of an address, without a password, a path or a signature."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an address that is none"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
@@ -523,6 +687,8 @@ def explained(what: str, repo: str | None = None) -> Iterator[None]:
     """Turn the client's exceptions into ours: what was asked for, what came, what to do next; `repo`: of which repo."""
     try:
         yield
+    except LineageError:
+        raise
     except GatedRepoError as error:
         raise GatedError(
             f"{what} is gated: accept its terms on its page.", "Then log in with `hf auth login`.", repo=repo
@@ -553,6 +719,11 @@ def explained(what: str, repo: str | None = None) -> Iterator[None]:
         raise HubUnavailableError(
             f"{what}: the Hub at {constants.ENDPOINT} did not answer ({type(error).__name__}).",
             "Is there a network? Else try again later.",
+        ) from error
+    except (httpx.InvalidURL, ValueError) as error:  # ValueError: the client reads addresses and numbers of a server
+        raise HubUnavailableError(
+            f"{what}: the Hub at {constants.ENDPOINT} sent what makes no sense ({type(error).__name__}).",
+            "Is a proxy in between?",
         ) from error
 
 

@@ -55,17 +55,19 @@ def listing(
     asked |= {"search": search} if search else {}
     asked |= {"num_parameters": _range(*parameters)} if parameters else {}
     url: str | None = f"{hub.endpoint}/api/models"
-    left = limit
+    left, known = limit, set[str]()
     while url and left > 0:
         answer, url = hub.get(url, asked, "a listing of models")
-        page = _list(answer)
-        for item in page[:left]:
-            left -= 1  # whatever it is: pages of nothing else would never end
-            if isinstance(item, dict) and isinstance(item.get("id"), str) and is_repo_id(item["id"]):
-                hub.know(item)
-                yield _listed(item)
-        if not page:
+        page = [item for item in _list(answer)[:left] if isinstance(item, dict)]
+        fresh = [item for item in page if isinstance(item.get("id"), str) and is_repo_id(item["id"])]
+        fresh = [item for item in fresh if item["id"] not in known]
+        if not fresh:  # links to a next page may never end
             return
+        known |= {item["id"] for item in fresh}
+        for item in fresh:
+            hub.know(item)
+            yield _listed(item)
+        left -= len(page)
         asked = {}  # the next page's url has it
 
 

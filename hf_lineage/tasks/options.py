@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..answers.base import Progress
-from ..errors import ArgumentError
+from ..errors import ArgumentError, TimeOverError
 from ..parallel import world
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     Sample = str | float | int | None
 
 EVIDENCE_NAMES = ("weights", "features", "detector")
+MORE_TIME = ("Give it more time, or read less: --timeout, --sample.", "timeout=…, sample=….")  # hints
 PACKAGES = ("hf_lineage", "huggingface_hub", "numpy", "torch")
 
 
@@ -76,6 +78,7 @@ class Options:
     relatives: bool = True
     most: int | None = None
     spent: int = 0
+    timeout: float | None = None
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -95,7 +98,27 @@ class Options:
             raise ArgumentError(f"Expected `alpha` between 0 and 1, got {self.alpha}.")
         if self.max_bytes is not None and self.max_bytes <= 0:
             raise ArgumentError(f"Expected `max_bytes` above 0, got {self.max_bytes}.")
+        if self.timeout is not None:
+            if not self.timeout > 0:
+                raise ArgumentError(f"Expected `timeout` above 0 seconds, got {self.timeout}.")
+            object.__setattr__(self, "progress", self._in_time(self.progress))
         self.networks.check(self.evidence)
+
+    @property
+    def ends(self) -> float:
+        """When the question's time is over, on the monotonic clock."""
+        return math.inf if self.timeout is None else self.started + self.timeout
+
+    def _in_time(self, progress: Progress | None) -> Progress:
+        """`progress`, which every loop that reads calls, and which ends them when the time is over."""
+
+        def report(done: int, total: int, what: str) -> None:
+            if time.monotonic() > self.ends:
+                raise TimeOverError(f"The {self.timeout:g} seconds that were given are over.", *MORE_TIME)
+            if progress is not None:
+                progress(done, total, what)
+
+        return report
 
     @property
     def reading_memory(self) -> Memory:

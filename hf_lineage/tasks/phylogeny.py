@@ -73,6 +73,7 @@ def phylogeny(
     token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
     sample: str | float | int | None = None, max_bytes: int | str | None = None, allow_pickle: bool = False,
     progress: Progress | bool | None = None, seed: int = 0, session: Session | None = None,
+    timeout: float | None = None,
 ) -> Phylogeny:  # fmt: skip
     """Say who descends from whom in a set of models, from their weights alone (Neural Phylogeny, ICLR 2025).
 
@@ -82,7 +83,7 @@ def phylogeny(
     alpha: family-wise error over all pairs of one architecture: the chance that any two unrelated models are joined.
     rho: of the `along-…` methods, the probability that a cluster's centre is set to its parent, in [0, 1]; None
         chooses it without the truth, by silhouette.
-    sample, max_bytes, token, device, memory, allow_pickle, progress, seed, session: as in `trace`.
+    sample, max_bytes, token, device, memory, allow_pickle, progress, seed, session, timeout: as in `trace`.
 
     By `information`: models that the permutation test over hidden units calls related make a group
     (`trees/groups.py`); in a group the maximum spanning tree of the information that units share (docs/methods.md,
@@ -105,9 +106,9 @@ def phylogeny(
         scikit_learn()  # where it is missing, nothing is read
     options = Options(
         alpha=alpha, sample=sample, max_bytes=limit_of(max_bytes), device=device, memory=memory,
-        progress=progress_of(progress), seed=seed,
+        progress=progress_of(progress), seed=seed, timeout=timeout,
     )  # fmt: skip
-    with session_of(session, token, allow_pickle) as session:
+    with session_of(session, token, allow_pickle, options.ends) as session:
         opened, left_out, notes = _open(session, models)
         if not opened:
             raise NothingToCompareError(_with_reasons("No model could be read.", left_out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,15 +138,22 @@ class Session:
 
 
 @contextmanager
-def session_of(session: Session | None, token: str | bool | None, allow_pickle: bool) -> Iterator[Session]:
-    """The caller's session, or one of the question's own that ends with it. Raises `ArgumentError`."""
+def session_of(
+    session: Session | None, token: str | bool | None, allow_pickle: bool, ends: float = math.inf
+) -> Iterator[Session]:
+    """The caller's session, or one of the question's own that ends with it. Raises `ArgumentError`.
+
+    ends: on the monotonic clock, after which the Hub is asked nothing.
+    """
     if session is None:
         with Session(token, allow_pickle) as own:
+            own.opener.ends = ends
             yield own
     elif token is not None or allow_pickle:
         raise ArgumentError("Expected `token` and `allow_pickle` to be given to the Session, not beside it.")
     else:
         session.begin()
+        session.opener.ends = ends
         yield session
 
 

@@ -51,6 +51,7 @@ def trace(
     token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
     sample: str | float | int | None = None, max_bytes: int | str | None = None, allow_pickle: bool = False,
     progress: Progress | bool | None = None, seed: int = 0, session: Session | None = None,
+    timeout: float | None = None,
 ) -> Lineage:  # fmt: skip
     """Say which of the candidates the child was fine-tuned from, and how sure that is.
 
@@ -92,6 +93,8 @@ def trace(
         all hidden units fit, whole layers are chosen by the seed, and the answer says so (`units_in_memory`).
     progress: called as `progress(done, total, what)`, in bytes. seed: of the sample and of the permutations.
     session: an `hl.Session` whose models are already open; `token` and `allow_pickle` are then the session's.
+    timeout: seconds after which what reads weights or asks the Hub ends with a `TimeOverError` or, of the Hub, a
+        `HubUnavailableError`.
 
     Under `torchrun` or `accelerate launch` every process must make the same call; they share the reading, all return
     the same `Lineage`, and only the first calls `progress` (`parallel.py`).
@@ -106,11 +109,11 @@ def trace(
     options = Options(
         evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=limit_of(max_bytes),
         device=device, memory=memory,
-        progress=progress_of(progress), seed=seed, tree=candidates is None if tree is None else tree, older=older,
-        relatives=relatives,
+        progress=progress_of(progress), seed=seed, timeout=timeout,
+        tree=candidates is None if tree is None else tree, older=older, relatives=relatives,
         networks=Networks(probes=probes, taps=taps, metric=metric, step=step, detector=detector),
     )  # fmt: skip
-    with session_of(session, token, allow_pickle) as session:
+    with session_of(session, token, allow_pickle, options.ends) as session:
         if candidates is None:
             return _search(child, session, options)
         return _answer(ask(session, child, candidates), options)

@@ -60,6 +60,7 @@ def trace_layers(
     detector: str | Path | None = None, token: str | bool | None = None, device: Wanted = None,
     memory: int | str | None = None, sample: str | float | int | None = None, max_bytes: int | str | None = None,
     allow_pickle: bool = False, progress: Progress | bool | None = None, seed: int = 0, session: Session | None = None,
+    timeout: float | None = None,
 ) -> LayerLineage:  # fmt: skip
     """Say for each block of the child which block of which candidate it came from, and in what proportion.
 
@@ -81,10 +82,10 @@ def trace_layers(
     options = Options(
         evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=limit_of(max_bytes),
         device=device, memory=memory,
-        progress=progress_of(progress), seed=seed,
+        progress=progress_of(progress), seed=seed, timeout=timeout,
         networks=Networks(probes=probes, metric=metric, step=step, detector=detector),
     )  # fmt: skip
-    with session_of(session, token, allow_pickle) as session:
+    with session_of(session, token, allow_pickle, options.ends) as session:
         question = ask(session, child, _sources(child, session) if candidates is None else candidates)
         known = _Blocks(_labels(question.candidates))
         if question.is_adapter:

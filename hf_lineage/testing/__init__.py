@@ -121,8 +121,8 @@ def connect(hub: MiniHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_http, "_HUB_ORIGINS", frozenset([_http._url_origin(hub.url)]))
     monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # of the module's functions: bound at import
     clock = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: hub.waits.append(seconds)})
-    for module in ("utils._http", "file_download"):
-        monkeypatch.setattr(f"huggingface_hub.{module}.time", clock)
+    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download", "hf_lineage.hub.client"):
+        monkeypatch.setattr(f"{module}.time", clock)
     HfFileSystem.clear_instance_cache()  # its listings are kept by endpoint, and that stays for the session
     close_session()
 
