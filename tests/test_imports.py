@@ -41,6 +41,8 @@ HOME = {
     "gguf": {"checkpoints"},
     "pandas": {"answers"},
     "onnx": {"checkpoints"},
+    "jinja2": {"report"},
+    "markupsafe": {"report"},
     "yaml": {"checkpoints", "report", "testing"},
     "cyclonedx": {"report"},
     "packageurl": {"report"},

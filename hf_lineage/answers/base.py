@@ -157,6 +157,12 @@ class StatisticalAnswer(MeasuredAnswer):
         """The fields that say how the answer was reached, in the order of the JSON contract."""
         return {name: getattr(self, name) for name in COST}
 
+    def to_html(self, command: str = "") -> str:
+        """One HTML file to hand to somebody: verdict, what was compared, each piece of evidence beside how often it
+        arises between unrelated models, limits. command: what was typed, to get the same again.
+        """
+        return report("page.page")(self, command)
+
 
 class Evidence(Mapping[str, Any], abc.ABC):
     """What one kind of evidence measured of a candidate: typed fields in Python, and a mapping as its JSON shows it.

@@ -18,6 +18,7 @@ from .candidates import candidates
 from .compare import compare
 from .coverage import coverage
 from .demo import demo
+from .explain import explain
 from .inspect import inspect
 from .layers import layers
 from .output import say
@@ -38,6 +39,7 @@ def cli() -> None:
     hf-lineage demo                                       see it work, offline
     hf-lineage trace user/child org/a org/b               which of these is its parent
     hf-lineage compare org/a user/b                       are these two related, and how
+    hf-lineage explain                                    the last answer, each figure in a sentence
     hf-lineage layers user/merge org/a org/b              which layer came from where
     hf-lineage tree org/a org/b user/c user/d             who descends from whom
     hf-lineage candidates user/child                      who could be the parent
@@ -53,6 +55,7 @@ def cli() -> None:
 for command in (
     trace,
     compare,
+    explain,
     layers,
     tree,
     candidates,
@@ -72,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     bug."""
     typed = sys.argv[1:] if arguments is None else arguments
     try:
-        cli(arguments, standalone_mode=False)
+        cli(arguments, standalone_mode=False, obj={"typed": typed})
     except LineageError as error:
         if "--verbose" in typed:
             say("".join(traceback.format_exception(error)).rstrip())

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..answers.refs import printable
-from ..errors import ArgumentError
+from ..errors import ArgumentError, LineageError
 from ..parallel import world
-from .output import bar, check_writable, formats, mode, reading, save, say, with_options
+from .output import HTML, bar, check_writable, formats, mode, reading, save, say, typed_command, with_options
 
 if TYPE_CHECKING:
     from ..tasks.audit import AuditRecord, Member
@@ -28,8 +28,10 @@ OPTIONS = (
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Audit at most so many."),
     click.option("--search", is_flag=True, help="Look for parents that nobody declares, too; many more requests."),
     click.option("--journal", type=FILE, metavar="FILE", help="Keep what is finished; started again, go on there."),
+    click.option("--comment", is_flag=True, help="Say what was found in each pull request: models org/name@refs/pr/N."),
     click.option("--sarif", type=FILE, metavar="FILE", help="Save the findings as SARIF 2.1.0, for code scanning."),
     click.option("--markdown", type=FILE, metavar="FILE", help="Save the report as Markdown."),
+    HTML,
     reading("Family-wise error, of each model."),
     formats,
 )
@@ -39,7 +41,8 @@ OPTIONS = (
 @with_options(*OPTIONS)
 @click.pass_context
 def audit(context: click.Context, file: str | None, author: str | None, collection: str | None, since: str | None,
-          limit: int | None, form: str, sarif: Path | None, markdown: Path | None, **options: Any) -> None:  # fmt: skip
+          limit: int | None, form: str, sarif: Path | None, markdown: Path | None,
+          html: Path | None, comment: bool, **options: Any) -> None:  # fmt: skip
     """Check what models declare as their base (base_model) against their weights.
 
     The models are those of FILE (a repo id or path a line, # for comments, - for the standard input), of a
@@ -53,6 +56,7 @@ def audit(context: click.Context, file: str | None, author: str | None, collecti
       hf-lineage audit --collection my-org/released-0123abcd --markdown audit.md
       hf-lineage audit --author my-org --journal audit.jsonl      go on where it was interrupted
       hf-lineage audit models.txt --sarif audit.sarif             for code scanning
+      echo org/name@refs/pr/3 | hf-lineage audit - --comment      say it in the pull request
       echo org/name | hf-lineage audit - --search                 who else could be the parent
 
     \b
@@ -64,9 +68,10 @@ def audit(context: click.Context, file: str | None, author: str | None, collecti
         raise click.UsageError("Expected models: a FILE, --author or --collection.", context)
     if world().size > 1:
         raise ArgumentError("Expected one process: an audit runs in one, without torchrun or accelerate launch.")
-    for path, what in ((sarif, "SARIF file"), (markdown, "report"), (options["journal"], "journal")):
+    for path, what in ((sarif, "SARIF file"), (markdown, "report"), (html, "report"), (options["journal"], "journal")):
         if path:
             check_writable(path, what)
+    from ..report import page as report
     from ..tasks.audit import audit as run
     from ..tasks.audit import members
 
@@ -84,10 +89,27 @@ def audit(context: click.Context, file: str | None, author: str | None, collecti
             shown.close()
             output.end()
             _save(output.records, found, sarif, markdown, complete)
+            if html:
+                text = report.audit_page(output.records, typed_command(), complete)
+                save(lambda: html.write_text(text, encoding="utf-8"), "report", html)
+    if comment:
+        _comment(output.records)
     if any(record.status == "contradicted" for record in output.records):
         sys.exit(4)  # `main` runs commands such that click's own exit would be lost
     if output.records and all(record.status in ("failed", "not_testable") for record in output.records):
         sys.exit(5)
+
+
+def _comment(records: list[AuditRecord]) -> None:
+    """Comment on each pull request; one that refuses does not stop the others, nor hide what was found."""
+    from ..tasks.audit.comment import comment
+
+    for record in records:
+        try:
+            if url := comment(record):
+                say(f"comment: {url}")
+        except LineageError as error:
+            say(f"no comment on {printable(record.requested)}: {printable(str(error))}")
 
 
 class _Output:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from .output import bar, formats, is_first, look_for, reading, show, with_options
+from .output import HTML, bar, check_writable, formats, is_first, look_for, reading, save_report, show, with_options
 
 
 @click.command()
 @with_options(
     click.argument("one", metavar="A"), click.argument("other", metavar="B"),
-    reading("Chance that unrelated models are called related."), formats,
+    reading("Chance that unrelated models are called related."), formats, HTML,
 )  # fmt: skip
-def compare(one: str, other: str, form: str, **options: Any) -> None:
+def compare(one: str, other: str, form: str, html: Path | None, **options: Any) -> None:
     """Compare two models of which nothing is known: related? who came first? what was done?
 
     A and B are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~. The answer does not
@@ -31,6 +32,8 @@ def compare(one: str, other: str, form: str, **options: Any) -> None:
     130 interrupted.
     """
     first = is_first()
+    if html:
+        check_writable(html, "report")
     look_for(one)
     look_for(other)
     from ..tasks.compare_pair import compare as run
@@ -39,3 +42,4 @@ def compare(one: str, other: str, form: str, **options: Any) -> None:
         found = run(one, other, progress=progress, **options)
     if first:
         show(found, form, [found.first])
+        save_report(found, html)

@@ -18,6 +18,7 @@ from .output import (
     read_probes,
     read_step,
     save,
+    save_report,
     show,
     with_options,
     within,
@@ -33,7 +34,7 @@ from .output import (
     help="Save a mergekit YAML from which the child's blocks can be made again.",
 )
 def layers(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], probes: str | None, step: str, form: str,
-           plot: Path | None,
+           plot: Path | None, html: Path | None,
            recipe: Path | None, subfolder: str | None, **options: Any) -> None:  # fmt: skip
     """Find which block of CHILD came from where, and in what proportion.
 
@@ -53,6 +54,8 @@ def layers(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], prob
     """
     if plot:
         check_picture(plot)
+    if html:
+        check_writable(html, "report")
     if recipe:
         check_writable(recipe, "recipe")
     options |= {"probes": read_probes(probes), "step": read_step(step)}
@@ -68,5 +71,6 @@ def layers(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], prob
     show(found, form, dict.fromkeys(block.parent for block in found.blocks))
     if plot:
         save(lambda: found.plot(plot), "picture", plot)
+    save_report(found, html)
     if recipe:
         save(lambda: recipe.write_text(found.recipe(), encoding="utf-8"), "recipe", recipe)

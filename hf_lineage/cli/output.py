@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..answers.base import MeasuredAnswer
+from ..answers.base import MeasuredAnswer, StatisticalAnswer
 from ..answers.refs import ModelRef, printable
 from ..errors import ArgumentError, LineageError, NoCandidateReadError, ProcessLostError, TimeOverError
 from ..parallel import world
 from ..report.progress import Bar
 from ..sizes import size_of
+from .kept import keep
 
 if TYPE_CHECKING:
     from ..answers.annotation import Annotation
@@ -193,6 +195,30 @@ def show(answer: Shown, form: str, ids: Iterable[str | None]) -> None:
 
             text = answer.to_text(terminal_width()) if isinstance(answer, MeasuredAnswer) else str(answer)
             click.echo(dressed(text, answer.to_dict()) if takes_colour() else text)
+    keep(answer)
+
+
+HTML = click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Save a report to hand to somebody: one file, with the evidence in pictures and sentences.",
+)  # fmt: skip
+
+
+def typed_command() -> str:
+    """What was typed, without the files that it saves."""
+    context = click.get_current_context(silent=True)
+    words = [*((context.obj or {}).get("typed", ()) if context else ())]
+    for option in ("--html", "--plot"):
+        while option in words:
+            at = words.index(option)
+            del words[at : at + 2]
+    return shlex.join(["hf-lineage", *(word for word in words if not word.startswith(("--html=", "--plot=")))])
+
+
+def save_report(answer: StatisticalAnswer, path: Path | None) -> None:
+    """Write the report of an answer where one was asked for."""
+    if path:
+        save(lambda: path.write_text(answer.to_html(typed_command()), encoding="utf-8"), "report", path)
 
 
 def check_picture(path: Path) -> None:
@@ -279,6 +305,7 @@ QUESTION = (
     reading(),
     formats,
     click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture."),
+    HTML,
 )
 
 

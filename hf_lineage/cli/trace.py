@@ -15,12 +15,14 @@ from .output import (
     bar,
     candidates_of,
     check_picture,
+    check_writable,
     is_first,
     look_for,
     mode,
     read_probes,
     read_step,
     save,
+    save_report,
     show,
     with_options,
     within,
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
 def trace(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], evidence: tuple[str, ...],
           probes: str | None,
           taps: tuple[str, ...], step: str, form: str, explain: bool, plot: Path | None, profile: Path | None,
-          subfolder: str | None, **options: Any) -> None:  # fmt: skip
+          html: Path | None, subfolder: str | None, **options: Any) -> None:  # fmt: skip
     """Find the parent of CHILD among candidates.
 
     CHILD and REF are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~.
@@ -66,7 +68,8 @@ def trace(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], evide
       hf-lineage trace user/child -c timm/resnet18.a1_in1k -c timm/resnet18.tv_in1k
       hf-lineage trace ./my-model -c org/base@v1.0 --json > lineage.json
       hf-lineage trace user/child --explain           check what its files claim, or search the Hub; in words
-      hf-lineage trace user/child -c org/base --sample 0.1% --plot lineage.png
+      hf-lineage trace user/child org/base --sample 0.1% --plot lineage.png
+      hf-lineage trace user/child org/base --html report.html                 to hand to somebody
       hf-lineage trace user/pipeline -c org/pipeline --subfolder unet          or user/pipeline/unet -c …
       hf-lineage trace user/child -c org/a -c org/b --evidence features --probes ./pictures --metric cka
       hf-lineage trace user/child -c org/a -c org/b --profile depth.png
@@ -82,6 +85,8 @@ def trace(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], evide
     """
     for picture in filter(None, (plot, profile)):
         check_picture(picture)
+    if html:
+        check_writable(html, "report")
     if profile:
         evidence = tuple(dict.fromkeys([*evidence, "features"]))
     options |= {
@@ -103,6 +108,7 @@ def trace(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], evide
         click.echo("\n" + "\n".join(textwrap.fill(line, 80, break_on_hyphens=False) for line in lines))
     if plot:
         save(lambda: lineage.plot(plot), "picture", plot)
+    save_report(lineage, html)
     if profile:
         save(lambda: lineage.profile(profile), "picture", profile)
     if may_pass(lineage):

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .output import (
+    HTML,
     bar,
     candidates_of,
     check_picture,
@@ -16,6 +17,7 @@ from .output import (
     is_first,
     reading,
     save,
+    save_report,
     show,
 )
 
@@ -37,6 +39,7 @@ METHODS = (
 @click.option("--rho", type=float, help="Of the along-… methods, in [0, 1]. Default: chosen without the truth.")
 @reading("Chance that any unrelated models are joined.", alpha=1e-2)
 @formats
+@HTML
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture.")
 @click.option(
     "--style",
@@ -48,7 +51,7 @@ METHODS = (
 @click.option(
     "--newick", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the trees as Newick."
 )
-def tree(models: tuple[str, ...], form: str, plot: Path | None, style: Any, newick: Path | None,
+def tree(models: tuple[str, ...], form: str, plot: Path | None, html: Path | None, style: Any, newick: Path | None,
          **options: Any) -> None:  # fmt: skip
     """Find out who descends from whom among models: REF... and nothing else.
 
@@ -69,6 +72,8 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, style: Any, newi
     """
     if plot:
         check_picture(plot)
+    if html:
+        check_writable(html, "report")
     if newick:
         check_writable(newick, "Newick file")
     first = is_first()
@@ -82,5 +87,6 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, style: Any, newi
     show(found, form, found.roots)
     if plot:
         save(lambda: found.plot(plot, style=style), "picture", plot)
+    save_report(found, html)
     if newick:
         save(lambda: newick.write_text(found.to_newick() + "\n", encoding="utf-8"), "Newick file", newick)

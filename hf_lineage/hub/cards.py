@@ -192,6 +192,19 @@ class CardRepository:
             )  # fmt: skip
         return str(done.pr_url or done.commit_url)
 
+    def comment(self, name: str, number: int, text: str) -> str:
+        """Say something once in a discussion or pull request; the comment's address, "" where it stands there already.
+
+        Raises `AccessDeniedError` without a token, `WriteRefusedError`, `HubUnavailableError`.
+        """
+        self.need_token()
+        with _written(name, self.hub.token, True):
+            about = self.api.get_discussion_details(name, number)
+            if any(getattr(event, "content", None) == text for event in about.events):
+                return ""
+            self.api.comment_discussion(name, number, text)
+        return f"{self.hub.endpoint}/{name}/discussions/{number}"
+
     def _url(self, ref: ModelRef) -> str:
         revision = f"/revision/{quote(ref.revision, safe='')}" if ref.revision else ""
         return f"{self.hub.endpoint}/api/models/{ref.repo_id}{revision}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from matplotlib.patches import Rectangle
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
 from ..answers.refs import printable
-from .format import p_text, shorten
+from .format import p_text, prefix_of, shorten
 from .layers import number, sources
 from .sentences import candidate_name
 
@@ -30,6 +31,8 @@ MADE = {
     "ties": "trimmed changes added to a base (TIES)", "dare": "thinned changes added to a base (DARE)",
 }  # fmt: skip
 MISSING = "#e4e4e4"
+# −log10 p → how often unrelated models agree as much
+RARE = {0: "always", 3: "1 in 1,000", 6: "1 in a million", 30: "1 in 10³⁰", 300: "1 in 10³⁰⁰", 3000: "1 in 10³⁰⁰⁰"}
 KEY = (
     "=  every tensor equal      from 7  was block 7 there      hatched  from none of them      ?  could not be decided"
 )
@@ -68,6 +71,7 @@ def plot_profile(lineage: Lineage, path: str | Path | None = None) -> Figure:
     name = seen[0].evidence["features"]["metric"]
     rises, above = name in ("cka", "dc"), False
     names = [tap["tap"] for tap in seen[0].evidence["features"]["taps"]]
+    called = labels([candidate_name(candidate) for candidate in seen])
     for place, candidate in enumerate(seen):
         colour = PARENT if place == 0 else COLOURS[place % len(COLOURS)]
         for form, style in (("plain", "--"), ("exact", "-")):
@@ -75,7 +79,7 @@ def plot_profile(lineage: Lineage, path: str | Path | None = None) -> Figure:
             scores = [s["taylor"] if s[form] is None else s[form] for s in found]
             values = [s if rises else -s for s in scores]
             above = above or any(value > 0 for value in values)
-            label = _short(candidate_name(candidate)) if form == "exact" else None
+            label = called[place] if form == "exact" else None
             axes.plot(range(len(values)), values, style, color=colour, label=label, marker="o", markersize=3)
     if not rises and above:
         axes.set_yscale("log")
@@ -96,14 +100,15 @@ def plot_family(lineages: Sequence[Lineage], path: str | Path | None = None) -> 
     figure = _figure(3.2 + 1.15 * (len(refs) + 1), 1.9 + 0.36 * len(lineages))
     axes = figure.subplots()
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(refs) + 1), [*map(_short, refs), "none of\nthese"], rotation=30, ha="right")
-    axes.set_yticks(range(len(lineages)), [_short(lineage.child.name) for lineage in lineages])
+    axes.set_xticks(range(len(refs) + 1), [*labels(refs), "none of\nthese"], rotation=30, ha="right")
+    axes.set_yticks(range(len(lineages)), labels([lineage.child.name for lineage in lineages]))
     for row, lineage in enumerate(lineages):
         for column, value in enumerate(values[row]):
             if value >= 0.005:
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="w" if value > 0.5 else "k")
         _frame_claims(axes, row, lineage, refs)
-    axes.set_title("Probability of being the parent. Framed: what the card claims; red: contradicted", fontsize=10)
+    title = "Probability of being the parent. In a frame: the model that the card names; red: the weights contradict it"
+    axes.set_title(textwrap.fill(title, round(10 * figure.get_figwidth())), fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
     return _save(figure, path)
 
@@ -134,22 +139,24 @@ def _evidence_bars(axes: Axes, compared: Sequence[Candidate], lineage: Lineage) 
     heights = [0.0 if c.log10_p is None else -c.log10_p for c in compared]
     colours = [PARENT if i == 0 and lineage.parent is not None else OTHER for i in range(len(compared))]
     axes.barh(range(len(compared)), heights, color=colours)
-    axes.axvline(-math.log10(lineage.alpha), color=LINE, linewidth=1, linestyle="--", label=f"α = {lineage.alpha:g}")
-    axes.set_yticks(range(len(compared)), [_short(candidate_name(c)) for c in compared])
+    axes.axvline(-math.log10(lineage.alpha), color=LINE, linewidth=1, linestyle="--")
+    names = labels([candidate_name(c) for c in compared])
+    texts = [f"{name}\np {p_text(c.log10_p)}" for name, c in zip(names, compared, strict=True)]
+    axes.set_yticks(range(len(compared)), texts, fontsize=8.5)  # beside the bars, where no line runs
     axes.set_ylim(len(compared) - 0.5, -0.5)  # the rows of the map beside it
     axes.set_xscale("symlog", linthresh=10)
     axes.set_xlim(0, max([30.0, *(4 * height for height in heights)]))
-    axes.set_xlabel("−log10 p (logarithmic above 10)")
+    shown = {height: words for height, words in RARE.items() if height <= axes.get_xlim()[1]}
+    axes.set_xticks([*shown], [*shown.values()], rotation=30, ha="right", fontsize=8)
+    axes.minorticks_off()
+    axes.set_xlabel("how often unrelated models agree so much; right of the dashed line: related")
     axes.set_title("evidence of a common origin", fontsize=10)
-    for place, c in enumerate(compared):
-        axes.annotate(f" p {p_text(c.log10_p)}", (heights[place], place), va="center", fontsize=8)
-    axes.legend(loc="lower right", frameon=False)
 
 
 def _match_bars(axes: Axes, compared: Sequence[Candidate]) -> None:
     shares = [c.probability or 0.0 for c in compared]
     axes.barh(range(len(compared)), shares, color=[PARENT, *[OTHER] * (len(compared) - 1)])
-    axes.set_yticks(range(len(compared)), [_short(candidate_name(c)) for c in compared])
+    axes.set_yticks(range(len(compared)), labels([candidate_name(c) for c in compared]))
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("match among these candidates, without weights")
@@ -170,7 +177,7 @@ def _block_map(axes: Axes, compared: Sequence[Candidate]) -> None:
     axes.set_xlabel("block of the child")
     axes.set_title("change of its weights, relative to the candidate's norm", fontsize=10)
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
-    bar.set_label("0 equal, 1.4 unrelated")
+    bar.set_ticks([0, 0.5, 1, math.sqrt(2)], labels=["equal", "50 %", "100 %", "unrelated"])
 
 
 def _share_map(axes: Axes, layers: LayerLineage, refs: Sequence[str], row: float) -> None:
@@ -226,7 +233,7 @@ def _score_map(axes: Axes, layers: LayerLineage, refs: Sequence[str]) -> None:
         return
     low, high = (0.0, 1.0) if weights else (float(np.nanmin(matrix)), float(np.nanmax(matrix)))
     image = axes.imshow(matrix, cmap="Greens", vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-    _bar(axes, image, "correlation of the weights (0 and below: white)" if weights else "score of the features")
+    _bar(axes, image, "correlation of the weights" if weights else "score of the features")
 
 
 def _bar(axes: Axes, image: AxesImage, label: str) -> None:
@@ -236,7 +243,7 @@ def _bar(axes: Axes, image: AxesImage, label: str) -> None:
 
 
 def _columns(axes: Axes, refs: Sequence[str]) -> None:
-    axes.set_xticks(range(len(refs)), [*map(_short, refs)], rotation=35, ha="right", fontsize=8.5)
+    axes.set_xticks(range(len(refs)), labels(refs), rotation=35, ha="right", fontsize=8.5)
     for edge in range(1, len(refs)):
         axes.axvline(edge - 0.5, color="w", linewidth=0.8)
     for edge in range(1, round(axes.get_ylim()[0] + 0.5)):
@@ -262,6 +269,18 @@ def _frame_claims(axes: Axes, row: int, lineage: Lineage, refs: Sequence[str]) -
 
 def _probability(lineage: Lineage, ref: str) -> float:
     return next((c.probability or 0.0 for c in lineage.candidates if c.ref == ref), 0.0)
+
+
+def labels(refs: Sequence[str]) -> list[str]:
+    """What models are called in a picture: without the folder that all of them begin with, two never the same.
+
+    Of one alone the last part is enough, as of the ids of a search where no two end alike.
+    """
+    names = [printable(ref).rstrip("/") for ref in refs]
+    last = [name.rpartition("/")[2] for name in names]
+    cut = prefix_of([name for name in names if "/" in name])
+    short = last if len({*last}) == len({*names}) else [name.removeprefix(cut) for name in names]
+    return [_shown(name, 28) for name in short]
 
 
 def _short(ref: str) -> str:

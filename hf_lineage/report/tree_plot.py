@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -26,7 +26,7 @@ from matplotlib.path import Path as Curve
 from ..answers.phylogeny import Phylogeny
 from ..answers.refs import printable
 from ..errors import ArgumentError
-from .format import shorten
+from .format import prefix_of, shorten
 from .plots import COLOURS, PARENT
 from .tree_text import MISSING, Drawn, Tie, grow, relation, summary
 
@@ -50,12 +50,18 @@ def plot_tree(phylogeny: Phylogeny, path: str | Path | None = None, *, style: st
         raise ArgumentError(f"Expected the style `auto`, `tree` or `ring`, got {style!r}.")
     named = sum(not node.hidden for node in phylogeny.nodes)
     draw = _rings if style == "ring" or (style == "auto" and named > MAX_TREE_MODELS) else _trees
-    figure = draw(phylogeny, grow(phylogeny))
+    figure = draw(phylogeny, _without_folder(grow(phylogeny)))
     if path is not None:
         dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same answer is the same bytes
         with rc_context({"svg.hashsalt": "hf_lineage"}):
             figure.savefig(path, dpi=150, metadata=dates.get(Path(path).suffix.lower()))
     return figure
+
+
+def _without_folder(drawn: Drawn) -> Drawn:
+    """Names in pictures lose the folder that all of them begin with, if there is one."""
+    cut = prefix_of([node.id for node in drawn.nodes.values() if not node.hidden])
+    return replace(drawn, cut=cut if len(cut) > 2 else "")
 
 
 def shown(text: str, width: int) -> str:
@@ -115,13 +121,14 @@ def _trees(phylogeny: Phylogeny, drawn: Drawn) -> Figure:
     figure, axes = _sheet(width, bottom + 0.25 + 0.11 * (len(handles) + 1))
     scale = figure.get_figwidth() / width
     colours = _colours(drawn)
+    ends = _ends(drawn, boxes)
     for above in boxes:
         for tie in drawn.below[above] + drawn.also[above]:
-            _draw_edge(axes, boxes[above], boxes[tie.node], tie, colours[above], scale)
+            _draw_edge(axes, boxes[above], ends[above, tie.node], tie, colours[above], scale)
     roots = set(phylogeny.roots) - set(drawn.alone)
     for node in boxes:
         _draw_node(axes, drawn, node, boxes[node], _Look(colours[node], node in roots, scale))
-    title = textwrap.fill(summary(phylogeny, drawn), int(12 * width))
+    title = textwrap.fill(summary(phylogeny, drawn) + (f"; in {drawn.cut}" if drawn.cut else ""), int(12 * width))
     axes.text(0.2, 0.32, title, fontsize=max(5, 10.5 * scale), color=INK, va="center")
     figure.legend(handles=handles, loc="lower left", ncols=2, frameon=False, fontsize=max(4, 8 * scale), labelcolor=INK)
     return figure
@@ -137,7 +144,8 @@ def _boxes(drawn: Drawn) -> dict[str, Box]:
     boxes = {}
     for tops in drawn.trees:
         for row in drawn.all(tops):
-            names = [shown(row.node, 32), *(f"= {shown(copy, 30)}" for copy in drawn.copies[row.node])]
+            names = [shown(drawn.called(row.node), 32)]
+            names += [f"= {shown(drawn.called(copy), 30)}" for copy in drawn.copies[row.node]]
             names += [relation(row.edge)] if row.edge and row.edge.relation not in ("finetune", "merge") else []
             width = 0.2 if drawn.nodes[row.node].hidden else max(map(wide, names)) + 2 * PAD
             boxes[row.node] = Box(len(row.bars), width, LINE - 0.1 + COPY * (len(names) - 1), names)
@@ -193,8 +201,22 @@ def _place_alone(drawn: Drawn, boxes: dict[str, Box], top: float, width: float) 
     return top + LINE * bool(drawn.alone)
 
 
-def _draw_edge(axes: Axes, above: Box, box: Box, tie: Tie, colour: str, scale: float) -> None:
-    start, end = (above.x + above.width, above.y), (box.x - 0.03, box.y)
+def _ends(drawn: Drawn, boxes: dict[str, Box]) -> dict[tuple[str, str], tuple[float, float]]:
+    """Where each edge ends: of a merge beside one another, from the top, so that every arrow is seen."""
+    above: dict[str, list[str]] = defaultdict(list)
+    for node in boxes:
+        for tie in drawn.below[node] + drawn.also[node]:
+            above[tie.node].append(node)
+    ends = {}
+    for node, parents in above.items():
+        box, apart = boxes[node], min(0.16, boxes[node].height / max(1, len(parents)))
+        for place, parent in enumerate(sorted(parents, key=lambda parent: boxes[parent].y)):
+            ends[parent, node] = (box.x - 0.03, box.y + apart * (place - (len(parents) - 1) / 2))
+    return ends
+
+
+def _draw_edge(axes: Axes, above: Box, end: tuple[float, float], tie: Tie, colour: str, scale: float) -> None:
+    start = (above.x + above.width, above.y)
     bend = max(0.4, abs(end[0] - start[0]) / 2)
     points = [start, (start[0] + bend, start[1]), (end[0] - bend, end[1]), end]
     probability = tie.edge.probability
@@ -366,7 +388,7 @@ def _arc(a: Slot, b: Slot) -> Curve:
 
 def _draw_labels(axes: Axes, drawn: Drawn, slots: Sequence[Slot]) -> float:
     """Each model's name where there is room, else that of each family's first; how far out the drawing reaches."""
-    longest = max((len(shown(slot.node, 24)) for slot in slots), default=0)
+    longest = max((len(shown(drawn.called(slot.node), 24)) for slot in slots), default=0)
     units = {step / 2: (SIDE / 2 - longest * 0.62 * step / 144) / 1.03 for step in range(18, 8, -1)}  # size → inches
     share = 2 * math.pi / (len(slots) + 1)
     fits = [size for size, unit in units.items() if size * 1.12 / 72 <= unit * share]  # points, the largest first
@@ -379,8 +401,9 @@ def _draw_labels(axes: Axes, drawn: Drawn, slots: Sequence[Slot]) -> float:
         angle = math.degrees(math.atan2(y, x))
         left = abs(angle) > 90
         axes.text(
-            x, y, shown(slot.node, 24), fontsize=size, color=INK, rotation=angle + 180 if left else angle, va="center",
-            ha="right" if left else "left", rotation_mode="anchor", parse_math=False, gid="label",
+            x, y, shown(drawn.called(slot.node), 24), fontsize=size, color=INK,
+            rotation=angle + 180 if left else angle, va="center", ha="right" if left else "left",
+            rotation_mode="anchor", parse_math=False, gid="label",
         )  # fmt: skip
     return SIDE / 2 / units[size]
 
@@ -395,7 +418,11 @@ def _ring_legend(drawn: Drawn, slots: Sequence[Slot], colours: dict[str, str]) -
     shades += [(UNKNOWN, "generation not known")] if UNKNOWN in found else []
     handles: list[Artist] = [space, *(Patch(color=shade, label=label) for shade, label in shades), space]
     for tops in drawn.families if len(drawn.families) <= len(GROUPS) else ():
-        first = "a missing ancestor" if drawn.nodes[tops[0]].hidden else shown(tops[0], 24).replace("$", r"\$")
+        first = (
+            "a missing ancestor"
+            if drawn.nodes[tops[0]].hidden
+            else shown(drawn.called(tops[0]), 24).replace("$", r"\$")
+        )
         handles.append(Patch(color=colours[tops[0]], label=f"family of {first}"))
     entries = [
         (any(node.hidden for node in nodes), Patch(facecolor="white", edgecolor=FAINT, label=MISSING)),

@@ -63,7 +63,8 @@ class Drawn:
 
     `trees`: for each group the nodes to start from, one if the group is a tree. `below`: the branches from a node down.
     `also`: its other edges, to nodes that hang elsewhere. `copies`: what equals a node and is drawn beside it.
-    `merged`: nodes with several parents, the heaviest first. `alone`: models without relatives.
+    `merged`: nodes with several parents, the heaviest first. `alone`: models without relatives. `cut`: what all names
+    begin with and a picture leaves out.
     """
 
     nodes: dict[str, Node]
@@ -73,6 +74,7 @@ class Drawn:
     copies: defaultdict[str, list[str]]
     merged: dict[str, list[Tie]]
     alone: tuple[str, ...]
+    cut: str = ""
 
     def rows(self, top: str) -> Iterator[Row]:
         """The lines of one tree, from the top down."""
@@ -88,6 +90,10 @@ class Drawn:
     def all(self, tops: tuple[str, ...]) -> list[Row]:
         """The nodes of a group's trees, each once and without its copies."""
         return [row for top in tops for row in self.rows(top) if not row.reference]
+
+    def called(self, node: str) -> str:
+        """A node's name without what all begin with."""
+        return node.removeprefix(self.cut)
 
     @property
     def families(self) -> tuple[tuple[str, ...], ...]:
@@ -284,7 +290,7 @@ class _Page:
         yield from self.numbered(lead + shorten(self.called(row.node), room), row)
         under = self.under(row)
         if row.node in drawn.merged:
-            text = made_of(drawn.merged[row.node], lambda ref: shorten(self.called(ref), 30))
+            text = made_of(drawn.merged[row.node], self.called)
             yield from labelled(under, text, self.width, under)
         for copy in drawn.copies[row.node]:
             yield f"{under}= {shorten(self.called(copy), self.width - len(under) - 2)}"

@@ -1,0 +1,105 @@
+"""How often evidence as strong as an answer's arises between unrelated models: the figures beside a report's evidence.
+
+    python tests/benchmarks/background.py measure    trains unrelated networks, keeps results/background.json
+    python tests/benchmarks/background.py write      writes hf_lineage/report/background.json from the kept results
+
+`measure` compares every pair of `COUNT` networks of each architecture of `experiments.families`, trained from scratch
+on the same data, only their seeds differ. The other figures are those of calibration.json, disguise.json,
+direction_verdicts.json, orphans.json, structure-calibration.json and unrelated.json in the same folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from records import ROOT, write_record
+
+import hf_lineage as hl
+from hf_lineage.experiments.families import train_unrelated
+
+RESULTS = Path(__file__).parent / "results"
+SHIPPED = ROOT / "hf_lineage" / "report" / "background.json"
+COUNT = {"fc": 8, "resnet": 5, "vit": 5, "llama": 5}
+SEED = 21
+
+
+def measure() -> None:
+    """Train, compare every pair, keep a line for each."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder, hl.Session() as session:
+        for architecture, count in COUNT.items():
+            family = train_unrelated(Path(folder) / architecture, architecture, count, seed=SEED)
+            paths = sorted(member.path for member in family.members)
+            for one, other in itertools.combinations(paths, 2):
+                best = hl.trace(one, [other], session=session, relatives=False).candidates[0]
+                rows.append({
+                    "architecture": architecture, "pair": [one.name, other.name], "relation": best.relation,
+                    "log10_p": best.log10_p, "moved": best.facts.get("moved"),
+                    "correlation": best.evidence["weights"]["correlation"],
+                })  # fmt: skip
+            print(architecture, len(rows), flush=True)
+    write_record("background", rows, seed=SEED, count=COUNT)
+
+
+def kept(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def p_values() -> dict[str, Any]:
+    """Of the test for a common origin, of unrelated models."""
+    values = sorted(p for kind in kept("structure-calibration")["kinds"].values() for p in kind["p"] if p is not None)
+    more = list(kept("unrelated")["kinds"].values())
+    steps = [10 ** (-place / 4) for place in range(17)]  # from 1 down to 1e-4
+    at_most = [sum(p <= step * (1 + 1e-9) for p in values) for step in steps]
+    return {
+        "source": ["structure-calibration.json", "unrelated.json"], "pairs": len(values), "smallest": values[0],
+        "at_most": [[round(step, 6), count] for step, count in zip(steps, at_most, strict=True)],
+        "more_pairs": sum(kind["pairs"] for kind in more),
+        "more_at_1_percent": sum(kind["hits_at_1_percent"] for kind in more),
+    }  # fmt: skip
+
+
+def changes() -> dict[str, Any]:
+    """Relative changes and correlations of the weights of unrelated models."""
+    rows = kept("background")["rows"]
+    moved, alike = (sorted(row[name] for row in rows) for name in ("moved", "correlation"))
+    spread = [moved[round(share * (len(moved) - 1))] for share in (0, 0.25, 0.5, 0.75, 1)]
+    return {
+        "source": ["background.json"], "pairs": len(rows), "architectures": len({row["architecture"] for row in rows}),
+        "moved": [round(value, 4) for value in spread], "correlation": [round(alike[0], 4), round(alike[-1], 4)],
+        "called_related": sum(row["relation"] != "none" for row in rows),
+    }  # fmt: skip
+
+
+def write() -> None:
+    """All figures of the report."""
+    disguise = kept("disguise")["architectures"].values()
+    calibration, table, orphans = kept("calibration")["all"], kept("direction_verdicts")["table"], kept("orphans")
+    figures = {
+        "made": "tests/benchmarks/background.py, from tests/benchmarks/results",
+        "p_value": p_values(),
+        "change": changes(),
+        "hidden": {
+            "source": ["disguise.json"], "pairs": sum(kind["pairs"] for kind in disguise),
+            "called_related": sum(kind["taken_for_relatives"] for kind in disguise),
+        },
+        "order": {
+            "source": ["direction_verdicts.json"],
+            "table": {name: {"right": 0, "silent": 0, "wrong": 0} | found for name, found in table.items()},
+        },
+        "probability": {
+            "source": ["calibration.json"], "answers": calibration["verdicts"], "children": calibration["children"],
+            "bins": calibration["bins"],
+        },
+        "none": {"source": ["orphans.json"], "orphans": orphans["orphans"], "none": orphans["none"]},
+    }  # fmt: skip
+    SHIPPED.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    {"measure": measure, "write": write}[sys.argv[1]]()
