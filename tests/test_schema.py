@@ -122,7 +122,7 @@ def made(lab: Any, folders: dict[str, Path], nets: dict[str, Tensors], tmp_path:
         "comparison": [
             hl.compare(folders["child"], folders[name]).to_dict() for name in ("parent", "stranger", "copy")
         ],
-        "coverage": [hl.coverage(folders["child"]).to_dict(), hl.coverage("lab/child").to_dict()],
+        "coverage": [hl.coverage(folders["child"], check=True).to_dict(), hl.coverage("lab/child").to_dict()],
         "history": [hl.inspect(folders["child"]).to_dict(), hl.inspect("lab/child").to_dict()],
         "annotation": [note.to_dict() for note in notes],
         "audit": [*(record.to_dict() for record in records), *lines[1:]],
@@ -205,6 +205,7 @@ WRONG: list[tuple[str, str, Any]] = [
     ("candidates", "candidates.0.status", "compared"), ("candidates", "requests", -1), ("candidates", "alpha", 0.1),
     ("comparison", "related", "yes"), ("comparison", "models", []), ("comparison", "later", None), ("comparison", "first", 1),
     ("coverage", "p_value", None), ("coverage", "units.share", 1.5), ("coverage", "left_out.0.reason", ""), ("coverage", "blocks.tested", -1),
+    ("coverage", "check.kinds", None), ("coverage", "check.reason", 1),
     ("history", "lattice", "fp8"), ("history", "trained_since", False), ("history", "repeated_layers", [[1, 2, 3]]),
     ("history", "evidence.memory_bf16.entries", None), ("history", "alpha", 0.1), ("history", "stored", None),
     ("annotation", "changed", "yes"), ("annotation", "files", ["README.md", "README.md"]), ("annotation", "diff", None),
@@ -237,6 +238,7 @@ RECORDS: dict[tuple[str, str], type] = {
     ("phylogeny", "node"): phylogeny.Node, ("phylogeny", "edge"): phylogeny.Edge,
     ("candidates", "found_candidate"): search.FoundCandidate, ("history", "history_evidence"): history.HistoryEvidence,
     ("coverage", "units"): coverage.TestedUnits, ("coverage", "blocks"): coverage.CoveredBlocks, ("coverage", "left_out"): coverage.LeftOut,
+    ("coverage", "check"): coverage.UnitCheck, ("coverage", "kind"): coverage.CheckedKind,
     ("audit", "finding"): audit.Finding,
 }  # fmt: skip
 

@@ -616,7 +616,10 @@ def _halves(tree: _Tree, path: tuple[str, ...], module: _Module) -> dict[str, li
             or any(width not in slot.shape[:2] and slot.rows != slot.columns for slot in others)
         ):
             continue
-        between = any(slot.depthwise and slot.rows == width for slot in slots.values())
+        depthwise = {slot.rows for slot in slots.values() if slot.depthwise}
+        if depthwise - {width, 2 * width}:
+            continue  # MambaOut's: it looks at the last of the units only, which are others than the first
+        between = width in depthwise
         inside = [slot for slot in others if width in slot.shape[:2]]
         if (inside and not between) or (width == x.columns and not between) or _fixed(first):
             continue

@@ -7,6 +7,7 @@ or from memory, and counts the bytes.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -163,6 +164,27 @@ class Checkpoint(Mapping[str, Entry], abc.ABC):
         """The named tensors, each in its stored dtype and shape, in the order asked."""
         pieces = self.read([Slice(name, 0, self[name].count) for name in names])
         return [piece.reshape(self[name].shape) for name, piece in zip(names, pieces, strict=True)]
+
+
+class HeaderCheckpoint(Checkpoint):
+    """Names, dtypes and shapes, and nothing to read."""
+
+    def __init__(self, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        entries = {
+            n: Entry(n, dtype, shape, math.prod(shape) * BITS[dtype] // 8) for n, (dtype, shape) in shapes.items()
+        }
+        super().__init__(ModelRef("local", "./header"), "./header", entries)
+
+    @property
+    def bytes_read(self) -> int:
+        return 0
+
+    @property
+    def remote(self) -> bool:
+        return False
+
+    def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
+        raise NotImplementedError("a header holds no values")
 
 
 class Wrapper(Checkpoint):

@@ -58,6 +58,10 @@ class View(Wrapper):
     def cells(self, piece: Slice) -> tuple[torch.Tensor, torch.Tensor] | None:
         return self._checkpoint.cells(self._translate(piece))
 
+    def place(self, name: str) -> tuple[str, int]:
+        """The wrapped checkpoint's tensor that holds one of these, and at which element it begins there."""
+        return self._origins[name]
+
     def first_rows(self, rows: Mapping[str, int]) -> View:
         """The same view, of whose tensors in `rows` only so many rows of the first axis are seen."""
         shorter = copy.copy(self)

@@ -11,6 +11,7 @@ from .output import formats, is_first, look_for, show
 
 @click.command()
 @click.argument("ref")
+@click.option("--check", is_flag=True, help="Hold the units against the code of transformers, timm or diffusers, too.")
 @click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True).")
 @formats
 def coverage(ref: str, form: str, **options: Any) -> None:
@@ -23,6 +24,7 @@ def coverage(ref: str, form: str, **options: Any) -> None:
     Examples:
       hf-lineage coverage user/model
       hf-lineage coverage ./my-model --json
+      hf-lineage coverage user/model --check
 
     \b
     Exit codes: 0 an answer, 1 an error, 2 wrong usage, 3 the model does not exist or is not accessible,

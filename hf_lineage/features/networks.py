@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib.metadata
 import inspect
 import math
 import re
@@ -81,18 +82,15 @@ def build(checkpoint: Checkpoint, like: nn.Module | None = None) -> Network:
     Raises `CheckpointError` where neither library knows the class, the config is not to be trusted, tensors are
     packed, merged or split, or something before the default tap has no tensor.
     """
-    config = checkpoint.config
     who = f"`{checkpoint.ref.name}`"
     try:
-        if isinstance(config.get("model_type"), str):
-            return _network(_transformers(checkpoint, config, who), "transformers", checkpoint, who)
-        if like is None and is_described(config):
+        if found := _library_module(checkpoint, checkpoint.config, who):
+            return _network(*found, checkpoint, who)
+        if like is None and is_described(checkpoint.config):
             shapes = {name: entry.shape for name, entry in checkpoint.items()}
             with building(checkpoint, who):
-                made = from_config(config, shapes, who)
+                made = from_config(checkpoint.config, shapes, who)
             return _network(made, "module", checkpoint, who)
-        if isinstance(config.get("architecture"), str):
-            return _network(_timm(checkpoint, config, who), "timm", checkpoint, who)
         if like is None:
             raise CheckpointError(
                 f"Expected a config.json of timm or transformers in {who}, found none. "
@@ -101,7 +99,45 @@ def build(checkpoint: Checkpoint, like: nn.Module | None = None) -> Network:
     except CheckpointError:
         if like is None:
             raise
-    return _network(_copy(like), "transformers" if _is_transformers(like) else "module", checkpoint, who)
+    return _network(copy_on_meta(like), "transformers" if _is_transformers(like) else "module", checkpoint, who)
+
+
+def _library_module(
+    checkpoint: Checkpoint, config: Mapping[str, Any], who: str
+) -> tuple[nn.Module, Literal["timm", "transformers"]] | None:  # fmt: skip
+    """The module of the class that a config names, and its library; None where it names none of the two."""
+    if isinstance(config.get("model_type"), str):
+        return _transformers(checkpoint, config, who), "transformers"
+    if not is_described(config) and isinstance(config.get("architecture"), str):
+        return _timm(checkpoint, config, who), "timm"
+    return None
+
+
+def module_of_config(checkpoint: Checkpoint) -> tuple[nn.Module, str]:
+    """The module of the class that a config of transformers, timm or diffusers names, its parameters on the meta
+    device, and in words what it is. Quantized models are built plain: only names and shapes are wanted.
+
+    Raises `CheckpointError` where the config names no such class, and where its library is not installed.
+    """
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    who = f"`{checkpoint.ref.name}`"
+    names = {"model_type": "transformers", "architecture": "timm", "_class_name": "diffusers"}
+    library = next((library for key, library in names.items() if isinstance(config.get(key), str)), None)
+    if library is None:
+        raise CheckpointError(f"Expected a config.json of transformers, timm or diffusers in {who}, found none.")
+    try:
+        version = importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise CheckpointError(f"The config of {who} is one of {library}, which is not installed here.") from error
+    found = _library_module(checkpoint, config, who)
+    module = found[0] if found else _diffusers(checkpoint, config, who)
+    return module.eval(), f"{type(module).__name__} of {library} {version}"
+
+
+def standard_inputs(module: nn.Module, checkpoint: Checkpoint) -> Images | Tokens | None:
+    """What a module of `module_of_config` expects, where it is images or text; None of a plain module."""
+    source = "transformers" if _is_transformers(module) else "module"
+    return _inputs(module, source, checkpoint, f"`{checkpoint.ref.name}`")
 
 
 def run_inputs(network: Network, probes: Tensor) -> dict[str, Tensor] | Tensor:
@@ -257,12 +293,28 @@ def _transformers(checkpoint: Checkpoint, config: Mapping[str, Any], who: str) -
     with building(checkpoint, who):
         made = CONFIG_MAPPING[kind].from_dict(stated)
         made._attn_implementation = "eager"
+        made._experts_implementation = "eager"
         if hasattr(made, "use_cache"):
             made.use_cache = False
         return cls(made)
 
 
-def _copy(module: nn.Module) -> nn.Module:
+def _diffusers(checkpoint: Checkpoint, config: Mapping[str, Any], who: str) -> nn.Module:
+    """The model of diffusers that `_class_name` names, with the sizes of its config."""
+    import diffusers
+
+    name = config["_class_name"]
+    made: Any = getattr(diffusers, name, None) if name.isidentifier() else None
+    known = inspect.isclass(made) and issubclass(made, diffusers.ModelMixin)
+    if not known:
+        what = printable(name)[:80]
+        raise CheckpointError(f"Expected `_class_name` of {who} to name a model of diffusers, got {what}.")
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    with building(checkpoint, who):
+        return made.from_config(checked(plain, "config", who, _registered))
+
+
+def copy_on_meta(module: nn.Module) -> nn.Module:
     """A copy whose parameters are on the meta device from the start and whose buffers keep their values."""
     memo: dict[int, Any] = {
         id(tensor): nn.Parameter(tensor.detach().to("meta"), requires_grad=tensor.requires_grad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..answers.coverage import Coverage
+from ..answers.coverage import Coverage, UnitCheck
 from ..answers.refs import printable
 from .console import WIDTH, labelled
 from .format import bytes_text, code, short
@@ -19,6 +19,7 @@ def table(coverage: Coverage, width: int = WIDTH) -> str:
     ]  # fmt: skip
     for what, value in _facts(coverage):
         lines += labelled(f"{what:<24}", value, width)
+    lines += [line for said in _check(coverage.check) for line in labelled("check    ", printable(said), width)]
     lines.append("")
     shown = coverage.left_out[:MOST_LEFT_OUT]
     for part in shown:
@@ -34,9 +35,13 @@ def markdown(coverage: Coverage) -> str:
     rows = ["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in _facts(coverage))]
     parts = ["| left out | share | reason |", "|---|---|---|"]
     parts += [f"| {code(part.pattern)} | {_percent(part.share)} | {part.reason} |" for part in coverage.left_out]
+    checks = [f"- {code(said)}" for said in _check(coverage.check)]
     notes = [f"- {code(note)}" for note in coverage.notes]
     head = [f"## What of {code(coverage.model.name)} can be tested", "", sentence(coverage, whole=True), ""]
-    return "\n".join([*head, *rows, "", *parts, "", *notes]).rstrip() + "\n"
+    return (
+        "\n".join([*head, *rows, "", *(["Checked:", "", *checks, ""] if checks else []), *parts, "", *notes]).rstrip()
+        + "\n"
+    )
 
 
 def sentence(coverage: Coverage, whole: bool = False) -> str:
@@ -57,6 +62,21 @@ def _facts(coverage: Coverage) -> list[tuple[str, str]]:
         ("blocks", f"{blocks.expected} expected, {blocks.recognised} recognised, {blocks.tested} tested"),
         ("told by", ", ".join(f"{rule} ({count})" for rule, count in coverage.rules.items()) or "no rule"),
     ]
+
+
+RESULTS = {"holds": "exchangeable", "contradicted": "NOT exchangeable", "not_run": "not checked"}
+
+
+def _check(check: UnitCheck | None) -> list[str]:
+    """What running the code said, kind by kind, the contradicted first."""
+    if check is None:
+        return []
+    if check.network is None:
+        return [f"not checked: {check.reason}"]
+    counts = ", ".join(f"{RESULTS[result]} {check.orders(result)}" for result in RESULTS if check.orders(result))
+    kinds = sorted((kind for kind in check.kinds if kind.result != "holds"), key=lambda kind: kind.result)
+    told = [f"{RESULTS[kind.result]}: {kind.pattern} ({kind.orders}, {kind.rule}): {kind.reason}" for kind in kinds]
+    return [f"{check.network}: of the orders of hidden units {counts or 'there are none'}", *told]
 
 
 def _percent(share: float) -> str:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from ..answers.coverage import Coverage, CoveredBlocks, LeftOut, TestedUnits
+from ..answers.coverage import Coverage, CoveredBlocks, LeftOut, TestedUnits, UnitCheck
 from ..architecture.conventions import POSITIONS, VOCABULARY
 from ..architecture.describe import Architecture, numbered_members, short_names
 from ..architecture.structure import reason_left_out
@@ -26,12 +26,18 @@ TABLE = "each row belongs to a token or a position, which have an order of their
 
 @together
 def coverage(
-    model: Model, *, token: str | bool | None = None, allow_pickle: bool = False, session: Session | None = None
+    model: Model, *, check: bool = False, token: str | bool | None = None, allow_pickle: bool = False,
+    session: Session | None = None,
 ) -> Coverage:  # fmt: skip
     """Say what of one model a p-value can be made of, by which rule, and why not of the rest.
 
     model: a Hub repo id, a path or a module. Only its header is read, names and shapes; no library of models is
     imported, and no code of the model's is run.
+
+    check: hold the hidden units against the code that runs them, too: the class of transformers, timm or diffusers that
+    the config names, or the module itself. Each kind of them is put in another order in a small part of the network,
+    with random weights, which must not change what that gives (`features/unit_check.py`). This imports the library;
+    code of the model's repo is still never run. `found.check.reason` says where it does not apply.
 
     A p-value needs hidden units: rows of a matrix in an order that training leaves arbitrary, at least 32 of them
     (docs/methods.md, *Hidden units by structure*).
@@ -46,11 +52,21 @@ def coverage(
             raise CheckpointError(
                 f"`{opened.ref.name}` is a LoRA adapter and holds no weights of its own{opened.base_hint}."
             )
+        view = session.view(opened)
+        checked = _checked(view, model) if check else None
         cost = options.cost(session, 0)
         return Coverage(
-            model=opened.ref, requested=opened.requested, **covered(session.view(opened)),
+            model=opened.ref, requested=opened.requested, **covered(view), check=checked,
             notes=tuple(skipped([opened])), **{name: cost[name] for name in ("bytes_read", "seconds", "versions")},
         )  # fmt: skip
+
+
+def _checked(view: View, model: Model) -> UnitCheck:
+    import torch
+
+    from ..features.unit_check import check_units
+
+    return check_units(view, model if isinstance(model, torch.nn.Module) else None)
 
 
 def covered(view: View) -> dict[str, Any]:

@@ -10,45 +10,27 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
 
 from headers import LIBRARIES, Shapes  # noqa: E402
 
-from hf_lineage.answers.refs import ModelRef  # noqa: E402
 from hf_lineage.architecture.structure import cuts  # noqa: E402
-from hf_lineage.checkpoints.checkpoint import Checkpoint  # noqa: E402
-from hf_lineage.checkpoints.entry import Entry, Slice  # noqa: E402
+from hf_lineage.checkpoints.checkpoint import HeaderCheckpoint  # noqa: E402
 from hf_lineage.checkpoints.view import View  # noqa: E402
 from hf_lineage.tasks.coverage import covered  # noqa: E402
 
 COLUMNS = ("name", "p_value", "matrices", "units", "share", "expected", "recognised", "tested", "rules", "why_not")
 
 
-class Header(Checkpoint):
-    """Names and shapes, and nothing to read."""
-
-    bytes_read, remote = 0, False
-
-    def __init__(self, shapes: Shapes) -> None:
-        entries = {name: Entry(name, dtype, shape, 4 * math.prod(shape)) for name, (dtype, shape) in shapes.items()}
-        super().__init__(ModelRef("local", "./header"), "./header", entries)
-
-    def read(self, slices: Sequence[Slice]) -> list[torch.Tensor]:
-        raise NotImplementedError("a header holds no values")
-
-
 def row(name: str, shapes: Shapes) -> dict[str, Any]:
     """What of one model can be tested; why not, if nothing: its largest tensors."""
-    header = Header(shapes)
+    header = HeaderCheckpoint(shapes)
     found = covered(View(header, cuts(header)))
     units, blocks = found["units"], found["blocks"]
     largest = "; ".join(f"{part.pattern} ({100 * part.share:.0f} %): {part.reason}" for part in found["left_out"][:2])
