@@ -69,6 +69,8 @@ CODES: Mapping[str, str] = {
     "not_comparable": "the tensors of a candidate do not line up with the child's",
     "adapter_without_weights": "a candidate is a LoRA adapter, which holds no weights of its own",
     "adapter_products": "how alike what two adapters do to the weights is",
+    "adapter_merged": "a candidate is an adapter that was merged into the child",
+    "adapter_not_merged": "how far a candidate that is an adapter is from being merged into the child",
     "adapter_no_evidence": "comparing a candidate shows nothing of the child, which is an adapter",
     "mostly_unusable": "most of a model's weights are NaN, Inf or only zeros",
     "aligned_by_structure": "names differ: order and shapes tell which tensors belong together",

@@ -159,6 +159,46 @@ def test_a_class_of_transformers(bert: View) -> None:
     assert results(found) == {"encoder.layer.#.intermediate.dense.weight": "holds"} and found.kinds[0].orders == 2
 
 
+def test_layouts_of_transformers() -> None:
+    """Stored (in, out); experts that stand in one tensor each, with gate and up row by row in turn."""
+    import transformers
+
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "vocab_size": 60,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    oss = {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "intermediate_size": 48,
+        "head_dim": 16,
+        "num_local_experts": 4,
+    }
+    gpt = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2Model"],
+        "n_embd": 32,
+        "n_layer": 1,
+        "n_head": 2,
+        "vocab_size": 60,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    }
+    with torch.device("meta"):
+        made = [
+            (gpt, transformers.GPT2Model(transformers.GPT2Config(**gpt))),
+            (oss | sizes, transformers.GptOssForCausalLM(transformers.GptOssConfig(**oss, **sizes))),
+        ]
+    stored, stacked = (check_units(view_of(config, network)) for config, network in made)
+    assert results(stored) == {"h.#.mlp.c_proj.weight": "holds"}
+    assert (
+        results(stacked) == {"model.layers.#.mlp.experts.down_proj": "holds"} and "in turn" in stacked.kinds[0].reason
+    )
+
+
 WRONG = {
     "rows of queries": ("attention.self.query", "intermediate.dense"),
     "values, through the heads": ("attention.self.value", "attention.output.dense"),

@@ -46,10 +46,10 @@ def adapter_fit(adapter: Mapping[str, Shaped], base: Mapping[str, Shaped]) -> Ad
         if match and not match["kind"] and len(entry.shape) >= 2:
             pairs.setdefault(match["module"], {})[match["side"]] = entry.shape
     whole = {module: (sides["A"], sides["B"]) for module, sides in pairs.items() if {*sides} == {"A", "B"}}
-    ends = _by_ending(base)
+    ends = by_ending(base)
     fitting, misfits = 0, []
     for module, (a, b) in sorted(whole.items()):
-        matrix = _matrix_of(module, ends)
+        matrix = matrix_of(module, ends)
         if matrix is None or VOCABULARY.search(f"{module}.weight") or VOCABULARY.search(matrix):
             continue
         shape = base[matrix].shape
@@ -60,7 +60,7 @@ def adapter_fit(adapter: Mapping[str, Shaped], base: Mapping[str, Shaped]) -> Ad
     return AdapterFit(len(whole), fitting, misfits[0] if misfits else "")
 
 
-def _by_ending(base: Mapping[str, Shaped]) -> dict[str, str | None]:
+def by_ending(base: Mapping[str, Shaped]) -> dict[str, str | None]:
     """Every ending of a name that begins at a dot → the name; None where several names end so."""
     ends: dict[str, str | None] = {}
     for name in base:
@@ -74,7 +74,7 @@ def _by_ending(base: Mapping[str, Shaped]) -> dict[str, str | None]:
     return ends
 
 
-def _matrix_of(module: str, ends: Mapping[str, str | None]) -> str | None:
+def matrix_of(module: str, ends: Mapping[str, str | None]) -> str | None:
     """The matrix whose name ends as the module's does, prefixes of wrappers aside."""
     parts = module.split(".")
     for i in range(max(1, len(parts) - 2)):  # `q_proj` alone would be any layer's

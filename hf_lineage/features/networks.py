@@ -140,6 +140,12 @@ def standard_inputs(module: nn.Module, checkpoint: Checkpoint) -> Images | Token
     return _inputs(module, source, checkpoint, f"`{checkpoint.ref.name}`")
 
 
+def stored_names(module: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Name in the module → name in the file, where the library calls a tensor something else; what it merges or splits
+    on loading is not among them."""
+    return _renamed(module, checkpoint, "") if _is_transformers(module) else {}
+
+
 def run_inputs(network: Network, probes: Tensor) -> dict[str, Tensor] | Tensor:
     """What the module is called with: keywords for transformers (`module(**inputs)`), else the tensor itself."""
     if network.source != "transformers":
@@ -357,7 +363,8 @@ def _network(
 
 def _renamed(module: Any, checkpoint: Checkpoint, who: str) -> dict[str, str]:
     """Name in the module → name in the file, by transformers' own tables (an internal interface, which PEFT uses too;
-    without it the conventions of this package remain)."""
+    without it the conventions of this package remain). `who`: in the error where one tensor is several there; "" leaves
+    those out."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -372,7 +379,7 @@ def _renamed(module: Any, checkpoint: Checkpoint, who: str) -> dict[str, str]:
         name, converted = rename_source_key(stored, renamings, converters, module.base_model_prefix, state)
         if converted is None:
             result.setdefault(name, stored)
-        elif name in state and stored not in state:
+        elif name in state and stored not in state and who:
             raise CheckpointError(
                 f"{stored!r} of {who} is one part of {name!r}: tensors that transformers merges or splits on loading "
                 "(experts) are not supported here. Compare the weights instead."

@@ -31,7 +31,7 @@ from ..architecture.structure import cuts
 from ..checkpoints.checkpoint import Checkpoint, HeaderCheckpoint
 from ..checkpoints.view import View
 from ..errors import LineageError
-from .networks import Images, Tokens, copy_on_meta, module_of_config, standard_inputs
+from .networks import Images, Tokens, copy_on_meta, module_of_config, standard_inputs, stored_names
 
 Seen = tuple[Literal["holds", "contradicted", "not_run"], str]
 MAX_ELEMENTS = 1 << 28  # parameters of a module that is filled and run
@@ -82,7 +82,7 @@ def check_units(view: View, like: nn.Module | None = None) -> UnitCheck:
             module, where = copy_on_meta(like).eval(), f"{type(like).__name__}, the module itself"
     except LineageError as error:
         return UnitCheck(None, reason=str(error))
-    known, names = view.architecture, _parameters(view, module)
+    known, names = view.architecture, _parameters(view, module, stored_names(module, view))
     run = _Runs(module, view)
     kinds: dict[tuple, list[str]] = {}
     for order, rows in known.orders.items():
@@ -102,9 +102,10 @@ def _pattern(name: str) -> str:
     return re.sub(r"\d+", "#", re.sub(r"\[.*", "", name))
 
 
-def _parameters(view: View, module: nn.Module) -> dict[str, _Tensor]:
+def _parameters(view: View, module: nn.Module, stored: Mapping[str, str]) -> dict[str, _Tensor]:
     """The view's tensors that the module has, too → which rows of which parameter they are."""
-    header = HeaderCheckpoint({name: ("F32", tuple(p.shape)) for name, p in module.named_parameters()})
+    called = {stored.get(name, name): name for name, _ in module.named_parameters()}
+    header = HeaderCheckpoint({name: ("F32", tuple(module.get_parameter(own).shape)) for name, own in called.items()})
     theirs = View(header, cuts(header))
     by_short = canonical_names(theirs)
     found = {}
@@ -113,7 +114,9 @@ def _parameters(view: View, module: nn.Module) -> dict[str, _Tensor]:
         if own is not None and theirs[own].shape == view[name].shape:
             parameter, first = theirs.place(own)
             width = header[parameter].shape[-1] if len(header[parameter].shape) > 1 else 1
-            found[name] = _Tensor(parameter, first // width, (first + theirs[own].count) // width, theirs[own].shape)
+            found[name] = _Tensor(
+                called[parameter], first // width, (first + theirs[own].count) // width, theirs[own].shape
+            )
     return found
 
 
@@ -144,7 +147,8 @@ class _Runs:
         said: Seen = ("not_run", "no module around it could be run with inputs that were made up")
         for path in _around([tensor.parameter for tensor in parts], self.modules):
             scope = self.modules[path]
-            if sum(p.numel() for p in scope.parameters()) > MAX_ELEMENTS:
+            sizes = [p.numel() // _copies(scope, name) for name, p in scope.named_parameters()]
+            if sum(sizes) > MAX_ELEMENTS:
                 return "not_run", f"the module that holds it has more than {MAX_ELEMENTS:,} parameters"
             trial = _Trial.begin(path, scope, order, self._arguments(path, scope))
             if trial is None:
@@ -222,9 +226,9 @@ class _Trial:
         if self.unmoved:
             return ("contradicted", f"{min(self.unmoved)} does not read them in {self._name()}"), False
         if change > SAME:
-            for name in self._partners():
-                if self._changed(self._run(whole, (name, permutation))) <= SAME:
-                    change, partners = 0.0, f", together with what {name} writes"
+            for said, values, partner in self._along(whole, permutation):
+                if self._changed(self._run(values, partner)) <= SAME:
+                    change, partners = 0.0, said
                     break
         if change <= SAME:
             readers = sorted(self.readers)
@@ -248,26 +252,31 @@ class _Trial:
         changed: dict[str, Tensor] = {}
         for tensor, axis in wanted:
             name = _below(self.path, tensor.parameter)
-            whole = changed.setdefault(name, values[name].clone())
+            copies = _copies(self.scope, name)  # all experts are the first one, and stay so
+            whole = changed.setdefault(name, values[name][: len(values[name]) // copies].clone())
             width = whole.shape[-1] if whole.ndim > 1 else 1
-            part = whole.view(-1, width)[tensor.first : tensor.stop]
+            first, stop = (at % (whole.numel() // width) for at in (tensor.first, tensor.stop - 1))
+            part = whole.view(-1, width)[first : stop + 1]
             part.copy_(part.reshape(tensor.shape).index_select(axis, permutation).reshape(part.shape))
-        return values | changed
+        return values | {name: whole.expand(values[name].shape) for name, whole in changed.items()}
 
     def _run(self, values: dict[str, Tensor], partner: tuple[str, Tensor] | tuple[()]) -> list[Tensor]:
         """The outputs. A matrix whose input is the first run's with channels in another order gets it as it was: it
         reads the units, whoever it is. Those that are said to read them have their own columns in that order."""
-        told = {_below(self.path, t.parameter).rpartition(".")[0] for t in self.order.columns}
+        wrote, told = (
+            {_below(self.path, t.parameter).rpartition(".")[0] for t in tensors}
+            for tensors in (self.order.rows, self.order.columns)
+        )
         calls: dict[str, int] = {}
 
         def put_back(name: str, x: Tensor) -> Tensor:
             at = calls[name] = calls.get(name, -1) + 1
             before = self.inputs.get(name, [])
             module = self.scope.get_submodule(name)
-            if at >= len(before) or before[at].shape != x.shape or _is_depthwise(module):
+            if name in wrote or at >= len(before) or before[at].shape != x.shape or _is_depthwise(module):
                 return x
-            if name in told:
-                self.unmoved |= {name} if torch.equal(before[at], x) else set()
+            if name in told:  # of a matrix that is stored (in, out), it is the one that writes them
+                self.unmoved |= {name} if torch.equal(before[at], x) and _writes(module) != self.order.units else set()
                 return x
             found = _order_of(before[at], x, _channel_axis(module) or -1)
             if found is None or not bool((found != torch.arange(len(found))).any()):
@@ -287,13 +296,24 @@ class _Trial:
         changes = [(a - b).abs().max() / b.abs().max().clamp_min(1e-30) for a, b in both]
         return max((float(change) for change in changes), default=0.0)
 
-    def _partners(self) -> list[str]:
-        """Other matrices that write as many units, as the gates of channels do."""
-        own = {_below(self.path, t.parameter).rpartition(".")[0] for t in (*self.order.rows, *self.order.columns)}
-        return [
-            name for name, module in self.scope.named_modules()
-            if name not in own and _channel_axis(module) and _writes(module) == self.order.units
-        ]  # fmt: skip
+    def _along(
+        self, values: dict[str, Tensor], permutation: Tensor
+    ) -> Iterator[tuple[str, dict[str, Tensor], tuple[str, Tensor] | tuple[()]]]:
+        """What else may write the units, in words, and the run in which it goes along: one other matrix of as many
+        outputs, as a gate of channels has; where experts are stacked, those that stand beside, gate and up in halves or
+        in turn."""
+        own = {_below(self.path, t.parameter) for t in (*self.order.rows, *self.order.columns)}
+        modules = {name.rpartition(".")[0] for name in own}
+        for name, module in self.scope.named_modules():
+            if name not in modules and _channel_axis(module) and _writes(module) == self.order.units:
+                yield f", together with what {name} writes", values, (name, permutation)
+        beside = [n for n in values if n not in own and n.rpartition(".")[0] in modules and _copies(self.scope, n) > 1]
+        for way in ("in halves", "in turn") if beside else ():
+            h = len(permutation)
+            twice = (permutation, permutation + h) if way == "in halves" else (2 * permutation, 2 * permutation + 1)
+            orders = {h: permutation, 2 * h: torch.stack(twice, 0 if way == "in halves" else 1).flatten()}
+            moved = {n: values[n][..., orders[values[n].shape[-1]]] for n in beside if values[n].shape[-1] in orders}
+            yield f", gate and up of {', '.join(sorted(moved))} {way}", values | moved, ()
 
 
 def _below(path: str, name: str) -> str:
@@ -311,16 +331,28 @@ def _values(path: str, scope: nn.Module, order: _Order) -> dict[str, Tensor]:
         if not parameter.is_floating_point():
             continue
         owner = scope.get_submodule(name.rpartition(".")[0])
-        drawn = torch.randn(shape, generator=generator)
+        copies = _copies(scope, name)
+        drawn = torch.randn((shape[0] // copies, *shape[1:]) if shape else (), generator=generator)
         if len(shape) > 1:
             drawn *= max(1, drawn[0].numel() if len(shape) != 3 or _channel_axis(owner) else shape[-1]) ** -0.5
         if name not in told:
             if len(shape) < 2 or drawn[0].numel() == 1:
-                drawn = torch.full(shape, float(0.5 + torch.rand((), generator=generator)))
+                drawn = 0.5 + torch.rand((), generator=generator)
             elif (_is_depthwise(owner) or not _channel_axis(owner)) and shape[0] == order.units:
-                drawn = drawn[:1].expand(shape).clone()
-        values[name] = drawn
+                drawn = drawn[:1]
+            elif copies > 1 and len(shape) == 2:  # the biases of experts
+                drawn = drawn[:, :1]
+        values[name] = drawn.expand(shape)
     return values
+
+
+def _copies(scope: nn.Module, name: str) -> int:
+    """How many experts a parameter of three axes holds, or one of two axes their biases; 1 of any other.
+    All experts get the first one's values."""
+    module = scope.get_submodule(name.rpartition(".")[0])
+    shape = scope.get_parameter(name).shape
+    stacked = {p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3}
+    return shape[0] if len(shape) > 1 and not _channel_axis(module) and stacked == {shape[0]} else 1
 
 
 def _channel_axis(module: nn.Module) -> int:

@@ -22,6 +22,7 @@ from ..parallel import together, world
 from ..report.progress import progress_of
 from ..sizes import limit_of
 from . import notes, own_base, verdict
+from .adapters import merged_adapters
 from .combine import is_enough, log10_raw, merge_answers, unrelated
 from .compare import line_up
 from .evidence import EVIDENCE, Weighed, expected_bytes
@@ -157,6 +158,8 @@ def _answer(question: Question, options: Options) -> Lineage:
         concluded, parent, ranked = _as_adapter(question, concluded, parent, ranked)
         fit = question.fit(question.source)
         messages.insert(0, notes.of_adapter(question.asked, question.source, bool(fit and fit.misfit)))
+    ranked, more = merged_adapters(question, ranked, options)
+    messages += more
     same = question.session.opener.same_model
     claims, undeclared = verdict.weigh_claims(question.claims, ranked, parent, same, circular=question.is_adapter)
     if question.is_adapter:

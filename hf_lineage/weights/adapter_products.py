@@ -30,10 +30,10 @@ def compare_products(one: Checkpoint, other: Checkpoint) -> Products | None:
     convolutions are flattened. The cosine does not see what scales a whole adapter (alpha). Of large adapters modules
     are left out, the last by name. Reads up to `MOST_BYTES` of each.
     """
-    pairs = [_factors(model) for model in (one, other)]
+    pairs = [factors_of(model) for model in (one, other)]
     both = [
         module for module in sorted(pairs[0].keys() & pairs[1].keys())
-        if all(_outer(one, pairs[0][module])[i] == _outer(other, pairs[1][module])[i] for i in (0, 1))
+        if all(outer_shape(one, pairs[0][module])[i] == outer_shape(other, pairs[1][module])[i] for i in (0, 1))
     ]  # fmt: skip
     sums, read, modules = torch.zeros(3, dtype=torch.float64), [0, 0], 0
     for module in both:
@@ -55,7 +55,7 @@ def _inner(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -
     return ((b.T @ d) * (a @ c.T)).sum()
 
 
-def _factors(adapter: Mapping[str, Shaped]) -> dict[str, tuple[str, str]]:
+def factors_of(adapter: Mapping[str, Shaped]) -> dict[str, tuple[str, str]]:
     """Module → the names of its A and B, for those of one rank."""
     sides: dict[str, dict[str, str]] = {}
     for name, entry in adapter.items():
@@ -66,7 +66,7 @@ def _factors(adapter: Mapping[str, Shaped]) -> dict[str, tuple[str, str]]:
     return {module: (a, b) for module, (a, b) in whole.items() if adapter[b].shape[1:2] == adapter[a].shape[:1]}
 
 
-def _outer(adapter: Mapping[str, Shaped], names: tuple[str, str]) -> tuple[int, int]:
+def outer_shape(adapter: Mapping[str, Shaped], names: tuple[str, str]) -> tuple[int, int]:
     """Inputs and outputs of a product: kernels of A count as inputs; one of B must be of one place."""
     a, b = (adapter[name] for name in names)
     return a.count // a.shape[0], b.count // b.shape[1]
