@@ -35,6 +35,7 @@ HOME = {
     "accelerate": {"parallel", "placement", "features", "detector", "experiments"},
     "timm": {"features", "experiments"},
     "transformers": {"features", "experiments"},
+    "diffusers": {"features"},
     "PIL": {"features", "experiments"},
     "datasets": {"features"},
     "safetensors": {"detector", "experiments"},
