@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from jobs import Progress
+from links import as_comparison
 from questions import (
     MAX_BYTES,
     MAX_CANDIDATES,
@@ -37,6 +38,12 @@ def trace(child: str, parents: Sequence[str], token: Token, progress: Progress) 
 def layers(child: str, parents: Sequence[str], token: Token, progress: Progress) -> hl.LayerLineage:
     """The origin of each block of a model."""
     return hl.trace_layers(child, list(parents) or None, token=token, max_bytes=MAX_BYTES, progress=progress)
+
+
+def compare(one: str, other: str, token: Token, progress: Progress) -> View:
+    """Two models without roles: what is shown of the answer."""
+    found = hl.compare(one, other, token=token, max_bytes=MAX_BYTES, progress=progress)
+    return view_of(found, as_comparison(one, other))
 
 
 def tree(models: Sequence[str], token: Token, progress: Progress) -> hl.Phylogeny:
@@ -114,6 +121,11 @@ def _similar(text: str) -> tuple[str, ...]:
 def question(child: Any, parents: Any) -> tuple[str, list[str]]:
     """What was typed, checked."""
     return model_id(child), model_ids(parents, MAX_CANDIDATES)
+
+
+def pair(one: Any, other: Any) -> tuple[str, str]:
+    """Two models that were typed, checked."""
+    return model_id(one), model_id(other)
 
 
 def layers_view(found: hl.LayerLineage) -> View:

@@ -48,6 +48,8 @@ def build() -> gr.Blocks:
         with gr.Tabs() as opened:
             with gr.Tab("Trace", id="trace"):
                 trace, traced = tabs.trace_tab(session)
+            with gr.Tab("Compare", id="compare"):
+                tabs.compare_tab()
             with gr.Tab("Layers", id="layers"):
                 layers, layered = tabs.layers_tab(session)
             with gr.Tab("Family tree", id="tree"):

@@ -87,6 +87,16 @@ def as_python(name: str, child: str, parents: Sequence[str]) -> str:
     return _python(name, f"{child!r}, candidates={list(parents)!r}" if parents else repr(child))
 
 
+def as_comparison(one: str, other: str) -> str:
+    """The question about two models as a command."""
+    return shlex.join(["hf-lineage", "compare", one, other])
+
+
+def comparison_python(one: str, other: str) -> str:
+    """The question about two models in Python."""
+    return _python("compare", f"{one!r}, {other!r}")
+
+
 def tree_command(models: Sequence[str]) -> str:
     """The question for a tree as a command."""
     return shlex.join(["hf-lineage", "tree", *models])

@@ -15,6 +15,7 @@ from pages import page
 from questions import on_page
 
 from hf_lineage.report.format import bytes_text
+from hf_lineage.report.words import RELATIONS
 
 View = dict[str, Any]  # {"answer": the answer's JSON, "sentence": …, "words": …, "table": …}
 
@@ -22,13 +23,7 @@ BADGES = {
     "parent": ("Parent found", "yes"), "identical": ("Identical", "yes"), "common_origin": ("Common origin", "maybe"),
     "none": ("None of these", "no"), "undecided": ("Undecided", "maybe"),
 }  # fmt: skip
-RELATIONS = {
-    "identical": "every weight equal", "head_changed": "same trunk, other head", "partial": "partly frozen",
-    "finetune": "fine-tuned from it", "quantized": "quantized from it", "pruned": "pruned from it",
-    "adapter": "adapter of it", "resized": "vocabulary resized", "cast": "a smaller format of it",
-    "depth_changed": "other layers", "shared_part": "a part in common", "merge": "merged from it", "sibling": "sibling",
-    "descendant": "made from the child", "common_origin": "common origin", "none": "unrelated",
-}  # fmt: skip
+RELATED = {True: ("Related", "yes"), False: ("Unrelated", "no"), None: ("Not known", "maybe")}
 CLAIMS = {
     "confirmed": ("✓", "confirmed by the weights", "yes"),
     "contradicted": ("✗", "contradicted: no sign of a common origin", "no"),
@@ -42,14 +37,17 @@ SILENT = 8.0  # seconds without news after which the page says so
 _DRAWING = threading.Lock()  # matplotlib's caches are not made for several threads
 
 
-def view_of(answer: Any) -> View:
-    """Everything that is shown of an answer of hf_lineage, as JSON types."""
+def view_of(answer: Any, command: str = "") -> View:
+    """Everything that is shown of an answer of hf_lineage, as JSON types; `command`: what asks the same elsewhere."""
     explained = answer.explain() if hasattr(answer, "explain") else ""
+    with _DRAWING:
+        report = answer.to_html(command)
     return {
         "answer": answer.to_dict(),
         "sentence": answer.sentence(),
         "words": explained,
         "table": str(answer),
+        "report": "data:text/html;base64," + base64.b64encode(report.encode()).decode(),
     }
 
 
@@ -69,6 +67,16 @@ def lineage_html(view: View) -> str:
         "lineage", view=view, answer=answer, badge={"text": text, "tone": tone}, claims=[*_claims(answer)],
         notes=[*map(shown, answer["notes"])], relations=RELATIONS, max_open=MAX_OPEN_ROWS,
         reasons_of=reasons_of, facts_of=facts_of, json_of=json_of, on_page=on_page,
+    )  # fmt: skip
+
+
+def comparison_html(view: View) -> str:
+    """The answer of `compare`."""
+    text, tone = RELATED[view["answer"]["related"]]
+    notes = [*map(shown, [*view["answer"]["pair"]["reasons"], *view["answer"]["notes"]])]
+    return page(
+        "comparison", view=view, answer=view["answer"], badge={"text": text, "tone": tone}, notes=notes,
+        json_of=json_of, facts_of=facts_of,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from questions import AT_ONCE, RefusedError, explain, gated_repo
 from show import (
     View,
     arrived_html,
+    comparison_html,
     diff_html,
     error_html,
     lineage_html,
@@ -188,8 +189,8 @@ def trace_tab(session: gr.State) -> tuple[QuestionTab, Any]:
     tab.places()
 
     def ask(child: str, parents: str, kept: dict, token: gr.OAuthToken | None) -> Iterator[Update]:
-        def show(lineage: Any, *_: Any) -> tuple[str, str, Update]:
-            view = view_of(lineage)
+        def show(lineage: Any, *asked: Any) -> tuple[str, str, Update]:
+            view = view_of(lineage, links.as_command("trace", *asked))
             return lineage_html(view), view["sentence"], {session: {**kept, "lineage": lineage}}
 
         yield from tab.ask(token, lambda: asking.question(child, parents), asking.trace, show)
@@ -212,6 +213,42 @@ def layers_tab(session: gr.State) -> tuple[QuestionTab, Any]:
         yield from tab.ask(token, lambda: asking.question(child, parents), asking.layers, show)
 
     return tab, tab.connect(ask, [tab.child, tab.parents, session], [session], layers_html)
+
+
+class PairTab(Tab):
+    """A question about two models."""
+
+    def fields(self) -> None:
+        """Where they are typed."""
+        with gr.Row():
+            self.one, self.other = (
+                gr.Textbox(
+                    label=label, info="Repo id, such as org/name or org/name@revision", placeholder="org/name",
+                    elem_id=f"compare-{name}", scale=2, min_width=280, max_lines=1,
+                )
+                for label, name in (("One model", "one"), ("The other", "other"))
+            )  # fmt: skip
+
+    def taken(self, *asked: Any) -> Update:
+        """The question as a command and as Python."""
+        return {self.command: links.as_comparison(*asked), self.python: links.comparison_python(*asked), self.query: ""}
+
+
+def compare_tab() -> PairTab:
+    """Returns the tab."""
+    tab = PairTab("compare", "Compare")
+    tab.fields()
+    tab.buttons()
+    tab.places()
+
+    def ask(one: str, other: str, token: gr.OAuthToken | None) -> Iterator[Update]:
+        def show(view: View, *_: Any) -> tuple[str, str, Update]:
+            return comparison_html(view), view["sentence"], {}
+
+        yield from tab.ask(token, lambda: asking.pair(one, other), asking.compare, show)
+
+    tab.connect(ask, [tab.one, tab.other], [], comparison_html)
+    return tab
 
 
 class TreeTab(Tab):

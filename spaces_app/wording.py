@@ -68,6 +68,7 @@ EXAMPLES = {  # file in examples/ → the button's words
     "trace": {"lie": "A card that lies", "none": "None of these", "origin": "A common origin"},
     "layers": {"hybrid": "Twelve blocks of three models", "merge": "A weighted merge"},
     "tree": {"family": "Twelve models and a merge"},
+    "compare": {},
 }
 KEPT = (
     "An example that is kept in this page: a small family of networks, trained by hf-lineage demo. "

@@ -142,6 +142,12 @@ def test_links_and_pictures_exist(name: str) -> None:
             assert not anchor or anchor in anchors(path.read_text()), target
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("docs/")])
+def test_every_page_of_docs_opens_with_whom_it_is_for(name: str) -> None:
+    title, blank, first = TEXTS[name].splitlines()[:3]
+    assert title.startswith("# ") and not blank and first.startswith("For ")
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     reached, waiting = set(), [ROOT / "README.md"]
     while waiting:

@@ -141,6 +141,26 @@ def sign_in(page: Any) -> None:
     page.locator("#login", has_text="Sign out").wait_for()
 
 
+class TestCompare:
+    def test_two_models_and_the_report(self, visit, shoot, tmp_path) -> None:
+        page = visit(viewport=PHONE)
+        tab(page, "Compare")
+        page.locator("#compare-one input, #compare-one textarea").fill("lab/parent")
+        page.locator("#compare-other input, #compare-other textarea").fill("lab/child")
+        page.locator("#compare-go").click()
+        found = answer(page, "compare")
+        assert found.locator(".hl-badge").inner_text() == "Related"
+        assert "lab/parent" in found.locator(".hl-said").inner_text()
+        with page.expect_download() as saved:
+            found.get_by_text("Save the report").click()
+        saved.value.save_as(tmp_path / "report.html")
+        text = (tmp_path / "report.html").read_text()
+        assert "hf-lineage compare lab/parent lab/child" in text and "measured pairs of unrelated models" in text
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert not AXE or not serious(page)
+        shoot(page, "compare-phone")
+
+
 class TestTrace:
     def test_named_candidates(self, visit, shoot) -> None:
         page = visit()

@@ -133,7 +133,7 @@ def with_gid(figure: Figure, gid: str) -> list:
 def test_the_table_fits_eighty_columns(phylogeny: Phylogeny) -> None:
     lines = table(phylogeny).splitlines()
     assert max(map(len, lines)) <= 80 and all(line.isprintable() for line in lines)
-    assert lines[0].startswith("forest   ") and lines[-1] == "read     4.2 MB in 1.2 s, seed 0"
+    assert lines[0].startswith("trees    ") and lines[-1] == "read     4.2 MB in 1.2 s, seed 0"
     assert all(line == line.rstrip() for line in lines)
 
 
@@ -170,7 +170,7 @@ def test_the_lines_of_a_table() -> None:
         "└~ org/tied-c                                 0.880      -      0.12  fine-tuned\n   └~ org/tied-d",
         "no relatives in this set:\n  org/one\n",
         "left out org/broken\n         its header contradicts itself\n",
-        "~  which of the two came first could not be told\n",
+        "~  which of the two came first is not known\n",
         "note     a remark that is long enough to be wrapped at the end of a line of\n         eighty columns",
     ):
         assert line in text

@@ -12,6 +12,7 @@ from .sentences import ONE_WAY, Show, candidate_name, headline, order, radius
 from .text import commit_text, cost_text
 from .words import relation_words
 
+NEXT = "Offer what both may come from, too: hf-lineage trace A B BASE, or hf-lineage tree A B BASE."
 UNDONE = "Nothing that was done to one of them is known."
 
 
@@ -22,6 +23,8 @@ def table(answer: Comparison, width: int = WIDTH) -> str:
     for what, value in _facts(answer):
         lines += labelled(f"{what:<24}", value, width)
     lines.append("")
+    if answer.related and not _alone(answer.pair):
+        lines += labelled("next     ", NEXT, width)
     for text in (*answer.pair.reasons, *answer.notes):
         lines += labelled("note     ", printable(text), width)
     return "\n".join([*lines, cost_text(answer)])

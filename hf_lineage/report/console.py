@@ -142,7 +142,7 @@ def _lines(what: RenderableType, width: int) -> list[str]:
 # ---- what is laid over a text for a terminal that takes it
 
 BOLD, RED, GREEN, OFF = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[0m"
-HEADLINES = ("verdict  ", "made     ", "says     ", "found    ", "forest   ")
+HEADLINES = ("verdict  ", "made     ", "says     ", "found    ", "trees    ")
 TONES = {"contradicted": RED, "an undeclared parent": RED, "confirmed": GREEN}
 HUB = "https://huggingface.co"
 MODELS = ("ref", "parent", "roots", "candidates")  # keys of an answer's JSON that name models

@@ -60,7 +60,7 @@ def _facts(coverage: Coverage) -> list[tuple[str, str]]:
         ("hidden units", f"{coverage.units.units:,}"),
         ("share of parameters", _percent(coverage.units.share)),
         ("blocks", f"{blocks.expected} expected, {blocks.recognised} recognised, {blocks.tested} tested"),
-        ("told by", ", ".join(f"{rule} ({count})" for rule, count in coverage.rules.items()) or "no rule"),
+        ("recognised by", ", ".join(f"{rule} ({count})" for rule, count in coverage.rules.items()) or "no rule"),
     ]
 
 

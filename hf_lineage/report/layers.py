@@ -25,7 +25,7 @@ COLUMNS = (
 UNKNOWN = "(unknown)"
 SHOWN = 0.005  # a share below it is not shown
 VARIES = 0.02  # a slerp's t that differs by more between blocks is given as a range
-NO_ORIGIN = {"none": "(none of these)", "undecided": "(not to be told)"}
+NO_ORIGIN = {"none": "(none of these)", "undecided": "(undecided)"}
 FROM_DELTAS = {
     "task_arithmetic": ("changes", "task arithmetic"),
     "ties": ("changes, trimmed where they are small or disagree in sign,", "TIES"),

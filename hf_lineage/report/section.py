@@ -24,6 +24,7 @@ from .layers import sentence as layers_sentence
 from .layers import unexplained
 from .privacy import is_local
 from .sentences import Show, claim_text, sentence
+from .words import relation_words
 
 START, END = MARK.decode(), "<!-- hf-lineage:end -->"
 SCHEMA = "hf_lineage/card/1"
@@ -238,7 +239,7 @@ def _candidates(lineage: Lineage, merged: Sequence[str] = ()) -> list[str]:
         commit = quoted(c.revision[:10]) if c.revision else ""
         probability = "-" if merged else _text(c.probability, ".3f")  # that it alone is the parent
         figures = [probability, p_text(c.log10_p), _text(c.distance, ".3g")]
-        relation = "source of the merge" if c.ref in merged else (c.relation or "").replace("_", " ")
+        relation = "source of the merge" if c.ref in merged else relation_words(c.relation, "")
         if c.status != "compared":
             figures, relation = ["", "", ""], c.status.replace("_", " ")
         rows.append(f"| {name} | {commit} | {' | '.join(figures)} | {relation} |")

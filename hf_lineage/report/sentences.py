@@ -201,7 +201,8 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
     if best.relation == "descendant":
         return f"It shares an origin with {name} ({others}). {order(best)}"
     if best.disguised:
-        found = f"It shares an origin with {name} ({others}), under a disguise: {hidden(best)}."
+        how = "with its hidden units in another order or scale"
+        found = f"It shares an origin with {name} ({others}), {how}: {hidden(best)}."
         close = "Almost certainly they are parent and child, or close siblings." if moved <= CLOSE else ""
         return " ".join(filter(None, (found, close, order(best))))
     if best.first == "neither" and _by_steps(best):

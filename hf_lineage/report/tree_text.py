@@ -28,7 +28,7 @@ WORDS = {
     "depth_changed": "other layers", "shared_part": "a part in common",
 }  # fmt: skip
 FACTS = {"quantized": ("bits", "{} bits"), "pruned": ("zeros", "{:.0%}"), "adapter": ("rank", "rank {}")}
-UNDIRECTED, REVERSED = "which of the two came first could not be told", "the models' own files say the reverse"
+UNDIRECTED, REVERSED = "which of the two came first is not known", "the models' own files say the reverse"
 BARE = re.compile(r"[A-Za-z0-9./?\-]+")  # a Newick label without quotes; unquoted, an underscore would mean a blank
 Columns: TypeAlias = list[tuple[str, int]]  # heads and widths
 
@@ -192,7 +192,7 @@ def table(phylogeny: Phylogeny, width: int = WIDTH) -> str:
     """The whole answer in at most `width` columns."""
     drawn = grow(phylogeny)
     edges = [edge for edge in phylogeny.edges if edge.parent in drawn.nodes and edge.child in drawn.nodes]
-    lines = [*labelled("forest   ", f"{summary(phylogeny, drawn)}.", width), ""]
+    lines = [*labelled("trees    ", f"{summary(phylogeny, drawn)}.", width), ""]
     cut = prefix_of([node.id for node in phylogeny.nodes if not node.hidden])
     cut = cut if _needed(drawn, edges) > width else ""
     page = _Page(drawn, _columns(edges), _fitting(drawn, edges, width), cut)
@@ -392,7 +392,7 @@ def _items(drawn: Drawn, row: Row) -> Iterator[str]:
         numbers = (("probability", row.edge.probability, ".3f"), ("distance", row.edge.distance, ".3g"))
         parts[0] += f": {relation(row.edge)}"
         parts += [f"{what} {number_text(value, form)}" for what, value, form in numbers if value is not None]
-        parts += [] if row.edge.directed else ["which of the two came first could not be told"]
+        parts += [] if row.edge.directed else [UNDIRECTED]
         parts += ["its files say the reverse"] if row.edge.claimed == "reversed" else []
     if row.above is not None and len(row.bars) > DEEP_LIST:
         parts.append(f"below {name(drawn, row.above, code)}")
