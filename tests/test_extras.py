@@ -22,6 +22,7 @@ PACKAGES = {
     "space": ("gradio", "gradio_client"),
     "gguf": ("gguf",),
     "onnx": ("onnx",),
+    "pandas": ("pandas",),
 }
 LINE = "pip install 'hf_lineage[{extra}]'"
 MAIN = "from hf_lineage.cli import main\nmain({arguments!r})\n"
@@ -104,6 +105,15 @@ def test_a_missing_gguf_is_one_line(models: list[str], tmp_path: Path) -> None:
 def test_a_missing_onnx_is_one_line(models: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"x")
     assert "onnx" in missed("onnx", "trace", str(tmp_path / "a.onnx"), "-c", models[0])
+
+
+def test_a_missing_pandas_is_one_line(models: list[str]) -> None:
+    run = (
+        f"import hf_lineage as hl\nfound = hl.coverage({models[0]!r})\n"
+        "try: found.to_pandas()\nexcept hl.LineageError as error: print(error)\n"
+    )
+    (line,) = without("pandas", run=run).stdout.splitlines()
+    assert "pandas" in line and LINE.format(extra="pandas") in line
 
 
 def test_without_any_extra_the_tasks_work(models: list[str], tmp_path: Path) -> None:

@@ -303,9 +303,10 @@ class TestFewModels:
                 hl.phylogeny(models)
 
     def test_one_reference_instead_of_a_list(self, family: Folders) -> None:
-        for model in (str(family["a"]), family["a"], torch.nn.Linear(3, 3)):
-            with pytest.raises(ArgumentError, match="Expected a list of models"):
-                hl.phylogeny(model)  # type: ignore[arg-type]
+        for model in (str(family["a"]), family["a"]):
+            assert [node.ref for node in hl.phylogeny(model).nodes] == [str(family["a"])], "it stands for a list of one"
+        with pytest.raises(ArgumentError, match="Expected a list of models"):
+            hl.phylogeny(torch.nn.Linear(3, 3))  # type: ignore[arg-type]
 
     def test_nothing_but_copies(self, tensors: dict[str, Tensors], tmp_path: Path) -> None:
         folders = write(tmp_path, {f"k{i}": tensors["a"] for i in range(4)})
