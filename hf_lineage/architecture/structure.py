@@ -222,6 +222,14 @@ class _Tree:
             for child, (count, slot) in module.children.items()
         )
 
+    def below(self, path: tuple[str, ...]) -> list[_Slot]:
+        """All matrices below a module."""
+        module = self.modules.get(path)
+        if module is None:
+            return []
+        parts = module.children.items()
+        return [s for child, (count, slot) in parts for s in ([slot] if count == 1 else self.below((*path, child)))]
+
     def vectors(self, rows: Sequence[_Slot]) -> tuple[str, ...]:
         """Biases of the matrices that write the units."""
         return tuple(name for name in _biases(rows) if self.shapes.get(name) == (rows[0].rows,))
@@ -275,7 +283,7 @@ def cuts(entries: Mapping[str, Shaped]) -> dict[str, list[Part]]:
     tree = _Tree(shapes)
     found: dict[str, list[Part]] = {}
     for path, module in tree.modules.items():
-        found |= _stacked(module) or _halves(tree, path, module)
+        found |= _stacked(module) or _halves(tree, path, module) or _mlp_beside(module)
     for name, shape in shapes.items():
         match = _RECURRENT.match(name) if _GATED in name else None
         back = shapes.get(name.replace("weight_ih", "weight_hh"), ()) if match else ()
@@ -309,13 +317,14 @@ def _of_module(tree: _Tree, path: tuple[str, ...], module: _Module) -> Iterable[
     slots = _candidates(path, module)
     dense = {child: slot for child, slot in slots.items() if not slot.depthwise}
     here = _Here(tree, path, slots, dense)
+    lists = [*_paired(here, module), *_separable(here, module)]
     if not dense or _is_attention(path, dense):
-        return [order.found(tree) for order in _paired(here, module)]
+        return [order.found(tree) for order in (*lists, *_beside_fused(here, module))]
     found = (_own_width(here) if len(dense) <= MAX_MIXED else []) or _sequence(here)
     if not found and len(dense) <= MAX_MIXED:
         found = _words(here) or _wider(here)
-    found += _by_group(here, found) + _beside(here, module) + _one_expert(here) + _paired(here, module)
-    return [order.found(tree) for order in found]
+    found += _by_group(here, found) + _by_parts(here, module, found) + _beside(here, module) + _one_expert(here)
+    return [order.found(tree) for order in found + lists]
 
 
 class _Order(NamedTuple):
@@ -545,6 +554,61 @@ def _beside(here: _Here, module: _Module) -> list[_Order]:
     ]  # fmt: skip
 
 
+def _beside_fused(here: _Here, module: _Module) -> list[_Order]:
+    """The same where one matrix writes q, k and v, and gate and up behind them (Flux.2)."""
+    simple = module.simple().items()
+    return [
+        _Order("beside", [x], []) for child, x in simple
+        if "mlp" in words_of(child) and [name[-4:] for name in x.names] == ["ate]", "[up]"]
+        and any(y.shape == (x.columns, x.rows + x.columns) for _, y in simple)
+    ]  # fmt: skip
+
+
+def _separable(here: _Here, module: _Module) -> list[_Order]:
+    """Separable convolutions in turn, each a depthwise and a pointwise one (Xception, Chollet 2017): what the pointwise
+    one writes goes through the next one's depthwise kernels, channel by channel."""
+    found = {}
+    for child, (count, _) in module.children.items():
+        below = here.tree.modules[(*here.path, child)].simple() if count == 2 else {}
+        parts = sorted(below.values(), key=lambda slot: slot.depthwise)
+        if [slot.depthwise for slot in parts] == [False, True] and parts[1].rows == parts[0].columns:
+            found[child] = parts[0]
+    orders = []
+    for first, second in _consecutive(found):
+        named = any(words_of(child) & {"conv", "separable", "sepconv"} for child in (first, second))
+        apart = int(second) - int(first) > 1 if first.isdecimal() else named and _steps(first, second) == 1
+        x, y = found[first], found[second]
+        if apart and x.rows == y.columns and not _kernel(x) and len(x.shape) > 2:
+            orders.append(_Order("sequence", [x], [y]))
+    return orders
+
+
+def _by_parts(here: _Here, module: _Module, found: Sequence[_Order]) -> list[_Order]:
+    """A pointwise convolution whose channels go to several convolutions side by side, part by part (Res2Net, Gao et al.
+    2019; selective kernels; split attention): they can be exchanged within what one of these reads as a group."""
+    taken = {id(slot) for order in found for slot in order.rows}
+    orders = []
+    for first, x in here.dense.items():
+        for child, (count, slot) in module.children.items():
+            plural = (first, child) == ("conv1", "convs")
+            if (
+                not (plural or (count > 1 and _steps(first, child) == 1))
+                or id(x) in taken
+                or _kernel(x)
+                or len(x.shape) < 4
+            ):
+                continue
+            below = here.tree.below((*here.path, child)) if count > 1 else [slot]
+            kernels = [slot for slot in below if _kernel(slot)]
+            reads = {slot.columns for slot in kernels}
+            if len(reads) != 1 or _fixed(first) or not here.own_layout(first):
+                continue
+            (size,) = reads
+            if 1 < size < x.rows and x.rows % size == 0:
+                orders.append(_Order("by group", [x], [], size))
+    return orders
+
+
 def _paired(here: _Here, module: _Module) -> list[_Order]:
     """Two lists of convolutions: convs1.i is read by convs2.i, with an identity around (HiFi-GAN, Kong et al. 2020)."""
     lists = [child for child, (count, _) in module.children.items() if count > 1 and re.fullmatch(r"convs?\d", child)]
@@ -625,6 +689,24 @@ def _halves(tree: _Tree, path: tuple[str, ...], module: _Module) -> dict[str, li
             continue
         if here.after(first, second) and here.own_layout(first):
             return {x.names[0]: _equal(x.rows * _per_row(x.shape), ("gate", "up"))}
+    return {}
+
+
+def _mlp_beside(module: _Module) -> dict[str, list[Part]]:
+    """The matrix that writes gate and up, alone or behind q, k and v, where another one reads attention's result and
+    theirs side by side: (2h or 3d + 2h, d) and (d, d + h)."""
+    simple = module.simple()
+    for child, x in simple.items():
+        if "mlp" not in words_of(child) or len(x.shape) != 2 or not x.plain:
+            continue
+        d = x.columns
+        for y in simple.values():
+            h = y.columns - d if y.shape[:1] == (d,) and len(y.shape) == 2 else 0
+            if h > 0 and h != d and x.rows == 2 * h:
+                return {x.names[0]: _equal(x.rows, ("gate", "up"))}
+            if h > 0 and h != d and x.rows == 3 * d + 2 * h and "qkv" in words_of(child):
+                ends = [0, d, 2 * d, 3 * d, 3 * d + h, 3 * d + 2 * h]
+                return {x.names[0]: [*zip(("q", "k", "v", "gate", "up"), ends, ends[1:], strict=False)]}
     return {}
 
 

@@ -222,12 +222,12 @@ class _Trial:
         alone = self._changed(_outputs(torch.func.functional_call(self.scope, rows, *self.call)))
         if alone < CHANGED:
             return ("not_run", f"{self._name()} gave the same whatever the order was: its units were not run"), False
-        change, partners = self._changed(outputs := self._run(whole, ())), ""
+        change, partners = self._changed(outputs := self._run(whole)), ""
         if self.unmoved:
             return ("contradicted", f"{min(self.unmoved)} does not read them in {self._name()}"), False
         if change > SAME:
-            for said, values, partner in self._along(whole, permutation):
-                if self._changed(self._run(values, partner)) <= SAME:
+            for said, values, along in self._along(whole, permutation):
+                if self._changed(self._run(values, along)) <= SAME:
                     change, partners = 0.0, said
                     break
         if change <= SAME:
@@ -260,7 +260,7 @@ class _Trial:
             part.copy_(part.reshape(tensor.shape).index_select(axis, permutation).reshape(part.shape))
         return values | {name: whole.expand(values[name].shape) for name, whole in changed.items()}
 
-    def _run(self, values: dict[str, Tensor], partner: tuple[str, Tensor] | tuple[()]) -> list[Tensor]:
+    def _run(self, values: dict[str, Tensor], partners: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """The outputs. A matrix whose input is the first run's with channels in another order gets it as it was: it
         reads the units, whoever it is. Those that are said to read them have their own columns in that order."""
         wrote, told = (
@@ -285,7 +285,7 @@ class _Trial:
             return before[at]
 
         self.readers, self.unmoved = set(), set()
-        with _at_inputs(self.scope, put_back), _at_output(self.scope, partner):
+        with _at_inputs(self.scope, put_back), _at_output(self.scope, partners or {}):
             return _outputs(torch.func.functional_call(self.scope, values, *self.call))
 
     def _changed(self, outputs: Sequence[Tensor]) -> float:
@@ -298,22 +298,30 @@ class _Trial:
 
     def _along(
         self, values: dict[str, Tensor], permutation: Tensor
-    ) -> Iterator[tuple[str, dict[str, Tensor], tuple[str, Tensor] | tuple[()]]]:
-        """What else may write the units, in words, and the run in which it goes along: one other matrix of as many
-        outputs, as a gate of channels has; where experts are stacked, those that stand beside, gate and up in halves or
-        in turn."""
+    ) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
+        """What else may write the units, in words, the parameters, and what is written in which order then: one other
+        matrix of as many outputs, as a gate of channels has; a list of matrices, of which each writes one part, the
+        first the second or the first; where experts are stacked, those beside, gate and up in halves or in turn."""
         own = {_below(self.path, t.parameter) for t in (*self.order.rows, *self.order.columns)}
         modules = {name.rpartition(".")[0] for name in own}
         for name, module in self.scope.named_modules():
             if name not in modules and _channel_axis(module) and _writes(module) == self.order.units:
-                yield f", together with what {name} writes", values, (name, permutation)
+                yield f", together with what {name} writes", values, {name: permutation}
+        for name, module in self.scope.named_modules():
+            parts = [*module.named_children()] if isinstance(module, nn.ModuleList) else []
+            size = _writes(parts[0][1]) if parts else 0
+            if size and len(permutation) % size == 0 and {_writes(part) for _, part in parts} == {size}:
+                cut = [part - part.min() for part in permutation.split(size)]
+                for shift in (1, 0):
+                    along = {f"{name}.{part}": order for (part, _), order in zip(parts, cut[shift:], strict=False)}
+                    yield f", together with what those of {name} write", values, along
         beside = [n for n in values if n not in own and n.rpartition(".")[0] in modules and _copies(self.scope, n) > 1]
         for way in ("in halves", "in turn") if beside else ():
             h = len(permutation)
             twice = (permutation, permutation + h) if way == "in halves" else (2 * permutation, 2 * permutation + 1)
             orders = {h: permutation, 2 * h: torch.stack(twice, 0 if way == "in halves" else 1).flatten()}
             moved = {n: values[n][..., orders[values[n].shape[-1]]] for n in beside if values[n].shape[-1] in orders}
-            yield f", gate and up of {', '.join(sorted(moved))} {way}", values | moved, ()
+            yield f", gate and up of {', '.join(sorted(moved))} {way}", values | moved, {}
 
 
 def _below(path: str, name: str) -> str:
@@ -412,19 +420,18 @@ def _at_inputs(scope: nn.Module, see: Callable[[str, Tensor], Tensor]) -> Iterat
 
 
 @contextmanager
-def _at_output(scope: nn.Module, partner: tuple[str, Tensor] | tuple[()]) -> Iterator[None]:
-    """What one matrix writes in another order."""
-    if not partner:
-        yield
-        return
-    name, permutation = partner
-    module = scope.get_submodule(name)
-    axis = _channel_axis(module)
-    handle = module.register_forward_hook(lambda _module, _args, output: output.index_select(axis, permutation))
+def _at_output(scope: nn.Module, orders: Mapping[str, Tensor]) -> Iterator[None]:
+    """What some matrices write, in other orders."""
+
+    def hook(order: Tensor) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+        return lambda module, _args, output: output.index_select(_channel_axis(module), order)
+
+    handles = [scope.get_submodule(name).register_forward_hook(hook(order)) for name, order in orders.items()]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _outputs(found: Any) -> list[Tensor]:

@@ -463,6 +463,54 @@ def _parallel() -> Parts:
     return Parts(parts, run)
 
 
+def _parts_of_channels() -> Parts:
+    """Three parts of HIDDEN channels and one that passes (Res2Net)."""
+    size = HIDDEN // 4
+    parts = {
+        "conv1": conv(WIDTH, HIDDEN),
+        **{f"convs.{i}": conv(size, size, 3) for i in range(3)},
+        "conv3": conv(HIDDEN, WIDTH),
+    }
+
+    def run(m: Parts, x: Tensor) -> Tensor:
+        *pieces, last = F.relu(m["conv1"](x)).chunk(4, 1)
+        seen: list[Tensor] = []
+        for i, piece in enumerate(pieces):
+            seen.append(F.relu(m[f"convs.{i}"](piece + seen[-1] if seen else piece)))
+        return m["conv3"](torch.cat([*seen, last], 1))
+
+    return images(parts, run)
+
+
+def _separable() -> Parts:
+    sizes = {1: (WIDTH, HIDDEN), 2: (HIDDEN, HIDDEN), 3: (HIDDEN, WIDTH)}
+    parts = {f"conv{i}.conv_dw": conv(a, a, 3, a) for i, (a, _) in sizes.items()}
+    parts |= {f"conv{i}.conv_pw": conv(*size) for i, size in sizes.items()}
+    parts |= {f"bn{i}": BatchNorm(size) for i, (_, size) in sizes.items()}
+
+    def run(m: Parts, x: Tensor) -> Tensor:
+        for i in sizes:
+            x = m[f"bn{i}"](m[f"conv{i}.conv_pw"](m[f"conv{i}.conv_dw"](F.relu(x))))
+        return x
+
+    return images(parts, run)
+
+
+def _beside_fused() -> Parts:
+    """One matrix writes q, k, v, gate and up (Flux.2)."""
+    parts: dict[str, nn.Module | nn.Parameter] = {"norm": nn.LayerNorm(WIDTH)}
+    parts |= {
+        "attn.to_qkv_mlp_proj": linear(WIDTH, 3 * WIDTH + 2 * HIDDEN),
+        "attn.to_out": linear(WIDTH + HIDDEN, WIDTH),
+    }
+
+    def run(m: Parts, x: Tensor) -> Tensor:
+        q, k, v, gate, up = m["attn.to_qkv_mlp_proj"](m["norm"](x)).split([WIDTH] * 3 + [HIDDEN] * 2, -1)
+        return x + m["attn.to_out"](torch.cat([attend(q, k, v), F.silu(gate) * up], -1))
+
+    return Parts(parts, run)
+
+
 KINDS: dict[str, Kind] = {
     "two linears": Kind("tokens", "own width", two("ffn.linear_1", "ffn.linear_2")),
     "intermediate and output": Kind("tokens", "own width", two("feed_forward.intermediate_dense", "feed_forward.output_dense")),
@@ -506,4 +554,7 @@ KINDS: dict[str, Kind] = {
     "reduce and expand": Kind("images", "own width", _squeeze("se.conv_reduce", "se.conv_expand")),
     "product of two (StarNet)": Kind("images", "own width", _star),
     "grouped convolution": Kind("images", "by group", _bottleneck("conv1", "conv2", "conv3", 8), path="layer1"),
+    "parts of channels (Res2Net)": Kind("images", "by group", _parts_of_channels, path="layer1"),
+    "separable convolutions (Xception)": Kind("images", "sequence", _separable, path="stack"),
+    "fused beside attention (Flux.2)": Kind("tokens", "beside", _beside_fused, path="single_transformer_blocks"),
 }  # fmt: skip
