@@ -73,6 +73,7 @@ CODES: Mapping[str, str] = {
     "adapter_not_merged": "how far a candidate that is an adapter is from being merged into the child",
     "adapter_no_evidence": "comparing a candidate shows nothing of the child, which is an adapter",
     "mostly_unusable": "most of a model's weights are NaN, Inf or only zeros",
+    "names_differ": "two models of a tree line up by order and shapes, and not by names",
     "aligned_by_structure": "names differ: order and shapes tell which tensors belong together",
     "tensors_without_partner": "tensors of the child that a candidate has no partner for were left out",
     "equal_copies": "the parent has equal copies",

@@ -290,3 +290,18 @@ class TestAnswers:
         odd = from_shapes({f"u.{i}.w.weight": (H + 3 * i, H) for i in range(8)})(1)
         found = self.ask(tmp_path, base(1), odd=odd)
         assert found.candidates[0].status == "not_comparable" and found.verdict == "undecided"
+
+
+def test_layers_go_by_structure_where_that_leaves_no_choice_and_trees_say_that_they_do_not(tmp_path: Path) -> None:
+    models = {"child": tuned(base(0), 1, 0.01), "parent": layouts.under("net.")(base(0)), "other": layouts.under("net.")(base(5)), "fused": layouts.llama_of_qwen(base(0))}  # fmt: skip
+    for name, model in models.items():
+        (tmp_path / name).mkdir()
+        save_file({key: value.contiguous() for key, value in model.items()}, tmp_path / name / "model.safetensors")
+    blocks = hl.trace_layers(tmp_path / "child", [tmp_path / "parent", tmp_path / "other"])
+    assert {block.parent for block in blocks.blocks} == {str(tmp_path / "parent")}
+    assert [note.code for note in blocks.notes].count("aligned_by_structure") == 2
+    chosen = hl.trace_layers(tmp_path / "child", [tmp_path / "fused"])
+    assert "compared by names" in next(str(note) for note in chosen.notes if note.code == "aligned_by_structure")
+    assert all(block.parent is None for block in chosen.blocks if block.index is not None)
+    tree = hl.phylogeny([tmp_path / "child", tmp_path / "parent"])
+    assert not tree.edges and "names_differ" in [note.code for note in tree.notes]

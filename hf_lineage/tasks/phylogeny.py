@@ -209,7 +209,7 @@ def _depth(model: View) -> int:
 
 
 def _depth_notes(session: Session, kinds: Sequence[Models], ids: Mapping[tuple[ModelRef, str], str]) -> list[Note]:
-    """A note for each two kinds of models that line up but for the number of their blocks."""
+    """A note for each two kinds of models that line up but for the number of their blocks, or for their names."""
     found = []
     for i, kind in enumerate(kinds):
         for other in kinds[:i]:
@@ -217,6 +217,10 @@ def _depth_notes(session: Session, kinds: Sequence[Models], ids: Mapping[tuple[M
                 one, two = ids[_key(other[0])], ids[_key(kind[0])]
                 text = f"{one} and {two} have other numbers of layers, and stand in different trees."
                 found.append(Note("other_depth", text, f"Block by block: hf-lineage layers {two} -c {one}"))
+            elif session.lined_up(other[0], kind[0])[1].comparable:
+                one, two = ids[_key(other[0])], ids[_key(kind[0])]
+                text = f"{one} and {two} line up by order and shapes. A tree goes by names: they are apart."
+                found.append(Note("names_differ", text, f"As a pair: hf-lineage trace {two} {one}"))
     return found
 
 

@@ -27,6 +27,7 @@ from ..weights.hidden_permutation import HiddenPermutation, alike, detect_permut
 from ..weights.merge_recipe import infer_merge_method
 from . import notes
 from .evidence import settings_of
+from .layouts import share_units
 from .options import Networks, Options, names_of
 from .search import Search
 from .session import (
@@ -148,6 +149,7 @@ def _expected_bytes(question: Question, options: Options) -> int:
 @THREADS.apart()
 def _by_weights(question: Question, known: _Blocks, options: Options, beside: int) -> _Blocks:
     """Match the blocks, read what lines up, judge every block."""
+    question, known = _in_layout(question, known)
     whole, architecture, session = question.child, question.architecture, question.session
     budget = budget_of(whole, question.candidates, architecture.weights, options.sample)
     half = None if budget is None else max(1, budget // 2)
@@ -189,6 +191,25 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
     }  # fmt: skip
     by_others = known.by_others + world().others(placing) + readings.bytes_by_others
     return replace(known.with_notes(*messages), fields=fields, by_others=by_others)
+
+
+def _in_layout(question: Question, known: _Blocks) -> tuple[Question, _Blocks]:
+    """The candidates whose names differ in the child's layout, where order and shapes alone tell how."""
+    models, messages = [], []
+    for label, candidate in zip(known.labels, question.candidates, strict=True):
+        model, alignment = candidate, question.session.align(question.child, candidate)
+        if not (candidate.is_adapter or share_units(question.child, alignment)):
+            model, alignment = question.session.lined_up(question.child, candidate)
+        if model is not candidate:
+            text = f"{label}: its names differ"
+            if alignment.alternatives > 1:
+                model = candidate
+                text += ", and only weights would tell what belongs together: its blocks are compared by names."
+            else:
+                text += ": what belongs together was told by order and shapes. Its blocks have the child's names here."
+            messages.append(Note("aligned_by_structure", text))
+        models.append(model)
+    return replace(question, opened=tuple(models)), known.with_notes(*messages)
 
 
 def _hidden_permutations(study: LayerReadings, facts: Sequence[BlockFacts]) -> dict[int, HiddenPermutation]:
