@@ -292,13 +292,13 @@ class TestJournal:
             hl.audit(["lab/parent"], journal=path)
         assert path.read_text() == text
 
-    def test_a_damaged_line_is_named(self, lab: MiniHub, tmp_path: Path) -> None:
+    def test_a_damaged_line_is_named_and_its_model_audited_again(self, lab: MiniHub, tmp_path: Path, caplog) -> None:
         journal = tmp_path / "j"
         list(hl.audit(["lab/parent", "lab/child"], journal=journal))
         lines = journal.read_text().splitlines(keepends=True)
         journal.write_text(lines[0] + "garbage\n" + lines[2])
-        with pytest.raises(ArgumentError, match="line 2"):
-            hl.audit(["lab/parent"], journal=journal)
+        again = list(hl.audit(["lab/parent", "lab/child"], journal=journal))
+        assert [record.resumed for record in again] == [False, True] and "Line 2 of" in caplog.text
 
     def test_one_process_at_a_time(self, lab: MiniHub, tmp_path: Path) -> None:
         first = hl.audit(["lab/parent", "lab/child"], journal=tmp_path / "j")

@@ -346,3 +346,34 @@ def test_many_readers_at_once(hub: MiniHub, base: str) -> None:
         parts = pool.map(lambda at: read(url, f"bytes={at}-{at + 9}").content, range(0, 2000, 10))
         assert b"".join(parts) == WEIGHTS[:2000]
     assert hub.bytes_served["lab/base/model.safetensors"] == 2000
+
+
+class TestWhatIsThrownAtIt:
+    """It answers; it closed the connection, and whoever waited for an answer tried again five times."""
+
+    CARDS = (
+        "2024-01-01: x",
+        "tags: 5",
+        "base_model: 2024-01-01",
+        "a: &a [*a]",
+        "a: !!bool x",
+        "? [a, b]\n: c",
+        "x: .nan",
+    )
+
+    def test_cards_and_configs(self, hub: MiniHub) -> None:
+        for number, card in enumerate(self.CARDS):
+            hub.add(f"lab/card{number}", {"README.md": f"---\n{card}\n---\n"})
+        hub.add("lab/config", {"config.json": b"[" * 50_000, "model.safetensors": b"\xff" * 99})
+        names = [item["id"] for item in httpx.get(f"{hub.url}/api/models").json()]
+        assert len(names) == len(self.CARDS) + 1
+        for name in names:
+            assert httpx.get(f"{hub.url}/api/models/{name}").json()["id"] == name
+
+    @pytest.mark.parametrize(
+        "path", ["models?limit=x", "models?cursor=x", "models?num_parameters=min:²K", "models/lab/a/commits/main?cursor=x",
+                 "models/lab/a/safetensors-metadata/x.json", "models/lab/a/discussions?p=x"],
+    )  # fmt: skip
+    def test_questions(self, hub: MiniHub, path: str, capsys) -> None:
+        hub.add("lab/a", {"x.json": b"no JSON"})
+        assert httpx.get(f"{hub.url}/api/{path}").status_code == 400

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import CardError, Note
+from ..files import replaced
 from .base import Answer
 
 MARK = b"<!-- hf-lineage:start -->"
@@ -80,7 +80,6 @@ def write_files(folder: Path, files: Mapping[str, bytes], may_replace: Callable[
     may_replace: asked of a card that lies there, at the last moment. Raises `Changed` where it says no, and
     leaves the card as it is; `CardError` for what cannot be written.
     """
-    temporary: Sequence[Path] = ()
     try:
         _check_card(folder, files, may_replace)  # before anything is written, and again just before it is replaced
         for name in sorted(files, key=lambda name: name == "README.md"):
@@ -88,20 +87,12 @@ def write_files(folder: Path, files: Mapping[str, bytes], may_replace: Callable[
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent.resolve() != (folder.resolve() / name).parent:
                 raise CardError(f"Expected a folder at `{path.parent}`, found a link to another place.")
-            fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary = [fresh]
-            with fresh.open("xb") as file:
-                file.write(files[name])
-            if path.is_file():
-                fresh.chmod(path.stat().st_mode & 0o777)
-            if name == "README.md":
-                _check_card(folder, files, may_replace)
-            os.replace(fresh, path)
+            with replaced(path, follow=False) as fresh:
+                fresh.write_bytes(files[name])
+                if name == "README.md":
+                    _check_card(folder, files, may_replace)
     except OSError as error:
         raise CardError(f"Expected to write `{name}` into `{folder}`, got: {error.strerror}.") from error
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
 
 
 def _check_card(folder: Path, files: Mapping[str, bytes], may_replace: Callable[[bytes], bool]) -> None:

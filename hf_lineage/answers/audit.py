@@ -125,10 +125,13 @@ class AuditRecord(Answer):
 
     @classmethod
     def read_fields(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields from their JSON. Raises `ValueError` for an unknown status."""
+        """The fields from their JSON. Raises `ValueError` for an unknown status or rule."""
         values = {field.name: data[field.name] for field in fields(cls) if field.name not in COST}
         if values["status"] not in RULES:
             raise ValueError(f"unknown status {values['status']!r}")
         values["claims"] = tuple(Claim(**claim) for claim in values["claims"])
         values["findings"] = tuple(Finding(**{**f, "sources": tuple(f["sources"])}) for f in values["findings"])
+        unknown = [finding.rule for finding in values["findings"] if finding.rule not in BY_ID]
+        if unknown:
+            raise ValueError(f"unknown rule {unknown[0]!r}")
         return values

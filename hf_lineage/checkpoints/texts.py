@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 MAX_TEXT = 1_000_000  # bytes of a card or config that are looked at
-MAX_NODES = 100_000  # values of a YAML document, aliases written out; a card that lists thousands of scores has fewer
+MAX_NODES = 50_000  # values of a YAML document, aliases written out; a card that lists thousands of scores has fewer
 MAX_DOCUMENTS = 100  # in one YAML text
 MAX_NUMBER = 100  # characters of a YAML value that is no text; reading a longer one takes quadratic time
 

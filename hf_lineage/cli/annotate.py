@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from .output import CANDIDATES, bar, candidates_of, formats, is_first, look_for, reading, save, say, show, with_options
+from .output import CANDIDATES, bar, candidates_of, formats, is_first, look_for, reading, say, show, with_options
 
 OPTIONS = (
     click.argument("child"),
@@ -74,4 +74,5 @@ def annotate(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], wi
         say("It is said there already: nothing was sent.")
     show(note, form, [note.url])
     if out and note.changed:
-        save(lambda: note.save(out), "files", out)
+        note.save(out)
+        say(f"files: {out}")

@@ -155,9 +155,9 @@ def _save(
         from importlib.metadata import version  # 25 ms that `--help` need not pay
 
         text = report.sarif(records, version("hf_lineage"), places, hub=hub, complete=complete)
-        save(lambda: sarif.write_text(text, encoding="utf-8"), "SARIF", sarif)
+        save(lambda file: file.write_text(text, encoding="utf-8"), "SARIF", sarif)
     if markdown:
-        save(lambda: markdown.write_text(report.markdown(records, complete), encoding="utf-8"), "report", markdown)
+        save(lambda file: file.write_text(report.markdown(records, complete), encoding="utf-8"), "report", markdown)
 
 
 def _address(file: str) -> str:

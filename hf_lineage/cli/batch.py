@@ -12,7 +12,7 @@ import click
 
 from ..errors import ArgumentError, LineageError
 from ..parallel import world
-from .output import VERBOSE, bar, candidates_of, check_writable, reading, save, with_options
+from .output import VERBOSE, bar, candidates_of, check_writable, reading, say, with_options
 
 if TYPE_CHECKING:
     from ..answers.base import Progress
@@ -70,7 +70,7 @@ def batch(children: tuple[str, ...], file: str | None, candidates: tuple[str, ..
         else:
             _write(sys.stdout, rows)
     if out:
-        save(lambda: None, "table", out)
+        say(f"table: {out}")
     if failed:
         sys.exit(1)
 

@@ -70,7 +70,7 @@ def layers(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], prob
         return
     show(found, form, dict.fromkeys(block.parent for block in found.blocks))
     if plot:
-        save(lambda: found.plot(plot), "picture", plot)
+        save(lambda file: found.plot(file), "picture", plot)
     save_report(found, html)
     if recipe:
-        save(lambda: recipe.write_text(found.recipe(), encoding="utf-8"), "recipe", recipe)
+        save(lambda file: file.write_text(found.recipe(), encoding="utf-8"), "recipe", recipe)

@@ -17,6 +17,7 @@ import click
 from ..answers.base import MeasuredAnswer, StatisticalAnswer
 from ..answers.refs import ModelRef, printable
 from ..errors import ArgumentError, LineageError, NoCandidateReadError, ProcessLostError, TimeOverError
+from ..files import replaced
 from ..parallel import world
 from ..report.progress import Bar
 from ..sizes import size_of
@@ -244,10 +245,11 @@ def is_first() -> bool:
     return here.main
 
 
-def save(write: Callable[[], object], what: str, path: Path) -> None:
-    """Write a file and say so; a full disk is the user's to know, not a bug."""
+def save(write: Callable[[Path], object], what: str, path: Path) -> None:
+    """Let `write` write a file, whole or not at all, and say so; a full disk is the user's to know, not a bug."""
     try:
-        write()
+        with replaced(path) as fresh:
+            write(fresh)
     except OSError as error:
         raise LineageError(f"The {what} could not be written to `{path}`: {error.strerror or error}.") from error
     click.echo(f"{what}: {path}", err=True)

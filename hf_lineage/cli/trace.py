@@ -107,10 +107,10 @@ def trace(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], evide
         lines = lineage.explain().splitlines()
         click.echo("\n" + "\n".join(textwrap.fill(line, 80, break_on_hyphens=False) for line in lines))
     if plot:
-        save(lambda: lineage.plot(plot), "picture", plot)
+        save(lambda file: lineage.plot(file), "picture", plot)
     save_report(lineage, html)
     if profile:
-        save(lambda: lineage.profile(profile), "picture", profile)
+        save(lambda file: lineage.profile(file), "picture", profile)
     if may_pass(lineage):
         sys.exit(1)
 

@@ -86,7 +86,7 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, html: Path | Non
         return
     show(found, form, found.roots)
     if plot:
-        save(lambda: found.plot(plot, style=style), "picture", plot)
+        save(lambda file: found.plot(file, style=style), "picture", plot)
     save_report(found, html)
     if newick:
-        save(lambda: newick.write_text(found.to_newick() + "\n", encoding="utf-8"), "Newick file", newick)
+        save(lambda file: file.write_text(found.to_newick() + "\n", encoding="utf-8"), "Newick file", newick)

@@ -22,6 +22,8 @@ VERSION = 1  # of the network's shape and of what its inputs are
 NO_PARENT = (None, "score", "token")
 NORMS = ("question", "running")
 SCALES = ("none", "child", "both")
+# of what a configuration, which may be anybody's, can ask for
+MAX_SIZES = {"width": 4096, "heads": 256, "feed_forward": 65_536, "entries": 1 << 20, "probes": 1 << 16}
 MIN_CHANGE = 1e-4  # root mean square change: below it, candidates are equally near
 
 
@@ -67,9 +69,12 @@ class DetectorConfig:
         for name, known in (("no_parent", NO_PARENT), ("scale", SCALES), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 raise ArgumentError(f"Expected {name} out of {known}, got {getattr(self, name)!r}.")
-        sizes = (self.width, self.heads, self.feed_forward, self.entries, self.probes)
-        if not all(isinstance(size, int) and size > 0 for size in sizes) or self.width % self.heads:
-            raise ArgumentError(f"Expected sizes above 0 and width a multiple of heads, got {self}.")
+        sizes = {name: getattr(self, name) for name in MAX_SIZES}
+        if not all(type(size) is int and 0 < size <= MAX_SIZES[name] for name, size in sizes.items()):
+            bounds = ", ".join(f"{name} {most:,}" for name, most in MAX_SIZES.items())
+            raise ArgumentError(f"Expected sizes above 0 and at most {bounds}, got {str(sizes)[:200]}.")
+        if self.width % self.heads:
+            raise ArgumentError(f"Expected a width that is a multiple of heads, got {self.width} and {self.heads}.")
         if not (math.isfinite(self.temperature) and self.temperature > 0 and 0 <= self.dropout < 1):
             raise ArgumentError(f"Expected a temperature above 0 and dropout in [0, 1), got {self}.")
 

@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
 from ..answers.refs import printable
+from ..files import replaced
 from .format import p_text, prefix_of, shorten
 from .layers import number, sources
 from .sentences import candidate_name
@@ -309,5 +310,6 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, path: str | Path | None) -> Figure:
     if path is not None:
-        figure.savefig(path, dpi=150)
+        with replaced(path) as fresh:
+            figure.savefig(fresh, dpi=150)
     return figure

@@ -26,6 +26,7 @@ from matplotlib.path import Path as Curve
 from ..answers.phylogeny import Phylogeny
 from ..answers.refs import printable
 from ..errors import ArgumentError
+from ..files import replaced
 from .format import prefix_of, shorten
 from .plots import COLOURS, PARENT
 from .tree_text import MISSING, Drawn, Tie, grow, relation, summary
@@ -53,8 +54,8 @@ def plot_tree(phylogeny: Phylogeny, path: str | Path | None = None, *, style: st
     figure = draw(phylogeny, _without_folder(grow(phylogeny)))
     if path is not None:
         dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same answer is the same bytes
-        with rc_context({"svg.hashsalt": "hf_lineage"}):
-            figure.savefig(path, dpi=150, metadata=dates.get(Path(path).suffix.lower()))
+        with rc_context({"svg.hashsalt": "hf_lineage"}), replaced(path) as fresh:
+            figure.savefig(fresh, dpi=150, metadata=dates.get(Path(path).suffix.lower()))
     return figure
 
 

@@ -260,13 +260,13 @@ def card_block(text: str) -> str | None:
 
 
 def card_data(files: Mapping[str, File]) -> dict[str, Any]:
-    """The YAML of README.md; empty if there is none or it is broken."""
+    """The YAML of README.md as JSON has it; empty if there is none, or it is broken or holds itself."""
     import yaml
 
     text = files["README.md"].read().decode("utf-8-sig", "replace") if "README.md" in files else ""
-    with suppress(yaml.YAMLError):
+    with suppress(Exception):  # PyYAML trips over values in any way: `!!bool x` is a KeyError
         data = yaml.safe_load(card_block(text) or "")
-        return data if isinstance(data, dict) else {}
+        return json.loads(json.dumps(data, default=str, skipkeys=True)) if isinstance(data, dict) else {}
     return {}
 
 
@@ -279,7 +279,7 @@ def card_problems(text: str) -> tuple[list[str], list[str]]:
         return [], ["empty or missing yaml metadata in repo card"]
     try:
         data = yaml.safe_load(block)
-    except yaml.YAMLError as error:
+    except Exception as error:
         return [f"Invalid YAML: {error}"], []
     if data is None:
         return [], ["empty or missing yaml metadata in repo card"]
@@ -322,7 +322,7 @@ def parameter_counts(files: Mapping[str, File]) -> dict[str, Any] | None:
     for path, file in files.items():
         if "/" in path or not path.endswith(".safetensors") or path.startswith("adapter_"):
             continue
-        with suppress(ValueError, KeyError, TypeError, AttributeError):
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
             length = int.from_bytes(file.read(0, 8), "little")
             header = json.loads(file.read(8, min(8 + length, file.size)))
             for tensor in (header[name] for name in header if name != "__metadata__"):
@@ -382,7 +382,7 @@ def _file_facts(files: Mapping[str, File]) -> dict[str, Any]:
 
 def _json_file(files: Mapping[str, File], path: str) -> dict[str, Any]:
     """A file's JSON object; empty if there is none or it is broken."""
-    with suppress(KeyError, ValueError, TypeError):
+    with suppress(KeyError, ValueError, TypeError, RecursionError):
         return dict(json.loads(files[path].read()))
     return {}
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -353,7 +354,11 @@ class _Handler(BaseHTTPRequestHandler):
         about = (self.headers.get("Range"), bool(authorization), hub.tokens.get(token), self._body())
         role, host = hub.roles.get(token, "write"), self.headers.get("Host", "")
         call = Request(self.server.app, self.command, url.path, url.query, *about, role, host)
-        answer = hub._answer(call)
+        try:
+            answer = hub._answer(call)
+        except Exception as error:  # of what no client sends, or a bug: an answer tells more than a closed connection
+            traceback.print_exc()
+            answer = Refused(400, message=f"The stand-in could not answer: {type(error).__name__}: {error}").answer
         call.status = answer.status
         with hub._lock:
             hub.log.append(call)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 FIRST_READ = 1 << 14  # bytes of the first look at a file: most headers of small models fit
 MAX_HEADER = 25_000_000  # the Hub's own limit (huggingface_hub SAFETENSORS_MAX_HEADER_LENGTH)
-MAX_DIMENSIONS = 32  # of one tensor; the product of many large ones would take hours
+MAX_TENSORS = 500_000  # of one model; those of a thousand experts in a hundred layers are 300,000
+MAX_DEPTH = 127  # of lists and objects in one another, in Rust's JSON
+FIELDS = ("dtype", "shape", "data_offsets")  # in the order in which a list may have them
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")  # weights of an adapter, no model of their own
 MAX_SHARDS = 10_000  # of one series
 MAX_INDEX = 64_000_000  # bytes of a `*.index.json`; the largest published ones are near 10 MB
@@ -50,22 +53,24 @@ def parse_header(raw: bytes, size: int, where: str, file: int = 0) -> tuple[dict
     """The entries of a header `raw` in a file of `size` bytes, and the tensors left out for an unknown dtype.
 
     The data must be covered by the tensors exactly: no gap, no overlap, nothing outside, each tensor as long as
-    its shape and dtype say. Raises `BrokenFileError` with the file's name and what contradicts what.
+    its shape and dtype say. What the library safetensors accepts is accepted, what it refuses is refused, unknown
+    dtypes and bounds of size aside. Raises `BrokenFileError` with the file's name and what contradicts what.
     """
     document = _load_json(raw, where)
-    document.pop("__metadata__", None)
     base = 8 + len(raw)
     spans: list[tuple[int, int, str]] = []
     entries: dict[str, Entry] = {}
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # one for all tensors that have it
     unknown: list[str] = []
-    for name, value in document.items():
-        dtype, shape, begin, end = _tensor(name, value, where)
+    tensors = {name: _tensor(name, value, where) for name, value in _tensors_of(document, where)}  # the last counts
+    for name, (dtype, shape, begin, end) in tensors.items():
+        if begin > end:
+            _broken(where, f"tensor {name[:80]!r} ends at {end} before it begins at {begin}")
         spans.append((begin, end, name))
         if dtype not in BITS:
             unknown.append(f"{name} ({dtype[:20]})")
             continue
-        if math.prod(shape) * BITS[dtype] != 8 * (end - begin):
+        if _bits(shape, BITS[dtype]) != 8 * (end - begin):
             _broken(where, f"tensor {name[:80]!r} of shape {shape[:8]} and {dtype} does not fill {end - begin} bytes")
         if dtype == "C64":  # real and imaginary parts are weights like any other
             dtype, shape = "F32", [*shape, 2]
@@ -77,7 +82,10 @@ def parse_header(raw: bytes, size: int, where: str, file: int = 0) -> tuple[dict
 
 def parse_index(raw: bytes, where: str) -> dict[str, str]:
     """Tensor name → shard file name, from a `*.index.json`; a shard must lie beside its index."""
-    weight_map = _load_json(raw, where).get("weight_map")
+    document = _load_json(raw, where)
+    weight_map = document.get("weight_map")
+    if isinstance(document, _Repeated) or isinstance(weight_map, _Repeated):
+        _broken(where, "a name occurs twice in it")
     if not isinstance(weight_map, dict) or not weight_map:
         _broken(where, "expected a `weight_map` from tensor names to files")
     known: set[str] = set()
@@ -92,21 +100,73 @@ def parse_index(raw: bytes, where: str) -> dict[str, str]:
     return weight_map
 
 
+class _Repeated(dict[str, Any]):
+    """A JSON object in which a name occurs twice: `pairs` has all of them, the dictionary the last."""
+
+    pairs: list[tuple[str, Any]]
+
+    def twice(self) -> set[str]:
+        """The names that do."""
+        counts = Counter(name for name, _ in self.pairs)
+        return {name for name in counts if counts[name] > 1}
+
+
+def _tensors_of(document: dict[str, Any], where: str) -> list[tuple[str, Any]]:
+    """The tensors of a header, one name twice among them. Its `__metadata__` are texts by name, once."""
+    told = document.get("__metadata__")
+    texts = told is None or (isinstance(told, dict) and all(isinstance(value, str) for _, value in _pairs(told)))
+    if not texts or (isinstance(document, _Repeated) and "__metadata__" in document.twice()):
+        _broken(where, "its `__metadata__` are no texts by name")
+    tensors = [(name, value) for name, value in _pairs(document) if name != "__metadata__"]
+    if len(tensors) > MAX_TENSORS:
+        _broken(where, f"it names {len(tensors):,} tensors, more than the {MAX_TENSORS:,} allowed")
+    return tensors
+
+
 def _tensor(name: str, value: Any, where: str) -> tuple[str, list[int], int, int]:
+    if isinstance(value, list) and len(value) == len(FIELDS):
+        value = dict(zip(FIELDS, value, strict=True))
     try:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
     except (TypeError, KeyError, ValueError):
         _broken(where, f"tensor {name[:80]!r} needs `dtype`, `shape` and `data_offsets`")
+    if isinstance(value, _Repeated) and value.twice() & {*FIELDS}:
+        _broken(where, f"tensor {name[:80]!r} says something twice")
+    if len(value) > len(FIELDS) and _depth(value) > MAX_DEPTH - 1:
+        _broken(where, f"tensor {name[:80]!r} is nested too deep")
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
-    if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
-        _broken(where, f"tensor {name[:80]!r} has {len(shape):,} dimensions")
-    if not name.isascii() and any("\ud800" <= ch <= "\udfff" for ch in name):
-        _broken(where, f"tensor {name[:80]!a} has a name that is no text")
-    if not isinstance(dtype, str) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+    if not isinstance(dtype, str) or not all(type(n) is int and 0 <= n < 2**64 for n in numbers):
         _broken(where, f"tensor {name[:80]!r} has a shape or offset that is no natural number")
-    if begin > end:
-        _broken(where, f"tensor {name[:80]!r} ends at {end} before it begins at {begin}")
     return dtype, shape, begin, end
+
+
+def _bits(shape: list[int], each: int) -> int | None:
+    """Bits of a tensor; None where a product on the way is no 64-bit number, in which safetensors counts."""
+    count = 1
+    for size in (*shape, each):
+        count *= size
+        if count >= 2**64:
+            return None
+    return count
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and objects lie in one another."""
+    return sum(1 for level in _levels(value) if any(isinstance(each, dict | list) for each in level))
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """A value, what it holds, what that holds and so on; the names in objects, and what is there twice, included."""
+    level = [value]
+    while level:
+        yield level
+        pairs = [pair for each in level if isinstance(each, dict) for pair in _pairs(each)]
+        level = [part for each in level if isinstance(each, list) for part in each]
+        level += [part for pair in pairs for part in pair]
+
+
+def _pairs(document: dict[str, Any]) -> list[tuple[str, Any]]:
+    return document.pairs if isinstance(document, _Repeated) else [*document.items()]
 
 
 def _check_cover(spans: list[tuple[int, int, str]], size: int, where: str) -> None:
@@ -123,17 +183,38 @@ def _check_cover(spans: list[tuple[int, int, str]], size: int, where: str) -> No
         _broken(where, f"{size - at:,} bytes follow the last tensor")
 
 
+_SURROGATE, _LONG = re.compile(rb"\\u[dD][89a-fA-F]"), re.compile(rb"-0|[0-9]{309}")
+
+
 def _load_json(raw: bytes, where: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a name occurs twice")
+    """A JSON object as strictly as RFC 8259 and Rust's reader have it; Python's takes NaN, halves of characters, −0."""
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(found)
+        if len(result) != len(found):
+            result = _Repeated(found)
+            result.pairs = found
         return result
 
+    def no_number(text: str) -> float:
+        raise ValueError(f"{text[:20]} is no number")
+
+    def real(text: str) -> float:
+        return number if math.isfinite(number := float(text)) else no_number(text)
+
+    def whole(text: str) -> int | float:
+        return real(text) if text == "-0" or len(text) > 308 else int(text)
+
+    hooks: dict[str, Any] = {"object_pairs_hook": pairs, "parse_constant": no_number, "parse_float": real}
+    if _LONG.search(raw):
+        hooks["parse_int"] = whole
     try:
-        document = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+        document = json.loads(raw.decode("utf-8"), **hooks)
+        if _SURROGATE.search(raw):
+            for level in _levels(document):
+                "".join(each for each in level if isinstance(each, str)).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        _broken(where, f"its JSON cannot be read ({str(error)[:80]})")
+        _broken(where, f"its JSON cannot be read ({printable(str(error))[:80]})")
     if not isinstance(document, dict):
         _broken(where, "expected a JSON object")
     return document
@@ -291,6 +372,8 @@ def open_files(
     with ThreadPoolExecutor(min(FILES_AT_ONCE, len(names))) as pool:
         looked = list(pool.map(look, enumerate(names)))
     entries: dict[str, Entry] = {}
+    if sum(len(found) for _, found, *_ in looked) > MAX_TENSORS:
+        raise BrokenFileError(f"`{repo.ref.name}` has more than the {MAX_TENSORS:,} tensors that are read.")
     for (_, found, *_), name in zip(looked, names, strict=True):
         for tensor in found.keys() & entries.keys():
             owner = shard_of.get(tensor) if shard_of else None

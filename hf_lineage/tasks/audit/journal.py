@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from ...answers.base import READABLE, SCHEMA
 from ...errors import ArgumentError, LineageError
 
 KIND = "audit-journal"
+_LOG = logging.getLogger(__name__)
 
 
 class Journal:
     """The settings of the audit in the first line, then a record a line, each on the disk before the next is begun.
 
     `done`: the finished records, by `requested`; of several for one model the last counts. What failed for a reason
-    that may pass is not among them. A last line that was cut off (the process was killed) is removed.
+    that may pass is not among them, nor is a line that cannot be read (broken, or of a rule that this version does not
+    know): that is said, and its model is looked at again. A last line that was cut off is removed.
 
     Raises `ArgumentError` for a file that is no journal (it is left as it is), that was begun with other settings, or
     that another process is writing to.
@@ -97,9 +100,8 @@ class Journal:
             try:
                 record = AuditRecord.from_dict(_object(line))
             except ValueError as error:
-                raise ArgumentError(
-                    f"Expected a record in line {number} of `{self.path}`, got none: {error}."
-                ) from error
+                _LOG.warning("Line %d of %s cannot be read (%s): its model is audited again.", number, self.path, error)
+                continue
             self.done.pop(record.requested, None)
             if not (record.passing or record.status == "failed"):  # access may be granted by now
                 self.done[record.requested] = record
