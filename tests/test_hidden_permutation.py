@@ -66,3 +66,32 @@ def test_an_overlay_reads_both_layers() -> None:
     found = both.read([Slice("b", 1, 3), Slice("a", 0, 2), Slice("b", 0, 1)])
     assert [part.tolist() for part in found] == [[1, 1], [0, 1], [1]]
     assert both.bytes_read == lower.bytes_read == 8, "only what lies below costs"
+
+
+def forged(stranger: dict[str, torch.Tensor], victim: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The stranger, its hidden units in the order in which they look most like the victim's: the same function."""
+    from scipy.optimize import linear_sum_assignment
+
+    found = dict(stranger)
+    for rows, readers in (("fc1", "fc2"), ("fc2", "head")):
+        gains = victim[f"{rows}.weight"] @ found[f"{rows}.weight"].T
+        order = torch.from_numpy(linear_sum_assignment(gains.numpy(), maximize=True)[1])
+        found |= {f"{rows}.{kind}": found[f"{rows}.{kind}"][order] for kind in ("weight", "bias")}
+        found[f"{readers}.weight"] = found[f"{readers}.weight"][:, order]
+    return {name: value.contiguous() for name, value in found.items()}
+
+
+def test_units_that_were_arranged_pass_the_test_and_do_not_agree(tmp_path: Path, make_net) -> None:
+    """p asks whether units in the same places are alike, and an arrangement makes them so. What two matchings say does
+    not change: of the same units, by inputs and by outputs."""
+    victim, stranger = ({name.replace("fc3", "head"): v for name, v in make_net(seed).items()} for seed in (1, 7))
+    child = {name: value + 0.2 * value.std() * torch.randn_like(value) for name, value in victim.items()}
+    for name, model in {"victim": victim, "child": child, "forged": forged(stranger, victim)}.items():
+        save_file(model, tmp_path / f"{name}.safetensors")
+    honest, forger = (
+        hl.trace(tmp_path / f"{name}.safetensors", [tmp_path / "victim.safetensors"]) for name in ("child", "forged")
+    )
+    of_child, of_forger = (answer.candidates[0].facts["agreement"] for answer in (honest, forger))
+    assert of_child["units_agreeing"] == of_child["units"] and "which no arrangement brings about" in honest.explain()
+    assert forger.candidates[0].p_value < 1e-9, "a known limit (docs/limits.md)"
+    assert of_forger["score"] < 0.1 and "somebody may have put" in forger.explain()

@@ -13,6 +13,7 @@ from ..errors import code_of
 from .format import count_text, listed_text, p_text, short
 
 Show = Callable[[str], str]
+AGREEING = 0.3  # share of units matched alike twice from which models are related (weights/unit_matching.py)
 CLOSE = 0.1  # change relative to the norm below which two models are no two trainings from one random start
 FORMATS = {"F16": "half-precision", "BF16": "bfloat16"}
 ONE_WAY = ("cast", "quantized", "pruned", "resized")
@@ -232,7 +233,8 @@ def explanation(lineage: Lineage) -> str:
     if best is not None and best.p_value is not None:
         topics["Related?"] = [
             "The p-value is the chance of such an agreement between models that were trained separately, from starts "
-            "of their own; it does not tell a parent from another relative."
+            "of their own; it does not tell a parent from another relative.",
+            *([arranged(best)] if related and not best.disguised else []),
         ]
     if best is not None and related:
         topics["Nearest?"] = [*_ranking(best, compared[1:]), *_facts(best), *_others(compared[1:])]
@@ -346,6 +348,20 @@ def hidden(candidate: Candidate) -> str:
     return (
         f"{facts['units_agreeing']:,} of {facts['units']:,} hidden units, put in order again by their inputs, agree by "
         "their outputs (of 13,873 pairs of unrelated models none reached 4 %)"
+    )
+
+
+def arranged(candidate: Candidate) -> str:
+    """What p assumes of the places of hidden units, and what was looked at beyond it."""
+    found = candidate.facts.get("agreement")
+    if not found:
+        return "It assumes that nobody arranged the hidden units, which was not looked into."
+    agree = f"{found['units_agreeing']:,} of {found['units']:,} hidden units"
+    if found["score"] >= AGREEING:
+        return f"Matched without regard to their places, twice, {agree} agree, which no arrangement brings about."
+    return (
+        "It assumes that nobody arranged the hidden units. Matched without regard to their places, twice, only "
+        f"{agree} agree: somebody may have put the units of an unrelated model in this order, or training went far."
     )
 
 

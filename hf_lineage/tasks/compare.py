@@ -25,6 +25,7 @@ from ..weights.edits import ONE_WAY, Edit, EditKind, Lattices, detect_edit, dete
 from ..weights.evidence import WeightsComparison, compare_weights
 from ..weights.hidden_permutation import (
     HiddenPermutation,
+    agreement_of,
     alike,
     detect_permutation,
     mantel_applies,
@@ -267,6 +268,23 @@ def _order(reading: Reading, i: int) -> Order:
     moments = {name: pair.moments[name] for name in pair.matrices}
     distance = reading.comparison.evidence[i].distance or 0.0
     return pair_order(PairCounts(steps, moments, pair.units(), counts.past(0), counts.past(i + 1)), distance)
+
+
+def with_agreement(
+    question: Question, reading: Reading, judged: Sequence[Candidate], alpha: float
+) -> list[Candidate]:  # fmt: skip
+    """The candidates, those whose units pass the test in their places with what a matching without places says.
+
+    Where everything was read, in `facts["agreement"]`; it changes no verdict.
+    """
+    result = []
+    for i, candidate in zip(reading.comparison.evidence, judged, strict=True):
+        passed = candidate.p_raw is not None and candidate.p_raw <= alpha and not candidate.disguised
+        if passed and not reading.plan.sampled and candidate.relation not in ("identical", "head_changed"):
+            agreed = agreement_of(reading.readings, question.architecture, reading.child, i)
+            candidate = replace(candidate, facts={**candidate.facts, "agreement": agreed}) if agreed else candidate
+        result.append(candidate)
+    return result
 
 
 def refused(reading: Reading) -> list[Candidate]:

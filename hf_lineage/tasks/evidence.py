@@ -70,6 +70,7 @@ class Weights:
         reading = compare.read(question, self._comparable, options, self._beside)
         judged, none = compare.judge(question, reading, options)
         pairs = {key(c): pair for c, pair in zip(judged, reading.comparison.pairs.values(), strict=True)}
+        judged = compare.with_agreement(question, reading, judged, options.alpha)
         if options.tree and none is not None:
             judged, none = self._by_tree(reading, judged, none)
         messages = notes.of_unnamed_origin(question, reading.readings)

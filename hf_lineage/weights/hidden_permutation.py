@@ -22,6 +22,7 @@ from .reader import Readings
 from .unit_matching import RELATED_SCORE, UNRELATED_PAIRS, UnitMatch, mantel_test, match_units
 
 MAX_MANTEL_P = 0.01  # p-value of the Mantel test up to which a matching is worth its time
+MAX_MATCHING = 1 << 33  # sum of h³ over the orders of h units that are matched beside a p-value: two of 1,600
 ALIKE = 0.5  # correlation above which a tensor stands in the child's order
 
 
@@ -73,20 +74,56 @@ def detect_permutation(
     readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidate: int, seed: int
 ) -> HiddenPermutation:
     """Test and match one candidate. Where there is a residual stream, units are matched only if p ≤ MAX_MANTEL_P."""
+    ours, theirs = _matrices(readings, child, candidate)
+    mantel = mantel_test(ours, theirs, architecture.residual, seed)
+    if mantel is not None and mantel.p > MAX_MANTEL_P:
+        return HiddenPermutation(mantel, None)
+    return HiddenPermutation(mantel, match_units(ours, theirs, *_orders(architecture)))
+
+
+def agreement_of(
+    readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidate: int
+) -> dict[str, Any] | None:
+    """How many hidden units of a related candidate two matchings pair alike (`match_units`); None: none to match.
+
+    Evidence beside p that no arrangement of units changes: p asks whether units in the same places are alike, and
+    somebody may have put unrelated units where they look so. Of the first layers, as far as `MAX_MATCHING` goes.
+    """
+    ours, theirs = _matrices(readings, child, candidate)
+    orders, reads = _orders(architecture)
+    chosen, cost = [], 0
+    for order, rows in orders.items():
+        cost += max((child[name].shape[0] for name in rows if name in ours), default=0) ** 3
+        if cost > MAX_MATCHING:
+            break
+        chosen.append(order)
+    match = match_units(
+        ours, theirs, {order: orders[order] for order in chosen}, {o: reads[o] for o in chosen if o in reads}
+    )
+    return HiddenPermutation(None, match).to_dict() if match.agreement else None
+
+
+def _matrices(
+    readings: Readings, child: Mapping[str, Shaped], candidate: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The matrices of child and candidate that were read in whole of both."""
     names = [name for name, having in readings.candidates_with.items() if candidate in having]
     names = [name for name in names if _whole(readings, child, name) and readings.usable(name, candidate)]
     ours, theirs = (
         {name: readings.units.matrix(model, name).reshape(child[name].shape) for name in names}
         for model in (0, candidate + 1)
     )
-    mantel = mantel_test(ours, theirs, architecture.residual, seed)
-    if mantel is not None and mantel.p > MAX_MANTEL_P:
-        return HiddenPermutation(mantel, None)
-    # a new head agrees with nothing
-    reads = {order: [n for n in names if n not in architecture.heads] for order, names in architecture.reads.items()}
-    # where units can be exchanged within groups only, any other matching is none of the same network
+    return ours, theirs
+
+
+def _orders(architecture: Architecture) -> tuple[dict[str, tuple[str, ...]], dict[str, list[str]]]:
+    """The orders whose units may stand anywhere, and what reads them: no heads, for a new head agrees with nothing.
+
+    Where units can be exchanged within groups only, any other matching is none of the same network.
+    """
     orders = {order: rows for order, rows in architecture.orders.items() if order not in architecture.groups}
-    return HiddenPermutation(mantel, match_units(ours, theirs, orders, reads))
+    reads = {order: [n for n in names if n not in architecture.heads] for order, names in architecture.reads.items()}
+    return orders, reads
 
 
 def alike(readings: Readings, candidate: int) -> set[str]:
