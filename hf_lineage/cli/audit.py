@@ -91,7 +91,7 @@ def audit(context: click.Context, file: str | None, author: str | None, collecti
             _save(output.records, found, sarif, markdown, complete)
             if html:
                 text = report.audit_page(output.records, typed_command(), complete)
-                save(lambda: html.write_text(text, encoding="utf-8"), "report", html)
+                save(lambda file: file.write_text(text, encoding="utf-8"), "report", html)
     if comment:
         _comment(output.records)
     if any(record.status == "contradicted" for record in output.records):

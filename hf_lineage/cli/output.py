@@ -219,7 +219,7 @@ def typed_command() -> str:
 def save_report(answer: StatisticalAnswer, path: Path | None) -> None:
     """Write the report of an answer where one was asked for."""
     if path:
-        save(lambda: path.write_text(answer.to_html(typed_command()), encoding="utf-8"), "report", path)
+        save(lambda file: file.write_text(answer.to_html(typed_command()), encoding="utf-8"), "report", path)
 
 
 def check_picture(path: Path) -> None:
