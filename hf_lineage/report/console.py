@@ -62,7 +62,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int, 
 
     Cells hold printable text of one line. `marks`: a sign in front of each row. Where the names of the first column do
     not fit, they lose the folder that all of them begin with, which a line below the table tells; where that is not
-    enough, or in less than `NARROW` columns, they have lines of their own, and what else a row holds is below them.
+    enough a name stands above its row; in less than `NARROW` columns all do.
     """
     body = [list(row) for row in rows]
     cut = ""
@@ -82,27 +82,40 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int, 
 
 def row_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[list[str]]:
     """The lines of the heads, and then those of each row, of a `table` without marks."""
-    if all(column.name for column in columns) or (width >= NARROW and _fits(columns, rows, width)):
+    room = width - _beside(columns, rows, width)
+    if all(column.name for column in columns):
         return [[line] for line in _grid(columns, rows, width)]
-    named = [i for i, column in enumerate(columns) if column.name]
+    if width >= NARROW and room >= LEAST_NAME:  # a name that is too long stands above the rest of its row
+        long = [columns[0].name and cells(row[0]) > room for row in rows]
+        body = [["", *row[1:]] if above else row for row, above in zip(rows, long, strict=True)]
+        head, *lines = _grid(columns, body, width)
+        named = zip(rows, lines, long, strict=True)
+        return [[head], *([*folded(row[0], width), line] if above else [line] for row, line, above in named)]
+    named_at = [i for i, column in enumerate(columns) if column.name]
     rest = [i for i, column in enumerate(columns) if not column.name]
     below = _grid([columns[i] for i in rest], [[row[i] for i in rest] for row in rows], width)
-    body = [[column.head for column in columns], *rows]
+    every = [[column.head for column in columns], *rows]
     return [
-        [*(line for i in named if row[i] for line in folded(row[i], width)), *([line] if line else [])]
-        for line, row in zip(below, body, strict=True)
+        [*(line for i in named_at if row[i] for line in folded(row[i], width)), *([line] if line else [])]
+        for line, row in zip(below, every, strict=True)
     ]
 
 
 def _fits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> bool:
-    """Whether nothing of the first column has to be cut; other columns of names may give up their middle."""
+    """Whether the first column has room for each of its cells."""
+    first = max(map(cells, (columns[0].head, *(row[0] for row in rows))))
+    return first <= width - _beside(columns, rows, width)
+
+
+def _beside(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> int:
+    """Columns that all but the first take at least, with their gaps; those of names may give up their middle."""
 
     def needed(i: int) -> int:
         whole = max(map(cells, (columns[i].head, *(row[i] for row in rows))))
-        return min(whole, LEAST_NAME) if columns[i].name and i else whole
+        return min(whole, LEAST_NAME) if columns[i].name else whole
 
     gap = 2 if width >= NARROW else 1
-    return sum(map(needed, range(len(columns)))) + gap * (len(columns) - 1) <= width
+    return sum(needed(i) + gap for i in range(1, len(columns)))
 
 
 def labelled(label: str, text: str, width: int, again: str = "") -> list[str]:
