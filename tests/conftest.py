@@ -392,9 +392,14 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[int, str, str]]:
     """The command line, with its exit code, stdout and stderr: `run("trace", child, "-c", parent)`."""
     from hf_lineage import cli
+
+    if "HF_HOME" not in os.environ:  # the last answer is kept there: not that of who runs the tests
+        monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code = 0

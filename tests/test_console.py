@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from test_tree_report import CHAIN, FORESTS, SMALL
 
 from hf_lineage.answers.refs import ModelRef
 from hf_lineage.answers.search import CandidateSearch, FoundCandidate
-from hf_lineage.report import console
+from hf_lineage.report import console, progress
 from hf_lineage.report.console import Column, labelled, table
 from hf_lineage.report.format import cells
 
@@ -133,3 +134,21 @@ def test_a_terminal_is_used_from_40_to_200_columns(columns: int, width: int, mon
     assert console.terminal_width() == 80, "where there is no terminal"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert console.terminal_width() == width
+
+
+@pytest.mark.parametrize(("seconds", "turned"), [(0.0, False), (0.3, True)])
+def test_something_turns_where_there_is_nothing_to_count(
+    seconds: float, turned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", 0.1)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with progress.Bar():
+        time.sleep(seconds)
+    err = capsys.readouterr().err
+    assert ("opening models" in err) is turned and (not turned or err.endswith("\r\x1b[K")), "and its line is wiped"
+
+
+def test_a_bar_is_what_true_stands_for() -> None:
+    assert isinstance(progress.progress_of(True), progress.Bar)
+    assert progress.progress_of(False) is progress.progress_of(None) is None
+    assert progress.progress_of(print) is print  # type: ignore[arg-type, comparison-overlap]
