@@ -110,13 +110,13 @@ def test_relatives_behind_a_model_speak_for_it() -> None:
 
 def features(**other: float) -> Features:
     plain = {
-        "relatedness": 50.0, "exists": 20.0, "tested": 1.0, "ahead": 1.0, "ahead_z": 50.0, "first": -0.01, "between": -5.0,
+        "relatedness": 50.0, "exists": 20.0, "tested": 1.0, "ahead": 1.0, "ahead_z": 50.0, "first": 0.99, "between": -5.0,
         "moved": -1.5, "entries": 12.0, "candidates": 3, "related": 1,
     }  # fmt: skip
     return Features(**{**plain, **other})  # type: ignore[arg-type]
 
 
-STRANGER = features(relatedness=0.3, exists=0.4, ahead=-1.0, ahead_z=-50.0, first=-0.7, between=-2.0, moved=0.3)
+STRANGER = features(relatedness=0.3, exists=0.4, ahead=-1.0, ahead_z=-50.0, first=0.5, between=-2.0, moved=0.3)
 
 
 def test_the_probability_of_a_clear_parent() -> None:
@@ -132,6 +132,27 @@ def test_strangers_have_no_parent() -> None:
 
 def vars_of(item: Features) -> dict[str, float]:
     return {name: getattr(item, name) for name in item.__dataclass_fields__}
+
+
+@given(st.floats(0, 1), st.floats(-9, 3), st.floats(-5, 0))
+def test_the_two_directions_add_up_to_at_most_one(first: float, moved: float, between: float) -> None:
+    """Whatever the odds, of a pair asked about alone; and no probability is above the share of having come first."""
+    both = [
+        probabilities([features(first=share, moved=moved, between=between, candidates=1)])[0][0]
+        for share in (first, 1 - first)
+    ]
+    assert sum(both) <= 1 and both[0] <= first + 1e-12
+
+
+def test_the_prior_moves_the_odds() -> None:
+    """Bayes: a prior twice the fitted odds doubles them; the fitted one changes nothing; certainty is never reached."""
+    fitted = calibration.numbers()["probability"]["prior"]
+    plain = probabilities([features(first=1.0)])[0][0]
+    assert probabilities([features(first=1.0)], fitted)[0][0] == pytest.approx(plain)
+    twice = 2 * fitted / (1 - fitted)
+    moved = probabilities([features(first=1.0)], twice / (1 + twice))[0][0]
+    assert moved / (1 - moved) == pytest.approx(2 * plain / (1 - plain))
+    assert probabilities([features(first=0.5)], 1 - 1e-9)[0][0] <= 0.5
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=9, max_size=9))

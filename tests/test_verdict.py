@@ -235,8 +235,10 @@ def test_information_ranks_relatives_and_leaves_strangers_and_descendants_alone(
     stranger, below = replace(found(-0.2, 1.4), information=90.0), replace(found(-20, 0.35, t=1.0), information=99.0)
     plain, _ = judge(*(replace(item, information=None) for item in (near, far, stranger, below)))
     ranked, _ = judge(near, far, stranger, below)
-    assert [c.probability for c in ranked] == [plain[i].probability for i in (1, 0, 2, 3)]
-    assert plain[0].probability > plain[1].probability and ranked[1].relation == "finetune"  # type: ignore[operator]
+    # the odds change places; who came first is each pair's own
+    odds = [[c.probability or 0.0 for c in each] for each in (plain, ranked)]
+    assert sorted(odds[1][:2]) == pytest.approx(sorted(odds[0][:2]), rel=0.05) and odds[1][2:] == odds[0][2:]
+    assert odds[1][1] > odds[1][0] and ranked[1].relation == "finetune"
 
 
 def test_what_the_caller_knows_of_the_order() -> None:

@@ -42,6 +42,12 @@ if TYPE_CHECKING:
 )
 @click.option("--older", is_flag=True, help="You know that the candidates are older: taken where no order shows.")
 @click.option(
+    "--prior",
+    type=float,
+    metavar="SHARE",
+    help="How likely the parent is among the candidates before anything is read, between 0 and 1.",
+)
+@click.option(
     "--relatives/--no-relatives",
     default=True,
     help="Whether the base that the first candidate names is compared, too, where that one may be a sibling. "

@@ -1,9 +1,10 @@
 """Make tasks/calibration.json and weights/direction/origin.json, about an hour on 2 cores:
 
+    python tests/benchmarks/real_questions.py FOLDER FOLDER/other       (a real model and its light fine-tunes)
     python -m hf_lineage.experiments.calibration FOLDER
 
 Trains families in FOLDER (kept there), traces pairs whose order is known to fit the direction, asks hard questions to
-fit the probability. Tests measure with other seeds, recipes and widths.
+fit the probability, together with what lies in FOLDER/other. Tests measure with other seeds, recipes and widths.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,11 +23,13 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import t as student
 
+from ..answers.lineage import Lineage
 from ..tasks import calibration
+from ..tasks.calibration import MAX_LOG_ODDS
 from ..tasks.trace import trace
 from ..weights.direction import origin as direction
 from .families import Family, Member, train_family, train_twins
-from .questions import KEPT_WITHOUT_PARENT, answers
+from .questions import KEPT_WITHOUT_PARENT, Question, answers
 
 SEED = 101
 FAMILIES: dict[str, list[dict[str, Any]]] = {
@@ -47,7 +51,7 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
     ],
 }
 TWINS = {"fc": 12, "vit": 5, "llama": 5, "resnet": 5}
-QUESTIONS = 1100  # of each family and its twins
+QUESTIONS = 500  # of each family and its twins
 TAILS = 4.0  # degrees of freedom of the positions' errors
 MAX_TWINS_DIRECTED = 0.02  # share of twins for which a parent may be named
 MAX_REVERSED = 0.005  # share of pairs for which the child may be named the parent
@@ -66,7 +70,8 @@ def make(folder: Path) -> None:
         for turn, group in enumerate(families)
         for question, lineage in answers(group, QUESTIONS, SEED + turn, balanced=False)
     ]
-    write(calibration, {**made, "probability": fit_probability(asked)})
+    asked += other_examples(folder)
+    write(calibration, {**made, "probability": fit_probability([each for each in asked if each is not None])})
 
 
 def train(folder: Path, name: str, turn: int) -> list[Family]:
@@ -158,47 +163,110 @@ def _safest(numbers: dict[str, float], older: np.ndarray, twins: np.ndarray) -> 
     return {**numbers, "sure": sure}
 
 
-def example(question: Any, lineage: Any) -> tuple[np.ndarray, int]:
-    """The features of a question's candidates, (candidates, features), and the parent's index, −1 for none."""
-    compared = [c for c in lineage.candidates if c.status == "compared"]
-    rows = np.array([c.evidence["calibration"].vector() for c in compared])
-    parent = str(question.parent.path) if question.parent else None
-    return rows, next((i for i, c in enumerate(compared) if c.ref == parent), -1)
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """One question's candidates: (candidates, features) of the odds, their shares of having come first, their places by
+    what they tell about the child, the parent's index (−1: none of them), and how much the question counts."""
+
+    rows: np.ndarray
+    first: np.ndarray
+    places: np.ndarray
+    parent: int
+    weight: float
 
 
-def fit_probability(asked: Sequence[tuple[np.ndarray, int]], hidden: int = 12, decay: float = 4e-3) -> dict[str, Any]:
+    @classmethod
+    def of(cls, lineage: Lineage, parent: str | None, weight: float) -> Example | None:
+        """What the rule saw of an answer; None where it was not asked (equal weights, or a cast)."""
+        compared = [c for c in lineage.candidates if c.status == "compared"]
+        if not compared or any(c.relation in ("identical", "head_changed", "cast") for c in compared):
+            return None
+        seen = [c.evidence["calibration"] for c in compared]
+        found = next((i for i, c in enumerate(compared) if c.ref == parent), -1)
+        return cls(*(np.array(each) for each in (
+            [item.vector() for item in seen], [item.first for item in seen], [item.place for item in seen],
+        )), found, weight)  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        arrays = {name: getattr(self, name).tolist() for name in ("rows", "first", "places")}
+        return {**arrays, "parent": self.parent, "weight": self.weight}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Example:
+        """What `to_dict` wrote."""
+        return cls(*(np.array(data[name]) for name in ("rows", "first", "places")), data["parent"], data["weight"])
+
+
+def example(question: Question, lineage: Lineage) -> Example | None:
+    """What the rule saw of a question."""
+    weight = 1.0 if question.turned or question.parent else KEPT_WITHOUT_PARENT
+    return Example.of(lineage, str(question.parent.path) if question.parent else None, weight)
+
+
+def other_examples(folder: Path) -> list[Example]:
+    """What other programs made of other models (`tests/benchmarks/real_questions.py`), in `other/*.json`."""
+    files = sorted((folder / "other").glob("*.json"))
+    return [Example.from_dict(data) for path in files for data in json.loads(path.read_text(encoding="utf-8"))]
+
+
+class Padded:
+    """Examples as arrays with as many candidates each: `rows` (questions, candidates, features), `first`, `absent`,
+    `truth` (0: none), `weight`, and `gather`, which hands the odds out by place."""
+
+    def __init__(self, asked: Sequence[Example]) -> None:
+        most, width = max(len(each.rows) for each in asked), asked[0].rows.shape[1]
+        shape = (len(asked), most)
+        self.rows = torch.zeros(*shape, width, dtype=torch.float64)
+        self.first, self.places = torch.zeros(shape, dtype=torch.float64), torch.full(shape, -1)
+        self.absent = torch.ones(shape, dtype=torch.bool)
+        for i, each in enumerate(asked):
+            n = len(each.rows)
+            self.rows[i, :n], self.first[i, :n] = torch.from_numpy(each.rows), torch.from_numpy(each.first)
+            self.places[i, :n], self.absent[i, :n] = torch.from_numpy(each.places), False
+        self.truth = torch.tensor([each.parent + 1 for each in asked])
+        self.weight = torch.tensor([each.weight for each in asked], dtype=torch.float64)
+
+    def prior(self) -> float:
+        """Share of the questions with the parent among the candidates."""
+        return float((self.weight * (self.truth > 0)).sum() / self.weight.sum())
+
+    def loss(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Mean log loss of the rule of `tasks/calibration.py` with these numbers."""
+        logs = (self.rows @ weights["hidden"].T + weights["bias"]).tanh() @ weights["out"] + weights["offset"]
+        ranked = torch.where(self.places >= 0, logs, -torch.inf).sort(1, descending=True).values
+        logs = torch.where(self.places >= 0, ranked.gather(1, self.places.clamp(min=0)), logs)
+        odds = torch.where(self.absent, 0.0, logs.clamp(max=MAX_LOG_ODDS).exp())
+        known = self.first * odds
+        shares = known / (1 + known.sum(1, keepdim=True) + (1 - self.first) * odds)
+        every = torch.cat([1 - shares.sum(1, keepdim=True), shares], 1).clamp(min=1e-12)
+        each = -every.gather(1, self.truth[:, None]).log()[:, 0]
+        return (self.weight * each).sum() / self.weight.sum()
+
+
+def fit_probability(asked: Sequence[Example], hidden: int = 3, decay: float = 1e-3) -> dict[str, Any]:
     """Maximum likelihood with a little weight decay, by L-BFGS over all questions at once."""
-    most, width = max(len(rows) for rows, _ in asked), asked[0][0].shape[1]
-    rows = torch.zeros(len(asked), most, width, dtype=torch.float64)
-    absent = torch.ones(len(asked), most, dtype=torch.bool)
-    for i, (each, _) in enumerate(asked):
-        rows[i, : len(each)], absent[i, : len(each)] = torch.from_numpy(each), False
-    truth = torch.tensor([parent + 1 for _, parent in asked])
-    # all questions are asked, and those without a parent count less, as with `balanced`
-    share = torch.where(truth > 0, 1.0, KEPT_WITHOUT_PARENT).double()
+    padded = Padded(asked)
     generator = torch.Generator().manual_seed(SEED)
-    shapes = {"hidden": (hidden, width), "bias": (hidden,), "out": (hidden,), "offset": ()}
+    shapes = {"hidden": (hidden, padded.rows.shape[2]), "bias": (hidden,), "out": (hidden,), "offset": ()}
     weights = {
         name: (0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
         for name, shape in shapes.items()
     }
     optimizer = torch.optim.LBFGS(list(weights.values()), max_iter=600, line_search_fn="strong_wolfe")
 
-    def loss() -> torch.Tensor:
-        scores = (rows @ weights["hidden"].T + weights["bias"]).tanh() @ weights["out"] + weights["offset"]
-        scores = torch.cat([torch.zeros(len(asked), 1), scores.masked_fill(absent, -torch.inf)], 1)
-        each = torch.nn.functional.cross_entropy(scores, truth, reduction="none")
-        return (share * each).sum() / share.sum()
-
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        value = loss() + decay * sum((w * w).sum() for w in weights.values())
+        value = padded.loss(weights) + decay * sum((w * w).sum() for w in weights.values())
         value.backward()
         return value
 
     optimizer.step(closure)
     found = {name: _short(value.detach().tolist()) for name, value in weights.items()}
-    return {**found, "questions": len(asked), "log_loss": round(float(loss().detach()), 4)}
+    return {
+        **found, "prior": round(padded.prior(), 4), "questions": len(asked),
+        "log_loss": round(float(padded.loss(weights).detach()), 4),
+    }  # fmt: skip
 
 
 def _short(value: Any) -> Any:

@@ -32,12 +32,13 @@ KEPT_WITHOUT_PARENT = 0.25  # of the questions whose answer is "none": without t
 NOISY_SHARE = 0.25  # of questions, with noise on the child
 WHOLE_SHARE = 0.3  # of questions, read in full
 PARENT_OFFERED_SHARE = 0.65  # of questions, with the parent among the candidates
+TURNED_SHARE = 0.5  # of these, asked the other way round: about the parent, with the child in its place
 UNRELATED_ONLY_SHARE = 0.3  # of questions, in which nobody but the parent is related
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question: `parent` is None where no candidate is the parent."""
+    """One question: `parent` is None where no candidate is the parent. `turned`: its child is offered in its place."""
 
     child: Member
     candidates: tuple[Member, ...]
@@ -45,6 +46,7 @@ class Question:
     noise: float
     sample: int | None
     seed: int
+    turned: bool = False
 
     def ask(self) -> Lineage:
         """Trace it. The noise is white, `noise` times each matrix's own standard deviation."""
@@ -77,7 +79,9 @@ class Altered:
 def questions(families: Sequence[Family], count: int, seed: int, balanced: bool = True) -> Iterator[Question]:
     """`count` questions about the members of families that share one architecture and its sizes.
 
-    balanced: skip some questions without a parent among the candidates, so that two in three have one.
+    Of parent and child, half the questions are asked the other way round, so that nobody profits from taking the
+    candidates for older. balanced: skip some questions with neither a parent nor a child of their subject's among the
+    candidates that was put there for it: one in eight is left.
     """
     rng, passing = random.Random(seed), random.Random(seed)
     members = [member for family in families for member in family.members]
@@ -98,9 +102,12 @@ def questions(families: Sequence[Family], count: int, seed: int, balanced: bool 
         noise = rng.uniform(0.2, 1.5) if rng.random() < NOISY_SHARE else 0.0
         sampled = rng.random() > WHOLE_SHARE
         sample = round(math.exp(rng.uniform(math.log(MIN_BYTES), math.log(MAX_BYTES)))) if sampled else None
+        turned = parent is not None and passing.random() < TURNED_SHARE
         if balanced and parent is None and passing.random() > KEPT_WITHOUT_PARENT:
             continue
-        yield Question(child, tuple(chosen), parent, noise, sample, rng.getrandbits(31))
+        if turned:
+            child, chosen, parent = parent, [child if member is parent else member for member in chosen], None
+        yield Question(child, tuple(chosen), parent, noise, sample, rng.getrandbits(31), turned)
 
 
 def answers(

@@ -1,11 +1,16 @@
 """Evidence → probability: the whole rule. Its numbers are in calibration.json, made by `experiments/calibration.py`.
 
-Candidate i has the features φᵢ below and the score u(φ) = out·tanh(H φ + bias) + offset, "none of them is
-the parent" the score 0:
+Two questions are asked about each candidate i. Is it next to the child: was one of the two made from the other? The
+features φᵢ below give the odds eᵢ = exp(out·tanh(H φᵢ + bias) + offset), beside 1 for "nobody here is next to it". And
+which of the two came first, if so? `verdict` gives the share fᵢ of the candidate, 1 − fᵢ is the child's. Then
 
-    P(i) = exp u(φᵢ) / (1 + Σⱼ exp u(φⱼ)),    P(none) = 1 / (1 + Σⱼ exp u(φⱼ)),
+    P(i is the parent) = fᵢ eᵢ / (1 + Σⱼ fⱼ eⱼ + (1 − fᵢ) eᵢ),    P(none) = 1 − Σᵢ P(i):
 
-a conditional logit (McFadden 1974) with one hidden layer, fitted on families with a known truth.
+a conditional logit (McFadden 1974) with one hidden layer, in which the two directions of a pair that is asked about
+alone add up to e/(1 + e), below 1. Of several candidates that are about as likely, the one that tells most about the
+child (`place`) has the largest odds. Fitted on families with a known truth, where every pair of parent and child is
+asked about both ways; the share of questions with the parent among the candidates is `prior`. Another prior π multiplies
+every eᵢ by π/(1 − π) over the same of the fitted one.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import numpy as np
 
 from ..answers.base import Evidence, fields_of
 
+MAX_LOG_ODDS = 30.0
 MAX_CANDIDATES = 8  # candidates of one question when the numbers were fitted; more count as so many
 
 
@@ -37,9 +43,11 @@ class Features(Evidence):
 
     relatedness: Fisher's z of the correlation with the child, √(n − 3)·atanh r.  exists: −log10 of the raw p-value.
     tested: whether there is one.  ahead: log distance ratio to the nearest other candidate.  ahead_z: the same in
-    standard errors of the sample.  first, between: logs of the shares of `Direction`.  moved: log of the change
-    relative to the candidate's norm.  entries: log of the number read.  candidates, related: how many there are, and
-    how many of relatedness above 4.
+    standard errors of the sample.  first: fᵢ, the share of the candidate having come first, in (0, 1].  between: log of
+    the share of neither having come first, of `Direction`.  measured: whether the steps between the two tell an order
+    (`weights/direction/order.py`), 0 or 1.  moved: log of the change relative to the candidate's norm.
+    entries: log of the number read.  candidates, related: how many there are, and how many of relatedness above 4.
+    place: 0 for the related candidate that tells most about the child, 1 for the next, …; −1 where that is not known.
     """
 
     relatedness: float
@@ -53,6 +61,8 @@ class Features(Evidence):
     entries: float
     candidates: int
     related: int
+    measured: float = 0.0
+    place: int = -1
 
     def to_dict(self) -> dict[str, Any]:
         """All features, under the names of the JSON contract."""
@@ -60,15 +70,15 @@ class Features(Evidence):
         return {names.get(name, name): value for name, value in fields_of(self).items()}
 
     def vector(self) -> np.ndarray:
-        """The features, bounded: no single one can run away. (16,)"""
+        """The features of the odds, bounded: no single one can run away. (15,)"""
         relatedness, z = _within(self.relatedness, -2.0, 12.0), _within(self.ahead_z, -8.0, 8.0)
         ahead, exists = _within(self.ahead, -1.0, 1.0), _within(self.exists, 0.0, 12.0)
         return np.array([
             relatedness / 6, math.tanh(relatedness / 3), self.tested, exists / 6, math.tanh(exists / 3),
             2 * ahead, math.tanh(8 * ahead), z / 4, math.tanh(z),
-            max(self.first, -5.0) / 2, math.exp(self.first), max(self.between, -5.0) / 2,
-            _within(self.moved, -5.0, 1.5) / 2, _within(self.entries - 8, -4.0, 5.0) / 4,
+            max(self.between, -5.0) / 2, _within(self.moved, -5.0, 1.5) / 2, _within(self.entries - 8, -4.0, 5.0) / 4,
             math.log(min(self.candidates, MAX_CANDIDATES)), math.log1p(min(self.related, MAX_CANDIDATES)),
+            self.measured,
         ])  # fmt: skip
 
 
@@ -76,12 +86,16 @@ def _within(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
-def probabilities(features: Sequence[Features]) -> tuple[np.ndarray, float]:
-    """P of each candidate, and of "none"; they sum to 1."""
-    n = numbers()["probability"]
-    rows = np.array([item.vector() for item in features]).reshape(len(features), len(n["hidden"][0]))
-    hidden = np.tanh(rows @ np.array(n["hidden"]).T + np.array(n["bias"]))
-    scores = np.r_[0.0, hidden @ np.array(n["out"]) + n["offset"]]
-    shares = np.exp(scores - scores.max())
-    shares /= shares.sum()
-    return shares[1:], float(shares[0])
+def probabilities(features: Sequence[Features], prior: float | None = None) -> tuple[np.ndarray, float]:
+    """P of each candidate, and of "none"; they sum to 1. prior: that the parent is among them, in (0, 1)."""
+    fitted = numbers()["probability"]
+    rows = np.array([item.vector() for item in features]).reshape(len(features), len(fitted["hidden"][0]))
+    hidden = np.tanh(rows @ np.array(fitted["hidden"]).T + np.array(fitted["bias"]))
+    logs = hidden @ np.array(fitted["out"]) + fitted["offset"]
+    if prior is not None:
+        logs = logs + math.log(prior / (1 - prior)) - math.log(fitted["prior"] / (1 - fitted["prior"]))
+    ranked = sorted((i for i, item in enumerate(features) if item.place >= 0), key=lambda i: features[i].place)
+    logs[ranked] = np.sort(logs[ranked])[::-1]
+    odds, first = np.exp(np.minimum(logs, MAX_LOG_ODDS)), np.array([item.first for item in features])
+    shares = first * odds / (1 + first @ odds + (1 - first) * odds)
+    return shares, float(1 - shares.sum())

@@ -75,6 +75,7 @@ class Options:
     networks: Networks = Networks()
     tree: bool = False
     older: bool = False
+    prior: float | None = None
     relatives: bool = True
     most: int | None = None
     spent: int = 0
@@ -96,6 +97,8 @@ class Options:
             _ = self.reading_memory
         if not 0 < self.alpha < 1:
             raise ArgumentError(f"Expected `alpha` between 0 and 1, got {self.alpha}.")
+        if self.prior is not None and not 0 < self.prior < 1:
+            raise ArgumentError(f"Expected `prior` between 0 and 1, got {self.prior}.")
         if self.max_bytes is not None and self.max_bytes <= 0:
             raise ArgumentError(f"Expected `max_bytes` above 0, got {self.max_bytes}.")
         if self.timeout is not None:

@@ -47,7 +47,7 @@ def trace(
     child: Model, candidates: Iterable[Model] | None = None, *, evidence: str | Sequence[str] = "weights",
     alpha: float = 1e-3, probes: Source = None, taps: str | Sequence[str] | None = None, metric: str = "l2",
     step: float | str = "auto", detector: str | Path | None = None, tree: bool | None = None,
-    older: bool = False,
+    older: bool = False, prior: float | None = None,
     relatives: bool = True,
     token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
     sample: str | float | int | None = None, max_bytes: int | str | None = None, allow_pickle: bool = False,
@@ -78,6 +78,8 @@ def trace(
     older: whether you know that the candidates are older than the child. That is taken as given where the weights show
         no order, said in the answer (`older_taken` among the notes), and never written into a card; an order that shows
         is not overruled. For candidates that you name, without `tree`.
+    prior: the probability, before anything is read, that the parent is among the candidates, in (0, 1). None is the
+        share of such questions that the numbers of the rule were fitted on (`tasks/calibration.py`), about one half.
     relatives: whether the base that the first candidate's own files name is compared, too, where the weights leave open
         whether that candidate is the parent or a sibling that moved less (`own_base_compared` among the notes). Of
         repos on the Hub; of a local one only if it shows that it was itself trained in half precision. Where
@@ -111,7 +113,7 @@ def trace(
         evidence=names_of(evidence), alpha=alpha, sample=sample, max_bytes=limit_of(max_bytes),
         device=device, memory=memory,
         progress=progress_of(progress), seed=seed, timeout=timeout,
-        tree=candidates is None if tree is None else tree, older=older, relatives=relatives,
+        tree=candidates is None if tree is None else tree, older=older, prior=prior, relatives=relatives,
         networks=Networks(probes=probes, taps=taps, metric=metric, step=step, detector=detector),
     )  # fmt: skip
     with session_of(session, token, allow_pickle, options.ends) as session:

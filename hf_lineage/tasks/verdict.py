@@ -5,10 +5,10 @@ The rule, in five lines:
 2. An order is stated where a change runs one way (a copy in a smaller format, rounding, pruning, a few tokens more),
    where the steps between the two tell (`weights/direction/order.py`), or where the weights moved far and the origin
    lies behind one of the two (`weights/direction/origin.py`); else none is.
-3. The probability is `calibration`'s, at most that of the candidate having come first: 1 and α for one-way changes, ½
-   where no order shows, and at most α for a candidate that an ample test finds unrelated; what is cut off is "none".
-   The two directions of a pair so add up to at most 1. A copy and a cast have 1; full copies have it both ways.
-   Where the caller says that the candidates are older, that is taken where no order shows, and the bound is 1.
+3. The probability is `calibration`'s, from what tells that the two stand next to each other and from the share of the
+   candidate having come first: 1 − α and α for one-way changes, ½ where no order shows, 1 where the caller says that the
+   candidates are older and nothing else shows, and α for a candidate that an ample test finds unrelated. No probability
+   is above that share, and the two directions of a pair add up to at most 1. A copy and a cast have 1; full copies both ways.
 4. *Parent* is said of the most probable candidate if its p_value ≤ alpha, its probability ≥ ½, and it came first.
 5. Related, and no order shown: `common_origin`; nobody related: `none`; what could not be tested: `undecided`.
 """
@@ -82,16 +82,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """One pair judged by itself: its relation, the facts behind it, who came first, and the bound of its probability.
+    """One pair judged by itself: its relation, the facts behind it, and who came first.
 
-    `order`: shares of the three orders; `certain`: a copy or a cast, whose probability is 1 if nobody else's is;
+    `order`: shares of the three orders; `first`: of the candidate having come first, if one was made from the other; `certain`: a copy or a cast, whose probability is 1 if nobody else's is;
     `same_trunk`: every weight of the child's trunk is equal. `measured`: what the steps between the two tell.
     """
 
     relation: Relation | None
     facts: dict[str, Any]
     order: Direction
-    bound: float
+    first: float
     certain: int = 0
     same_trunk: bool = False
     measured: PairOrder | None = None
@@ -99,7 +99,7 @@ class _Judged:
 
 def judge(
     candidates: Sequence[Candidate], comparison: WeightsComparison, pairs: Sequence[Pair], heads: frozenset[str],
-    sizes: Mapping[str, int], alpha: float, older: bool = False,
+    sizes: Mapping[str, int], alpha: float, older: bool = False, prior: float | None = None,
 ) -> tuple[list[Candidate], float | None]:  # fmt: skip
     """Fill in the numbers of the compared candidates; returns them and the probability of "none" (None: no candidate).
 
@@ -112,8 +112,8 @@ def judge(
     alone = [_judge_pair(item, pair, heads, sizes, alpha) for item, pair in zip(found, pairs, strict=True)]
     if older:
         alone = [_told_older(each, pair, item, alpha) for each, pair, item in zip(alone, pairs, found, strict=True)]
-    features = _features(found, pairs, [pair.order for pair in alone])
-    shares, none = _handed_out(found, alone, features, [*comparison.pairs.values()], alpha)
+    features = _features(found, pairs, alone)
+    shares, none = _handed_out(alone, features, [*comparison.pairs.values()], alpha, prior)
     judged = []
     for i, (candidate, item, pair) in enumerate(zip(candidates, found, alone, strict=True)):
         judged.append(
@@ -282,9 +282,9 @@ def _judge_pair(
         return _Judged(relation, facts, order, 1.0, certain=1)
     if order in (_ONE_WAY, _OTHER_WAY):
         return _Judged(relation, facts, order, 1 - alpha if first == "candidate" else alpha)
-    bound = order.parent + order.between / 2
-    bound = max(alpha, order.parent) if first == "neither" else min(bound, 0.5) if first is None else bound
-    return _Judged(relation, facts, order, bound, measured=measured)
+    share = order.parent + order.between / 2
+    share = max(alpha, order.parent) if first == "neither" else min(share, 0.5) if first is None else share
+    return _Judged(relation, facts, order, share, measured=measured)
 
 
 def _told_older(alone: _Judged, pair: Pair, item: WeightsEvidence, alpha: float) -> _Judged:
@@ -301,7 +301,7 @@ def _told_older(alone: _Judged, pair: Pair, item: WeightsEvidence, alpha: float)
     if facts.get("first") == "child" or "own_base" in facts or neither:
         return replace(alone, facts={**facts, "older": "not_taken"})
     relation: Relation | None = "finetune" if alone.relation == "common_origin" else alone.relation
-    return replace(alone, relation=relation, bound=1.0, facts={**facts, "first": "candidate", "older": "taken"})
+    return replace(alone, relation=relation, first=1.0, facts={**facts, "first": "candidate", "older": "taken"})
 
 
 def _shows_neither(alone: _Judged, pair: Pair) -> bool:
@@ -437,20 +437,18 @@ def _relation(item: WeightsEvidence, pair: Pair, facts: dict[str, Any], first: F
 
 
 def _handed_out(
-    found: Sequence[WeightsEvidence], alone: Sequence[_Judged], features: Sequence[Features],
-    pairs: Sequence[PairReadings], alpha: float,
+    alone: Sequence[_Judged], features: Sequence[Features], pairs: Sequence[PairReadings], alpha: float,
+    prior: float | None,
 ) -> tuple[np.ndarray, float]:  # fmt: skip
     """The probability of each candidate, and of none of them; they sum to 1."""
     surest = max((pair.certain for pair in alone), default=0)
     if surest:  # copies, else casts, take it all
         equal = np.array([float(pair.certain == surest) for pair in alone])
         return equal / equal.sum(), 0.0
-    shares, _ = probabilities(features)
     if any(same := [pair.same_trunk for pair in alone]):
-        shares = np.array(same) / sum(same)
-    ranked = [i for i, pair in enumerate(alone) if pair.relation not in NO_RELATIVE | {None, "descendant"}]
-    shares = _by_information(shares, found, ranked)
-    shares = np.minimum(shares, [pair.bound for pair in alone])
+        shares = np.array(same) / sum(same) * [pair.first for pair in alone]
+    else:
+        shares, _ = probabilities(features, prior)
     shares = _share_among_older(shares, alone, pairs, alpha)
     return shares, max(0.0, 1.0 - float(shares.sum()))
 
@@ -477,7 +475,7 @@ def _share_among_older(
             both = CandidatePair(pairs[i], pairs[base])
             inherited = both.inherited() if is_elder(both.order(back=True)) else None
             if inherited is False and found[i] > alpha:
-                found[base] = min(found[base] + found[i] - alpha, alone[base].bound)
+                found[base] = min(found[base] + found[i] - alpha, alone[base].first)
                 found[i] = alpha
             elif inherited is None and i in older and not is_elder(both.order()):
                 found[base] = found[i] = (found[base] + found[i]) / 2
@@ -493,26 +491,26 @@ def _is_copied(item: WeightsEvidence, pair: Pair) -> bool:
     return pair.same_names and item.equal.issuperset((*item.compared, *item.left_out))
 
 
-def _by_information(shares: np.ndarray, found: Sequence[WeightsEvidence], group: Sequence[int]) -> np.ndarray:
-    """The shares of related candidates handed out among them by what each tells about the child.
+def _places(found: Sequence[WeightsEvidence], alone: Sequence[_Judged]) -> list[int]:
+    """The places of the related candidates by what each tells about the child, the most first; −1 for the others.
 
     Unit by unit this ranks a parent before its own parent where their distances from the child hardly differ.
     """
-    information = {i: information for i in group if (information := found[i].information) is not None}
-    result = shares.copy()
-    order = sorted(information, key=lambda i: -information[i])
-    result[order] = sorted((shares[i] for i in information), reverse=True)
-    return result
+    ranked = [i for i, pair in enumerate(alone) if pair.relation not in NO_RELATIVE | {None, "descendant"}]
+    known = {i: information for i in ranked if (information := found[i].information) is not None}
+    places = {i: place for place, i in enumerate(sorted(known, key=lambda i: -known[i]))}
+    return [places.get(i, -1) for i in range(len(found))]
 
 
-def _features(found: Sequence[WeightsEvidence], pairs: Sequence[Pair], orders: Sequence[Direction]) -> list[Features]:
+def _features(found: Sequence[WeightsEvidence], pairs: Sequence[Pair], alone: Sequence[_Judged]) -> list[Features]:
     relatedness = [
         math.sqrt(max(item.entries - 3, 0)) * math.atanh(min(max(item.correlation, -0.999999), 0.999999))
         for item in found
     ]
     related_count = sum(z > RELATED_Z for z in relatedness)
+    places = _places(found, alone)
     features = []
-    for i, (item, pair, order) in enumerate(zip(found, pairs, orders, strict=True)):
+    for i, (item, pair, judged) in enumerate(zip(found, pairs, alone, strict=True)):
         features.append(
             Features(
                 relatedness=relatedness[i],
@@ -520,12 +518,14 @@ def _features(found: Sequence[WeightsEvidence], pairs: Sequence[Pair], orders: S
                 tested=float(item.log10_p is not None),
                 ahead=item.margin,
                 ahead_z=item.margin_z,
-                first=0.0 if item.entries and not item.changed_entries else math.log(max(order.parent, 1e-9)),
-                between=math.log(max(order.between, 1e-9)),
+                first=judged.first,
+                between=math.log(max(judged.order.between, 1e-9)),
                 moved=math.log(max(item.moved, 1e-9)),
                 entries=math.log(max(item.entries, 1)),
                 candidates=len(found),
                 related=related_count,
+                measured=float(judged.measured is not None and _speaks(judged.measured)),
+                place=places[i],
             )
         )
     return features
