@@ -37,13 +37,13 @@ FAMILIES: dict[str, list[dict[str, Any]]] = {
         {"roots": 8, "children": 4, "sizes": {"widths": [768, 192, 96]}},
         {"roots": 4, "children": 4, "sizes": {"widths": [512, 384]}},
     ],
-    "vit": [
-        {"roots": 3, "children": 4, "sizes": {"embed_dim": 48, "depth": 3}},
-        {"roots": 3, "children": 4, "sizes": {"embed_dim": 72, "depth": 2}},
-    ],
     "llama": [
         {"roots": 3, "children": 4, "sizes": {"hidden_size": 48, "intermediate_size": 144}},
         {"roots": 3, "children": 4, "sizes": {"hidden_size": 80, "intermediate_size": 160}},
+    ],
+    "vit": [
+        {"roots": 3, "children": 4, "sizes": {"embed_dim": 48, "depth": 3}},
+        {"roots": 3, "children": 4, "sizes": {"embed_dim": 72, "depth": 2}},
     ],
     "resnet": [
         {"roots": 3, "children": 4, "sizes": {"channels": [12, 24, 48, 96]}},

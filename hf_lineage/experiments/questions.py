@@ -33,6 +33,8 @@ NOISY_SHARE = 0.25  # of questions, with noise on the child
 WHOLE_SHARE = 0.3  # of questions, read in full
 PARENT_OFFERED_SHARE = 0.65  # of questions, with the parent among the candidates
 TURNED_SHARE = 0.5  # of these, asked the other way round: about the parent, with the child in its place
+ALONE_SHARE = 1.0  # questions about one candidate, for each other one
+PARENT_ALONE_SHARE = 0.8  # of these, with the parent: a declared base
 UNRELATED_ONLY_SHARE = 0.3  # of questions, in which nobody but the parent is related
 
 
@@ -77,37 +79,57 @@ class Altered:
 
 
 def questions(families: Sequence[Family], count: int, seed: int, balanced: bool = True) -> Iterator[Question]:
-    """`count` questions about the members of families that share one architecture and its sizes.
+    """`count` questions about the members of families that share one architecture and its sizes, and `ALONE_SHARE` of
+    that about one candidate each.
 
     Of parent and child, half the questions are asked the other way round, so that nobody profits from taking the
     candidates for older. balanced: skip some questions with neither a parent nor a child of their subject's among the
     candidates that was put there for it: one in eight is left.
     """
-    rng, passing = random.Random(seed), random.Random(seed)
     members = [member for family in families for member in family.members]
-    by_path = {member.path: member for member in members}
-    relations = {member.path: relations_to(member, members) for member in by_path.values()}
-    for _ in range(count):
-        child = rng.choice(members)
-        groups = relations[child.path]
-        parent = groups["parent"][0] if groups["parent"] and rng.random() < PARENT_OFFERED_SHARE else None
-        chosen = [parent] if parent else []
-        plain = rng.random() < UNRELATED_ONLY_SHARE
-        for _ in range(rng.randint(0 if parent else 1, 7)):
-            kinds = [kind for kind in KINDS if groups[kind] and not (plain and kind != "unrelated")]
-            kind = rng.choices(kinds, [KIND_WEIGHTS[KINDS.index(kind)] for kind in kinds])[0]
-            chosen.append(rng.choice(groups[kind]))
-        chosen = list(dict.fromkeys(chosen))
-        rng.shuffle(chosen)
-        noise = rng.uniform(0.2, 1.5) if rng.random() < NOISY_SHARE else 0.0
-        sampled = rng.random() > WHOLE_SHARE
-        sample = round(math.exp(rng.uniform(math.log(MIN_BYTES), math.log(MAX_BYTES)))) if sampled else None
-        turned = parent is not None and passing.random() < TURNED_SHARE
-        if balanced and parent is None and passing.random() > KEPT_WITHOUT_PARENT:
-            continue
-        if turned:
-            child, chosen, parent = parent, [child if member is parent else member for member in chosen], None
-        yield Question(child, tuple(chosen), parent, noise, sample, rng.getrandbits(31), turned)
+    relations = {member.path: relations_to(member, members) for member in members}
+    passing = random.Random(seed)
+    for number, asked in (count, _several), (round(ALONE_SHARE * count), _alone):
+        rng = random.Random(seed)
+        for _ in range(number):
+            child = rng.choice(members)
+            parent, chosen = asked(relations[child.path], rng)
+            noise = rng.uniform(0.2, 1.5) if rng.random() < NOISY_SHARE else 0.0
+            sampled = rng.random() > WHOLE_SHARE
+            sample = round(math.exp(rng.uniform(math.log(MIN_BYTES), math.log(MAX_BYTES)))) if sampled else None
+            turned = parent is not None and passing.random() < TURNED_SHARE
+            if balanced and parent is None and passing.random() > KEPT_WITHOUT_PARENT:
+                continue
+            if turned and parent is not None:
+                child, chosen, parent = parent, [child if member is parent else member for member in chosen], None
+            yield Question(child, tuple(chosen), parent, noise, sample, rng.getrandbits(31), turned)
+
+
+Relations = dict[str, list[Member]]
+
+
+def _several(groups: Relations, rng: random.Random) -> tuple[Member | None, list[Member]]:
+    """The parent, or None, and the candidates, it among them."""
+    parent = groups["parent"][0] if groups["parent"] and rng.random() < PARENT_OFFERED_SHARE else None
+    chosen = [parent] if parent else []
+    plain = rng.random() < UNRELATED_ONLY_SHARE
+    for _ in range(rng.randint(0 if parent else 1, 7)):
+        chosen.append(_another(groups, rng, plain))
+    chosen = list(dict.fromkeys(chosen))
+    rng.shuffle(chosen)
+    return parent, chosen
+
+
+def _alone(groups: Relations, rng: random.Random) -> tuple[Member | None, list[Member]]:
+    parent = groups["parent"][0] if groups["parent"] and rng.random() < PARENT_ALONE_SHARE else None
+    return parent, [parent or _another(groups, rng, rng.random() < UNRELATED_ONLY_SHARE)]
+
+
+def _another(groups: Relations, rng: random.Random, unrelated: bool) -> Member:
+    """A model that is not the parent, by the weights of the kinds."""
+    kinds = [kind for kind in KINDS if groups[kind] and not (unrelated and kind != "unrelated")]
+    kind = rng.choices(kinds, [KIND_WEIGHTS[KINDS.index(kind)] for kind in kinds])[0]
+    return rng.choice(groups[kind])
 
 
 def answers(

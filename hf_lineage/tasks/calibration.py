@@ -71,8 +71,12 @@ class Features(Evidence):
 
     def vector(self) -> np.ndarray:
         """The features of the odds, bounded: no single one can run away. (15,)"""
-        relatedness, z = _within(self.relatedness, -2.0, 12.0), _within(self.ahead_z, -8.0, 8.0)
-        ahead, exists = _within(self.ahead, -1.0, 1.0), _within(self.exists, 0.0, 12.0)
+        relatedness, exists = _within(self.relatedness, -2.0, 12.0), _within(self.exists, 0.0, 12.0)
+        if self.candidates == 1:  # ahead of where an unrelated model would lie, at √2 times the norm
+            apart = math.log(2) / 2 - self.moved
+            ahead, z = _within(apart, -1.0, 1.0), math.copysign(8.0, apart)
+        else:
+            ahead, z = _within(self.ahead, -1.0, 1.0), _within(self.ahead_z, -8.0, 8.0)
         return np.array([
             relatedness / 6, math.tanh(relatedness / 3), self.tested, exists / 6, math.tanh(exists / 3),
             2 * ahead, math.tanh(8 * ahead), z / 4, math.tanh(z),
