@@ -144,6 +144,14 @@ def test_the_two_directions_add_up_to_at_most_one(first: float, moved: float, be
     assert sum(both) <= 1 and both[0] <= first + 1e-12
 
 
+def test_unrelated_candidates_hardly_move_it() -> None:
+    """The verdict must not turn with whoever else was offered."""
+    alone = probabilities([features(candidates=1, ahead=0.0, ahead_z=0.0)])[0][0]
+    for count in (1, 3, 40):
+        among = probabilities([features(candidates=1 + count, ahead=1.5), *[STRANGER] * count])[0][0]
+        assert among == pytest.approx(alone, abs=0.02)
+
+
 def test_the_prior_moves_the_odds() -> None:
     """Bayes: a prior twice the fitted odds doubles them; the fitted one changes nothing; certainty is never reached."""
     fitted = calibration.numbers()["probability"]["prior"]

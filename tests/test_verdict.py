@@ -237,7 +237,8 @@ def test_information_ranks_relatives_and_leaves_strangers_and_descendants_alone(
     ranked, _ = judge(near, far, stranger, below)
     # the odds change places; who came first is each pair's own
     odds = [[c.probability or 0.0 for c in each] for each in (plain, ranked)]
-    assert sorted(odds[1][:2]) == pytest.approx(sorted(odds[0][:2]), rel=0.05) and odds[1][2:] == odds[0][2:]
+    assert sorted(odds[1][:2]) == pytest.approx(sorted(odds[0][:2]), rel=0.05)
+    assert odds[1][2:] == pytest.approx(odds[0][2:], rel=0.01)
     assert odds[1][1] > odds[1][0] and ranked[1].relation == "finetune"
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from ..answers.base import Evidence, fields_of
 
 MAX_LOG_ODDS = 30.0
-MAX_CANDIDATES = 8  # candidates of one question when the numbers were fitted; more count as so many
+MAX_RELATED = 8  # related candidates of one question when the numbers were fitted; more count as so many
 
 
 @functools.cache
@@ -70,19 +70,18 @@ class Features(Evidence):
         return {names.get(name, name): value for name, value in fields_of(self).items()}
 
     def vector(self) -> np.ndarray:
-        """The features of the odds, bounded: no single one can run away. (15,)"""
+        """The features of the odds, bounded: no single one can run away. (14,)"""
         relatedness, exists = _within(self.relatedness, -2.0, 12.0), _within(self.exists, 0.0, 12.0)
-        if self.candidates == 1:  # ahead of where an unrelated model would lie, at √2 times the norm
-            apart = math.log(2) / 2 - self.moved
-            ahead, z = _within(apart, -1.0, 1.0), math.copysign(8.0, apart)
-        else:
-            ahead, z = _within(self.ahead, -1.0, 1.0), _within(self.ahead_z, -8.0, 8.0)
+        # an unrelated model would lie at √2 times the norm: whether one is among the candidates must not matter
+        unrelated = math.log(2) / 2 - self.moved
+        alone = self.candidates == 1
+        ahead = _within(unrelated if alone else min(self.ahead, unrelated), -1.0, 1.0)
+        z = _within(math.copysign(8.0, unrelated) if alone else self.ahead_z, -8.0, 8.0)
         return np.array([
             relatedness / 6, math.tanh(relatedness / 3), self.tested, exists / 6, math.tanh(exists / 3),
             2 * ahead, math.tanh(8 * ahead), z / 4, math.tanh(z),
             max(self.between, -5.0) / 2, _within(self.moved, -5.0, 1.5) / 2, _within(self.entries - 8, -4.0, 5.0) / 4,
-            math.log(min(self.candidates, MAX_CANDIDATES)), math.log1p(min(self.related, MAX_CANDIDATES)),
-            self.measured,
+            math.log1p(min(self.related, MAX_RELATED)), self.measured,
         ])  # fmt: skip
 
 
