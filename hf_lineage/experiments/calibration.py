@@ -244,7 +244,7 @@ class Padded:
         return (self.weight * each).sum() / self.weight.sum()
 
 
-def fit_probability(asked: Sequence[Example], hidden: int = 4, decay: float = 5e-4) -> dict[str, Any]:
+def fit_probability(asked: Sequence[Example], hidden: int = 6, decay: float = 3e-4) -> dict[str, Any]:
     """Maximum likelihood with a little weight decay, by L-BFGS over all questions at once."""
     padded = Padded(asked)
     generator = torch.Generator().manual_seed(SEED)

@@ -100,6 +100,8 @@ def questions(families: Sequence[Family], count: int, seed: int, balanced: bool 
             turned = parent is not None and passing.random() < TURNED_SHARE
             if balanced and parent is None and passing.random() > KEPT_WITHOUT_PARENT:
                 continue
+            if turned and noise:
+                continue  # noise makes of a parent what looks like a child of its child
             if turned and parent is not None:
                 child, chosen, parent = parent, [child if member is parent else member for member in chosen], None
             yield Question(child, tuple(chosen), parent, noise, sample, rng.getrandbits(31), turned)
