@@ -163,7 +163,7 @@ class TestPullRequest:
 
     def test_tells_of_a_base_that_the_weights_contradict(self, server: Any) -> None:
         server.commit("lab/child", {"README.md": b"---\nbase_model: lab/stranger\nlicense: mit\n---\n# T\n"})
-        lineage = hl.trace("lab/child", ["lab/parent", "lab/stranger"], token=False)
+        lineage = hl.trace("lab/child", ["lab/parent", "lab/stranger"], prior=0.7, token=False)
         note = hl.annotate("lab/child", lineage, create_pr=True, token="hf_bob")
         card, text = (
             files(server, "refs/pr/1")["README.md"].decode(),
@@ -451,7 +451,7 @@ class TestFolder:
         )
 
     def test_with_a_parent_on_the_hub_names_it(self, server: Any, folders: dict[str, Path]) -> None:
-        lineage = hl.trace(folders["child"], ["lab/parent"], token=False)
+        lineage = hl.trace(folders["child"], ["lab/parent"], prior=0.7, token=False)
         hl.annotate(folders["child"], lineage, push=True, token=False)
         assert (
             (folders["child"] / "README.md")
