@@ -174,7 +174,6 @@ class Example:
     parent: int
     weight: float
 
-
     @classmethod
     def of(cls, lineage: Lineage, parent: str | None, weight: float) -> Example | None:
         """What the rule saw of an answer; None where it was not asked (equal weights, or a cast)."""

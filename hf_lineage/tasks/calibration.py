@@ -9,8 +9,8 @@ which of the two came first, if so? `verdict` gives the share fᵢ of the candid
 a conditional logit (McFadden 1974) with one hidden layer, in which the two directions of a pair that is asked about
 alone add up to e/(1 + e), below 1. Of several candidates that are about as likely, the one that tells most about the
 child (`place`) has the largest odds. Fitted on families with a known truth, where every pair of parent and child is
-asked about both ways; the share of questions with the parent among the candidates is `prior`. Another prior π multiplies
-every eᵢ by π/(1 − π) over the same of the fitted one.
+asked about both ways; the share of questions with the parent among the candidates is `prior`. Another prior π
+multiplies every eᵢ by π/(1 − π) over the same of the fitted one.
 """
 
 from __future__ import annotations

@@ -151,7 +151,13 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
         for i in reading.comparison.evidence
     ]
     judged, none = verdict.judge(
-        candidates, reading.comparison, pairs, architecture.heads, counts, options.alpha, options.older,
+        candidates,
+        reading.comparison,
+        pairs,
+        architecture.heads,
+        counts,
+        options.alpha,
+        options.older,
         options.prior,
     )
     shares = [reading.aligned[i][1].coverage for i in reading.comparison.evidence]

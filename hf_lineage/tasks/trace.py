@@ -79,7 +79,8 @@ def trace(
         no order, said in the answer (`older_taken` among the notes), and never written into a card; an order that shows
         is not overruled. For candidates that you name, without `tree`.
     prior: the probability, before anything is read, that the parent is among the candidates, in (0, 1). None is the
-        share of such questions that the numbers of the rule were fitted on (`tasks/calibration.py`), 0.39: each was asked both ways round.
+        share of such questions that the numbers of the rule were fitted on (`tasks/calibration.py`), 0.39: each was
+        asked both ways round.
     relatives: whether the base that the first candidate's own files name is compared, too, where the weights leave open
         whether that candidate is the parent or a sibling that moved less (`own_base_compared` among the notes). Of
         repos on the Hub; of a local one only if it shows that it was itself trained in half precision. Where

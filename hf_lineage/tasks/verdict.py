@@ -6,9 +6,10 @@ The rule, in five lines:
    where the steps between the two tell (`weights/direction/order.py`), or where the weights moved far and the origin
    lies behind one of the two (`weights/direction/origin.py`); else none is.
 3. The probability is `calibration`'s, from what tells that the two stand next to each other and from the share of the
-   candidate having come first: 1 − α and α for one-way changes, ½ where no order shows, 1 where the caller says that the
-   candidates are older and nothing else shows, and α for a candidate that an ample test finds unrelated. No probability
-   is above that share, and the two directions of a pair add up to at most 1. A copy and a cast have 1; full copies both ways.
+   candidate having come first: 1 − α and α for one-way changes, ½ where no order shows, 1 where the caller says that
+   the candidates are older and nothing else shows, and α for a candidate that an ample test finds unrelated. No
+   probability is above that share, and the two directions of a pair add up to at most 1. A copy and a cast have 1;
+   full copies have it both ways.
 4. *Parent* is said of the most probable candidate if its p_value ≤ alpha, its probability ≥ ½, and it came first.
 5. Related, and no order shown: `common_origin`; nobody related: `none`; what could not be tested: `undecided`.
 """
@@ -84,8 +85,9 @@ class Pair:
 class _Judged:
     """One pair judged by itself: its relation, the facts behind it, and who came first.
 
-    `order`: shares of the three orders; `first`: of the candidate having come first, if one was made from the other; `certain`: a copy or a cast, whose probability is 1 if nobody else's is;
-    `same_trunk`: every weight of the child's trunk is equal. `measured`: what the steps between the two tell.
+    `order`: shares of the three orders; `first`: of the candidate having come first, if one was made from the other;
+    `certain`: a copy or a cast, whose probability is 1 if nobody else's is; `same_trunk`: every weight of the child's
+    trunk is equal. `measured`: what the steps between the two tell.
     """
 
     relation: Relation | None
