@@ -25,7 +25,7 @@ from scipy.stats import t as student
 
 from ..answers.lineage import Lineage
 from ..tasks import calibration
-from ..tasks.calibration import MAX_LOG_ODDS
+from ..tasks.calibration import MAX_LOG_ODDS, Features
 from ..tasks.trace import trace
 from ..weights.direction import origin as direction
 from .families import Family, Member, train_family, train_twins
@@ -180,11 +180,12 @@ class Example:
         compared = [c for c in lineage.candidates if c.status == "compared"]
         if not compared or any(c.relation in ("identical", "head_changed", "cast") for c in compared):
             return None
-        seen = [c.evidence["calibration"] for c in compared]
+        seen: list[Features] = [c.evidence["calibration"] for c in compared]  # type: ignore[misc]  # it was just asked
         found = next((i for i, c in enumerate(compared) if c.ref == parent), -1)
-        return cls(*(np.array(each) for each in (
-            [item.vector() for item in seen], [item.first for item in seen], [item.place for item in seen],
-        )), found, weight)  # fmt: skip
+        rows, first, places = (
+            np.array(each) for each in ([x.vector() for x in seen], [x.first for x in seen], [x.place for x in seen])
+        )
+        return cls(rows, first, places, found, weight)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -194,7 +195,8 @@ class Example:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Example:
         """What `to_dict` wrote."""
-        return cls(*(np.array(data[name]) for name in ("rows", "first", "places")), data["parent"], data["weight"])
+        rows, first, places = (np.array(data[name]) for name in ("rows", "first", "places"))
+        return cls(rows, first, places, data["parent"], data["weight"])
 
 
 def example(question: Question, lineage: Lineage) -> Example | None:
