@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hf_lineage import trace
+from hf_lineage.weights import edits
 from hf_lineage.weights.edits import (
     EDITS,
     added_noise,
@@ -277,3 +279,25 @@ class TestSummary:
         changes = {n: detect_edit(t + 0.1 * adapter(t.shape, 8), t) for n, t in parent.items() if n != "norm"}
         changes["layer2"] = detect_edit(parent["layer2"] * torch.linspace(0.9, 1.1, 256), parent["layer2"])
         assert summarise_edits(changes, {n: t.numel() for n, t in parent.items()})[0] == "other"
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_dear_questions_are_asked_of_few_matrices_first(everywhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a draw shows a low-rank step all matrices are asked; else no lattice is looked for beyond the draws."""
+    asked: list[int] = []
+    whole = edits.rounding_lattice
+    monkeypatch.setattr(edits, "rounding_lattice", lambda rows: (asked.append(len(rows)), whole(rows))[1])
+    draw = torch.Generator().manual_seed(7)
+
+    def layers(step: float, rank: int) -> dict[str, Tensor]:
+        every = {}
+        for i in range(60):
+            change = torch.randn(32, rank, generator=draw) @ torch.randn(rank, 32, generator=draw)
+            every[f"layers.{i}.weight"] = base[f"layers.{i}.weight"] + step * change
+        return every
+
+    base = {f"layers.{i}.weight": torch.randn(32, 32, generator=draw) for i in range(60)}
+    answer = trace(layers(0.01, 2 if everywhere else 32), [base], relatives=False)
+    counted = answer.candidates[0].facts["tensors"]
+    assert counted == ({"adapter": 60} if everywhere else {"other": 60})
+    assert (60 if everywhere else 0) < len(asked) <= (60 if everywhere else 16) + 16  # the child's and the base's

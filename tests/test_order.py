@@ -19,7 +19,7 @@ from hf_lineage.weights.direction.decay import decay_position
 from hf_lineage.weights.direction.growth import count_growth, growth_position
 from hf_lineage.weights.direction.lattice_memory import count_memory, memory_position
 from hf_lineage.weights.direction.lattices import LATTICES
-from hf_lineage.weights.direction.merged_lora import explain_matrix, lora_position
+from hf_lineage.weights.direction.merged_lora import explain_matrix, lora_position, shows_rank
 from hf_lineage.weights.direction.order import ERROR, MAX_MISFIT, Order, count_text, join
 from hf_lineage.weights.direction.position import Position
 from hf_lineage.weights.direction.rounding_edges import count_roundings
@@ -200,6 +200,16 @@ def test_full_steps_and_new_rows_are_no_lora() -> None:
         found = explain_matrix(child, base)
         assert found is None or lora_position([found]).lambda_ is None
     assert lora_position([]).lambda_ is None
+
+
+def test_few_matrices_show_whether_a_lora_was_merged() -> None:
+    pairs = []
+    for i in range(20):
+        base = half(draws(40 + i, 64, 48))
+        pairs.append((half(base.float() + low_rank(90 + i, 2, 0.01, (64, 48))), base))
+    dense = [(half(base.float() + 0.01 * draws(70 + i, 64, 48)), base) for i, (_, base) in enumerate(pairs)]
+    assert shows_rank(pairs) and shows_rank(pairs[:1]) and not shows_rank(dense) and not shows_rank([])
+    assert not shows_rank([(child.double() + 1e-9, base.double()) for child, base in pairs])  # on no lattice
 
 
 # ---- the barrier of low precision

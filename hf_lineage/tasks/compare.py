@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,17 @@ from ..weights.components import shared_part
 from ..weights.depth import changed_layers
 from ..weights.direction.order import Order
 from ..weights.direction.steps import PairCounts, pair_order
-from ..weights.edits import ONE_WAY, Edit, EditKind, Lattices, detect_edit, detect_rounding, summarise_edits
+from ..weights.edits import (
+    CHEAP_EDITS,
+    EDITS,
+    ONE_WAY,
+    Edit,
+    EditKind,
+    Lattices,
+    detect_edit,
+    detect_rounding,
+    summarise_edits,
+)
 from ..weights.evidence import WeightsComparison, compare_weights
 from ..weights.hidden_permutation import (
     HiddenPermutation,
@@ -46,6 +56,10 @@ MAX_CANDIDATES = 256  # of one question: a p-value below α/256 is below α whoe
 # weights (so many show what was done to 1 % of the others with a chance of 1 − 4e-5), the rest is not asked
 FIRST_EDITS, MOSTLY = 1000, 0.99
 PLAIN_EDITS = ("other", "noise")
+# Draws of a matrix that changed, by size, of which the dear questions are asked; where they find nothing, these are not
+# asked of the others. What was done to half of the changed weights, by which an edit is named, escapes so many draws
+# with a chance of 2⁻¹⁶
+DEAR_DRAWS = 16
 MAX_ROUNDED = 64  # packed tensors of which it is asked whether they are a rounding, which reads some rows of them again
 CELL_ENTRIES = 1 << 18  # values of each that are asked
 
@@ -353,26 +367,32 @@ def _what(
     names = [name for name in names if name in readings.units and readings.usable(name, candidate)]
     names = [name for name in names if name not in packed.rounded or name in packed.asked]
     pairs = {name: pair for name in names if len((pair := readings.unit_pair(name, candidate))[0])}
+    asked = ONE_WAY if back else tuple(EDITS)
 
-    def detect(name: str) -> Edit:
+    def detect(name: str, kinds: Collection[str]) -> Edit:
         made, start = pairs[name]
         if name in packed.rounded:
             return packed.edit(name, *((start, made) if back else (made, start)), back)
-        return detect_edit(start, made, ONE_WAY, lattices) if back else detect_edit(made, start, None, lattices)
+        return detect_edit(start, made, kinds, lattices) if back else detect_edit(made, start, kinds, lattices)
 
-    def found(names: Sequence[str]) -> dict[str, Edit]:
+    def found(names: Sequence[str], kinds: Collection[str]) -> dict[str, Edit]:
         sizes = [pairs[name][0].numel() for name in names]
-        return dict(zip(names, shared(functools.partial(on_threads, detect), names, sizes), strict=True))
+        detected = shared(functools.partial(on_threads, functools.partial(detect, kinds=kinds)), names, sizes)
+        return dict(zip(names, detected, strict=True))
 
     first = [*pairs] if len(pairs) <= FIRST_EDITS else seeded_random(0, "edits").sample([*pairs], FIRST_EDITS)
-    changes = found(first)
+    changed = [name for name in first if readings.pair(name, candidate).gram[1, 1] > 0]
+    draws = seeded_random(0, "dear").choices(changed, [counts[n] for n in changed], k=DEAR_DRAWS) if changed else []
+    changes = found([*dict.fromkeys(draws)], asked)
+    plain = all(edit.is_plain for edit in changes.values())
+    others = [kind for kind in asked if kind in CHEAP_EDITS or not plain]
+    changes |= found([name for name in first if name not in changes], others)
     if len(first) < len(pairs):
         kind, facts = summarise_edits(changes, counts)
         if kind in PLAIN_EDITS and facts["share"] >= MOSTLY:
             return kind, facts
-        rest = [name for name in pairs if name not in changes]
-        changes |= found(rest)
-    return summarise_edits(changes, counts)
+        changes |= found([name for name in pairs if name not in changes], others)
+    return summarise_edits({name: changes[name] for name in pairs}, counts)
 
 
 def _reasons(alignment: Alignment, trunk: Sequence[str], counts: Mapping[str, int]) -> tuple[Note, ...]:

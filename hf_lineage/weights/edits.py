@@ -98,6 +98,11 @@ class Edit:
     rank: int | None = None
     noise: float | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether none of the dear questions, those of EDITS that are not in CHEAP_EDITS, has found anything."""
+        return self.lattice is None and self.rank is None
+
 
 def are_added_tokens(before: int, after: int) -> bool:
     """Whether a token table of `after` rows is one of `before` rows to which a few tokens were added.
@@ -211,6 +216,9 @@ def _noise(child: Tensor, parent: Tensor) -> Edit | None:
 EDITS: dict[str, Callable[[Tensor, Tensor], Edit | None]] = {
     "cast": _cast, "quantized": _quantized, "pruned": _pruned, "adapter": _adapter, "noise": _noise,
 }  # fmt: skip
+
+
+CHEAP_EDITS = ("cast", "pruned", "noise")  # whose questions end early where the answer is no
 
 
 def summarise_edits(edits: Mapping[str, Edit], sizes: Mapping[str, int]) -> tuple[EditKind, dict[str, Any]]:

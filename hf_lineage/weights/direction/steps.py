@@ -14,7 +14,7 @@ from .decay import decay_position
 from .growth import count_growth, growth_position
 from .lattice_memory import NO_MEMORY, Memory, count_memory, memory_position
 from .lattices import LATTICES, lattice_of
-from .merged_lora import MAX_MATRICES, Explained, explain_matrix, lora_position, says_nothing
+from .merged_lora import MAX_MATRICES, Explained, explain_matrix, lora_position, says_nothing, shows_rank
 from .order import Order, join
 from .position import Position
 from .rounding_edges import NO_ROUNDINGS, Roundings, count_roundings, edge_position, kind_of
@@ -116,7 +116,9 @@ def pair_positions(counts: PairCounts, low_rank: bool = True) -> list[Position]:
         _growth(changed, child, candidate),
         decay_position(counts.moments.values()),
     ]
-    return [*found, lora_position(_explained(changed))] if low_rank else found
+    return (
+        [*found, lora_position(_explained(changed) if shows_rank([*changed.values()]) else ())] if low_rank else found
+    )
 
 
 def pair_order(counts: PairCounts, moved: float) -> Order:
