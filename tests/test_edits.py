@@ -299,5 +299,5 @@ def test_dear_questions_are_asked_of_few_matrices_first(everywhere: bool, monkey
     base = {f"layers.{i}.weight": torch.randn(32, 32, generator=draw) for i in range(60)}
     answer = trace(layers(0.01, 2 if everywhere else 32), [base], relatives=False)
     counted = answer.candidates[0].facts["tensors"]
-    assert counted == ({"adapter": 60} if everywhere else {"other": 60})
+    assert sum(counted.values()) == 60 and counted.get("adapter", 0) == (60 if everywhere else 0)
     assert (60 if everywhere else 0) < len(asked) <= (60 if everywhere else 16) + 16  # the child's and the base's
