@@ -43,6 +43,7 @@ LINED_UP = (
 EXCHANGE_BYTES = 32 << 20  # of kept rows that processes exchange at once
 
 Values = dict[Slice, torch.Tensor] | LineageError
+Block = dict[int, torch.Tensor]  # model → its values of a slice
 Sums = dict[int | None, Moments]  # None: all models, over the entries that all have; i: child and candidate i alone
 
 
@@ -263,8 +264,10 @@ class _Reader:
                 for i, value in enumerate(values):
                     if isinstance(value, LineageError):
                         self.failed.setdefault(i - 1, value)
-                for piece, (found, counted) in zip(batch, self._measure(batch, values, workers), strict=True):
-                    self.counts.add(counted)
+                measured, counted = self._measure(batch, values, workers)
+                for counts in counted:
+                    self.counts.add(counts)
+                for piece, found in zip(batch, measured, strict=True):
                     span = span_of[piece]
                     sums[span] = _added([sums[span], found]) if span in sums else found
                 done += sum(bytes_of(child, piece) for piece in batch)
@@ -294,19 +297,31 @@ class _Reader:
 
     def _measure(
         self, batch: Sequence[Slice], values: Sequence[Values], workers: ThreadPoolExecutor
-    ) -> list[tuple[Sums, PassCounts]]:
-        """The moments and counts of each slice of a batch; slices go to the devices in turn, which work at once."""
+    ) -> tuple[list[Sums], list[PassCounts]]:
+        """The moments of each slice of a batch, and the counts of all; slices go to the devices in turn, which work at
+        once."""
 
-        def work(first: int) -> list[tuple[Sums, PassCounts]]:
-            return [self._one(piece, values, self.devices[first]) for piece in batch[first :: len(self.devices)]]
+        def work(first: int) -> tuple[list[Sums], PassCounts]:
+            pieces = batch[first :: len(self.devices)]
+            made = [self._one(piece, values, self.devices[first]) for piece in pieces]
+            # counts are tables of 300 kB: made between the moments, which stay, they would leave as many holes in memory
+            counts = PassCounts()
+            for piece, (_, block, alike) in zip(pieces, made, strict=True):
+                counts.add(self._counted(piece, block, alike))
+            return [sums for sums, *_ in made], counts
 
         if len(self.devices) == 1:
-            return work(0)
+            sums, counts = work(0)
+            return sums, [counts]
         columns = list(workers.map(work, range(len(self.devices))))
-        return [columns[i % len(columns)][i // len(columns)] for i in range(len(batch))]
+        found = [columns[i % len(columns)][0][i // len(columns)] for i in range(len(batch))]
+        return found, [counts for _, counts in columns]
 
-    def _one(self, piece: Slice, values: Sequence[Values], device: torch.device) -> tuple[Sums, PassCounts]:
-        """The moments of one slice of all models, under None; of an unequal table those of each pair; the counts."""
+    def _one(
+        self, piece: Slice, values: Sequence[Values], device: torch.device
+    ) -> tuple[Sums, Block, dict[int, float]]:
+        """The moments of one slice of all models, under None; of an unequal table those of each pair; the values of
+        each model, and the correlation of each candidate."""
         candidates = self.candidates_with[piece.name]
         ends = {i: self._stop(i, piece) for i in candidates}
         having = {i: Slice(piece.name, piece.start, end) for i, end in ends.items() if end > piece.start}
@@ -318,14 +333,14 @@ class _Reader:
             rows = [sent(row, device) if device.type == "cuda" else row for row in block.values()]
             sums: Sums = {None: block_moments(rows, device, self.sampled, self.relatives)}
             alike = dict(zip(having, sums[None].correlation()[1:], strict=True))
-            return sums, self._counted(piece, block, alike)
+            return sums, block, alike
         sums = {i: block_moments([block[0][: len(block[i + 1])], block[i + 1]], device) for i in having}
         if len(having) == len(candidates):
             shortest = min(map(len, block.values()))
             sums[None] = block_moments([row[:shortest] for row in block.values()], device, relatives=self.relatives)
-        return sums, self._counted(piece, block, {i: sums[i].correlation()[1] for i in having})
+        return sums, block, {i: float(sums[i].correlation()[1]) for i in having}
 
-    def _counted(self, piece: Slice, block: Mapping[int, torch.Tensor], correlation: Mapping[int, float]) -> PassCounts:
+    def _counted(self, piece: Slice, block: Block, correlation: Mapping[int, float]) -> PassCounts:
         """What a slice of a matrix counts, where orders are wanted: of candidates that are correlated with the child,
         and of so many slices, the same in every process, that about `COUNTED` entries are counted."""
         entry = self.models[0][piece.name]
