@@ -304,7 +304,7 @@ class _Reader:
         def work(first: int) -> tuple[list[Sums], PassCounts]:
             pieces = batch[first :: len(self.devices)]
             made = [self._one(piece, values, self.devices[first]) for piece in pieces]
-            # counts are tables of 300 kB: made between the moments, which stay, they would leave as many holes in memory
+            # counts are tables of 300 kB: between the moments, which stay, they would leave as many holes in memory
             counts = PassCounts()
             for piece, (_, block, alike) in zip(pieces, made, strict=True):
                 counts.add(self._counted(piece, block, alike))
