@@ -82,7 +82,7 @@ class TestContract:
         assert list(found)[:4] == ["schema", "child", "candidates", "revisions"] and found["schema"] == "hf_lineage/2"
         assert found.keys() == {"schema", "child", "candidates", "blocks"} | {
             "revisions", "mixture", "unknown", "residual", "method", "facts", "reasons", "notes", "evidence", "bytes_read",
-            "seconds", "seed", "alpha", "versions",
+            "seconds", "seed", "alpha", "versions", "redone",
         }  # fmt: skip
         assert found["child"].keys() == {"ref", "requested", "revision"}
         for each in found["blocks"]:
@@ -543,3 +543,50 @@ def test_two_processes_give_one_answer(ask: Shelf) -> None:
     for out in outs:
         assert {key: value for key, value in out.items() if key not in ("seconds", "bytes_read")} == alone
     assert outs[0]["bytes_read"] == outs[1]["bytes_read"] > layers.bytes_read, "each looks for the places itself"
+
+
+MADE_AGAIN = {
+    "linear": (lambda a, b: linear([a, b], [0.6, 0.4]), ("sibling", "other")),
+    "slerp": (lambda a, b: slerp(a, b, 0.3), ("sibling", "stranger")),
+    "task_arithmetic": (lambda a, b: task_arithmetic(PARENT, [a, b], [0.7, 0.5]), ("parent", "sibling", "other")),
+    "ties": (lambda a, b: ties(PARENT, [a, b], [0.5, 0.3], 0.5), ("parent", "sibling", "other")),
+}  # fmt: skip
+
+
+class TestMadeAgain:
+    """`verify`: the merge is made again tensor by tensor, and bits are compared."""
+
+    @pytest.mark.parametrize("method", MADE_AGAIN)
+    def test_bit_for_bit(self, ask: Shelf, method: str) -> None:
+        make, names = MADE_AGAIN[method]
+        other = tuned(PARENT, 5, 0.3)
+        ask.put("other", other)
+        child = make(SIBLING, STRANGER if method == "slerp" else other)
+        layers = ask(child, names, verify=True)
+        assert layers.method == method and layers.redone is not None and layers.redone.whole, (
+            layers.reasons,
+            layers.redone,
+        )
+        assert layers.redone.tensors == len(child) and layers.facts["merge"]["exact"]
+        again = hl.LayerLineage.from_dict(layers.to_dict())
+        assert again.redone == layers.redone
+        weights = {Path(m["ref"]).name: m.get("weight") for m in layers.facts["merge"]["models"]}
+        ratio = {"linear": 1.5, "task_arithmetic": 1.4, "ties": 5 / 3}.get(method)
+        assert ratio is None or weights["sibling"] / weights["other"] == pytest.approx(ratio, rel=1e-9)
+        assert method != "slerp" or layers.facts["merge"]["parameters"]["t"] in (0.3, 0.7)
+
+    def test_one_bit_is_told(self, ask: Shelf) -> None:
+        child = linear([PARENT, STRANGER], [0.6, 0.4])
+        child["lm_head.weight"][0, 0] += 1e-6
+        child["model.norm.weight"] = child["model.norm.weight"] + 0.5
+        redone = ask(child, verify=True).redone
+        assert redone and (redone.tensors, redone.equal) == (len(child), len(child) - 2)
+        assert sorted(redone.differ) == ["lm_head.weight", "model.norm.weight"]
+
+    def test_blocks_taken_whole(self, ask: Shelf) -> None:
+        layers = ask(passthrough([PARENT, STRANGER], [(0, 0), (1, 2), (0, 1)]), verify=True)
+        assert layers.method == "passthrough" and layers.redone and layers.redone.whole
+
+    def test_a_plain_fine_tune_is_no_merge(self, ask: Shelf) -> None:
+        layers = ask("child", ["parent", "sibling", "stranger"], verify=True)
+        assert layers.method == "single" and layers.redone is None and "merge" not in layers.facts

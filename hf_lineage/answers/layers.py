@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 # what a block is to its origin: every tensor equal, tuned, made of several, from none of the candidates, undecided
 BlockKind = Literal["equal", "tuned", "mixture", "none", "undecided"]
 
-Method = Literal["single", "passthrough", "linear", "slerp", "task_arithmetic", "ties", "dare", "mixed"]
+Method = Literal[
+    "single", "passthrough", "linear", "slerp", "task_arithmetic", "ties", "dare", "mixed", "nuslerp", "multislerp",
+    "karcher", "model_stock", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "ram",
+    "ramplus_tl", "nearswap", "arcee_fusion",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,25 @@ class BlockOrigin:
         return bool(self.facts.get("moved"))
 
 
+@dataclass(frozen=True, slots=True)
+class Redone:
+    """The merge made again by the recipe of `facts["merge"]`, tensor by tensor.
+
+    `tensors`: of the child; `equal`: bit for bit; `close`: of the others, off by at most one unit in the last place
+    everywhere. `differ`: the first that are not equal.
+    """
+
+    tensors: int
+    equal: int
+    close: int
+    differ: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether every tensor is the child's bit for bit."""
+        return self.equal == self.tensors > 0
+
+
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class LayerLineage(StatisticalAnswer):
     """The answer of `trace_layers`: an origin for every block, in the child's order: stem, blocks, head.
@@ -74,7 +97,8 @@ class LayerLineage(StatisticalAnswer):
     their blocks. `scores[ref]`:
     float64 (child blocks × that candidate's blocks), nan where shapes differ: the correlation of the weights, in
     [−1, 1], or with features alone the metric's score. `mixture`, `unknown`, `residual` are those of the whole model;
-    `method` is a guess how it was made, `reasons` what the guess rests on. `places` and `scores` are not in the JSON:
+    `method` is a guess how it was made, `reasons` what the guess rests on; `redone` says how many tensors it makes
+    again bit for bit, where that was asked for and there is a recipe. `places` and `scores` are not in the JSON:
     an answer that was read back has none, and so no `matrix`, picture or recipe.
     """
 
@@ -92,6 +116,7 @@ class LayerLineage(StatisticalAnswer):
     facts: dict[str, Any] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ("weights",)
+    redone: Redone | None = None
 
     @property
     def matrix(self) -> np.ndarray:
@@ -122,6 +147,7 @@ class LayerLineage(StatisticalAnswer):
             "reasons": self.reasons,
             "notes": self.notes,
             "evidence": self.evidence,
+            "redone": None if self.redone is None else fields_of(self.redone),
             **self.cost(),
         }
 
@@ -138,6 +164,7 @@ class LayerLineage(StatisticalAnswer):
             "mixture": _shares(data["mixture"]),
             "places": {},
             "scores": {},
+            "redone": _redone(data.get("redone")),
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -181,3 +208,7 @@ class LayerLineage(StatisticalAnswer):
 
 def _shares(data: Sequence[Mapping[str, Any]]) -> tuple[Share, ...]:
     return tuple(Share(**share) for share in data)
+
+
+def _redone(data: Mapping[str, Any] | None) -> Redone | None:
+    return None if data is None else Redone(**{**data, "differ": tuple(data["differ"])})

@@ -33,6 +33,12 @@ from .output import (
     metavar="FILE",
     help="Save a mergekit YAML from which the child's blocks can be made again.",
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Make the merge again by the recipe found, and count the tensors that are equal bit for bit: reads all of "
+    "every model once more.",
+)
 def layers(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], probes: str | None, step: str, form: str,
            plot: Path | None, html: Path | None,
            recipe: Path | None, subfolder: str | None, **options: Any) -> None:  # fmt: skip
@@ -45,6 +51,7 @@ def layers(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], prob
     Examples:
       hf-lineage layers user/merge -c org/a -c org/b
       hf-lineage layers user/merge -c org/a -c org/b --plot layers.png --recipe recipe.yml
+      hf-lineage layers user/merge -c org/a -c org/b --verify
       hf-lineage layers ./merge -c ./base -c ./math --sample all --json > layers.json
       hf-lineage layers user/hybrid -c timm/a -c timm/b --evidence features --metric cka
 

@@ -22,6 +22,12 @@ COLUMNS = (
     Column("block", name=True), Column("origin", name=True), Column("", name=True), Column("share", right=True),
     Column("left", right=True), Column("p-value", right=True), Column("kind"),
 )  # fmt: skip
+MERGES = {
+    "multislerp": "multislerp (on the sphere)", "nuslerp": "nuslerp (on the sphere)", "karcher": "Karcher's mean",
+    "model_stock": "model stock", "dare_ties": "DARE with TIES", "della": "DELLA", "della_linear": "linear DELLA",
+    "breadcrumbs": "breadcrumbs", "breadcrumbs_ties": "breadcrumbs with TIES", "sce": "SCE", "ram": "RAM",
+    "ramplus_tl": "RAM+", "nearswap": "nearswap", "arcee_fusion": "Arcee fusion",
+}  # fmt: skip
 UNKNOWN = "(unknown)"
 SHOWN = 0.005  # a share below it is not shown
 VARIES = 0.02  # a slerp's t that differs by more between blocks is given as a range
@@ -38,6 +44,7 @@ def table(layers: LayerLineage, width: int = WIDTH) -> str:
     lines = [
         *labelled("child    ", commit_text(layers.child), width),
         *labelled("made     ", sentence(layers), width),
+        *(labelled("redone   ", redone_text(layers), width) if layers.redone else []),
         *_mixture(layers, width),
         "",
     ]
@@ -67,6 +74,7 @@ def markdown(layers: LayerLineage) -> str:
         shares.append(f"- unknown: {layers.unknown:.3f} of the whole model")
     notes = [f"- {code(text)}" for text in (*layers.reasons, *layers.notes)]
     head = [f"## Layers of {code(layers.child.name)}", "", sentence(layers, code), ""]
+    head += [redone_text(layers), ""] if layers.redone else []
     return "\n".join([*head, *rows, "", *shares, *notes]) + "\n"
 
 
@@ -152,6 +160,8 @@ def _made(layers: LayerLineage, name: Show) -> str:
             return _slerp(layers.facts["slerp"], blocks, name)
         case str(method) if method in FROM_DELTAS and method in layers.facts:
             return _deltas(layers.facts[method], *FROM_DELTAS[method], name)
+        case str() if "merge" in layers.facts and layers.method != "mixed":
+            return _merged(layers.facts["merge"], name)
         case str(method):
             return f"Put together in several ways ({method.replace('_', ' ')}): {_kinds(blocks)}."
     if "weights" not in layers.evidence:
@@ -175,6 +185,24 @@ def _deltas(about: Mapping[str, Any], what: str, called: str, name: Show) -> str
     """A base to which changes were added. `what`: the changes in words; `called`: the name of the method."""
     deltas = listed_text([f"{delta['weight']:.3g} {name(delta['ref'])}" for delta in about["deltas"]])
     return f"{name(about['base'])}, to which {what} were added ({called}): {deltas}."
+
+
+def _merged(about: Mapping[str, Any], name: Show) -> str:
+    """A method with its models, and their weights where it has any."""
+    models = [f"{m['weight']:.3g} {name(m['ref'])}" if "weight" in m else name(m["ref"]) for m in about["models"]]
+    around = f" around {name(about['base'])}" if about["base"] else ""
+    return f"Merged by {MERGES.get(about['method'], about['method'])}{around}: {listed_text(models)}."
+
+
+def redone_text(layers: LayerLineage) -> str:
+    """How many tensors the recipe makes again; "" where that was not asked for, or there is no recipe."""
+    redone = layers.redone
+    if redone is None:
+        return ""
+    told = f"Made again by this recipe: {redone.equal} of {count_text(redone.tensors, 'tensor')} equal bit for bit"
+    told += f", {redone.close} but for the last bit" if redone.close else ""
+    differ = redone.tensors - redone.equal - redone.close
+    return told + (f", {differ} not." if differ else ".")
 
 
 def _mixture(layers: LayerLineage, width: int) -> list[str]:

@@ -254,7 +254,8 @@ def _columns(axes: Axes, refs: Sequence[str]) -> None:
 def _made(layers: LayerLineage) -> str:
     """The child and the method in a few words; the table has the sentence."""
     by_features = layers.method is None and "weights" not in layers.evidence
-    return f"Layers of {_short(layers.child.name)}: {'nearest by features' if by_features else MADE[layers.method]}"
+    made = "nearest by features" if by_features else MADE.get(layers.method, f"a merge ({layers.method})")
+    return f"Layers of {_short(layers.child.name)}: {made}"
 
 
 def _frame_claims(axes: Axes, row: int, lineage: Lineage, refs: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from ..answers.layers import BlockOrigin, LayerLineage
 from ..answers.refs import printable
-from .layers import SHOWN, inner, number, percent, sources, unexplained
+from .layers import SHOWN, inner, number, percent, redone_text, sources, unexplained
 
 DTYPES = frozenset({"float16", "bfloat16", "float32"})
 SPARSE = frozenset({"ties", "dare_linear"})
@@ -51,7 +51,7 @@ def recipe(layers: LayerLineage) -> str:
     comments = [
         line for text in notes for line in textwrap.wrap(text, 100, initial_indent="# ", subsequent_indent="#   ")
     ]
-    pinned = _pinned(_body(layers, method, made), layers.revisions)
+    pinned = _pinned(_remade(layers) or _body(layers, method, made), layers.revisions)
     body = yaml.safe_dump(pinned, sort_keys=False, default_flow_style=None, width=10_000)
     return "\n".join([*comments, body])
 
@@ -87,6 +87,41 @@ def _body(layers: LayerLineage, method: str, made: Sequence[Layer]) -> dict[str,
     body |= {"parameters": shared} if shared else {}
     dtype = layers.facts.get("dtype")
     return body | ({"dtype": dtype} if dtype in DTYPES else {})
+
+
+def _remade(layers: LayerLineage) -> dict[str, Any]:
+    """The recipe that makes the child again, of whole models; empty where there is none, or blocks have moved."""
+    about = layers.facts.get("merge")
+    traced = layers.facts.get("dare") if about and about["method"] == "dare_linear" else None  # of more rows: surer
+    if not about or traced or any(block.moved or _is_lost(block) for block in layers.blocks if block.index is not None):
+        return {}
+    body: dict[str, Any] = {"merge_method": about["method"]}
+    if about["base"]:
+        body["base_model"] = _model(about["base"])
+    body["models"] = []
+    for model in about["models"]:
+        parameters = {key: _number(value) for key, value in model.items() if key != "ref"}
+        body["models"].append({"model": _model(model["ref"]), **({"parameters": parameters} if parameters else {})})
+    shared = {key: _number(value) for key, value in about["parameters"].items()}
+    body |= {"parameters": shared} if shared else {}
+    stored = layers.facts.get("dtype")
+    computed = about["dtype"] if about["dtype"] in DTYPES else stored
+    body |= {"dtype": computed} if computed in DTYPES else {}
+    return body | ({"out_dtype": stored} if stored in DTYPES and stored != computed else {})
+
+
+def _number(value: Any) -> Any:
+    """A number that was rounded as its author may have is kept as it is; another one to four digits."""
+    if isinstance(value, list):
+        return [_number(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _number(each) for key, each in value.items()}
+    return value if isinstance(value, bool | int | str) or value is None or len(repr(value)) < 8 else _exactly(value)
+
+
+def _exactly(value: float) -> float:
+    third = round(value * 3) / 3
+    return value if value == third else round(float(f"{value:.4g}"), 6)
 
 
 def _delta(delta: dict[str, Any]) -> dict[str, Any]:
@@ -242,8 +277,14 @@ def _origin(layers: LayerLineage) -> Iterator[str]:
     left = unexplained(layers)
     if left is not None:
         yield f"These numbers leave {percent(left)} of the child's norm unexplained."
-    if layers.method == "dare":
-        yield "DARE draws at random which entries it keeps: this makes a sibling of the child, not the child."
+    if layers.redone is not None:
+        yield redone_text(layers)
+    if "merge" in layers.facts and layers.facts["merge"]["dtype"] not in DTYPES:
+        yield f"It was computed in {layers.facts['merge']['dtype']}, which mergekit does not offer."
+    if layers.facts.get("merge", {}).get("parameters", {}).get("normalize"):
+        yield "Weights are divided by their sum: only their ratio shows."
+    if layers.method in ("dare", "dare_ties", "della", "della_linear"):
+        yield "The method draws at random which entries it keeps: this makes a sibling of the child, not the child."
     if "weights" not in layers.evidence:
         kinds = " and ".join(layers.evidence)
         yield f"It rests on {kinds} alone: the nearest candidate of each block, which need not be its origin."

@@ -19,9 +19,9 @@ from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
 from ..answers.refs import ModelRef, is_repo_id, printable
 from .format import code, p_text
+from .layers import MERGES, redone_text, unexplained
 from .layers import markdown as layers_markdown
 from .layers import sentence as layers_sentence
-from .layers import unexplained
 from .privacy import is_local
 from .sentences import Show, claim_text, sentence
 from .words import relation_words
@@ -35,7 +35,7 @@ MAX_COMMENT_CHARACTERS = 1 << 20  # characters of a machine-readable comment tha
 SURE = ((0.99, "very sure"), (0.9, "sure"), (0.75, "fairly sure"), (0.5, "more likely than not"))
 EVIDENCE = ("weights", "features", "detector")  # that can be asked for
 COMMENT = "<!-- hf-lineage "
-MADE_OF_SEVERAL = frozenset({"passthrough", "linear", "slerp", "task_arithmetic", "ties", "dare"})
+MADE_OF_SEVERAL = frozenset({"passthrough", "linear", "slerp", "task_arithmetic", "ties", "dare", *MERGES})
 LEAST_SHARE = 0.02  # of a merge: the least weight of a source that is named
 EXACT = 0.01  # share of the norm; below it even what looks like a child of the child is a source, not by chance
 
@@ -147,7 +147,7 @@ def sources(lineage: Lineage, layers: LayerLineage | None) -> list[str]:
 
     Each must share an origin with the child at the level α. Where one looks as if it was made from the child, which an
     average of two children of a base does to them, the sources must also leave next to nothing unexplained: of a
-    parent and its children the parent is nearly the average, too.
+    parent and its children the parent is nearly the average, too. A merge that was made again bit for bit is sure.
     """
     if layers is None or layers.method not in MADE_OF_SEVERAL or lineage.verdict not in ("parent", "common_origin"):
         return []
@@ -159,7 +159,8 @@ def sources(lineage: Lineage, layers: LayerLineage | None) -> list[str]:
     found = [candidate_of(lineage, ref) for ref in refs]
     left = unexplained(layers)
     turned = any(c is not None and c.relation == "descendant" for c in found) and (left is None or left > EXACT)
-    return refs if len(refs) > 1 and tested and not turned else []
+    proven = layers.redone is not None and layers.redone.whole
+    return refs if len(refs) > 1 and (proven or (tested and not turned)) else []
 
 
 def _log10_p(lineage: Lineage, layers: LayerLineage, ref: str) -> float | None:
@@ -258,6 +259,7 @@ def _layers(layers: LayerLineage, pictures: bool) -> list[str]:
         "",
         layers_sentence(layers, quoted),
         "",
+        *([redone_text(layers), ""] if layers.redone else []),
         *rows[: head + MAX_LAYER_ROWS],
         "",
         *([f"and {more} more rows; `lineage/layers.json` has all of them.", ""] if more > 0 else []),

@@ -24,11 +24,12 @@ from ..weights.block_origins import (
     without_related_block,
 )
 from ..weights.hidden_permutation import HiddenPermutation, alike, detect_permutation, undo_permutation
-from ..weights.merge_recipe import infer_merge_method
+from ..weights.merge_recipe import infer_merge_method, may_be_merged
 from . import notes
 from .evidence import settings_of
 from .layouts import share_units
 from .options import Networks, Options, names_of
+from .remake import Tensors, remake
 from .search import Search
 from .session import (
     NAME_SOME,
@@ -61,7 +62,7 @@ def trace_layers(
     detector: str | Path | None = None, token: str | bool | None = None, device: Wanted = None,
     memory: int | str | None = None, sample: str | float | int | None = None, max_bytes: int | str | None = None,
     allow_pickle: bool = False, progress: Progress | bool | None = None, seed: int = 0, session: Session | None = None,
-    timeout: float | None = None,
+    timeout: float | None = None, verify: bool = False,
 ) -> LayerLineage:  # fmt: skip
     """Say for each block of the child which block of which candidate it came from, and in what proportion.
 
@@ -74,6 +75,8 @@ def trace_layers(
         `"detector"`: the same with a detector's scores in place of a metric's, as S2.7 has it.
     alpha: family-wise error of the p-values over child blocks × candidate blocks, in (0, 1).
     probes, metric, step, detector: as in `trace`; so are child, candidates and all other arguments.
+    verify: make the merge again by the recipe that was found, tensor by tensor, and count what is equal bit for bit
+        (`redone`): reads all of every model once more.
 
     Cost: up to 16 MB of each model to find the places (or 32 rows of one matrix of each block, if that is more), then
     one pass over what `sample` says, within `memory`.
@@ -94,7 +97,7 @@ def trace_layers(
         known = known.with_notes(*question.notes)
         beside = _expected_bytes(question, options)
         if "weights" in options.evidence:
-            known = _by_weights(question, known, options, beside)
+            known = _by_weights(question, known, options, beside, verify)
         if options.runs_models and question.opened:
             known = _by_networks(question, known, options)
         revisions = dict(zip(known.labels, (view.ref.revision for view in question.candidates), strict=True))
@@ -147,7 +150,7 @@ def _expected_bytes(question: Question, options: Options) -> int:
 
 
 @THREADS.apart()
-def _by_weights(question: Question, known: _Blocks, options: Options, beside: int) -> _Blocks:
+def _by_weights(question: Question, known: _Blocks, options: Options, beside: int, verify: bool) -> _Blocks:
     """Match the blocks, read what lines up, judge every block."""
     question, known = _in_layout(question, known)
     whole, architecture, session = question.child, question.architecture, question.session
@@ -178,6 +181,11 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
         study = replace(study, readings=readings, matches=tuple(kept), in_order=frozenset(found))
         facts = block_facts(study)
     made = infer_merge_method(study, facts, block_origins(study, facts))
+    redone, beside_bytes = None, session.bytes_read
+    if verify or (not plan.sampled and may_be_merged(study, facts, made.origins)):
+        tensors = Tensors.of(question, aligned, refs)
+        made, redone = remake(tensors, study, facts, made, verify)
+    beside_bytes = session.bytes_read - beside_bytes
     messages += [notes.of_one_unreadable(refs[k], error.note) for k, error in readings.failed.items()]
     messages += [
         *notes.of_layers(plan, readings, made.origins, {refs[k]: each for k, each in found.items()}),
@@ -187,9 +195,9 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
         "candidates": refs, "blocks": made.origins, "method": made.method, "mixture": made.mixture,
         "unknown": made.unknown, "residual": made.residual, "facts": made.facts, "reasons": made.reasons,
         "places": {ref: tuple(block.path for block in each.blocks) for ref, each in zip(refs, kept, strict=True)},
-        "scores": {ref: block_scores(study, facts, k) for k, ref in enumerate(refs)},
+        "scores": {ref: block_scores(study, facts, k) for k, ref in enumerate(refs)}, "redone": redone,
     }  # fmt: skip
-    by_others = known.by_others + world().others(placing) + readings.bytes_by_others
+    by_others = known.by_others + world().others(placing + beside_bytes) + readings.bytes_by_others
     return replace(known.with_notes(*messages), fields=fields, by_others=by_others)
 
 

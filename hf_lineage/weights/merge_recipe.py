@@ -36,6 +36,7 @@ MAX_MISFIT_RATIO = 0.5  # of an arc's misfit to a line's, or the other way round
 MIN_MERGE_WEIGHT = 0.01  # below, a source took no part in a merge
 MAX_DELTA_COSINE = 0.12  # mean absolute value, of the deltas of fine-tunes seen from their base
 MIN_EXPLAINED_BY_RELATIVES = 0.25  # of what the origins leave, from which a reason says so
+TOWARDS = 0.05  # cosine of what became of an origin with the way to another candidate, from which a merge is looked for
 MAX_UNKNOWN = 0.1  # share of the whole that is unknown, up to which a method can be named
 
 
@@ -428,6 +429,54 @@ def _refitted_by_traces(
     if found.method == "ties":
         about["lambda"] = found.scale
     return found.method, tuple(refitted), {found.method: about, "resynthesis": found.residual}, (why,)
+
+
+# ---- a recipe that makes it again
+
+
+def may_be_merged(layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> bool:
+    """Whether it is worth looking for a recipe: a block is a mixture, or moved towards another candidate than its own.
+
+    The cosine of child − origin with candidate − origin, over all blocks, is at least TOWARDS.
+    """
+    blocks = [each for each in facts if origins[each.position].parent and len(each.kept) > 1]
+    if any(origins[each.position].kind == "mixture" for each in blocks):
+        return True
+    products: dict[int, np.ndarray] = {}
+    for each in blocks:
+        first = each.kept.index(layers.refs.index(str(origins[each.position].parent))) + 1
+        for column, k in enumerate(each.kept, 1):
+            if column != first:
+                step, apart = each.gram[first, first], each.gram[column, column] + each.gram[first, first]
+                apart -= 2 * each.gram[first, column]
+                along = step - each.gram[first, column]  # −y_first · (y_k − y_first)
+                products[k] = products.get(k, np.zeros(3)) + np.array([along, step, apart])
+    return any(x >= TOWARDS * math.sqrt(y * z) > 0 for x, y, z in products.values())
+
+
+def with_recipe(
+    layers: LayerReadings, facts: Sequence[BlockFacts], made: InferredMerge, method: Method, base: int | None,
+    models: Sequence[int], told: dict[str, Any], reason: str,
+) -> InferredMerge:  # fmt: skip
+    """What was inferred, with the recipe that makes the child again. told: facts to add.
+
+    The shares of another method than the one inferred are fitted anew: of changes from the base, where there is one.
+    """
+    if made.method == method and (base is None or made.facts.get(method, {}).get("base") in (None, layers.refs[base])):
+        return replace(made, facts={**made.facts, **told}, reasons=(*made.reasons, reason))
+    refitted = list(made.origins)
+    for each in facts:
+        origin = made.origins[each.position]
+        if origin.parent and {*models, *([] if base is None else [base])} <= {*each.kept}:
+            if base is not None:
+                refitted[each.position] = _by_deltas(layers, each, origin, base, [base, *models])
+            elif {share.ref for share in origin.mixture} != {layers.refs[k] for k in models}:
+                columns = [each.kept.index(k) for k in models]
+                fit = with_stderr(functools.partial(simplex, among=columns, unknown=False), each.grams, each.counts)
+                refitted[each.position] = _refitted(layers, each, origin, fit, {})
+    mixture, unknown, left = _whole_model(layers, facts, refitted)
+    kept = {name: made.facts[name] for name in ("dtype",) if name in made.facts}
+    return InferredMerge(method, tuple(refitted), mixture, unknown, left, {**kept, **told}, (reason,))
 
 
 # ---- the whole
