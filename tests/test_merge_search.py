@@ -131,5 +131,5 @@ def test_numbers_as_authors_write_them() -> None:
     assert next(shares_as_written([0.7, 0.3], 1e-4)) == (0.7, 0.3)
     places = [i / 31 for i in range(32)]
     values = [resolve([0.0, 0.5, 0.3, 0.7, 1.0], "", place) for place in places]
-    assert anchors(places, values, 1e-6) == [0.0, 0.5, 0.3, 0.7, 1.0]
-    assert anchors(places, [0.4] * 32, 1e-6) == [0.4] and anchors(places, [0.1, 0.9] * 16, 1e-3) is None
+    assert anchors(places, values, [1e-6] * 32) == [0.0, 0.5, 0.3, 0.7, 1.0]
+    assert anchors(places, [0.4] * 32, [1e-6] * 32) == [0.4] and anchors(places, [0.1, 0.9] * 16, [1e-3] * 32) is None

@@ -20,6 +20,8 @@ import hf_lineage as hl
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.errors import ArgumentError, NoCandidatesError, NothingToCompareError
 from hf_lineage.experiments.merges import dare, linear, passthrough, slerp, task_arithmetic, ties
+from hf_lineage.weights.merge_methods import remade
+from hf_lineage.weights.merge_numbers import resolve
 
 pytestmark = pytest.mark.integration
 
@@ -574,6 +576,32 @@ class TestMadeAgain:
         ratio = {"linear": 1.5, "task_arithmetic": 1.4, "ties": 5 / 3}.get(method)
         assert ratio is None or weights["sibling"] / weights["other"] == pytest.approx(ratio, rel=1e-9)
         assert method != "slerp" or layers.facts["merge"]["parameters"]["t"] in (0.3, 0.7)
+
+    @pytest.mark.parametrize("related", [True, False])
+    @pytest.mark.parametrize("method", ["slerp", "linear"])
+    def test_weights_by_kind_and_depth(self, ask: Shelf, method: str, related: bool) -> None:
+        """The commonest template: attention and feed-forward layers interpolated by gradients of their own."""
+        attention, mlp = [0.0, 0.3, 1.0], [1.0, 0.7, 0.2]
+        wanted = [{"filter": "self_attn", "value": attention}, {"filter": "mlp", "value": mlp}, {"value": 0.5}]
+        names = ("parent", "sibling") if related else ("parent", "stranger")
+        other = SIBLING if related else STRANGER
+        child = {}
+        for name, first in PARENT.items():
+            number = int(name.split(".")[2]) if ".layers." in name else 0
+            t = resolve(wanted, name, number / 2)
+            settings = {"t": t} if method == "slerp" else {"weight": (1 - t, t)}
+            base, models = (first, [other[name]]) if method == "slerp" else (None, [first, other[name]])
+            child[name] = remade(method, base, models, settings, torch.float32, torch.float32)
+        layers = ask(child, names, verify=True)
+        assert layers.method == method and layers.redone and layers.redone.whole, (layers.reasons, layers.redone)
+        about = layers.facts["merge"]
+        told = about["parameters"]["t"] if method == "slerp" else about["models"][1]["weight"]
+        assert [each.get("filter") for each in told] == ["self_attn", "mlp", None]
+        assert told[0]["value"] == attention and told[1]["value"] == mlp and told[2]["value"] == 0.5
+        kinds = layers.blocks[2].facts["kinds"]
+        assert [*kinds["mlp"].values()][1] == pytest.approx(0.7) and max(
+            b.residual or 0.0 for b in layers.blocks
+        ) < 1e-5
 
     def test_one_bit_is_told(self, ask: Shelf) -> None:
         child = linear([PARENT, STRANGER], [0.6, 0.4])

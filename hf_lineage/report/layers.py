@@ -189,9 +189,33 @@ def _deltas(about: Mapping[str, Any], what: str, called: str, name: Show) -> str
 
 def _merged(about: Mapping[str, Any], name: Show) -> str:
     """A method with its models, and their weights where it has any."""
-    models = [f"{m['weight']:.3g} {name(m['ref'])}" if "weight" in m else name(m["ref"]) for m in about["models"]]
+    if about["method"] == "slerp":
+        where = f"from {name(about['base'])} to {name(about['models'][0]['ref'])}"
+        return f"Interpolated on the sphere (slerp) {where}, {_setting('t', about['parameters']['t'])}."
+    models = [
+        f"{m['weight']:.3g} {name(m['ref'])}" if isinstance(m.get("weight"), float) else name(m["ref"])
+        for m in about["models"]
+    ]
     around = f" around {name(about['base'])}" if about["base"] else ""
     return f"Merged by {MERGES.get(about['method'], about['method'])}{around}: {listed_text(models)}."
+
+
+def _setting(name: str, value: Any) -> str:
+    """A setting in words: by kind of tensor, and from the first block to the last.
+
+    >>> _setting("t", [{"filter": "mlp", "value": [0.2, 0.8]}, {"value": 0.5}])
+    't = 0.2 to 0.8 in mlp, 0.5 elsewhere'
+    """
+    if not isinstance(value, list):
+        return f"{name} = {value:.3g}"
+    if not isinstance(value[0], Mapping):
+        return f"{name} = {_range(value)} over the blocks"
+    kinds = [f"{_range(each['value'])} {'in ' + each['filter'] if 'filter' in each else 'elsewhere'}" for each in value]
+    return f"{name} = {', '.join(kinds)}"
+
+
+def _range(value: Any) -> str:
+    return " to ".join(f"{each:.3g}" for each in (value if isinstance(value, list) else [value]))
 
 
 def redone_text(layers: LayerLineage) -> str:

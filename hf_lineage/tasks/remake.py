@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,13 +17,17 @@ import torch
 from ..answers.layers import BlockOrigin, Method, Redone
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import LineageError
+from ..weights.block_matching import Block
 from ..weights.block_origins import BlockFacts, LayerReadings
+from ..weights.merge_kinds import recipes_by_kind, refitted_by_kind, tensor_weights
 from ..weights.merge_methods import METHODS
-from ..weights.merge_recipe import InferredMerge, with_recipe
-from ..weights.merge_search import FoundMerge, Probe, Recipe, find_merge
-from .session import Aligned, Question
+from ..weights.merge_numbers import kind_of
+from ..weights.merge_recipe import InferredMerge, whole_model, with_recipe
+from ..weights.merge_search import FoundMerge, Probe, Recipe, find_merge, judged
+from .session import Aligned, Question, some
 
 MIN_ENTRIES, MOST_ENTRIES = 512, 1 << 23  # of a tensor on which a recipe is looked for
+MOST_SOURCES = 5
 NAMED = 5  # tensors that differ, named in the answer
 
 
@@ -38,6 +42,18 @@ def remake(
     if made.method in ("single", "passthrough") and all(origin.kind == "equal" for origin in made.origins):
         return made, _redo_blocks(tensors, layers, made.origins) if verify else None
     found = find_recipe(tensors, made.origins, [[*block.tensors.values()] for block in layers.blocks])
+    if found is None or not METHODS[found.recipe.method].at_random:
+        probes = [tensors.probe(name) for name in _of_each_kind(tensors)]
+        found = judged(probes, found.recipe) if found else None  # the numbers of one kind may not be another's
+        by_kind = None if found and found.exact else find_by_kind(tensors, layers, made, probes)
+        if by_kind:
+            found = by_kind
+            origins = refitted_by_kind(layers, facts, made.origins, found.recipe, tensors.places)
+            mixture, unknown, left = whole_model(layers, facts, origins)
+            method = cast("Method", found.recipe.method)
+            made = replace(
+                made, method=method, origins=origins, mixture=mixture, unknown=unknown, residual=left, reasons=()
+            )
     if found is None:
         return made, None
     recipe, redone = found.recipe, None
@@ -56,27 +72,31 @@ def _because(recipe: Recipe, found: FoundMerge, tensors: Tensors) -> str:
     base = "" if recipe.base is None else f" around {tensors.refs[recipe.base]}"
     how = f"{recipe.method} of {models}{base}"
     if found.exact:
-        return f"{how} makes {len(found.names)} whole tensors again, bit for bit ({', '.join(found.names)})"
+        return f"{how} makes {len(found.names)} whole tensors again, bit for bit: {some(found.names)}"
     if METHODS[recipe.method].at_random:
         return (
             f"{how} leaves {100 * found.residual:.2g} % of the norm of {found.names[0]}, with the masks that it shows"
         )
-    return f"{how} leaves at most {100 * found.residual:.2g} % of the norm of {' and '.join(found.names)}"
+    return f"{how} leaves at most {100 * found.residual:.2g} % of the norm of {some(found.names)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
     """The child and its candidates, tensor by tensor as stored: fused ones whole, for methods see whole tensors.
 
-    models: of each candidate, the checkpoint, and the child's name → its name. refs: what they are called.
+    models: of each candidate, the checkpoint, and the child's name → its name. refs: what they are called. places: of
+    each tensor's block, 0 the first, 1 the last.
     """
 
     child: Checkpoint
     models: tuple[tuple[Checkpoint, Mapping[str, str]], ...]
     refs: tuple[str, ...]
+    places: Mapping[str, float]
 
     @classmethod
-    def of(cls, question: Question, aligned: Sequence[Aligned], refs: Sequence[str]) -> Tensors:
+    def of(
+        cls, question: Question, aligned: Sequence[Aligned], refs: Sequence[str], blocks: Sequence[Block]
+    ) -> Tensors:
         """Of the candidates that line up, as `trace_layers` has matched their blocks."""
         stored = {id(view): model for view, model in zip(question.candidates, question.opened, strict=True)}
         models = []
@@ -85,7 +105,12 @@ class Tensors:
             pairs = {_whole(a, question.source): _whole(b, model) for a, b in alignment.pairs.items()}
             rest = {name: name for name in question.source if name not in pairs and name in model}
             models.append((model, {**rest, **pairs}))
-        return cls(question.source, tuple(models), tuple(refs))
+        inner = [block for block in blocks if not block.rest]
+        places = {
+            _whole(name, question.source): i / (len(inner) - 1) if len(inner) > 1 else 1.0
+            for i, block in enumerate(inner) for name in block.tensors.values()
+        }  # fmt: skip
+        return cls(question.source, tuple(models), tuple(refs), places)
 
     def probe(self, name: str) -> Probe:
         """One tensor of all. What a candidate has more rows of is cut; where it lacks some, it has none."""
@@ -98,7 +123,7 @@ class Tensors:
             else:
                 (theirs,) = model.whole([pairs[name]])
                 models.append(theirs[: len(ours)] if ours.dim() else theirs)
-        return Probe(name, ours, tuple(models))
+        return Probe(name, ours, tuple(models), self.places.get(name, 0.0))
 
     def probes(self, origins: Sequence[BlockOrigin], tensors: Sequence[Sequence[str]]) -> Iterator[Probe]:
         """The smallest matrix of some size of the first block, and the one of another shape of the last block.
@@ -139,6 +164,36 @@ def find_recipe(tensors: Tensors, origins: Sequence[BlockOrigin], names: Sequenc
     left = np.array([[float(((probe.c - probe.p[k]) ** 2).sum()) / probe.nearest for probe in probes] for k in common])
     nearest = [common[i] for i in np.argsort(left.sum(1), kind="stable")] if common else []
     return find_merge(probes, sorted(nearest[:5]))
+
+
+def find_by_kind(
+    tensors: Tensors, layers: LayerReadings, made: InferredMerge, probes: Sequence[Probe]
+) -> FoundMerge | None:
+    """An average or an arc whose weights differ by kind and depth, if it makes tensors of several kinds again."""
+    sources = sorted({layers.refs.index(share.ref) for o in made.origins if o.kind == "mixture" for share in o.mixture})
+    if not 2 <= len(sources) <= MOST_SOURCES or layers.in_order:
+        return None
+    best: FoundMerge | None = None
+    for recipe in recipes_by_kind(tensor_weights(layers, sources, tensors.places), sources):
+        if any(isinstance(each, list) for v in recipe.settings.values() for each in _each(v)):
+            found = judged(probes, recipe)
+            if found and (best is None or (found.exact, -found.misfit) > (best.exact, -best.misfit)):
+                best = found
+    return best
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _of_each_kind(tensors: Tensors) -> list[str]:
+    """The smallest matrix of each kind, in the first and the last block that have one."""
+    found: dict[tuple[str, bool], str] = {}
+    for name in sorted(tensors.child, key=lambda each: (tensors.child[each].count, each)):
+        place = tensors.places.get(name)
+        if place in (0.0, 1.0) and len(tensors.child[name].shape) > 1 and tensors.child[name].count <= MOST_ENTRIES:
+            found.setdefault((kind_of(name), place == 1.0), name)
+    return [*found.values()]
 
 
 def redo(tensors: Tensors, recipes: Sequence[Recipe]) -> tuple[Recipe, Redone]:

@@ -183,7 +183,7 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
     made = infer_merge_method(study, facts, block_origins(study, facts))
     redone, beside_bytes = None, session.bytes_read
     if verify or (not plan.sampled and may_be_merged(study, facts, made.origins)):
-        tensors = Tensors.of(question, aligned, refs)
+        tensors = Tensors.of(question, aligned, refs, blocks)
         made, redone = remake(tensors, study, facts, made, verify)
     beside_bytes = session.bytes_read - beside_bytes
     messages += [notes.of_one_unreadable(refs[k], error.note) for k, error in readings.failed.items()]

@@ -78,11 +78,11 @@ def resolve(setting: Any, name: str, place: float) -> Any:
     return setting
 
 
-def anchors(places: Sequence[float], values: Sequence[float], error: float) -> list[float] | None:
-    """The fewest anchors, rounded, between which the values lie; one of values that are all the same; None where they
-    follow no line of at most `MOST_ANCHORS`.
+def anchors(places: Sequence[float], values: Sequence[float], errors: Sequence[float]) -> list[float] | None:
+    """The fewest anchors, rounded, between which the values lie, each within its error; one of values that are all the
+    same; None where they follow no line of at most `MOST_ANCHORS`.
 
-    >>> anchors([0, 0.25, 0.5, 0.75, 1], [0.0, 0.2, 0.4, 0.6, 0.8], 1e-4)
+    >>> anchors([0, 0.25, 0.5, 0.75, 1], [0.0, 0.2, 0.4, 0.6, 0.8], [1e-4] * 5)
     [0.0, 0.8]
     """
     x, y = np.asarray(places, dtype=float), np.asarray(values, dtype=float)
@@ -90,10 +90,10 @@ def anchors(places: Sequence[float], values: Sequence[float], error: float) -> l
         if count > max(1, len({*places})):
             return None
         design = _hats(x, count)
-        found = np.linalg.lstsq(design, y, rcond=None)[0]
+        found = np.linalg.lstsq(design / np.asarray(errors)[:, None], y / np.asarray(errors), rcond=None)[0]
         for grid in GRIDS:
             rounded = np.round(found / grid) * grid
-            if np.abs(design @ rounded - y).max() <= error:
+            if (np.abs(design @ rounded - y) <= errors).all():
                 return [round(float(each), 6) + 0.0 for each in rounded]
     return None
 
@@ -103,3 +103,58 @@ def _hats(x: np.ndarray, count: int) -> np.ndarray:
     if count == 1:
         return np.ones((len(x), 1))
     return np.maximum(0.0, 1.0 - np.abs(x[:, None] * (count - 1) - np.arange(count)))
+
+
+KINDS = (
+    ("norm", ("norm", "ln_")),
+    ("attention", ("self_attn", "attn", "attention")),
+    ("mlp", ("mlp", "ffn", "feed_forward")),
+)
+
+
+def kind_of(name: str) -> str:
+    """The kind of a tensor by its name: `attention`, `mlp`, `norm`, or `other` (embeddings, head).
+
+    >>> kind_of("model.layers.0.self_attn.q_proj.weight"), kind_of("model.layers.0.post_attention_layernorm.weight")
+    ('attention', 'norm')
+    """
+    return next((kind for kind, parts in KINDS if any(part in name for part in parts)), "other")
+
+
+def by_kind(names: Sequence[str], places: Sequence[float], values: Sequence[float], errors: Sequence[float]) -> Any:
+    """The setting that gives each named tensor its value, within its error: a number or anchors, with a filter for each
+    kind that needs one; None where no setting does.
+
+    >>> names = ["l.0.attn.q", "l.0.mlp.w", "l.1.attn.q", "l.1.mlp.w", "embed"]
+    >>> by_kind(names, [0, 0, 1, 1, 0], [0, 1, 1, 0, 0.5], [1e-4] * 5)
+    [{'filter': 'attn', 'value': [0.0, 1.0]}, {'filter': 'mlp', 'value': [1.0, 0.0]}, {'value': 0.5}]
+    """
+    kinds = [kind_of(name) for name in names]
+
+    def fitted(*wanted: str) -> Any:
+        here = [i for i, kind in enumerate(kinds) if kind in wanted]
+        found = anchors(*([each[i] for i in here] for each in (places, values, errors))) if here else None
+        return found[0] if found is not None and len(found) == 1 else found
+
+    if (same := fitted("attention", "mlp", "norm", "other")) is not None:
+        return same
+    rest = fitted("norm", "other")
+    split = [("attention",), ("mlp",)] if rest is not None else [("attention",), ("mlp",), ("norm",)]
+    conditions: list[dict[str, Any]] = []
+    for (kind,) in split:
+        if kind in kinds:
+            value = fitted(kind)
+            if value is None:
+                return None
+            conditions.append({"filter": _filter(names, kinds, kind), "value": value})
+    last = rest if rest is not None else fitted("other")
+    return [*conditions, {"value": last if last is not None else 0.5}]
+
+
+def _filter(names: Sequence[str], kinds: Sequence[str], kind: str) -> str:
+    """A part of every name of a kind, and of no other's where there is one."""
+    parts = dict(KINDS)[kind]
+    own = [name for name, other in zip(names, kinds, strict=True) if other == kind]
+    rest = [name for name, other in zip(names, kinds, strict=True) if other not in (kind, "norm")]
+    every = [part for part in parts if all(part in name for name in own)]
+    return next((part for part in every if not any(part in name for name in rest)), (every or parts)[0])

@@ -62,7 +62,7 @@ def infer_merge_method(
     """The method by which the child was made, and the origins of its blocks refitted by it."""
     found = _by_sparse_merge(layers, facts, origins) or _by_kinds(layers, facts, origins)
     method, refitted, about, reasons = found
-    mixture, unknown, left = _whole_model(layers, facts, refitted)
+    mixture, unknown, left = whole_model(layers, facts, refitted)
     dtypes = [layers.child[name].dtype for each in facts for name in each.names]
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     about = {"dtype": names.get(max(set(dtypes), key=dtypes.count), "float32") if dtypes else None, **about}
@@ -228,7 +228,7 @@ def _as_slerp(
         rss += max(0.0, float(v @ gram @ v))
     weights, error = np.zeros(len(facts.kept)), np.zeros(len(facts.kept))
     weights[[a, b]], error[[a, b]] = (1.0 - t, t), stderr
-    return _refitted(layers, facts, origin, Fit(weights, 0.0, rss, error), {"t": t})
+    return refitted_origin(layers, facts, origin, Fit(weights, 0.0, rss, error), {"t": t})
 
 
 def _related_candidates(mixed: Sequence[BlockFacts], sources: Sequence[int]) -> list[int]:
@@ -296,7 +296,7 @@ def _by_deltas(
     fit = with_stderr(
         functools.partial(task_arithmetic, base=facts.kept.index(base), among=columns), facts.grams, facts.counts
     )
-    return _refitted(layers, facts, origin, fit, {})
+    return refitted_origin(layers, facts, origin, fit, {})
 
 
 def _delta_stderr(mixed: Sequence[BlockFacts], related: Sequence[int], base: int, used: Sequence[int], k: int) -> float:
@@ -309,9 +309,10 @@ def _stderr_of_mean(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def _refitted(
+def refitted_origin(
     layers: LayerReadings, facts: BlockFacts, origin: BlockOrigin, fit: Fit, extra: dict[str, Any]
 ) -> BlockOrigin:
+    """The origin of a block as a mixture by another fit; extra: facts to add."""
     mixture = mixture_shares(layers, facts, fit)
     top = mixture[0]
     return replace(
@@ -392,7 +393,7 @@ class _SparseMergeOf:
         rest = 1.0 - float(weights.sum())
         weights[base] = rest if abs(rest) > MIN_MERGE_WEIGHT else 0.0
         fit = Fit(weights, 0.0, self.found.residual**2 * facts.size, error)
-        return _refitted(layers, facts, origin, fit, {"density": list(self.found.density)})
+        return refitted_origin(layers, facts, origin, fit, {"density": list(self.found.density)})
 
 
 def _refitted_by_traces(
@@ -473,8 +474,8 @@ def with_recipe(
             elif {share.ref for share in origin.mixture} != {layers.refs[k] for k in models}:
                 columns = [each.kept.index(k) for k in models]
                 fit = with_stderr(functools.partial(simplex, among=columns, unknown=False), each.grams, each.counts)
-                refitted[each.position] = _refitted(layers, each, origin, fit, {})
-    mixture, unknown, left = _whole_model(layers, facts, refitted)
+                refitted[each.position] = refitted_origin(layers, each, origin, fit, {})
+    mixture, unknown, left = whole_model(layers, facts, refitted)
     kept = {name: made.facts[name] for name in ("dtype",) if name in made.facts}
     return InferredMerge(method, tuple(refitted), mixture, unknown, left, {**kept, **told}, (reason,))
 
@@ -482,7 +483,7 @@ def with_recipe(
 # ---- the whole
 
 
-def _whole_model(
+def whole_model(
     layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]
 ) -> tuple[tuple[Share, ...], float | None, float | None]:
     """(mixture, unknown, residual) of the whole model, over its stem and blocks, each weighted by its size.

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..checkpoints.dtypes import epsilon, torch_dtypes
 from .masked_sums import masked_sums
 from .merge_methods import METHODS, remade
-from .merge_numbers import author_values, combinations, shares_as_written
+from .merge_numbers import author_values, combinations, resolve, shares_as_written
 from .mixture import slerp_position
 
 MOST_MODELS = 5  # of one merge that is looked for
@@ -52,6 +52,15 @@ class Recipe:
         """All candidates that take part, the base last."""
         return self.models if self.base is None else (*self.models, self.base)
 
+    def at(self, name: str, place: float) -> Recipe:
+        """The recipe of one tensor: conditions and anchors of its settings resolved."""
+        settings = {
+            key: tuple(resolve(each, name, place) for each in value) if isinstance(value, tuple)
+            else resolve(value, name, place)
+            for key, value in self.settings.items()
+        }  # fmt: skip
+        return replace(self, settings=settings)
+
     def make(self, models: Sequence[Tensor | None], out: torch.dtype) -> Tensor | None:
         """The child's tensor; None where one that is needed is missing or has another shape."""
         parts = [models[k] for k in self.used]
@@ -64,11 +73,19 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """One tensor of the child, as stored, and of every candidate, None where it has none of that shape."""
+    """One tensor of the child, as stored, and of every candidate, None where it has none of that shape.
+
+    place: of its block, 0 the first, 1 the last; 0 outside of the blocks.
+    """
 
     name: str
     child: Tensor
     models: tuple[Tensor | None, ...]
+    place: float = 0.0
+
+    def made(self, recipe: Recipe, out: torch.dtype | None = None) -> Tensor | None:
+        """What a recipe makes of it, in the child's dtype or in `out`."""
+        return recipe.at(self.name, self.place).make(self.models, out or self.child.dtype)
 
     @cached_property
     def c(self) -> np.ndarray:
@@ -116,7 +133,7 @@ class Probe:
 
     def left(self, recipe: Recipe) -> float:
         """‖child − made‖²; inf where the recipe makes nothing."""
-        made = recipe.make(self.models, torch.float64 if recipe.dtype == "float64" else self.child.dtype)
+        made = self.made(recipe, torch.float64 if recipe.dtype == "float64" else None)
         return np.inf if made is None else float(((self.c - _flat(made)) ** 2).sum())
 
     def relative(self, left: float) -> float:
@@ -127,7 +144,7 @@ class Probe:
     def is_nearly_made_by(self, recipe: Recipe) -> bool:
         """Whether the recipe makes half of the entries but for a few units in the last place, so that rounder numbers
         may make all of them."""
-        made = recipe.make(self.models, self.child.dtype)
+        made = self.made(recipe)
         if made is None:
             return False
         size = np.max([np.abs(self.c), *(np.abs(self.p[k]) for k in recipe.used)], axis=0)
@@ -137,12 +154,12 @@ class Probe:
 
     def is_made_but_for_rounding(self, recipe: Recipe) -> bool:
         """Whether no entry that the recipe makes is off by more than one unit in the last place."""
-        made = recipe.make(self.models, self.child.dtype)
+        made = self.made(recipe)
         return made is not None and bool((np.abs(self.c - _flat(made)) <= self.ulp).all())
 
     def is_made_by(self, recipe: Recipe) -> bool:
         """Whether the recipe makes the tensor bit for bit."""
-        made = recipe.make(self.models, self.child.dtype)
+        made = self.made(recipe)
         return made is not None and torch.equal(made, self.child)
 
 
@@ -406,6 +423,16 @@ def find_merge(probes: Sequence[Probe], models: Sequence[int]) -> FoundMerge | N
         return None
     limit = min(each.misfit for each in fitting) / SIMPLER + EXACT_MISFIT
     return _described(next(each for each in fitting if each.misfit <= limit), probes)
+
+
+def judged(probes: Sequence[Probe], recipe: Recipe) -> FoundMerge | None:
+    """A recipe with what it leaves of the probes, in the arithmetic that makes all of them bit for bit, if one does."""
+    misfit = _misfit(probes, recipe)
+    if misfit > MAX_MISFIT or not probes:
+        return None
+    same = [each for each in _arithmetics(recipe, probes[0]) if all(probe.is_made_by(each) for probe in probes)]
+    first, others = (same[0], tuple(same[1:])) if same else (recipe, ())
+    return _described(FoundMerge(first, misfit, bool(same), others=others), probes)
 
 
 def _described(found: FoundMerge, probes: Sequence[Probe]) -> FoundMerge:
