@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "hf_lineage/2"
-READABLE = ("hf_lineage/1", SCHEMA)  # version 1: notes were texts, `order` and `raw` did not exist
+READABLE = ("hf_lineage/1", SCHEMA)  # version 1: notes were texts; no `order`, `raw`, `redone`
 
 
 COST = ("bytes_read", "seconds", "seed", "alpha", "versions")
