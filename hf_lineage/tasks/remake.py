@@ -77,7 +77,8 @@ def _because(recipe: Recipe, found: FoundMerge, tensors: Tensors) -> str:
         return (
             f"{how} leaves {100 * found.residual:.2g} % of the norm of {found.names[0]}, with the masks that it shows"
         )
-    return f"{how} leaves at most {100 * found.residual:.2g} % of the norm of {some(found.names)}"
+    left = f"{how} leaves at most {100 * found.residual:.2g} % of the norm of {some(found.names)}"
+    return f"{left}: by so much it was tuned, or rounded, since"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ MAX_SOURCES = 4
 MAX_STRAY = 0.3  # of the kept or the dropped entries, on the wrong side of an edge, up to which a mask has that edge
 MIN_SLOPE = 6.0  # standard errors, from which larger entries were kept more often
 SAME_SUM, NO_SUM = 2.0, 0.002  # of what all sums leave, and of the square of child − base: sums of one sign do as well
+DENSER = 30.0  # than the densest fiftieth of the ratios: a two-hundredth that is one number
 MAX_SCALE = 25.0
 
 
@@ -66,9 +67,13 @@ def _scale(e: np.ndarray, change: np.ndarray, ulp: np.ndarray) -> float:
     if len(ratio) < MIN_CLEAR // 4:
         return 0.0
     ordered = np.sort(ratio)
-    window = max(5, len(ordered) // 50)  # the densest fiftieth
-    first = int(np.argmin(ordered[window:] - ordered[:-window]))
-    return float(np.median(ordered[first : first + window]))
+    wide, narrow = max(5, len(ordered) // 50), max(5, len(ordered) // 200)
+    widths = {count: ordered[count:] - ordered[:-count] for count in (wide, narrow)}
+    # few entries follow this change alone, but those do so exactly: far closer together than others by chance
+    rare = widths[narrow].min() * DENSER * wide < widths[wide].min() * narrow
+    count = narrow if rare else wide
+    first = int(np.argmin(widths[count]))
+    return float(np.median(ordered[first : first + count]))
 
 
 def _nearest_sum(e: np.ndarray, terms: np.ndarray, elect: bool, weights: np.ndarray | None = None) -> np.ndarray:

@@ -178,7 +178,7 @@ def mask(method: str, change: Tensor, density: float, generator: torch.Generator
 
 
 def put(folder: Path, tensors: Tensors, kind: str) -> Path:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
     )
@@ -205,8 +205,11 @@ def run_recipes(python: str, jobs: list[tuple[Path, Path]]) -> dict[Path, str]:
 # ---- the measurement
 
 
-def measure(folder: Path, python: str | None, before: bool) -> Iterator[dict[str, Any]]:
-    cases = []
+Case = tuple[str, str, str, str, int, dict[str, Any], Path, dict[str, Tensors]]
+
+
+def cases_in(folder: Path) -> Iterator[Case]:
+    """(architecture, siblings or strangers, dtype, method, sources, plan, folder, models) of every merge."""
     for kind in ("llama", "vit"):
         for related in ("siblings", "strangers"):
             for dtype in DTYPES:
@@ -217,31 +220,41 @@ def measure(folder: Path, python: str | None, before: bool) -> Iterator[dict[str
                 for method in METHODS:
                     for count in (2, 3):
                         if plan := planned(method, count):
-                            cases.append((kind, related, dtype, method, count, plan, here, models))
+                            yield kind, related, dtype, method, count, plan, here, models
+
+
+def make(cases: list[Case], python: str | None) -> dict[Path, str]:
+    """Every merge that is not there yet; of those by mergekit, `made` or its error."""
     jobs = []
     for kind, _, dtype, method, count, plan, here, models in cases:
         child = here / f"{method}-{count}"
+        if child.exists():  # of a run that was kept
+            continue
         if kind == "llama" and python:
             recipe = here / f"{method}-{count}.yml"
             recipe.write_text(yaml.safe_dump(as_yaml(plan, method, here, dtype)))
             jobs.append((recipe, child))
         else:
             put(child, merged(plan, method, models), kind)
-    made = run_recipes(python, jobs) if python and jobs else {}
-    rows, again = [], []
+    return run_recipes(python, jobs) if python and jobs else {}
+
+
+def measure(folder: Path, python: str | None, before: bool) -> Iterator[dict[str, Any]]:
+    cases = [*cases_in(folder)]
+    made = make(cases, python)
+    again = []
+    rows = []
     for kind, related, dtype, method, count, plan, here, _ in cases:
         child = here / f"{method}-{count}"
         row = {"kind": kind, "related": related, "dtype": dtype, "method": method, "sources": count}
-        row["by"] = "mergekit" if child in made else "hf_lineage"
         if made.get(child, "made") != "made":
             rows.append(row | {"failed": made[child]})
             continue
         rows.append(row | traced(child, here, plan, method, before))
+        recipe = here / f"{method}-{count}-ours.yml"
+        recipe.write_text(rows[-1].pop("recipe"))
         if kind == "llama" and python and not before:
-            recipe = here / f"{method}-{count}-ours.yml"
-            recipe.write_text(rows[-1].pop("recipe"))
             again.append((rows[-1], recipe, here / f"{method}-{count}-again", child))
-        rows[-1].pop("recipe", None)
     told = run_recipes(python, [(recipe, out) for _, recipe, out, _ in again]) if python and again else {}
     for row, _, out, child in again:
         row["recipe"] = told[out]
@@ -255,6 +268,7 @@ def traced(child: Path, here: Path, plan: dict[str, Any], method: str, before: b
     more = {} if before else {"verify": True}
     layers = hl.trace_layers(child, [here / name for name in ("base", "a", "b", "c")], **more)
     row: dict[str, Any] = {"seconds": round(time.process_time() - started, 2), "named": layers.method}
+    row |= {"recipe": ""} if before else {}
     row["recognised"] = layers.method == {"dare_linear": "dare"}.get(method, method)
     if before:
         return row
@@ -369,20 +383,18 @@ def table() -> str:
     )
     lines = [f"| {' | '.join(heads)} |", f"|---{'|---:' * (len(heads) - 1)}|"]
     for method in METHODS:
-        rows = [row for row in now["rows"] if row.get("method") == method and "failed" not in row]
-        before = [row for row in old["rows"] if row.get("method") == method and "failed" not in row]
+        rows, before = (
+            [r for r in each["rows"] if r.get("method") == method and "failed" not in r] for each in (now, old)
+        )
         errors = [row["share_error"] for row in rows if "share_error" in row]
         ran = [row for row in rows if "recipe" in row]
         whole = [row for row in ran if len({*row.get("recipe_equal", "0/1").split("/")}) == 1]
-        lines.append(
-            f"| {method} | {len(rows)} | {sum(r['recognised'] for r in before)} | {sum(r['recognised'] for r in rows)} | "
-            f"{max(errors):.2g} | "
-            * bool(errors)
-            or f"| {method} | {len(rows)} | {sum(r['recognised'] for r in before)} | {sum(r['recognised'] for r in rows)} | - | "
-        )
-        lines[-1] += (
-            f"{sum(r['exact'] for r in rows)} | {sum(r['recipe'] == 'made' for r in ran)} / {len(ran)} | {len(whole)} |"
-        )
+        cells = [
+            method, len(rows), sum(r["recognised"] for r in before), sum(r["recognised"] for r in rows),
+            f"{max(errors):.2g}" if errors else "-", sum(r["exact"] for r in rows),
+            f"{sum(r['recipe'] == 'made' for r in ran)} / {len(ran)}", len(whole),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
