@@ -41,8 +41,19 @@ class MaskedSum:
     masks: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """What a tensor shows: e (n,) = child − base, the changes a (sources, n), the unit in the last place, the shape."""
+
+    e: np.ndarray
+    a: np.ndarray
+    ulp: np.ndarray
+    shape: tuple[int, ...]
+
+
 def masked_sums(e: np.ndarray, a: np.ndarray, ulp: np.ndarray, shape: tuple[int, ...]) -> Iterator[MaskedSum]:
     """What the entries e (n,) may be of the changes a (sources, n): with and without election of signs."""
+    seen = _Changes(e, a, ulp, shape)
     still = np.abs(e) <= 0.5 * ulp
     expected = (np.abs(a) > CLEAR * ulp).any(0)
     if len(a) > MAX_SOURCES or (still & expected).sum() < 0.002 * expected.sum() or expected.sum() < MIN_CLEAR:
@@ -50,9 +61,9 @@ def masked_sums(e: np.ndarray, a: np.ndarray, ulp: np.ndarray, shape: tuple[int,
     scales = np.array([_scale(e, each, ulp) for each in a])
     if not scales.all():
         return
-    plain, one_sign = ([*_told(e, a, ulp, shape, scales, elect=elect)] for elect in (False, True))
+    plain, one_sign = ([*_told(seen, scales, elect=elect)] for elect in (False, True))
     if len(a) > 1:
-        yield from _normalized(e, a, ulp, shape, scales)
+        yield from _normalized(seen, scales)
         limit = max(SAME_SUM * sum(found.left for found in plain), NO_SUM * float((e**2).sum()))
         one_sign = [found for found in one_sign if found.left <= limit or not plain]
     # a sum of one sign is a sum: where it does as well, signs were elected
@@ -93,11 +104,9 @@ def _nearest_sum(e: np.ndarray, terms: np.ndarray, elect: bool, weights: np.ndar
     return masks
 
 
-def _told(
-    e: np.ndarray, a: np.ndarray, ulp: np.ndarray, shape: tuple[int, ...], scales: np.ndarray, *, elect: bool,
-    weights: np.ndarray | None = None,
-) -> Iterator[MaskedSum]:  # fmt: skip
+def _told(seen: _Changes, scales: np.ndarray, *, elect: bool, weights: np.ndarray | None = None) -> Iterator[MaskedSum]:
     """The masked sum with its method and settings. weights: of a mean, where the sum was normalised."""
+    e, a, ulp, shape = seen.e, seen.a, seen.ulp, seen.shape
     masks = _nearest_sum(e, scales[:, None] * a, elect=elect, weights=weights)
     parts = masks * scales[:, None] * a
     if weights is None:
@@ -136,10 +145,9 @@ _METHOD = {
 }  # fmt: skip
 
 
-def _normalized(
-    e: np.ndarray, a: np.ndarray, ulp: np.ndarray, shape: tuple[int, ...], scales: np.ndarray
-) -> Iterator[MaskedSum]:
+def _normalized(seen: _Changes, scales: np.ndarray) -> Iterator[MaskedSum]:
     """A mean of the elected changes, each scaled: its weights from the entries that are no single change."""
+    e, a, ulp = seen.e, seen.a, seen.ulp
     terms = scales[:, None] * a
     single = np.abs(e - terms) <= np.maximum(0.002 * np.abs(terms), ulp)
     mixed = ~single.any(0) & (np.abs(e) > CLEAR * ulp)
@@ -156,7 +164,7 @@ def _normalized(
         if together.any(1).all():
             weights = simplex_minimum(misfit @ misfit.T)
     if weights.all():
-        yield from _told(e, a, ulp, shape, scales, elect=True, weights=weights)
+        yield from _told(seen, scales, elect=True, weights=weights)
 
 
 def _shown(a: np.ndarray, k: int, scales: np.ndarray, ulp: np.ndarray, elect: bool) -> np.ndarray:
