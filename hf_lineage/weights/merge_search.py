@@ -33,7 +33,7 @@ MIN_SHOWN = 0.1  # weight times length of a change, of the length of child − b
 WEIGHT_ERROR = 0.004  # of a weight, a density or t, up to which a rounded number may stand for it
 ERRORS = {"t": WEIGHT_ERROR, "density": 0.008, "gamma": 0.004, "epsilon": 0.03, "lambda": WEIGHT_ERROR}
 NEARLY = 8  # units in the last place
-MOST_TRIED, MOST_WRITTEN = 8, 120  # recipes of which bits are compared, and ways to write the numbers of each
+MOST_TRIED, MOST_WRITTEN = 4, 120  # recipes of a method of which bits are compared, and ways to write their numbers
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64"}
 
 
@@ -113,8 +113,12 @@ class Probe:
     @cached_property
     def ulp(self) -> np.ndarray:
         """The unit in the last place of the child's dtype, at each entry."""
-        names = {value: name for name, value in torch_dtypes().items()}
-        return epsilon(names[self.child.dtype]) * np.maximum(np.abs(self.c), 1e-30)
+        return _epsilon(self.child) * np.maximum(np.abs(self.c), 1e-30)
+
+    @cached_property
+    def coarse(self) -> float:
+        """The relative unit in the last place of the coarsest dtype: of the child, or of a candidate it was made of."""
+        return max(map(_epsilon, [self.child, *(model for model in self.models if model is not None)]))
 
     @cached_property
     def floor(self) -> float:
@@ -148,9 +152,7 @@ class Probe:
         if made is None:
             return False
         size = np.max([np.abs(self.c), *(np.abs(self.p[k]) for k in recipe.used)], axis=0)
-        return bool(
-            (np.abs(self.c - _flat(made)) <= NEARLY * self.ulp * size / np.maximum(np.abs(self.c), 1e-30)).mean() > 0.5
-        )
+        return bool((np.abs(self.c - _flat(made)) <= NEARLY * self.coarse * size).mean() > 0.5)
 
     def is_made_but_for_rounding(self, recipe: Recipe) -> bool:
         """Whether no entry that the recipe makes is off by more than one unit in the last place."""
@@ -161,6 +163,11 @@ class Probe:
         """Whether the recipe makes the tensor bit for bit."""
         made = self.made(recipe)
         return made is not None and torch.equal(made, self.child)
+
+
+def _epsilon(values: Tensor) -> float:
+    names = {dtype: name for name, dtype in torch_dtypes().items()}
+    return epsilon(names[values.dtype])
 
 
 def _flat(values: Tensor) -> np.ndarray:
@@ -324,7 +331,7 @@ def _arcee_fusion(probe: Probe, models: tuple[int, ...]) -> Iterator[Recipe]:
     for base, other in permutations(models, 2):
         largest = np.maximum(np.abs(probe.p[base]), np.abs(probe.p[other]))
         near = np.minimum(np.abs(probe.c - probe.p[base]), np.abs(probe.c - probe.p[other]))
-        if (near <= 4 * probe.ulp * largest / np.maximum(np.abs(probe.c), 1e-30)).mean() > 0.99:
+        if (near <= 4 * probe.coarse * largest).mean() > 0.99:
             yield Recipe("arcee_fusion", base, (other,), {})
 
 
@@ -403,14 +410,22 @@ def find_merge(probes: Sequence[Probe], models: Sequence[int]) -> FoundMerge | N
     among = tuple(models)[:MOST_MODELS]
     if len(among) < 2 or not probes:
         return None
+    first = probes[0].models[among[0]]
+    assert first is not None
+    stored = DTYPES[first.dtype]  # masks and angles depend on it
     fitting = []
     for estimate in ESTIMATES:
         for recipe in estimate(probes[0], among):
-            misfit = _misfit(probes, recipe)
+            ways = [replace(recipe, dtype=dtype) for dtype in dict.fromkeys((recipe.dtype, stored))]
+            misfit, best = min((_misfit(probes, way), i) for i, way in enumerate(ways))
             if misfit <= MAX_MISFIT:
-                fitting.append(FoundMerge(recipe, misfit))
+                fitting.append(FoundMerge(ways[best], misfit))
     proven = []
-    for each in sorted(fitting, key=lambda found: found.misfit)[:MOST_TRIED]:
+    tried: dict[str, int] = {}
+    for each in sorted(fitting, key=lambda found: found.misfit):
+        tried[each.recipe.method] = tried.get(each.recipe.method, 0) + 1
+        if tried[each.recipe.method] > MOST_TRIED:
+            continue
         if METHODS[each.recipe.method].at_random or not probes[0].is_nearly_made_by(each.recipe):
             continue  # masks are lost, or the numbers are not those
         exact = next((w for w in written(each.recipe, probes[0]) if all(p.is_made_by(w) for p in probes)), None)
