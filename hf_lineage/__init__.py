@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .tasks.audit import audit as audit
     from .tasks.compare_pair import compare as compare
     from .tasks.coverage import coverage as coverage
+    from .tasks.index import Index as Index
     from .tasks.inspect import inspect as inspect
     from .tasks.phylogeny import phylogeny as phylogeny
     from .tasks.search import find_candidates as find_candidates
@@ -29,15 +30,15 @@ if TYPE_CHECKING:
 
 # imported when first used: `import hf_lineage` costs nothing
 _HOMES = {
-    "LayerLineage": "answers.layers", "Lineage": "answers.lineage", "LineageError": "errors",
+    "Index": "tasks.index", "LayerLineage": "answers.layers", "Lineage": "answers.lineage", "LineageError": "errors",
     "ModelRef": "answers.refs", "Phylogeny": "answers.phylogeny", "Session": "tasks.session",
     "annotate": "tasks.annotate", "audit": "tasks.audit", "compare": "tasks.compare_pair", "coverage": "tasks.coverage",
     "find_candidates": "tasks.search", "inspect": "tasks.inspect", "phylogeny": "tasks.phylogeny",
     "trace": "tasks.trace", "trace_layers": "tasks.trace_layers",
 }  # fmt: skip
 __all__ = [
-    "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit", "compare",
-    "coverage", "find_candidates", "inspect", "phylogeny", "trace", "trace_layers",
+    "Index", "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit",
+    "compare", "coverage", "find_candidates", "inspect", "phylogeny", "trace", "trace_layers",
 ]  # fmt: skip
 
 

@@ -128,6 +128,8 @@ CODES: Mapping[str, str] = {
     "detector_probability": "the probability that a detector has learned to give",
     "detector_disagrees": "detector and weights disagree",
     "detector_refused": "why a detector could not judge a candidate",
+    # of notes: an index
+    "no_sketches": "the model has no layer that an index can be asked about",
     # of notes: cards
     "private_model_named": "the card would name a private model",
     "base_model_not_added": "no base_model is added to the card, and why",

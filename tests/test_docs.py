@@ -8,6 +8,7 @@ import shlex
 from collections import OrderedDict
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -57,7 +58,19 @@ def test_python_blocks_run(
 
 def test_the_pages_with_python_are_these() -> None:
     """A page whose blocks are no longer found would not be run."""
-    guides = ["annotate", "audit", "compare", "features", "inspect", "layers", "report", "testing", "trace", "trees"]
+    guides = [
+        "annotate",
+        "audit",
+        "compare",
+        "features",
+        "index",
+        "inspect",
+        "layers",
+        "report",
+        "testing",
+        "trace",
+        "trees",
+    ]
     assert ["README.md", *(f"docs/guides/{name}.md" for name in guides)] == PYTHON
 
 
@@ -83,6 +96,9 @@ def test_every_command_line_parses(page: str) -> None:
     for text in command_lines(TEXTS[page]):
         name, *arguments = shlex.split(text)
         command = cli.commands[name]
+        while isinstance(command, click.Group):
+            name, *arguments = arguments
+            command = command.commands[name]
         with command.make_context(name, arguments):
             pass
 

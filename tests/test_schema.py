@@ -21,7 +21,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 import hf_lineage as hl
-from hf_lineage.answers import audit, comparison, coverage, history, layers, lineage, phylogeny, search
+from hf_lineage.answers import audit, comparison, coverage, history, index, layers, lineage, phylogeny, search
 from hf_lineage.answers.annotation import Annotation
 from hf_lineage.answers.base import SCHEMA
 from hf_lineage.answers.base import Answer as AnyAnswer
@@ -32,17 +32,9 @@ from hf_lineage.tasks.phylogeny import METHODS
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "docs" / "schema").glob("*.json"))}
 KINDS = [
-    "annotation",
-    "audit",
-    "candidates",
-    "comparison",
-    "coverage",
-    "history",
-    "journal",
-    "layers",
-    "lineage",
-    "phylogeny",
-]
+    "annotation", "audit", "candidates", "comparison", "coverage", "history", "index", "index_query", "journal", "layers",
+    "lineage", "phylogeny",
+]  # fmt: skip
 Answer = dict[str, Any]
 Answers = dict[str, list[Answer]]
 Tensors = dict[str, torch.Tensor]
@@ -111,6 +103,9 @@ def made(lab: Any, folders: dict[str, Path], nets: dict[str, Tensors], tmp_path:
     trees = [hl.phylogeny(family, method=method) for method in ("information", "detector", "mother", "distance")]
     trees.append(hl.phylogeny(["lab/parent", "lab/child", "lab/stranger", "lab/nowhere"]))
     notes = [hl.annotate(folders["child"], lineages[0], layers=blocks[0]), hl.annotate("lab/child", lineages[6])]
+    made = hl.Index(tmp_path / "models.index", create=True)
+    states = [made.add([folders["parent"], folders["stranger"], "lab/nowhere"]), made.info()]
+    queries = [made.query(folders["child"], alpha=0.5), made.query(folders["stranger"], verify=0)]
     journal = tmp_path / "audit.jsonl"
     records = list(hl.audit(["lab/child", "lab/liar", "lab/parent", "lab/nowhere"], journal=journal, search=True))
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
@@ -124,6 +119,8 @@ def made(lab: Any, folders: dict[str, Path], nets: dict[str, Tensors], tmp_path:
         ],
         "coverage": [hl.coverage(folders["child"], check=True).to_dict(), hl.coverage("lab/child").to_dict()],
         "history": [hl.inspect(folders["child"]).to_dict(), hl.inspect("lab/child").to_dict()],
+        "index": [state.to_dict() for state in states],
+        "index_query": [query.to_dict() for query in queries],
         "annotation": [note.to_dict() for note in notes],
         "audit": [*(record.to_dict() for record in records), *lines[1:]],
         "journal": lines[:1],
@@ -208,6 +205,9 @@ WRONG: list[tuple[str, str, Any]] = [
     ("coverage", "check.kinds", None), ("coverage", "check.reason", 1),
     ("history", "lattice", "fp8"), ("history", "trained_since", False), ("history", "repeated_layers", [[1, 2, 3]]),
     ("history", "evidence.memory_bf16.entries", None), ("history", "alpha", 0.1), ("history", "stored", None),
+    ("index", "shapes", {"fc": 1}), ("index", "failed", {"a": ""}), ("index", "models", -1), ("index", "alpha", 0.1),
+    ("index_query", "matches.0.similarity", 2), ("index_query", "matches.0.layers", []), ("index_query", "lineage", {}),
+    ("index_query", "family_wise.alpha", 0), ("index_query", "parent", ""), ("index_query", "layers", None),
     ("annotation", "changed", "yes"), ("annotation", "files", ["README.md", "README.md"]), ("annotation", "diff", None),
     ("audit", "status", "fine"), ("audit", "findings", [{"rule": "contradicted-base-model"}]), ("audit", "reason", None),
     ("audit", "claims.0.source", "rumour"), ("audit", "verdict", "maybe"), ("audit", "passing", None),
@@ -239,7 +239,8 @@ RECORDS: dict[tuple[str, str], type] = {
     ("candidates", "found_candidate"): search.FoundCandidate, ("history", "history_evidence"): history.HistoryEvidence,
     ("coverage", "units"): coverage.TestedUnits, ("coverage", "blocks"): coverage.CoveredBlocks, ("coverage", "left_out"): coverage.LeftOut,
     ("coverage", "check"): coverage.UnitCheck, ("coverage", "kind"): coverage.CheckedKind,
-    ("audit", "finding"): audit.Finding,
+    ("audit", "finding"): audit.Finding, ("index_query", "match"): index.Match,
+    ("index_query", "family_wise"): index.FamilyWise,
 }  # fmt: skip
 
 
@@ -295,6 +296,7 @@ def kind_of(answer: Answer) -> str:
     marks = {
         "lineage": "verdict", "layers": "blocks", "phylogeny": "nodes", "candidates": "requests", "annotation": "diff",
         "journal": "kind", "audit": "findings", "history": "trained_since", "coverage": "rules", "comparison": "pair",
+        "index": "shapes", "index_query": "family_wise",
     }  # fmt: skip
     return next(kind for kind, key in reversed(marks.items()) if key in answer)
 
@@ -324,10 +326,11 @@ def test_the_recorded_answers_fit() -> None:
         assert not faults(kind_of(answer), answer)
 
 
-NEW = {"comparison", "coverage", "history"}  # kinds that version 1 did not have, and that are not recorded
+NEW = {"comparison", "coverage", "history", "index", "index_query"}  # not in version 1, and not recorded
 READERS: dict[str, type[AnyAnswer]] = {
     "lineage": hl.Lineage, "layers": hl.LayerLineage, "phylogeny": hl.Phylogeny, "candidates": search.CandidateSearch,
-    "annotation": Annotation, "audit": audit.AuditRecord, "comparison": comparison.Comparison, "coverage": coverage.Coverage, "history": history.History,
+    "annotation": Annotation, "audit": audit.AuditRecord, "comparison": comparison.Comparison,
+    "coverage": coverage.Coverage, "history": history.History, "index": index.IndexState, "index_query": index.IndexQuery,
 }  # fmt: skip
 
 
@@ -382,7 +385,9 @@ def test_every_answer_is_a_table_and_a_page(answers: Answers) -> None:
     for kind, reader in READERS.items():
         for answer in map(reader.from_dict, answers[kind]):
             table = answer.to_pandas()
-            assert len(table) == len(answer.rows()) and (kind == "annotation" or len(table) or kind == "phylogeny")
+            assert len(table) == len(answer.rows()) and (
+                len(table) or kind in ("annotation", "phylogeny", "index_query")
+            )
             page = answer._repr_html_()
             ElementTree.fromstring(page)  # every element is closed
             assert page.startswith('<div class="hf-lineage">') and answer._repr_markdown_() == answer.to_markdown()

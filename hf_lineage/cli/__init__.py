@@ -19,6 +19,7 @@ from .compare import compare
 from .coverage import coverage
 from .demo import demo
 from .explain import explain
+from .index import index
 from .inspect import inspect
 from .layers import layers
 from .output import say
@@ -46,6 +47,7 @@ def cli() -> None:
     hf-lineage inspect user/model                         what one model tells of its past
     hf-lineage coverage user/model                        what of it can be tested
     hf-lineage batch user/a user/b -c org/a,org/b         many children, as a table
+    hf-lineage index query ./models.index user/child      ask many models at once
     hf-lineage annotate user/child org/a --create-pr      put the answer into its card
     hf-lineage audit --author org                         check what models declare
     hf-lineage train-detector --family a.csv --out ./d    learn from models whose parents are known
@@ -53,20 +55,9 @@ def cli() -> None:
 
 
 for command in (
-    trace,
-    compare,
-    explain,
-    layers,
-    tree,
-    candidates,
-    inspect,
-    coverage,
-    batch,
-    annotate,
-    audit,
-    demo,
+    trace, compare, explain, layers, tree, candidates, inspect, coverage, batch, index, annotate, audit, demo,
     train_detector,
-):
+):  # fmt: skip
     cli.add_command(command)
 
 

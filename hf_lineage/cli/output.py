@@ -28,12 +28,16 @@ if TYPE_CHECKING:
     from ..answers.comparison import Comparison
     from ..answers.coverage import Coverage
     from ..answers.history import History
+    from ..answers.index import IndexQuery, IndexState
     from ..answers.layers import LayerLineage
     from ..answers.lineage import Lineage
     from ..answers.phylogeny import Phylogeny
     from ..answers.search import CandidateSearch
 
-    Shown = Annotation | CandidateSearch | Comparison | Coverage | History | LayerLineage | Lineage | Phylogeny
+    Shown = (
+        Annotation | CandidateSearch | Comparison | Coverage | History | IndexQuery | IndexState | LayerLineage
+        | Lineage | Phylogeny
+    )  # fmt: skip
 
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]

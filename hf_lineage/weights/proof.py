@@ -107,6 +107,25 @@ def proven_log10_p(products: Sequence[np.ndarray]) -> float:
     return min(0.0, -mean / math.log(10)) if math.isfinite(mean) else 0.0
 
 
+def log10_e_value(products: Sequence[np.ndarray]) -> float:
+    """log10 of an e-value of all orders together: the mean over `GRID` of the products of their e(θ).
+
+    Its expectation is at most 1 where the two models are unrelated, whoever chose them from whatever number of others
+    (then divide by that number), and it may be multiplied by that of other units of the same two. products: as in
+    `proven_log10_p`. 0.0 where nothing can be said.
+    """
+    orders = [order for c in products if (order := _Order.of(c)) is not None]
+    if not orders:
+        return 0.0
+    logs = np.array([
+        sum(float(log_e_value(order.c, _thetas([order], tau)).sum()) for order in orders) for tau in GRID
+    ])  # fmt: skip
+    top = logs.max()
+    if top == -math.inf:
+        return -math.inf
+    return float(top + math.log(np.exp(logs - top).mean())) / math.log(10)
+
+
 class _Order:
     """One order's matrices, and what no matching of its units changes: spread and range of their entries.
 
