@@ -208,6 +208,8 @@ def _in_layout(question: Question, known: _Blocks) -> tuple[Question, _Blocks]:
         model, alignment = candidate, question.session.align(question.child, candidate)
         if not (candidate.is_adapter or share_units(question.child, alignment)):
             model, alignment = question.session.lined_up(question.child, candidate)
+            if not (alignment.comparable or share_units(question.child, alignment)):
+                model = candidate
         if model is not candidate:
             text = f"{label}: its names differ"
             if alignment.alternatives > 1:
