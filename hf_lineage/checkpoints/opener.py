@@ -46,8 +46,13 @@ _log = logging.getLogger("hf_lineage.checkpoints.opener")
 
 
 def is_one_model(given: object) -> bool:
-    """Whether something is a model and no list of them: a reference, a module, or its state dict."""
-    return isinstance(given, (str, Path, ModelRef, Mapping)) or hasattr(given, "state_dict")
+    """Whether something is a model and no list of them: a reference, a module, or its state dict.
+
+    A mapping that holds anything but tensors is taken as the models that are its keys.
+    """
+    if isinstance(given, Mapping):
+        return all(hasattr(value, "dtype") for value in given.values())
+    return isinstance(given, (str, Path, ModelRef)) or hasattr(given, "state_dict")
 
 
 def models_of(given: Model | Iterable[Model]) -> list[Model]:
