@@ -312,7 +312,7 @@ class TestStatus:
 
     def trace(self, lab: MiniHub, nets: dict, files: dict[str, Any], names: list[str] | None = TRIO) -> Lineage:
         lab.add("lab/told", {"model.safetensors": save(nets["child"]), **files})
-        return hl.trace("lab/told", names)
+        return hl.trace("lab/told", names, prior=0.7)  # two relatives among them
 
     @pytest.mark.parametrize("source", SOURCES)
     @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ PACKAGES = {
     "space": ("gradio", "gradio_client"),
     "gguf": ("gguf",),
     "onnx": ("onnx",),
+    "index": ("lancedb",),
     "pandas": ("pandas",),
 }
 LINE = "pip install 'hf_lineage[{extra}]'"

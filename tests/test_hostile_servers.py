@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from hostile_server import HostileServer, answer
-from huggingface_hub import close_session
+from huggingface_hub import close_session, constants
 
 from hf_lineage.answers.refs import ModelRef
 from hf_lineage.cli import main
@@ -29,6 +29,12 @@ pytestmark = pytest.mark.integration
 
 SHA, OTHER = "a" * 40, "b" * 40
 REPO = {"id": "lab/x", "sha": SHA, "siblings": [{"rfilename": "model.safetensors"}]}
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this process was told before it imported the Hub's client."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture

@@ -257,7 +257,7 @@ def test_the_command_hands_its_options_over(run, asked: dict) -> None:
         "child": "lab/child", "candidates": ["lab/a", "lab/b"], "evidence": ("features",), "probes": 64,
         "metric": "cka", "step": 0.1, "sample": "1%", "seed": 3, "alpha": 0.01, "max_bytes": 99, "device": "cpu",
         "memory": None,
-        "allow_pickle": True, "detector": None,
+        "allow_pickle": True, "detector": None, "verify": False,
     }  # fmt: skip
 
 

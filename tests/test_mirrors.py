@@ -198,7 +198,7 @@ class TestFolders:
             server.add(f"pipe/{name}", {"unet/model.safetensors": save(nets[name])})
         server.commit("pipe/child", {"README.md": CARD})
         server.tokens["hf_pipe"] = "pipe"
-        lineage = hl.trace("pipe/child/unet", ["pipe/parent/unet", "lab/stranger"])
+        lineage = hl.trace("pipe/child/unet", ["pipe/parent/unet", "lab/stranger"], prior=0.7)
         made = hl.annotate("pipe/child/unet", lineage, push=True, token="hf_pipe").make()
         repo = server.repos["pipe/child"]
         text = repo.commits[repo.refs["main"]]["README.md"].read()

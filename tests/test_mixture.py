@@ -283,7 +283,7 @@ class TestSelect:
         sources = relatives(5, 0.1, 6)
         child = 0.5 * sources[0] + 0.3 * sources[2] + 0.2 * sources[4]
         fit = chosen(child, sources)
-        assert fit.support == (0, 2, 4) and fit.weights[[0, 2, 4]] == pytest.approx([0.5, 0.3, 0.2], abs=1e-6)
+        assert {0, 2, 4} <= {*fit.support} and fit.weights == pytest.approx([0.5, 0, 0.3, 0, 0.2], abs=1e-6)
 
     def test_relatives_and_a_stranger(self) -> None:
         sources = [*relatives(2, 0.5, 8, 40_000), *np.random.default_rng(31).standard_normal((2, 40_000))]

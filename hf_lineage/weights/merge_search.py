@@ -128,7 +128,7 @@ class Probe:
     @cached_property
     def nearest(self) -> float:
         """The square that the nearest candidate leaves."""
-        return min(float(((self.c - p) ** 2).sum()) for p in self.p.values())
+        return min((float(((self.c - p) ** 2).sum()) for p in self.p.values()), default=0.0)
 
     def misfit(self, recipe: Recipe) -> float:
         """The square that a recipe leaves, above rounding, relative to what the nearest candidate leaves; inf where it

@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 from records import ROOT, write_record
 
 import hf_lineage as hl
