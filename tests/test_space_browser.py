@@ -518,7 +518,7 @@ def test_the_token_of_the_space_is_never_used(visit, space) -> None:
     assert not {call.path for call in space.hub.log if call.user == "owner"}
 
 
-def press(page: Any, key: str, until: str, most: int = 16) -> None:
+def press(page: Any, key: str, until: str, most: int = 60) -> None:
     """Press a key until the focus is on the element of this id or role."""
     for _ in range(most):
         page.keyboard.press(key)
