@@ -518,7 +518,7 @@ def test_the_token_of_the_space_is_never_used(visit, space) -> None:
     assert not {call.path for call in space.hub.log if call.user == "owner"}
 
 
-def press(page: Any, key: str, until: str, most: int = 60) -> None:
+def press(page: Any, key: str, until: str, most: int = 12) -> None:
     """Press a key until the focus is on the element of this id or role."""
     for _ in range(most):
         page.keyboard.press(key)
@@ -546,6 +546,7 @@ class TestKeyboardOnly:
         page = visit("?child=lab/child&parents=lab/parent")
         answer(page, "trace")
         page.get_by_role("tab", name="Trace").focus()
+        page.keyboard.press("Tab")  # Compare
         press(page, "Tab", until="tab")
         page.keyboard.press("Enter")
         press(page, "Tab", until="layers-example-hybrid")
