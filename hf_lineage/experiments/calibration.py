@@ -213,7 +213,7 @@ def other_examples(folder: Path) -> list[Example]:
 
 class Padded:
     """Examples as arrays with as many candidates each: `rows` (questions, candidates, features), `first`, `absent`,
-    `truth` (0: none), `weight`, and `gather`, which hands the odds out by place."""
+    `places`, `truth` (0: none) and `weight`."""
 
     def __init__(self, asked: Sequence[Example]) -> None:
         most, width = max(len(each.rows) for each in asked), asked[0].rows.shape[1]

@@ -97,10 +97,8 @@ class Store:
         if not found:
             return
         refs = [member.ref for member, _ in found]
-        known = self.revisions()
         self._remove(self._sketches, refs)  # also what a killed process left of models without a row
-        if any(ref in known for ref in refs):
-            self._remove(self._models, refs)
+        self._remove(self._models, refs)
         rows = [
             {
                 "ref": member.ref, "key": each.key, "slot": each.slot, "layer": each.layer,
@@ -149,10 +147,14 @@ class Store:
                 result[each.ref].append(each.sketch)
         return result
 
+    def size(self) -> tuple[int, int]:
+        """How many models there are, and how many sketches."""
+        return self._models.count_rows(), self._sketches.count_rows()
+
     def counts(self) -> Mapping[str, Any]:
         """How many models there are, how many with sketches, how many sketches, and of which keys."""
         with_sketches = self._models.count_rows("layers > 0")
-        models, sketches = self._models.count_rows(), self._sketches.count_rows()
+        models, sketches = self.size()
         keys = dict(Counter(*_columns(self._sketches, "key")).most_common())
         return {"models": models, "with_sketches": with_sketches, "sketches": sketches, "keys": keys}
 

@@ -16,7 +16,7 @@ from ..checkpoints.opener import find_repo, open_repo
 from ..errors import ArgumentError, LineageError, Note
 from ..index.sketch import VERSION, Sketch, log10_e, similarity, sketches
 from ..index.store import Member, Store
-from .options import Options
+from .options import Options, versions
 from .session import Session
 from .trace import trace
 
@@ -113,8 +113,8 @@ class Index:
 
     def _family(self, asked: Sequence[Sketch], alpha: float) -> FamilyWise:
         """Each model is compared once by all layers of equal depth, and each sketch once with each of the child's."""
-        counts = self._store.counts()
-        tests = max(1, counts["models"] + len(asked) * counts["sketches"])
+        models, sketched = self._store.size()
+        tests = max(1, models + len(asked) * sketched)
         return FamilyWise(tests, alpha, math.log10(tests / alpha))
 
     def _matches(self, child: Checkpoint, asked: Sequence[Sketch], family: FamilyWise) -> list[Match]:
@@ -158,12 +158,10 @@ class Index:
         self, options: Options, read: int, added: int = 0, unchanged: int = 0, failed: dict[str, str] | None = None
     ) -> IndexState:  # fmt: skip
         counts = self._store.counts()
-        with Session(False) as session:
-            cost = options.cost(session, read)
         return IndexState(
             index=self._store.path, version=VERSION, models=counts["models"], with_sketches=counts["with_sketches"],
             sketches=counts["sketches"], shapes=counts["keys"], added=added, unchanged=unchanged, failed=failed or {},
-            **{name: cost[name] for name in ("bytes_read", "seconds", "versions")},
+            bytes_read=read, seconds=options.seconds(), versions=versions(),
         )  # fmt: skip
 
 
