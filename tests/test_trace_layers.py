@@ -244,8 +244,9 @@ class TestBlocks:
             assert all(".self_attn." in name for names in each.facts["parts"].values() for name in names) or all(
                 ".mlp." in name for names in each.facts["parts"].values() for name in names
             )
-        # attention of one and the rest of the other is also what a slerp with a filter gives
-        assert layers.method in ("mixed", "slerp")
+        assert layers.method == "mixed" and "parts of 3 of 3 blocks" in layers.reasons[0]
+        # the recipe that makes it is a slerp with a filter all the same
+        assert layers.facts["merge"]["exact"] and "filter" in layers.recipe()
 
 
 class TestCandidates:
@@ -603,6 +604,20 @@ class TestMadeAgain:
         assert [*kinds["mlp"].values()][1] == pytest.approx(0.7) and max(
             b.residual or 0.0 for b in layers.blocks
         ) < 1e-5
+
+    def test_fused_tensors_are_made_whole(self, ask: Shelf) -> None:
+        """A ViT's query, key and value are one tensor, compared in parts."""
+        shapes = {"patch_embed.proj.weight": (WIDTH, 3, 4, 4), "norm.weight": (WIDTH,), "head.weight": (10, WIDTH)}
+        for i in range(2):
+            at = f"blocks.{i}."
+            shapes |= {f"{at}attn.qkv.weight": (3 * WIDTH, WIDTH), f"{at}attn.proj.weight": (WIDTH, WIDTH)}
+            shapes |= {f"{at}mlp.fc1.weight": (48, WIDTH), f"{at}mlp.fc2.weight": (WIDTH, 48)}
+        generator = torch.Generator().manual_seed(3)
+        first = {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        ask.put("first", first)
+        ask.put("second", second := tuned(first, 8, 0.2))
+        layers = ask(linear([first, second], [0.6, 0.4]), ["first", "second"], verify=True)
+        assert layers.redone and layers.redone.whole, layers.redone
 
     def test_one_bit_is_told(self, ask: Shelf) -> None:
         child = linear([PARENT, STRANGER], [0.6, 0.4])

@@ -48,29 +48,40 @@ def remake(
         by_kind = None if found and found.exact else find_by_kind(tensors, layers, made, probes)
         if by_kind:
             found = by_kind
-            origins = refitted_by_kind(layers, facts, made.origins, found.recipe, tensors.places)
-            mixture, unknown, left = whole_model(layers, facts, origins)
-            method = cast("Method", found.recipe.method)
-            made = replace(
-                made, method=method, origins=origins, mixture=mixture, unknown=unknown, residual=left, reasons=()
-            )
+            if not found.recipe.is_choice:
+                made = _refitted(tensors, layers, facts, made, found.recipe)
     if found is None:
         return made, None
     recipe, redone = found.recipe, None
     if verify and not METHODS[recipe.method].at_random:
         recipe, redone = redo(tensors, (recipe, *found.others))
     told = {"merge": {**as_facts(recipe, tensors.refs), "exact": found.exact}, "resynthesis": found.residual}
+    method = "mixed" if recipe.is_choice else NAMES.get(recipe.method, recipe.method)
     made = with_recipe(
-        layers, facts, made, cast("Method", NAMES.get(recipe.method, recipe.method)), recipe.base, recipe.models, told,
+        layers, facts, made, cast("Method", method), recipe.base, recipe.models, told,
         _because(recipe, found, tensors),
     )  # fmt: skip
     return made, redone
+
+
+def _refitted(
+    tensors: Tensors, layers: LayerReadings, facts: Sequence[BlockFacts], made: InferredMerge, recipe: Recipe
+) -> InferredMerge:
+    """What was inferred, by a recipe whose weights differ by kind and depth."""
+    origins = refitted_by_kind(layers, facts, made.origins, recipe, tensors.places)
+    mixture, unknown, left = whole_model(layers, facts, origins)
+    return replace(
+        made, method=cast("Method", recipe.method), origins=origins, mixture=mixture, unknown=unknown, residual=left,
+        reasons=(),
+    )  # fmt: skip
 
 
 def _because(recipe: Recipe, found: FoundMerge, tensors: Tensors) -> str:
     models = " and ".join(tensors.refs[k] for k in recipe.models)
     base = "" if recipe.base is None else f" around {tensors.refs[recipe.base]}"
     how = f"{recipe.method} of {models}{base}"
+    if recipe.is_choice:
+        how = f"taking each tensor from {' or '.join(tensors.refs[k] for k in recipe.used)} by its kind"
     if found.exact:
         return f"{how} makes {len(found.names)} whole tensors again, bit for bit: {some(found.names)}"
     if METHODS[recipe.method].at_random:

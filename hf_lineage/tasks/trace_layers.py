@@ -204,21 +204,19 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
 def _in_layout(question: Question, known: _Blocks) -> tuple[Question, _Blocks]:
     """The candidates whose names differ in the child's layout, where order and shapes alone tell how."""
     models, messages = [], []
-    for label, candidate in zip(known.labels, question.candidates, strict=True):
-        model, alignment = candidate, question.session.align(question.child, candidate)
-        if not (candidate.is_adapter or share_units(question.child, alignment)):
-            model, alignment = question.session.lined_up(question.child, candidate)
-            if not (alignment.comparable or share_units(question.child, alignment)):
-                model = candidate
-        if model is not candidate:
+    for label, stored, candidate in zip(known.labels, question.opened, question.candidates, strict=True):
+        models.append(stored)
+        if candidate.is_adapter or share_units(question.child, question.session.align(question.child, candidate)):
+            continue
+        lined, alignment = question.session.lined_up(question.child, candidate)
+        if lined is not candidate and (alignment.comparable or share_units(question.child, alignment)):
             text = f"{label}: its names differ"
             if alignment.alternatives > 1:
-                model = candidate
                 text += ", and only weights would tell what belongs together: its blocks are compared by names."
             else:
+                models[-1] = lined
                 text += ": what belongs together was told by order and shapes. Its blocks have the child's names here."
             messages.append(Note("aligned_by_structure", text))
-        models.append(model)
     return replace(question, opened=tuple(models)), known.with_notes(*messages)
 
 

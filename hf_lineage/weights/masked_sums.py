@@ -22,7 +22,7 @@ MIN_CLEAR = 200  # entries with a clear change
 MAX_SOURCES = 4
 MAX_STRAY = 0.3  # of the kept or the dropped entries, on the wrong side of an edge, up to which a mask has that edge
 MIN_SLOPE = 6.0  # standard errors, from which larger entries were kept more often
-SAME_SUM, NO_SUM = 2.0, 0.002  # of what all sums leave, and of the square of child − base: sums of one sign do as well
+SAME_SUM = 2.0  # of what all sums leave, and of what rounding does: up to which sums of one sign do as well
 DENSER = 30.0  # than the densest fiftieth of the ratios: a two-hundredth that is one number
 MAX_SCALE = 25.0
 
@@ -64,7 +64,7 @@ def masked_sums(e: np.ndarray, a: np.ndarray, ulp: np.ndarray, shape: tuple[int,
     plain, one_sign = ([*_told(seen, scales, elect=elect)] for elect in (False, True))
     if len(a) > 1:
         yield from _normalized(seen, scales)
-        limit = max(SAME_SUM * sum(found.left for found in plain), NO_SUM * float((e**2).sum()))
+        limit = SAME_SUM * max(sum(found.left for found in plain), float((ulp**2).sum()) / 12)
         one_sign = [found for found in one_sign if found.left <= limit or not plain]
     # a sum of one sign is a sum: where it does as well, signs were elected
     yield from one_sign if len(a) > 1 and one_sign else plain

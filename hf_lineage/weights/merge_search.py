@@ -52,6 +52,13 @@ class Recipe:
         """All candidates that take part, the base last."""
         return self.models if self.base is None else (*self.models, self.base)
 
+    @property
+    def is_choice(self) -> bool:
+        """Whether by kind each tensor is one model's whole: an arc or an average with shares of 0 and 1 alone."""
+        shares = self.settings.get({"slerp": "t", "linear": "weight"}.get(self.method, ""))
+        rows = shares if isinstance(shares, tuple) else (shares,)
+        return all(isinstance(row, list) and all(each.get("value") in (0, 1) for each in row) for row in rows)
+
     def at(self, name: str, place: float) -> Recipe:
         """The recipe of one tensor: conditions and anchors of its settings resolved."""
         settings = {
@@ -437,7 +444,8 @@ def find_merge(probes: Sequence[Probe], models: Sequence[int]) -> FoundMerge | N
     if not fitting:
         return None
     limit = min(each.misfit for each in fitting) / SIMPLER + EXACT_MISFIT
-    return _described(next(each for each in fitting if each.misfit <= limit), probes)
+    fair = [each for each in fitting if each.misfit <= limit]
+    return _described(min(fair, key=lambda found: _is_odd(found.recipe)), probes)
 
 
 def judged(probes: Sequence[Probe], recipe: Recipe) -> FoundMerge | None:
@@ -477,11 +485,15 @@ def _misfit(probes: Sequence[Probe], recipe: Recipe) -> float:
 ORDER = tuple(METHODS)  # the simple ones first
 
 
-def _unlikeliness(recipe: Recipe) -> tuple[bool, int, int]:
-    """Of recipes that make the same: negative weights, averages that are not normalised, later methods, more digits."""
+def _is_odd(recipe: Recipe) -> bool:
+    """Whether authors seldom write such a recipe: with negative weights, or a sum of weights that is no average."""
     weight = recipe.settings.get("weight", ())
-    odd = min(weight, default=0.0) < 0 or (recipe.method == "linear" and not recipe.settings["normalize"])
-    return odd, ORDER.index(recipe.method), digits(recipe.settings)
+    return min(weight, default=0.0) < 0 or (recipe.method == "linear" and not recipe.settings["normalize"])
+
+
+def _unlikeliness(recipe: Recipe) -> tuple[bool, int, int]:
+    """Of recipes that make the same: odd ones, later methods, more digits."""
+    return _is_odd(recipe), ORDER.index(recipe.method), digits(recipe.settings)
 
 
 def digits(settings: dict[str, Any]) -> int:
