@@ -62,10 +62,12 @@ class Memory:
         """Bytes that they may take where a model has many layers, so that each can be tested."""
         return self.total // 2 // models
 
-    def batch(self, models: int, devices: int) -> int:
-        """Bytes of the child that are read at once, for so many devices; another batch is worked on, and a candidate
-        may be stored in wider numbers."""
-        return min(self.total // 64 * devices, self.total // 4 // models) // 2
+    def batch(self, models: int, devices: Sequence[torch.device]) -> int:
+        """Bytes of the child that are read at once, for these devices; another batch is worked on, and a candidate may
+        be stored in wider numbers. Accelerators get all that slices may take: short calls cost them more than the
+        work."""
+        most = self.total // 4 // models
+        return (most if is_accelerated(devices) else min(self.total // 64 * len(devices), most)) // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +169,16 @@ def placement(wanted: Wanted | Placement) -> Placement:
     return found
 
 
+def is_accelerated(devices: Sequence[torch.device]) -> bool:
+    """Whether the main one is a GPU of CUDA: what it works on is read into pinned memory, by many threads."""
+    return devices[0].type == "cuda"
+
+
 def sent(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device. To a GPU it goes from pinned memory, while the processor reads what comes next."""
+    """A tensor on a device. To a GPU it goes from pinned memory, while the processor works on: the memory of what is
+    pinned already must not be used again before something was fetched back."""
     if value.device.type == "cpu" and device.type == "cuda":
-        return value.pin_memory().to(device, non_blocking=True)
+        return (value if value.is_pinned() else value.pin_memory()).to(device, non_blocking=True)
     return value.to(device)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,12 +138,12 @@ class TestMemory:
     def test_what_there_is_by_default(self) -> None:
         memory = Memory.of(None)
         assert memory == Memory.of("512MiB") == Memory.of(512 << 20)
-        assert memory.units(2) == 32 << 20 and memory.batch(2, 1) == 4 << 20
+        assert memory.units(2) == 32 << 20 and memory.batch(2, [torch.device("cpu")]) == 4 << 20
 
-    @given(st.integers(128 << 20, 1 << 40), st.integers(2, 1000), st.integers(1, 256))
-    def test_the_parts_are_within_the_whole(self, total: int, models: int, devices: int) -> None:
+    @given(st.integers(128 << 20, 1 << 40), st.integers(2, 1000), st.integers(1, 256), st.sampled_from(["cpu", "cuda"]))
+    def test_the_parts_are_within_the_whole(self, total: int, models: int, devices: int, kind: str) -> None:
         memory = Memory.of(total)
-        under_way = 2 * models * memory.batch(models, devices)
+        under_way = 2 * models * memory.batch(models, [torch.device(kind)] * devices)
         assert models * memory.most_units(models) <= total // 2 and under_way <= total // 4
         assert memory.units(models) <= memory.most_units(models)
 

@@ -6,7 +6,7 @@ Memory fresh from the system costs more than the bytes that are copied into it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LEAST = 1 << 16  # bytes from which a buffer is kept: the allocator keeps shorter ones itself
@@ -19,18 +19,21 @@ class Buffers:
 
     def __init__(self) -> None:
         self._passes = 0
-        self._free: dict[int, list[bytearray]] = {}
+        self._free: dict[int, list[Buffer]] = {}
+        self._fresh: Callable[[int], Buffer] = bytearray
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Keep buffers meanwhile; afterwards their memory is given back."""
+    def kept(self, fresh: Callable[[int], Buffer] = bytearray) -> Iterator[None]:
+        """Keep buffers meanwhile; afterwards their memory is given back. fresh: makes a buffer of so many bytes."""
         self._passes += 1
+        self._fresh = fresh
         try:
             yield
         finally:
             self._passes -= 1
             if not self._passes:
                 self._free.clear()
+                self._fresh = bytearray
 
     def take(self, size: int) -> Buffer:
         """A buffer of that many bytes; what is in it is not cleared. It is free again when nothing refers to it."""
@@ -40,15 +43,22 @@ class Buffers:
         try:  # other threads take, too
             raw = self._free.setdefault(whole, []).pop()
         except IndexError:
-            raw = bytearray(whole)
+            raw = self._fresh(whole)
         view = memoryview(raw)[:size]
         weakref.finalize(view, self._give, raw).atexit = False
         return view
 
-    def _give(self, raw: bytearray) -> None:
+    def _give(self, raw: Buffer) -> None:
         free = self._free.get(len(raw))
         if self._passes and free is not None and len(free) < KEPT // len(raw):
             free.append(raw)
 
 
 BUFFERS = Buffers()
+
+
+def pinned(size: int) -> Buffer:
+    """Memory that the system does not move, from which a GPU copies while the processor works on."""
+    import torch
+
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().data

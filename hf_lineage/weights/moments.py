@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -124,10 +123,8 @@ class Moments:
         return excess
 
 
-def block_moments(
-    rows: Sequence[torch.Tensor], device: torch.device | str = "cpu", fourth: bool = True, relatives: bool = False
-) -> Moments:  # fmt: skip
-    """Moments of one block: M tensors of n entries each, the pivot first, of any dtype. O(M²n).
+def block_moments(rows: Sequence[torch.Tensor], fourth: bool = True, relatives: bool = False) -> Moments:
+    """Moments of one block: M tensors of n entries each, the pivot first, of any dtype, on the processor. O(M²n).
 
     Differences and products are float32, `ROW` of them are added in float32 and the rest in float64: every sum is off
     by less than 1e-6 of the sum of its terms' sizes. Of small blocks, and where float32 would lose squares (float64 and
@@ -135,11 +132,8 @@ def block_moments(
     zeros otherwise. relatives: products of two rows behind the pivot are made of those only whose correlation with it
     is `APART` or more in the first `CHUNK` entries, and are NaN of others: O(Mn) where nobody is related. A tensor with
     NaN or Inf makes its own sums NaN, and no others. What belongs to the pivot and one other row (its diagonal entry,
-    its entry in row 0, its sum) does not depend by a bit on which other rows there are. On MPS, which has no float64,
-    the block stays on the CPU.
+    its entry in row 0, its sum) does not depend by a bit on which other rows there are.
     """
-    target = torch.device(device)
-    target = torch.device("cpu") if target.type == "mps" else target
     count = rows[0].numel()
     wide = {i for i, row in enumerate(rows) if row.dtype not in NARROW and row.dtype.itemsize != 1}
     if 0 in wide or count <= SMALL:
@@ -147,19 +141,25 @@ def block_moments(
     moments = Moments(count, *(np.zeros(shape) for shape in ((len(rows),) * 2, len(rows), (len(rows),) * 2)))
     with np.errstate(all="ignore"):  # values may be anything; what is lost is made again, what is broken stays NaN
         if len(wide) < len(rows):
-            moments = _sums(rows, target, torch.float32, fourth, relatives)
-            wide |= _lost(rows, np.diag(moments.gram), count)
+            moments = _sums(rows, torch.float32, fourth, relatives)
+            wide |= lost_rows(rows, moments)
         if wide:
-            moments = _with_rows(moments, _sums(rows, target, torch.float64, fourth, relatives), wide)
-    broken = ~np.isfinite(np.diag(moments.gram))  # one NaN or Inf makes all sums of its row NaN, and only those
+            moments = _with_rows(moments, _sums(rows, torch.float64, fourth, relatives), wide)
+    return _without_broken(moments)
+
+
+def _without_broken(moments: Moments) -> Moments:
+    """One NaN or Inf makes all sums of its row NaN, and only those."""
+    broken = ~np.isfinite(np.diag(moments.gram))
     for sums in (moments.gram, moments.squares):
         sums[broken, :] = sums[:, broken] = np.nan
     moments.s1[broken] = np.nan
     return moments
 
 
-def _lost(rows: Sequence[torch.Tensor], squares: np.ndarray, count: int) -> set[int]:
+def lost_rows(rows: Sequence[torch.Tensor], moments: Moments) -> set[int]:
     """The rows of which float32 may have lost squares; all of them where it lost the pivot's."""
+    squares, count = np.diag(moments.gram), moments.count
     outside = {i for i, square in enumerate(squares) if not SMALLEST * count <= square <= LARGEST * count}
     lost = {i for i in outside if i == 0 or not _equal(rows[0], rows[i])}
     if 0 in lost and bool(rows[0].any()):
@@ -181,23 +181,25 @@ def _with_rows(narrow: Moments, wide: Moments, rows: set[int]) -> Moments:
     return narrow
 
 
-def _sums(
-    rows: Sequence[torch.Tensor], device: torch.device, dtype: torch.dtype, fourth: bool, relatives: bool
-) -> Moments:  # fmt: skip
+def relatives_of_pivot(begun: Moments) -> list[int]:
+    """The rows that may be correlated with the pivot, by the sums of a slice's first `CHUNK` entries."""
+    r = begun.correlation()
+    return [i for i in range(1, len(r)) if not abs(r[i]) < APART]
+
+
+def _sums(rows: Sequence[torch.Tensor], dtype: torch.dtype, fourth: bool, relatives: bool) -> Moments:
     """The moments with differences and products in `dtype`."""
     models, count = len(rows), rows[0].numel()
-    step = CHUNK if device.type == "cpu" else max(PRODUCTS, -(-count // PRODUCTS) * PRODUCTS)
-    work = _Work(models, min(step, -(-count // ROW) * ROW), dtype, device)
+    work = _Work(models, min(CHUNK, -(-count // ROW) * ROW), dtype)
     # of every ROW entries: products with the pivot, with itself, sums; the first two of the squares
     single = np.zeros((5 if fourth else 3, models, -(-count // ROW)), dtype=str(dtype).removeprefix("torch."))
     gram, squares, chosen = np.zeros((models, models)), np.zeros((models, models)), [*range(1, models)]
-    for at, pieces in zip(range(0, count, step), zip(*(row.split(step) for row in rows), strict=True), strict=True):
+    for at, pieces in zip(range(0, count, CHUNK), zip(*(row.split(CHUNK) for row in rows), strict=True), strict=True):
         length = len(pieces[0])
         here = single[:, :, at // ROW : -(-(at + length) // ROW)]
         work.take(pieces, here)
         if relatives and not at and count > SMALL:
-            r = _put_together(length, here, gram, squares).correlation()
-            chosen = [i for i in chosen if not abs(r[i]) < APART]
+            chosen = relatives_of_pivot(put_together(length, here))
         work.add_products(gram, chosen)
         if fourth:
             work.square(here[3:])
@@ -205,16 +207,16 @@ def _sums(
     left = [i for i in range(1, models) if i not in chosen]
     for table in (gram, squares) if fourth else (gram,):
         table[left, 1:] = table[1:, left] = np.nan
-    return _with_copies(_put_together(count, single, gram, squares), rows)
+    return put_together(count, single, gram, squares, rows)
 
 
 class _Work:
-    """Some entries of the pivot, and the differences of the other rows from it. In NumPy's hands on the processor: of
-    so short calls torch's cost more than the work."""
+    """Some entries of the pivot, and the differences of the other rows from it. In NumPy's hands: of so short calls
+    torch's cost more than the work."""
 
-    def __init__(self, models: int, step: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._memory = torch.zeros(models, step, dtype=dtype, device=device)
-        self._ones = self._in_rows(torch.ones(1, ROW, dtype=dtype, device=device))
+    def __init__(self, models: int, step: int, dtype: torch.dtype) -> None:
+        self._memory = torch.zeros(models, step, dtype=dtype)
+        self._ones = self._in_rows(torch.ones(1, ROW, dtype=dtype))
         self._shorten(step)
 
     def _shorten(self, length: int) -> None:
@@ -224,10 +226,9 @@ class _Work:
         self._blocks = self._in_rows(self._memory[:, :whole])
 
     @staticmethod
-    def _in_rows(entries: torch.Tensor) -> Any:
+    def _in_rows(entries: torch.Tensor) -> np.ndarray:
         """(k, n) as (k, n / ROW, ROW)."""
-        blocks = entries.unflatten(1, (-1, ROW))
-        return blocks.numpy() if entries.device.type == "cpu" else blocks
+        return entries.unflatten(1, (-1, ROW)).numpy()
 
     def take(self, pieces: Sequence[torch.Tensor], out: np.ndarray) -> None:
         """Take other entries; out[:3]: (3, M, n / ROW), of every `ROW` of each model's row the product with the
@@ -244,21 +245,20 @@ class _Work:
             part -= pivot
             part = self._blocks[first : some.stop]
             for kind, other in enumerate((pivot, part, self._ones)):
-                _row_products(part, other, out[kind, first : some.stop])
+                np.vecdot(part, other, out=out[kind, first : some.stop])
 
     def square(self, out: np.ndarray) -> None:
         """Square all entries; out: (2, M, n / ROW), the products with the pivot's, and with themselves."""
         self._blocks *= self._blocks
         for kind, other in enumerate((self._blocks[0], self._blocks)):
-            _row_products(self._blocks, other, out[kind])
+            np.vecdot(self._blocks, other, out=out[kind])
 
     def add_products(self, table: np.ndarray, chosen: Sequence[int]) -> None:
         """Add the inner products of the chosen rows with one another; of those of a row with itself nothing is kept."""
         if len(chosen) < 2:
             return
-        if len(chosen) > PAIRED or not isinstance(self._blocks, np.ndarray):
-            whole = self._memory[:, : ROW * self._blocks.shape[1]]
-            table[np.ix_(chosen, chosen)] += _matrix_products(whole[torch.tensor(chosen, device=whole.device)])
+        if len(chosen) > PAIRED:
+            table[np.ix_(chosen, chosen)] += _matrix_products(self._memory[chosen, : ROW * self._blocks.shape[1]])
             return
         blocks = self._blocks[chosen] if len(chosen) < len(self._blocks) - 1 else self._blocks[1:]
         for k, i in enumerate(chosen[:-1]):
@@ -267,21 +267,32 @@ class _Work:
             table[chosen[k + 1 :], i] += products
 
 
-def _put_together(count: int, single: np.ndarray, gram: np.ndarray, squares: np.ndarray) -> Moments:
-    """The moments from what `_sums` has of each row with the pivot, and of the rows behind it with one another."""
+def put_together(
+    count: int, single: np.ndarray, gram: np.ndarray | None = None, squares: np.ndarray | None = None,
+    rows: Sequence[torch.Tensor] = (),
+) -> Moments:  # fmt: skip
+    """The moments from sums of each row with the pivot, and of the rows behind it with one another.
+
+    single: (3 or 5, M, parts), of each part of the entries: products with the pivot, with itself, and sums; the first
+    two of the squares. gram, squares: (M, M), products of rows behind the pivot. rows: of those that are equal the
+    products are made equal, too.
+    """
     sums = single.astype(np.float64).sum(-1)
-    found = Moments(count, gram.copy(), sums[2], squares.copy())
+    empty = np.zeros((single.shape[1],) * 2)
+    found = Moments(
+        count, (empty if gram is None else gram).copy(), sums[2], (empty if squares is None else squares).copy()
+    )
     for table, kind in ((found.gram, 0), (found.squares, 3)):
         if kind < len(sums):
             table[0, :] = table[:, 0] = sums[kind]
             np.fill_diagonal(table, sums[kind + 1])
-    return found
+    return _with_copies(found, rows)
 
 
 def _with_copies(moments: Moments, rows: Sequence[torch.Tensor]) -> Moments:
     """Of rows behind the pivot that are equal the products are those of one of them with itself: their distance is
     0."""
-    own = np.diag(moments.gram)[1:]
+    own = np.diag(moments.gram)[1 : len(rows)]
     for i, j in np.argwhere(np.triu((own[:, None] == own) & (own > 0), 1)) + 1:
         if _equal(rows[i], rows[j]):
             for table in (moments.gram, moments.squares):
@@ -289,17 +300,9 @@ def _with_copies(moments: Moments, rows: Sequence[torch.Tensor]) -> Moments:
     return moments
 
 
-def _row_products(a: Any, b: Any, out: np.ndarray) -> None:
-    """Σ aᵢⱼbᵢⱼ over the last axis, in their own precision. a, b: (k, n, ROW), or what goes with that."""
-    if isinstance(a, np.ndarray):
-        np.vecdot(a, b, out=out)
-    else:
-        out[...] = (a * b).sum(-1).cpu().numpy()
-
-
 def _matrix_products(rows: torch.Tensor) -> np.ndarray:
     """Inner products of the rows, (M, M) float64, by matrix products of `PRODUCTS` entries each."""
     whole = rows.shape[1] // PRODUCTS * PRODUCTS
     blocks = rows[:, :whole].unflatten(1, (-1, PRODUCTS)).transpose(0, 1)
     rest = rows[:, whole:]
-    return (torch.bmm(blocks, blocks.mT).double().sum(0) + (rest @ rest.T).double()).cpu().numpy()
+    return (torch.bmm(blocks, blocks.mT).double().sum(0) + (rest @ rest.T).double()).numpy()

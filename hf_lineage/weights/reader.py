@@ -11,7 +11,7 @@ import math
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,15 @@ import torch
 
 from ..answers.base import Progress
 from ..architecture.align import Alignment
-from ..checkpoints.buffers import BUFFERS
+from ..checkpoints.buffers import BUFFERS, pinned
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import LineageError
 from ..parallel import THREADS, World, world
-from ..placement import Memory, placement, sent
+from ..placement import Memory, is_accelerated, placement
+from .device_moments import Rows, slice_moments
 from .direction.steps import PassCounts, count_slice
-from .moments import Moments, block_moments
+from .moments import Moments
 from .sampling import Plan
 from .units import Units
 
@@ -40,6 +41,7 @@ COUNTED = 1 << 25  # entries of matrices, about, whose steps are counted: enough
 LINED_UP = (
     0.2  # correlation of a matrix, or a slice of it, with the child's from which a step leads from one to the other
 )
+MOST_READING = 16  # threads that read for an accelerator
 EXCHANGE_BYTES = 32 << 20  # of kept rows that processes exchange at once
 
 Values = dict[Slice, torch.Tensor] | LineageError
@@ -169,20 +171,21 @@ def read_aligned(
     partners = [None, *(a.pairs for a in alignments)]
     matrices = sum(piece.stop - piece.start for piece in plan.slices if len(child[piece.name].shape) > 1)
     share_counted = min(1.0, COUNTED / max(matrices, 1)) if orders else 0.0
+    workers = _workers(device)
     reader = _Reader(
         models,
         partners,
         candidates_with,
         limits,
         units,
-        _workers(device),
+        workers,
         plan.sampled,
         relatives and not plan.sampled,
         share_counted,
         memory or Memory(),
         {},
     )
-    with BUFFERS.kept():
+    with BUFFERS.kept(pinned if is_accelerated(workers) else bytearray):
         sums = reader.read({i: spans[i] for i in share}, progress if here.main else None)
 
     spent = sum(model.bytes_read for model in models) - before
@@ -255,12 +258,13 @@ class _Reader:
         span_of = {piece: i for i, span in spans.items() for piece in span}
         sums: dict[int, Sums] = {}
         done, total = 0, sum(bytes_of(child, piece) for piece in span_of)
-        limit = self.memory.batch(count, len(self.devices))
+        limit = self.memory.batch(count, self.devices)
+        parts = max(1, min(MOST_READING, THREADS.count) // count) if is_accelerated(self.devices) else 1
         with (
-            ThreadPoolExecutor(min(8, count), thread_name_prefix="hf-lineage-read") as pool,
+            ThreadPoolExecutor(parts * min(8, count), thread_name_prefix="hf-lineage-read") as pool,
             ThreadPoolExecutor(len(self.devices), thread_name_prefix="hf-lineage-measure") as workers,
         ):
-            for batch, values in _ahead(pool, self._fetch, batches(child, span_of, limit), count):
+            for batch, values in _ahead(pool, self._fetch, batches(child, span_of, limit), count, parts):
                 for i, value in enumerate(values):
                     if isinstance(value, LineageError):
                         self.failed.setdefault(i - 1, value)
@@ -303,12 +307,13 @@ class _Reader:
 
         def work(first: int) -> tuple[list[Sums], PassCounts]:
             pieces = batch[first :: len(self.devices)]
-            made = [self._one(piece, values, self.devices[first]) for piece in pieces]
+            blocks = [self._block(piece, values) for piece in pieces]
+            made = self._sums(pieces, blocks, self.devices[first])
             # counts are tables of 300 kB: between the moments, which stay, they would leave as many holes in memory
             counts = PassCounts()
-            for piece, (_, block, alike) in zip(pieces, made, strict=True):
-                counts.add(self._counted(piece, block, alike))
-            return [sums for sums, *_ in made], counts
+            for piece, block, sums in zip(pieces, blocks, made, strict=True):
+                counts.add(self._counted(piece, block, sums))
+            return made, counts
 
         if len(self.devices) == 1:
             sums, counts = work(0)
@@ -317,37 +322,46 @@ class _Reader:
         found = [columns[i % len(columns)][0][i // len(columns)] for i in range(len(batch))]
         return found, [counts for _, counts in columns]
 
-    def _one(
-        self, piece: Slice, values: Sequence[Values], device: torch.device
-    ) -> tuple[Sums, Block, dict[int, float]]:
-        """The moments of one slice of all models, under None; of an unequal table those of each pair; the values of
-        each model, and the correlation of each candidate."""
-        candidates = self.candidates_with[piece.name]
-        ends = {i: self._stop(i, piece) for i in candidates}
-        having = {i: Slice(piece.name, piece.start, end) for i, end in ends.items() if end > piece.start}
+    def _block(self, piece: Slice, values: Sequence[Values]) -> Block:
+        """One slice of every model that has a part of it; its units are kept on the way."""
+        having = [i for i in self.candidates_with[piece.name] if self._stop(i, piece) > piece.start]
         block = {0: _values(values[0], piece, piece.stop)}
-        block |= {i + 1: _values(values[i + 1], piece, part.stop) for i, part in having.items()}
+        block |= {i + 1: _values(values[i + 1], piece, self._stop(i, piece)) for i in having}
         for model, row in block.items():
-            self.units.take(model, having.get(model - 1, piece), row)
-        if piece.name not in self.limits:
-            rows = [sent(row, device) if device.type == "cuda" else row for row in block.values()]
-            sums: Sums = {None: block_moments(rows, device, self.sampled, self.relatives)}
-            alike = dict(zip(having, sums[None].correlation()[1:], strict=True))
-            return sums, block, alike
-        sums = {i: block_moments([block[0][: len(block[i + 1])], block[i + 1]], device) for i in having}
-        if len(having) == len(candidates):
-            shortest = min(map(len, block.values()))
-            sums[None] = block_moments([row[:shortest] for row in block.values()], device, relatives=self.relatives)
-        return sums, block, {i: float(sums[i].correlation()[1]) for i in having}
+            self.units.take(model, Slice(piece.name, piece.start, piece.start + len(row)), row)
+        return block
 
-    def _counted(self, piece: Slice, block: Block, correlation: Mapping[int, float]) -> PassCounts:
+    def _sums(self, pieces: Sequence[Slice], blocks: Sequence[Block], device: torch.device) -> list[Sums]:
+        """The moments of each slice of all models, under None; of an unequal table also those of each pair."""
+        even: dict[tuple[int, int | None], Rows] = {}
+        uneven: dict[tuple[int, int | None], Rows] = {}
+        for at, (piece, block) in enumerate(zip(pieces, blocks, strict=True)):
+            wanted = uneven if piece.name in self.limits else even
+            if piece.name in self.limits:
+                wanted |= {(at, model - 1): (block[0][: len(row)], row) for model, row in block.items() if model}
+            if len(block) > len(self.candidates_with[piece.name]):
+                shortest = min(map(len, block.values()))
+                wanted[at, None] = [row[:shortest] for row in block.values()]
+        sums: list[Sums] = [{} for _ in pieces]
+        for wanted, fourth in ((even, self.sampled), (uneven, True)):
+            made = slice_moments([*wanted.values()], device, fourth, self.relatives)
+            for (at, key), moments in zip(wanted, made, strict=True):
+                sums[at][key] = moments
+        return sums
+
+    def _counted(self, piece: Slice, block: Block, sums: Sums) -> PassCounts:
         """What a slice of a matrix counts, where orders are wanted: of candidates that are correlated with the child,
         and of so many slices, the same in every process, that about `COUNTED` entries are counted."""
         entry = self.models[0][piece.name]
         matrix = len(entry.shape) > 1 and entry.packing is None  # what was rounded to be stored tells of the rounding
         if not (self.orders and matrix and zlib.crc32(f"{piece.name}:{piece.start}".encode()) < self.orders * 2**32):
             return PassCounts()
-        counted = [i for i, r in correlation.items() if r >= LINED_UP and not self._is_packed(i, piece.name)]
+        having = [model - 1 for model in block if model]
+        if piece.name in self.limits:
+            r = {i: float(sums[i].correlation()[1]) for i in having}
+        else:
+            r = dict(zip(having, sums[None].correlation()[1:], strict=True))
+        counted = [i for i in having if r[i] >= LINED_UP and not self._is_packed(i, piece.name)]
         return count_slice(piece.name, block[0], {i: block[i + 1] for i in counted})
 
     def _is_packed(self, candidate: int, name: str) -> bool:
@@ -431,17 +445,31 @@ def _exchanges(units: Units, candidates_with: Mapping[str, tuple[int, ...]]) -> 
 
 def _ahead(
     pool: ThreadPoolExecutor, fetch: Callable[[int, Sequence[Slice]], Values], wanted: Iterator[list[Slice]],
-    models: int,
+    models: int, parts: int,
 ) -> Iterator[tuple[list[Slice], list[Values]]]:  # fmt: skip
-    """The batches with their values, model by model; the next batch is read while one is used."""
+    """The batches with their values, model by model, each read in so many parts; the next batch is read while one is
+    used."""
     waiting: tuple[list[Slice], list] | None = None
     for batch in wanted:
-        coming = (batch, [pool.submit(fetch, model, batch) for model in range(models)])
+        length = -(-len(batch) // parts)
+        cut = [batch[at : at + length] for at in range(0, len(batch), length)]
+        coming = (batch, [[pool.submit(fetch, model, part) for part in cut] for model in range(models)])
         if waiting:
-            yield waiting[0], [future.result() for future in waiting[1]]
+            yield waiting[0], [_whole(futures) for futures in waiting[1]]
         waiting = coming
     if waiting:
-        yield waiting[0], [future.result() for future in waiting[1]]
+        yield waiting[0], [_whole(futures) for futures in waiting[1]]
+
+
+def _whole(parts: Sequence[Future[Values]]) -> Values:
+    """What was read of one model; the first error where a part failed."""
+    values: dict[Slice, torch.Tensor] = {}
+    for part in parts:
+        found = part.result()
+        if isinstance(found, LineageError):
+            return found
+        values |= found
+    return values
 
 
 def batches(child: Checkpoint, pieces: Iterable[Slice], limit: int) -> Iterator[list[Slice]]:
