@@ -65,7 +65,7 @@ STAGES = {
     "groups": ("trees.build.related_groups",), "trees": ("trees.build._Builder.add",),
 }  # fmt: skip
 PARTS = {
-    "reading: sums": ("weights.reader.block_moments",), "reading: units": ("weights.units.Units.take",),
+    "reading: sums": ("weights.device_moments.block_moments",), "reading: units": ("weights.units.Units.take",),
     "reading: fetching (threads)": ("weights.reader._Reader._fetch",),
     "kinship: copies": ("trees.reading._copies",), "kinship: information": ("trees.pair_statistics.shared_information",),
     "kinship: kurtosis": ("trees.pair_statistics._kurtosis",), "kinship: entropy": ("trees.pair_statistics._entropy",),
