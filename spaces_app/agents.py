@@ -16,7 +16,7 @@ import gradio as gr
 from jobs import Job
 from questions import AT_ONCE, MAX_CANDIDATES, RefusedError, explain, model_id
 
-ENDPOINTS = ("trace", "layers", "family_tree", "find_candidates")
+ENDPOINTS = ("trace", "compare", "layers", "family_tree", "find_candidates")
 HEAVY = "lineage"  # the queue that all of them share with the page
 
 
@@ -34,6 +34,20 @@ def trace(child: str, candidates: list[str] | str | None = None) -> str:
         an answer: no candidate is the parent.
     """
     return _answer(lambda: asking.question(child, candidates), asking.trace)
+
+
+def compare(one: str, other: str) -> str:
+    """Say of two models whether they are related, which of them came first, and what was done to it.
+
+    Args:
+        one: Repo id of a model, such as "org/name" or "org/name@revision".
+        other: Repo id of another. Which of the two is named first changes nothing.
+
+    Returns:
+        JSON, schema hf_lineage/2: related (true, false, or null where it is not known), first (the one that came first,
+        or null), later, pair (relation, p_value, distance, facts and more of `later` against the other one), notes.
+    """
+    return _answer(lambda: asking.pair(one, other), asking.compare)
 
 
 def layers(child: str, candidates: list[str] | str | None = None) -> str:
@@ -82,7 +96,7 @@ def find_candidates(child: str, most: int = MAX_CANDIDATES) -> str:
     return _answer(check, asking.candidates)
 
 
-FUNCTIONS = (trace, layers, family_tree, find_candidates)
+FUNCTIONS = (trace, compare, layers, family_tree, find_candidates)
 
 
 def expose() -> None:

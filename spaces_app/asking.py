@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from jobs import Progress
-from links import as_comparison
+from links import tree_command
 from questions import (
     MAX_BYTES,
     MAX_CANDIDATES,
@@ -40,10 +40,9 @@ def layers(child: str, parents: Sequence[str], token: Token, progress: Progress)
     return hl.trace_layers(child, list(parents) or None, token=token, max_bytes=MAX_BYTES, progress=progress)
 
 
-def compare(one: str, other: str, token: Token, progress: Progress) -> View:
-    """Two models without roles: what is shown of the answer."""
-    found = hl.compare(one, other, token=token, max_bytes=MAX_BYTES, progress=progress)
-    return view_of(found, as_comparison(one, other))
+def compare(one: str, other: str, token: Token, progress: Progress) -> hl.Comparison:
+    """Two models without roles."""
+    return hl.compare(one, other, token=token, max_bytes=MAX_BYTES, progress=progress)
 
 
 def tree(models: Sequence[str], token: Token, progress: Progress) -> hl.Phylogeny:
@@ -64,7 +63,7 @@ def family_tree(given: Any, token: Token, progress: Progress) -> hl.Phylogeny:
 def grown(text: str, token: Token, progress: Progress) -> tuple[list[str], View]:
     """The models of a text, and what is shown of their phylogeny."""
     models = family(text, token)
-    return models, tree_view(tree(models, token, progress))
+    return models, tree_view(tree(models, token, progress), tree_command(models))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +127,18 @@ def pair(one: Any, other: Any) -> tuple[str, str]:
     return model_id(one), model_id(other)
 
 
-def layers_view(found: hl.LayerLineage) -> View:
-    """What is shown of the answer of `layers`."""
-    return {**view_of(found), "recipe": found.recipe()}
+def layers_view(found: hl.LayerLineage, command: str = "") -> View:
+    """What is shown of the answer of `layers`. command: what asks the same elsewhere."""
+    return {**view_of(found, command), "recipe": found.recipe()}
 
 
-def tree_view(found: hl.Phylogeny) -> View:
-    """What is shown of the answer of `tree`, pictures included."""
+def tree_view(found: hl.Phylogeny, command: str = "") -> View:
+    """What is shown of the answer of `tree`, pictures included. command: what asks the same elsewhere."""
     drawn = {style: picture(partial(found.plot, style=style)) for style in ("tree", "ring")}
-    return {**view_of(found), "newick": found.to_newick(), **drawn}
+    return {**view_of(found, command), "newick": found.to_newick(), **drawn}
 
 
 def warm_up() -> None:
     """Import what the first question needs, so that nobody waits for it."""
-    for name in ("trace", "trace_layers", "phylogeny", "annotate"):
+    for name in ("trace", "compare", "trace_layers", "phylogeny", "annotate"):
         getattr(hl, name)

@@ -49,7 +49,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Trace", id="trace"):
                 trace, traced = tabs.trace_tab(session)
             with gr.Tab("Compare", id="compare"):
-                tabs.compare_tab()
+                pair = tabs.compare_tab()
             with gr.Tab("Layers", id="layers"):
                 layers, layered = tabs.layers_tab(session)
             with gr.Tab("Family tree", id="tree"):
@@ -66,7 +66,7 @@ def build() -> gr.Blocks:
             _offer, [trace.child, session, layers.child, layers.parents], [layers.child, layers.parents], **tabs.AT_HAND
         )
         linked = gr.Textbox(visible=False, label="linked")
-        fields = [trace.child, trace.parents, layers.child, layers.parents, tree.models]
+        fields = [trace.child, trace.parents, layers.child, layers.parents, pair.one, pair.other, tree.models]
         filled = demo.load(_fill, None, [linked, opened, trace.status, *fields], js=wording.PAGE_JS, **tabs.AT_HAND)
         filled.then(None, [linked], None, js=wording.ASK_JS, **tabs.HIDDEN)
         agents.expose()
@@ -111,11 +111,13 @@ def _fill(request: gr.Request) -> tuple[Any, ...]:
     asked = links.from_link(dict(request.query_params))
     trouble = note_html(asked.trouble) if asked.trouble else gr.skip()
     child = gr.Dropdown(value=asked.child, choices=[asked.child]) if asked.child else gr.skip()
-    parents, models = asked.parents if asked.child else gr.skip(), asked.models or gr.skip()
+    parents = asked.parents if asked.child else gr.skip()
     nothing = (gr.skip(), gr.skip())
-    pairs = (nothing, (child, parents)) if asked.tab == "layers" else ((child, parents), nothing)
+    of_child = (nothing, (child, parents)) if asked.tab == "layers" else ((child, parents), nothing)
+    of_two = (*asked.models.splitlines(), *nothing)[:2] if asked.tab == "compare" else nothing
+    models = asked.models if asked.tab == "tree" and asked.models else gr.skip()
     opened = gr.Tabs(selected=asked.tab) if asked.asks else gr.skip()
-    return asked.asks, opened, trouble, *pairs[0], *pairs[1], models
+    return asked.asks, opened, trouble, *of_child[0], *of_child[1], *of_two, models
 
 
 def _offer(child: str, kept: dict, asked: str | None, parents: str) -> tuple[Any, str]:

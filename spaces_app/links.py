@@ -9,12 +9,14 @@ from urllib.parse import urlencode
 
 from questions import MAX_CANDIDATES, MAX_FIELD_CHARACTERS, RefusedError, model_id, shown
 
-TABS = ("trace", "layers", "tree", "annotate")
+TABS = ("trace", "compare", "layers", "tree", "annotate")
+OF_MODELS = ("compare", "tree")  # tabs that ask about models without a child
 
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """What an address asks. `parents` and `models` by line; `trouble` says what was left out of it, and why."""
+    """What an address asks. `parents` and `models` by line (of a comparison: two); `trouble` says what was left out of
+    it, and why."""
 
     tab: str = "trace"
     child: str = ""
@@ -27,6 +29,8 @@ class Linked:
         """The kind of question that is complete; "" where none is."""
         if self.tab == "tree":
             return "tree" if self.models else ""
+        if self.tab == "compare":
+            return "compare" if len(self.models.splitlines()) == 2 else ""
         return ("layers" if self.tab == "layers" else "trace") if self.child else ""
 
 
@@ -39,9 +43,13 @@ def as_link(child: str, parents: Sequence[str], tab: str = "trace") -> str:
     return _address(query | ({"tab": tab} if tab != "trace" else {}))
 
 
-def as_family(models: Sequence[str]) -> str:
-    """The address that asks for the tree of some models."""
-    return _address({"models": ",".join(models), "tab": "tree"})
+def as_models(models: Sequence[str], tab: str) -> str:
+    """The address that asks about models without a child: one of `OF_MODELS`.
+
+    >>> as_models(["a/b", "c/d"], "compare")
+    '?models=a/b,c/d&tab=compare'
+    """
+    return _address({"models": ",".join(models), "tab": tab})
 
 
 def _address(query: Mapping[str, str]) -> str:
@@ -57,10 +65,14 @@ def from_link(query: Mapping[str, str]) -> Linked:
     trouble = [f"{shown(text)} is no id of a model on the Hub." for text in (*wrong, *strange)[:3]]
     if len(parents) > MAX_CANDIDATES:
         trouble.append(f"Of {len(parents)} candidates the first {MAX_CANDIDATES} are asked about.")
+    if tab == "compare" and not child:
+        models, wrong = _valid(models)
+        trouble += [f"{shown(text)} is no id of a model on the Hub." for text in wrong[:3]]
+        trouble += [f"Expected two models to compare, got {len(models)}."] if len(models) != 2 else []
     note = f"Of the link: {' '.join(trouble)}" if trouble else ""
     if not child:
-        return Linked("tree" if tab == "tree" else "trace", models="\n".join(models), trouble=note)
-    known = tab if tab in TABS else "trace"
+        return Linked(tab if tab in OF_MODELS else "trace", models="\n".join(models), trouble=note)
+    known = tab if tab in TABS and tab != "compare" else "trace"
     return Linked(known, child[0], "\n".join(parents[:MAX_CANDIDATES]), "\n".join(models), note)
 
 

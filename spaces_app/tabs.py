@@ -206,8 +206,8 @@ def layers_tab(session: gr.State) -> tuple[QuestionTab, Any]:
     tab.places(MAP_JS)
 
     def ask(child: str, parents: str, kept: dict, token: gr.OAuthToken | None) -> Iterator[Update]:
-        def show(found: Any, *_: Any) -> tuple[str, str, Update]:
-            view = asking.layers_view(found)
+        def show(found: Any, *asked: Any) -> tuple[str, str, Update]:
+            view = asking.layers_view(found, links.as_command("layers", *asked))
             return layers_html(view), view["sentence"], {session: {**kept, "layers": found}}
 
         yield from tab.ask(token, lambda: asking.question(child, parents), asking.layers, show)
@@ -230,8 +230,11 @@ class PairTab(Tab):
             )  # fmt: skip
 
     def taken(self, *asked: Any) -> Update:
-        """The question as a command and as Python."""
-        return {self.command: links.as_comparison(*asked), self.python: links.comparison_python(*asked), self.query: ""}
+        """The question as a command, as Python and as an address."""
+        return {
+            self.command: links.as_comparison(*asked), self.python: links.comparison_python(*asked),
+            self.query: links.as_models(asked, "compare"),
+        }  # fmt: skip
 
 
 def compare_tab() -> PairTab:
@@ -242,7 +245,8 @@ def compare_tab() -> PairTab:
     tab.places()
 
     def ask(one: str, other: str, token: gr.OAuthToken | None) -> Iterator[Update]:
-        def show(view: View, *_: Any) -> tuple[str, str, Update]:
+        def show(found: Any, *asked: Any) -> tuple[str, str, Update]:
+            view = view_of(found, links.as_comparison(*asked))
             return comparison_html(view), view["sentence"], {}
 
         yield from tab.ask(token, lambda: asking.pair(one, other), asking.compare, show)
@@ -269,7 +273,7 @@ class TreeTab(Tab):
         """The question as a command, as Python and as an address, once the models are known."""
         return {
             self.command: links.tree_command(models), self.python: links.tree_python(models),
-            self.query: links.as_family(models),
+            self.query: links.as_models(models, "tree"),
         }  # fmt: skip
 
 

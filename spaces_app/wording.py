@@ -24,9 +24,11 @@ LOGIN_JS = """(label) => {
   const field = (id) => document.querySelector(`#${id} textarea, #${id} input`)?.value.trim() ?? '';
   const list = (text) => text.split(/[\\s,;]+/).filter(Boolean).join(',');
   const opened = document.querySelector('[role=tab][aria-selected=true]')?.textContent.trim();
-  const tab = {'Layers': 'layers', 'Family tree': 'tree', 'Annotate': 'annotate'}[opened] ?? 'trace';
+  const tabs = {Compare: 'compare', Layers: 'layers', 'Family tree': 'tree', Annotate: 'annotate'};
+  const tab = tabs[opened] ?? 'trace';
   const kind = tab === 'layers' ? 'layers' : 'trace';
   const asked = tab === 'tree' ? {models: list(field('tree-models'))}
+    : tab === 'compare' ? {models: list(`${field('compare-one')} ${field('compare-other')}`)}
     : {child: field(`${kind}-child`), parents: list(field(`${kind}-parents`))};
   const query = new URLSearchParams(Object.entries({...asked, tab}).filter(([key, value]) => value));
   const back = encodeURIComponent(asked.child || asked.models ? `/?${query}` : '/');
@@ -56,7 +58,8 @@ PAGE_JS = """() => {
   document.documentElement.lang = 'en';
   window.addEventListener('popstate', () => window.location.reload());
   document.addEventListener('keydown', (event) => {
-    const field = event.key === 'Enter' && event.target.closest?.('[id$="-child"], [id$="-parents"], [id$="-models"]');
+    const field = event.key === 'Enter' && event.target.closest?.(
+      '[id$="-child"], [id$="-parents"], [id$="-models"], [id$="-one"], [id$="-other"]');
     if (!field || (event.target.tagName === 'TEXTAREA' && !(event.ctrlKey || event.metaKey))) return;
     if (document.querySelector('ul.options .active, ul[role=listbox] .active')) return;  // this Enter takes an id
     const button = document.querySelector(`#${field.id.split('-')[0]}-go`);
@@ -68,9 +71,8 @@ EXAMPLES = {  # file in examples/ → the button's words
     "trace": {"lie": "A card that lies", "none": "None of these", "origin": "A common origin"},
     "layers": {"hybrid": "Twelve blocks of three models", "merge": "A weighted merge"},
     "tree": {"family": "Twelve models and a merge"},
-    "compare": {},
+    "compare": {"related": "A fine-tune and its base", "unrelated": "Two unrelated models"},
 }
 KEPT = (
-    "An example that is kept in this page: a small family of networks, trained by hf-lineage demo. "
-    "Nothing was read just now."
+    "An example that is kept in this page, of small networks that hf_lineage trained itself. Nothing was read just now."
 )

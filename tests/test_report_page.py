@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import stat
@@ -108,18 +109,26 @@ def test_figures_stand_beside_what_was_measured() -> None:
     assert sum("<svg" in figure.picture for figure in found.values()) >= 2
 
 
-def test_the_background_is_what_was_measured() -> None:
+def test_the_background_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped file is made of the kept results: `python tests/benchmarks/background.py write`."""
-    results = Path(__file__).parent / "benchmarks" / "results"
-    unrelated = json.loads((results / "unrelated.json").read_text())["kinds"].values()
-    about = background()
-    assert about["p_value"]["more_pairs"] == sum(kind["pairs"] for kind in unrelated)
-    rows = json.loads((results / "background.json").read_text())["rows"]
-    moved = sorted(row["moved"] for row in rows)
-    assert about["change"]["moved"][0] == round(moved[0], 4) and about["change"]["moved"][-1] == round(moved[-1], 4)
-    assert about["change"]["pairs"] == len(rows) and about["change"]["called_related"] == 0
-    named = {name for part in about.values() if isinstance(part, dict) for name in part["source"]}
-    assert all((results / name).exists() for name in named)
+    home = Path(__file__).parent / "benchmarks"
+    monkeypatch.syspath_prepend(home)
+    measured = importlib.import_module("background").figures()
+    assert background() == measured, "python tests/benchmarks/background.py write"
+    named = {name for part in measured.values() if isinstance(part, dict) for name in part["source"]}
+    assert all((home / "results" / name).exists() for name in named)
+
+
+@pytest.mark.parametrize("name", ["lineage", "none", "layers", "tree", "pair"])
+def test_every_figure_stands_beside_a_background(name: str) -> None:
+    """What was measured, with its source; or in words why nothing was."""
+    evidence = ANSWERS[name].to_html().partition('id="evidence"')[2].partition("</section>")[0]
+    assert evidence.count("<h3>") == evidence.count('class="background"') > 0
+    assert "tests/benchmarks/results/" in evidence and "nan" not in evidence.split()
+
+
+def test_the_background_of_an_audit() -> None:
+    assert "showed no sign of a common origin with their true base" in audit_page(EVERY)
 
 
 @pytest.mark.parametrize("name", ANSWERS)

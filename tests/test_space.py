@@ -35,7 +35,7 @@ import show
 
 pytestmark = pytest.mark.integration
 
-ENDPOINTS = {"/trace", "/layers", "/family_tree", "/find_candidates"}
+ENDPOINTS = {"/trace", "/compare", "/layers", "/family_tree", "/find_candidates"}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,10 @@ class TestEndpoints:
     def test_trace_finds_candidates(self, client) -> None:
         answer = json.loads(client.predict("lab/grandchild", api_name="/trace"))
         assert answer["candidates"][0]["facts"]["found_by"] and answer["claims"][0]["status"] == "contradicted"
+
+    def test_compare(self, client) -> None:
+        answer = json.loads(client.predict("lab/parent", "lab/child", api_name="/compare"))
+        assert answer["related"] is True and {model["ref"] for model in answer["models"]} == {"lab/parent", "lab/child"}
 
     def test_layers(self, client) -> None:
         answer = json.loads(client.predict("merges/hybrid", ["merges/a", "merges/b", "merges/c"], api_name="/layers"))
@@ -88,6 +92,7 @@ class TestEndpoints:
             ("/trace", ("secret/private", ["lab/parent"]), "was not found on the Hub"),
             ("/trace", ("vault/gated", ["lab/parent"]), "is gated: programs read public models here"),
             ("/layers", ("", None), "Type the id"),
+            ("/compare", ("lab/child", ""), "Type the id"),
             ("/family_tree", (["lab/parent"],), "two models or more"),
             ("/family_tree", (["https://elsewhere.org/lab/parent", "lab/child"],), "Expected an address of"),
             ("/find_candidates", ("lab/child", 1000), "Expected `most`"),
@@ -128,6 +133,7 @@ class TestEndpoints:
     def test_mcp(self, space) -> None:
         asked = {
             "trace": {"child": "lab/child", "candidates": ["lab/parent"]},
+            "compare": {"one": "lab/child", "other": "lab/stranger"},
             "layers": {"child": "merges/hybrid", "candidates": ["merges/a", "merges/b"]},
             "family_tree": {"models": "lab/parent lab/child"},
             "find_candidates": {"child": "lab/child", "most": 2},
@@ -229,7 +235,9 @@ class TestQuestions:
         assert link == "?child=a/b@main&parents=c/d,e/f"
         assert asked(link) == links.Linked("trace", "a/b@main", "c/d\ne/f") and asked(link).asks == "trace"
         assert asked(links.as_link("a/b", [], "layers")) == links.Linked("layers", "a/b")
-        assert asked(links.as_family(["a/b", "c/d"])) == links.Linked("tree", models="a/b\nc/d")
+        for tab in links.OF_MODELS:
+            found = asked(links.as_models(["a/b", "c/d"], tab))
+            assert found == links.Linked(tab, models="a/b\nc/d") and found.asks == tab
 
     def test_of_a_link_what_is_no_id_is_left_out_and_told(self) -> None:
         assert links.from_link({}) == links.Linked()
@@ -237,6 +245,9 @@ class TestQuestions:
         assert (bad.child, bad.tab, bad.asks) == ("", "trace", "") and "“/etc/passwd” is no id" in bad.trouble
         part = links.from_link({"child": "a/b", "parents": "<b>,c/d"})
         assert (part.child, part.parents) == ("a/b", "c/d") and "“<b>” is no id" in part.trouble
+        for models, words in (("a/b", "two models to compare, got 1"), ("a/b,c/d,e/f", "got 3"), ("a/b,<b>", "“<b>”")):
+            pair = links.from_link({"models": models, "tab": "compare"})
+            assert words in pair.trouble and not pair.asks
         many = links.from_link({"child": "a/b", "parents": ",".join(f"c/d{i}" for i in range(17))})
         assert len(many.parents.splitlines()) == 16 and "Of 17 candidates the first 16" in many.trouble
 

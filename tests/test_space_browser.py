@@ -6,6 +6,7 @@ HF_LINEAGE_REQUIRE_BROWSER=1. Screenshots are taken where HF_LINEAGE_SCREENSHOTS
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -143,13 +144,14 @@ def sign_in(page: Any) -> None:
 
 class TestCompare:
     def test_two_models_and_the_report(self, visit, shoot, tmp_path) -> None:
-        page = visit(viewport=PHONE)
-        tab(page, "Compare")
-        page.locator("#compare-one input, #compare-one textarea").fill("lab/parent")
-        page.locator("#compare-other input, #compare-other textarea").fill("lab/child")
-        page.locator("#compare-go").click()
+        """By its address, and by hand: Enter asks, and the address follows."""
+        page = visit("?models=lab/stranger,lab/child&tab=compare", viewport=PHONE)
         found = answer(page, "compare")
-        assert found.locator(".hl-badge").inner_text() == "Related"
+        assert found.locator(".hl-badge").inner_text() == "Unrelated"
+        page.locator("#compare-one input").fill("lab/parent")
+        page.locator("#compare-one input").press("Enter")
+        page.wait_for_function("location.search === '?models=lab/parent,lab/child&tab=compare'")
+        page.locator("#compare-answer .hl-badge", has_text=re.compile("^Related")).wait_for()
         assert "lab/parent" in found.locator(".hl-said").inner_text()
         with page.expect_download() as saved:
             found.get_by_text("Save the report").click()
@@ -157,8 +159,33 @@ class TestCompare:
         text = (tmp_path / "report.html").read_text()
         assert "hf-lineage compare lab/parent lab/child" in text and "measured pairs of unrelated models" in text
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-        assert not AXE or not serious(page)
         shoot(page, "compare-phone")
+
+    def test_one_model_is_no_pair(self, visit) -> None:
+        page = visit("?models=lab/parent&tab=compare")
+        page.locator("#trace-status", has_text="Expected two models to compare, got 1.").wait_for()
+
+
+def test_examples_need_no_hub(visit, space, shoot) -> None:
+    """Every example of every tab, with a report to take along; their models are nowhere on the Hub, so nothing links."""
+    down = space.hub.fault("drop", on="any", times=None)
+    try:
+        page = visit(dark=True)
+        for name, kind in {"Trace": "trace", "Compare": "compare", "Layers": "layers", "Family tree": "tree"}.items():
+            tab(page, name)
+            for button in page.locator(f"[id^={kind}-example-]").all():
+                page.locator(f"#{kind}-answer section.hl").evaluate_all(
+                    "all => all.forEach(one => one.dataset.old = 1)"
+                )
+                button.click()
+                found = page.locator(f"#{kind}-answer section.hl:not([data-old])")
+                found.wait_for()
+                links = found.locator("a").evaluate_all("every => every.map(each => each.getAttribute('href'))")
+                assert [link.partition(",")[0] for link in links] == ["data:text/html;base64"]
+                assert not re.search(rb"href=.https?:", base64.b64decode(links[0].partition(",")[2]))
+                shoot(page, f"example-{button.get_attribute('id')}")
+    finally:
+        space.hub.faults.remove(down)
 
 
 class TestTrace:
@@ -246,16 +273,6 @@ class TestTrace:
         for page in pages:
             assert "lab/parent" in answer(page, "trace").inner_text()
 
-    @pytest.mark.parametrize("name", ["lie", "none", "origin"])
-    def test_examples_need_no_hub(self, visit, space, name: str) -> None:
-        down = space.hub.fault("drop", on="any", times=None)
-        try:
-            page = visit()
-            page.locator(f"#trace-example-{name}").click()
-            answer(page, "trace")
-        finally:
-            space.hub.faults.remove(down)
-
 
 class TestRefusals:
     def test_an_unknown_repo(self, visit, shoot) -> None:
@@ -324,16 +341,6 @@ class TestLayers:
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         shoot(page, "layers-80-phone")
 
-    def test_examples(self, visit, shoot) -> None:
-        page = visit(dark=True)
-        tab(page, "Layers")
-        for name in ("merge", "hybrid"):
-            page.locator(f"#layers-example-{name}").click()
-            page.locator(
-                "#layers-answer .hl-said", has_text={"merge": "average", "hybrid": "passthrough"}[name]
-            ).wait_for()
-            shoot(page, f"layers-example-{name}")
-
 
 class TestTree:
     @pytest.mark.parametrize("models", ["lab/parent, lab/child\nlab/stranger", "COLLECTION"])
@@ -349,13 +356,6 @@ class TestTree:
         found.get_by_text("As rings").click()
         ring = found.get_by_role("group", name="Picture of the rings").locator("img")
         assert ring.evaluate("image => image.naturalWidth") > 300
-
-    def test_the_example(self, visit, shoot) -> None:
-        page = visit(dark=True)
-        tab(page, "Family tree")
-        page.locator("#tree-example-family").click()
-        answer(page, "tree").locator("img").nth(0).wait_for()
-        shoot(page, "tree-dark")
 
     def test_one_model_is_no_tree(self, visit) -> None:
         page = visit()
@@ -566,31 +566,45 @@ class TestKeyboardOnly:
 
 
 @pytest.mark.skipif(not AXE and not REQUIRED, reason="HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)")
-@pytest.mark.parametrize("place", ["first", "trace", "layers", "tree", "annotate", "how", "error"])
-def test_axe_finds_nothing_serious(visit, place: str) -> None:
-    page = visit("?child=lab/child&parents=lab/parent" if place in ("trace", "annotate") else "")
-    match place:
-        case "trace":
-            answer(page, "trace").get_by_text("The evidence", exact=True).click()
-            page.get_by_text("Take it with you: command, Python, link").nth(0).click()
-        case "layers" | "tree":
-            tab(page, {"layers": "Layers", "tree": "Family tree"}[place])
-            page.locator(f"#{place}-example-{'merge' if place == 'layers' else 'family'}").click()
-            answer(page, place)
-        case "annotate":
-            answer(page, "trace")
-            tab(page, "Annotate")
-            page.locator("#annotate-look").click()
-            page.locator("#annotate-diff pre.hl-diff").wait_for()
-        case "how":
-            tab(page, "How it works")
-        case "error":
-            ask(page, "trace", "nobody/nothing")
-            told(page, "trace")
-    assert not serious(page)
-    page.emulate_media(color_scheme="dark")
-    page.wait_for_function("+getComputedStyle(document.body).color.match(/[\\d.]+/)[0] > 200")  # the text is bright
-    assert not serious(page)
+class TestAxe:
+    """Nothing serious, on a desk and on a phone, in the light and in the dark, in every tab."""
+
+    def test_of_a_question(self, visit) -> None:
+        page = visit("?child=lab/child&parents=lab/parent")
+        answer(page, "trace").get_by_text("The evidence", exact=True).click()
+        page.get_by_text("Take it with you: command, Python, link").nth(0).click()
+        look_at(page, "trace")
+        tab(page, "Annotate")
+        page.locator("#annotate-look").click()
+        page.locator("#annotate-diff pre.hl-diff").wait_for()
+        look_at(page, "annotate")
+
+    def test_of_examples_and_errors(self, visit) -> None:
+        page = visit()
+        look_at(page, "first")
+        for name, kind, example in (("Compare", "compare", "related"), ("Layers", "layers", "merge"),
+                                    ("Family tree", "tree", "family")):  # fmt: skip
+            tab(page, name)
+            page.locator(f"#{kind}-example-{example}").click()
+            answer(page, kind)
+            look_at(page, kind)
+        tab(page, "How it works")
+        look_at(page, "how")
+        tab(page, "Trace")
+        ask(page, "trace", "nobody/nothing")
+        told(page, "trace")
+        look_at(page, "error")
+
+
+def look_at(page: Any, place: str) -> None:
+    """axe, in every size and theme; the page ends as it was."""
+    for dark in (True, False):
+        page.emulate_media(color_scheme="dark" if dark else "light")
+        bright = "+getComputedStyle(document.body).color.match(/[\\d.]+/)[0] > 200"  # the text
+        page.wait_for_function(bright if dark else f"!({bright})")
+        for size in (PHONE, DESK):
+            page.set_viewport_size(size)
+            assert not serious(page), (place, dark, size)
 
 
 @pytest.mark.skipif(not AXE and not REQUIRED, reason="HF_LINEAGE_AXE names no axe.min.js (npm install axe-core)")

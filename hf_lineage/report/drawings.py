@@ -48,7 +48,9 @@ def _beside(x: float) -> str:
     return "start" if x < WIDE / 4 else "end" if x > 3 * WIDE / 4 else "middle"
 
 
-def p_values(log10_p: float, alpha: float, at_most: Sequence[Sequence[float]], pairs: int) -> str:
+def p_values(
+    log10_p: float, alpha: float, at_most: Sequence[Sequence[float]], pairs: int, whose: str = "this model"
+) -> str:
     """Where a p-value lies beside those of unrelated pairs. at_most: [p, pairs with that p or a smaller one]."""
 
     def at(log10: float) -> float:
@@ -62,9 +64,9 @@ def p_values(log10_p: float, alpha: float, at_most: Sequence[Sequence[float]], p
         bars.append(_bar(left, base - size, (right - left - 1, size), GREY))
     here = at(log10_p)
     ticks = [_text(at(k), base + 16, "1" if k == 0 else f"1e{k}", _beside(at(k)), GREY) for k in range(0, -13, -3)]
-    said = f"p-value {p_text(log10_p)} of this model beside those of {pairs:,} pairs of unrelated models"
+    said = f"p-value {p_text(log10_p)} of {whose} beside those of {pairs:,} pairs of unrelated models"
     return _svg(150, said, [
-        _text(here, 14, f"this model: p {p_text(log10_p)}", _beside(here), BLUE),
+        _text(here, 14, f"{whose}: p {p_text(log10_p)}", _beside(here), BLUE),
         _line(here, 20, (here, base), BLUE, 'stroke-width="3"'),
         _text(at(math.log10(alpha)), 34, f"level {alpha:g}", "start" if here > 300 else "end", RED),
         _line(at(math.log10(alpha)), 40, (at(math.log10(alpha)), base), RED, 'stroke-dasharray="4 3"'),

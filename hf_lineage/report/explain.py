@@ -18,7 +18,7 @@ from ..answers.phylogeny import Phylogeny
 from ..answers.refs import printable
 from ..answers.search import CandidateSearch
 from ..errors import ArgumentError
-from .figures import Figure, figures
+from .figures import Figure, figures, of_audit, of_layers, of_tree
 from .format import number_text, p_text
 from .layers import fold, percent, sources
 from .tree_text import UNDIRECTED, relation
@@ -62,15 +62,19 @@ def _figures(answer: Answer) -> Iterator[Figure]:
                 yield from figures(compared[0], compared[1:], answer.alpha, answer.none_probability)
         case Comparison() if answer.pair.status == "compared":
             yield from figures(answer.pair, [], answer.alpha)
-        case LayerLineage():
-            yield from _of_layers(answer)
+        case LayerLineage() if answer.blocks:
+            yield from of_layers(answer)
+            yield from _of_blocks(answer)
         case Phylogeny():
+            yield from of_tree(answer)
             yield from _of_edges(answer)
+        case AuditRecord():
+            yield from of_audit([answer])
         case History():
             yield from (Figure(name.replace("_", " "), e.reason, "") for name, e in answer.evidence.items())
 
 
-def _of_layers(answer: LayerLineage) -> Iterator[Figure]:
+def _of_blocks(answer: LayerLineage) -> Iterator[Figure]:
     for row in fold(answer)[:MOST_BLOCKS]:
         first, last = row[0], row[-1]
         what = printable(first.block) + (f" to {printable(last.block)}" if len(row) > 1 else "")

@@ -11,11 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..answers.audit import AuditRecord
+from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate
+from ..answers.phylogeny import Phylogeny
 from ..answers.refs import printable
 from . import drawings
-from .format import listed_text, number_text, p_text
-from .layers import percent
+from .format import count_text, listed_text, number_text, p_text
+from .layers import percent, unexplained
 from .sentences import candidate_name, headline, hidden, order
 
 NOT_MEASURED = (
@@ -83,7 +86,7 @@ def _origin(log10_p: float, weights: Any, alpha: float, many: int) -> Figure:
         f"Of {about['pairs']:,} measured pairs of unrelated models the smallest p-value was {about['smallest']:g}; of "
         f"{about['more_pairs']:,} more, {about['more_at_1_percent']} ({100 * share:.1f} %) had 0.01 or less, where "
         f"chance gives 1 % ({_source(about)}). The p-values of these pairs count one candidate.",
-        drawings.p_values(log10_p, alpha, about["at_most"], about["pairs"]),
+        drawings.p_values(log10_p, alpha, *_unrelated_pairs()),
     )  # fmt: skip
 
 
@@ -158,6 +161,81 @@ def _probability(best: Candidate, none: float | None) -> Figure:
         f"{share:.3f}{rest}. It is fitted on small networks.",
         near, drawings.calibration(share, about["bins"]) if share >= lowest / 2 else "",
     )  # fmt: skip
+
+
+def of_layers(layers: LayerLineage) -> Iterator[Figure]:
+    """The evidence for the origin of the blocks, and for the method."""
+    about, merges = background()["blocks"], background()["merges"]
+    kinds = [block.kind for block in layers.blocks]
+    found = sum(block.parent is not None for block in layers.blocks)
+    tested = [block.log10_p for block in layers.blocks if block.parent is not None and block.log10_p is not None]
+    weakest = max(tested, default=None)
+    rest = f" The weakest of these p-values is {p_text(weakest)}." if weakest is not None else ""
+    yield Figure(
+        "Where do the blocks come from?",
+        f"Of {count_text(len(kinds), 'block')} {found} have an origin among the candidates, {kinds.count('none')} have "
+        f"none, and {kinds.count('undecided')} could not be decided.{rest}",
+        f"Of {about['tested']} tested blocks of {about['models']} measured models without a relative among the "
+        f"candidates {about['origins']} were given an origin. Of {about['blocks']} blocks that were put together from "
+        f"several models {about['right']} were given the right one ({_source(about)}).",
+        drawings.p_values(weakest, layers.alpha, *_unrelated_pairs(), "the weakest block") if weakest is not None else "",
+    )  # fmt: skip
+    if layers.method not in (None, "single"):
+        yield Figure(
+            "How was it put together?", f"{_capital('; '.join(map(printable, layers.reasons)))}",
+            f"Of {merges['others']} measured models that are no merges {merges['called_merge']} were called one. Of "
+            f"{merges['merges']} merges, by {merges['methods']} methods, {merges['named']} were given the right method "
+            f"({_source(merges)}).",
+        )  # fmt: skip
+    left = unexplained(layers) if found else None
+    if left is not None:
+        yield Figure(
+            "How much is left over?",
+            f"Made again from its sources, the model differs by {percent(left)} of the norm of its weights.",
+            "Of unrelated models this is not measured: without an origin there is nothing to make them of.",
+        )
+
+
+def of_tree(tree: Phylogeny) -> Iterator[Figure]:
+    """The evidence for the groups of a phylogeny, and for the direction of its edges."""
+    about, order = background()["groups"], background()["edges"]
+    models, directed = sum(not node.hidden for node in tree.nodes), sum(edge.directed for edge in tree.edges)
+    yield Figure(
+        "Which models are related?",
+        f"{count_text(models, 'model')}: {count_text(len(tree.groups), 'group')}. Two models are in one group where the "
+        f"test for a common origin finds one at level {tree.alpha:g}, counted over all pairs.",
+        f"{about['models']} measured unrelated models, in {about['sets']} sets, made {about['groups']} groups with "
+        f"{about['edges']} edges ({_source(about)}).",
+    )  # fmt: skip
+    if tree.edges:
+        yield Figure(
+            "Who descends from whom?",
+            f"{count_text(len(tree.edges), 'edge')}, {directed} with a direction. The others say that two models are "
+            "next to each other, and not which came first.",
+            f"Of {order['edges']} true edges of measured trees {order['found']} were found. Of {order['directed']} that "
+            f"got a direction {order['directed'] - order['right']} got the wrong one ({_source(order)}).",
+        )  # fmt: skip
+
+
+def of_audit(records: Sequence[AuditRecord]) -> Iterator[Figure]:
+    """The evidence behind the words of an audit."""
+    about, claims = background()["claims"], [claim for record in records for claim in record.claims]
+    counts = {status: sum(claim.status == status for claim in claims) for status in ("confirmed", "contradicted")}
+    yield Figure(
+        "What do confirmed and contradicted rest on?",
+        f"Of {count_text(len(claims), 'claim')} {counts['confirmed']} are confirmed and {counts['contradicted']} "
+        "contradicted. A base is contradicted where it was compared and shows no sign of a common origin. It is "
+        "confirmed where it shares an origin with the model and nothing speaks against it.",
+        f"Of {about['children']} measured fine-tunes {about['lost']} showed no sign of a common origin with their true "
+        f"base. Of {about['orphans']} whose base was not offered {about['found']} showed one with another model "
+        f"({_source(about)}).",
+    )  # fmt: skip
+
+
+def _unrelated_pairs() -> tuple[Sequence[Sequence[float]], int]:
+    """The p-values of measured unrelated pairs, as `drawings.p_values` takes them."""
+    about = background()["p_value"]
+    return about["at_most"], about["pairs"]
 
 
 def _source(about: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from ..answers.refs import is_repo_id
 from ..errors import ArgumentError
 from . import audit as audit_report
 from .console import page_of
-from .figures import Figure, figures
+from .figures import Figure, figures, of_audit, of_layers, of_tree
 from .format import bytes_text
 from .html import fragment
 from .sentences import candidate_name, explanation
@@ -74,8 +74,8 @@ def audit_page(records: Sequence[AuditRecord], command: str = "", complete: bool
     return _template().render(
         title="Audit of declared base models", verdict=f"{audit_report.summary(records)}.", explained=[],
         models=[_model(record.ref, record.status.replace("_", " "), record.revision) for record in records],
-        cost=f"{bytes_text(sum(record.bytes_read for record in records))} were read.", figures=[], about="",
-        table=Markup(_lower(fragment(audit_report.markdown(records, complete)))), picture="", picture_says="",
+        cost=f"{bytes_text(sum(record.bytes_read for record in records))} were read.", figures=[*of_audit(records)],
+        about="", table=Markup(_lower(fragment(audit_report.markdown(records, complete)))), picture="", picture_says="",
         limits=OF_AUDIT, command=command, version="", versions="see the journal",
     )  # fmt: skip
 
@@ -107,6 +107,10 @@ def _figures(answer: MeasuredAnswer) -> tuple[list[Figure], str]:
     """The evidence, and about which model it is."""
     if isinstance(answer, Comparison) and answer.pair.status == "compared":
         return [*figures(answer.pair, [], answer.alpha)], f"{answer.later} and {answer.pair.ref}"
+    if isinstance(answer, LayerLineage) and answer.blocks:
+        return [*of_layers(answer)], answer.child.name
+    if isinstance(answer, Phylogeny):
+        return [*of_tree(answer)], ""
     compared = [c for c in answer.candidates if c.status == "compared"] if isinstance(answer, Lineage) else []
     if not compared or not isinstance(answer, Lineage):
         return [], ""

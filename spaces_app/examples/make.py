@@ -4,6 +4,7 @@
     python spaces_app/examples/make.py FAMILY [SOURCES]
 
 FAMILY: twelve small networks, one card of which lies; `average` is 0.6 of one of its children and 0.4 of another's.
+What is kept has no commits and no links: the models are nowhere on the Hub.
 SOURCES: `train_family(SOURCES, "vit", roots=9, children=0, seed=31, sizes={"depth": 12, "mlp_ratio": 2})` of
 `hf_lineage.experiments.families`, for the examples of layers; without it those are left as they are.
 """
@@ -14,8 +15,9 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_lineage.testing import MiniHub
@@ -35,22 +37,37 @@ def main(family: Path, sources: Path | None = None) -> None:
         from show import View, view_of
 
         def keep(name: str, view: View) -> None:
-            text = json.dumps(view, ensure_ascii=False).replace(hub.url, "https://huggingface.co")
+            text = json.dumps(view, ensure_ascii=False)
             (HERE / f"{name}.json").write_text(text + "\n", encoding="utf-8")
             print(name, f"{len(text):,} characters:", view["sentence"])
 
         def quiet(done: int, total: int, what: str) -> None:
             return None
 
+        def asked(question: Any, *given: Any) -> Any:
+            return unpinned(question(*given, False, quiet))
+
         roots = [f"example/fc-root-{i}" for i in range(3)]
         for name, child in (("lie", "1-0"), ("none", "3-0"), ("origin", "2-0")):
-            keep(f"trace-{name}", view_of(asking.trace(f"example/fc-child-{child}", roots, False, quiet)))
+            keep(f"trace-{name}", view_of(asked(asking.trace, f"example/fc-child-{child}", roots)))
+        for name, other in (("related", "fc-child-1-0"), ("unrelated", "fc-root-2")):
+            keep(f"compare-{name}", view_of(asked(asking.compare, "example/fc-root-1", f"example/{other}")))
         models = sorted(name for name in hub.repos if name.startswith("example/fc-") or name == "example/average")
-        keep("tree-family", asking.tree_view(asking.tree(models, False, quiet)))
+        keep("tree-family", asking.tree_view(asked(asking.tree, models)))
         if sources:
-            made = _merges(hub, sources)
-            for name, parents in made.items():
-                keep(f"layers-{name}", asking.layers_view(asking.layers(f"example/{name}", parents, False, quiet)))
+            for name, parents in _merges(hub, sources).items():
+                keep(f"layers-{name}", asking.layers_view(asked(asking.layers, f"example/{name}", parents)))
+
+
+def unpinned(value: Any) -> Any:
+    """An answer without commits: these models are not on the Hub, and what has no commit gets no link."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(unpinned, value))
+    if not is_dataclass(value) or not type(value).__module__.startswith("hf_lineage.answers."):
+        return value
+    given: dict[str, Any] = {field.name: unpinned(getattr(value, field.name)) for field in fields(value) if field.init}
+    none = {"revision": None, "revisions": {}}
+    return replace(value, **given | {name: nothing for name, nothing in none.items() if name in given})  # type: ignore[type-var]
 
 
 def _share(hub: MiniHub, family: Path, folder: Path) -> None:

@@ -4,8 +4,7 @@
     python tests/benchmarks/background.py write      writes hf_lineage/report/background.json from the kept results
 
 `measure` compares every pair of `COUNT` networks of each architecture of `experiments.families`, trained from scratch
-on the same data, only their seeds differ. The other figures are those of calibration.json, disguise.json,
-direction_verdicts.json, orphans.json, structure-calibration.json and unrelated.json in the same folder.
+on the same data, only their seeds differ. The other figures are those of the files that each names as its source.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 SHIPPED = ROOT / "hf_lineage" / "report" / "background.json"
 COUNT = {"fc": 8, "resnet": 5, "vit": 5, "llama": 5}
 SEED = 21
+TREES = ("fc", "resnet", "vit", "llama", "fc-light", "resnet-light", "llama-light")  # of results/trees-*.json
 
 
 def measure() -> None:
@@ -78,11 +78,59 @@ def changes() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write() -> None:
+def merges() -> dict[str, Any]:
+    """Of models that are no merges, and of merges: what the method was called."""
+    rows = kept("merges")["rows"]
+    others = [row for row in rows if "what" in row]
+    made = [row for row in rows if "method" in row]
+    return {
+        "source": ["merges.json"], "others": len(others),
+        "called_merge": sum(row["named"] not in (None, "single") for row in others), "merges": len(made),
+        "methods": len({row["method"] for row in made}), "named": sum(row["recognised"] for row in made),
+    }  # fmt: skip
+
+
+def blocks() -> dict[str, Any]:
+    """Of blocks of models without a relative among the candidates, and of blocks of several models put together."""
+    lone, put = kept("layers-single")["strangers"].values(), kept("layers-merges")["passthrough"]
+    return {
+        "source": ["layers-single.json", "layers-merges.json"], "models": sum(kind["children"] for kind in lone),
+        "tested": sum(kind["tested"] for kind in lone), "origins": sum(kind["origins"] for kind in lone),
+        "blocks": put["blocks"], "right": put["right"],
+    }  # fmt: skip
+
+
+def trees() -> dict[str, Any]:
+    """Of unrelated models the edges that were drawn; of trees whose truth is known the edges that are right."""
+    sets = [kind for kind in kept("trees-strangers").values() if isinstance(kind, dict)]
+    names = [f"trees-{kind}" for kind in TREES]
+    found = [kept(name)["methods"]["information"]["all"] for name in names]
+    counts = ("edges", "found", "directed", "right")
+    return {
+        "groups": {
+            "source": ["trees-strangers.json"], "sets": len(sets),
+            **{name: sum(kind[name] for kind in sets) for name in ("models", "groups", "edges")},
+        },
+        "edges": {"source": [f"{name}.json" for name in names]} | {n: sum(kind[n] for kind in found) for n in counts},
+    }  # fmt: skip
+
+
+def claims() -> dict[str, Any]:
+    """Of fine-tunes beside their true base, and of those whose base was not offered."""
+    children = kept("parents")["families"].values()
+    orphans = kept("orphans")
+    total, called = (sum(kind[name] for kind in children) for name in ("children", "called_parent"))
+    return {
+        "source": ["parents.json", "orphans.json"], "children": total, "lost": total - called,
+        "orphans": orphans["orphans"], "found": orphans["orphans"] - orphans["none"],
+    }  # fmt: skip
+
+
+def figures() -> dict[str, Any]:
     """All figures of the report."""
     disguise = kept("disguise")["architectures"].values()
-    calibration, table, orphans = kept("calibration")["all"], kept("direction_verdicts")["table"], kept("orphans")
-    figures = {
+    calibration, table = kept("calibration")["all"], kept("direction_verdicts")["table"]
+    return {
         "made": "tests/benchmarks/background.py, from tests/benchmarks/results",
         "p_value": p_values(),
         "change": changes(),
@@ -98,9 +146,12 @@ def write() -> None:
             "source": ["calibration.json"], "answers": calibration["verdicts"], "children": calibration["children"],
             "bins": calibration["bins"],
         },
-        "none": {"source": ["orphans.json"], "orphans": orphans["orphans"], "none": orphans["none"]},
+        "blocks": blocks(), "merges": merges(), **trees(), "claims": claims(),
     }  # fmt: skip
-    SHIPPED.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def write() -> None:
+    SHIPPED.write_text(json.dumps(figures(), indent=1) + "\n")
 
 
 if __name__ == "__main__":
