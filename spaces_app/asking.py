@@ -25,6 +25,7 @@ from questions import (
 from show import View, picture, view_of
 
 import hf_lineage as hl
+from hf_lineage.answers.comparison import Comparison
 from hf_lineage.hub.suggest import models_of, suggestions
 
 Token = str | bool
@@ -40,7 +41,7 @@ def layers(child: str, parents: Sequence[str], token: Token, progress: Progress)
     return hl.trace_layers(child, list(parents) or None, token=token, max_bytes=MAX_BYTES, progress=progress)
 
 
-def compare(one: str, other: str, token: Token, progress: Progress) -> hl.Comparison:
+def compare(one: str, other: str, token: Token, progress: Progress) -> Comparison:
     """Two models without roles."""
     return hl.compare(one, other, token=token, max_bytes=MAX_BYTES, progress=progress)
 

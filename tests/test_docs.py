@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import shlex
@@ -150,12 +151,24 @@ def anchors(text: str) -> set[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_links_and_pictures_exist(name: str) -> None:
     page = ROOT / name
-    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", TEXTS[name], flags=re.S)):
+    text = re.sub(r"```.*?```", "", TEXTS[name], flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset|href)="([^"]+)"', text):
         if not target.startswith("https://"):
             file, _, anchor = target.partition("#")
             path = (page.parent / file).resolve() if file else page
             assert path.exists() and path.is_relative_to(ROOT), target
             assert not anchor or anchor in anchors(path.read_text()), target
+
+
+def test_every_picture_is_there_for_a_dark_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside each picture its dark variant, which tests/benchmarks/pictures.py makes of it; the README has one picture."""
+    shown = re.findall(r"results/([\w-]+)\.png", "".join(TEXTS.values()))
+    assert {name for name in shown if f"{name}-dark" not in shown} == {name for name in shown if name.endswith("-dark")}
+    assert README.count("<img") == 1 and "![" not in README
+    monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
+    pictures = importlib.import_module("pictures")
+    for name in pictures.NAMES:
+        assert abs(pictures.dark(pictures.load(name)) - pictures.load(f"{name}-dark")).max() < 0.01, name
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("docs/")])

@@ -256,7 +256,7 @@ def reinitialised(member: Member, folder: Path, steps: int) -> hl.LayerLineage:
 
 
 def patchwork(members: Sequence[Member], folder: Path) -> hl.LayerLineage:
-    """What the README's picture shows: two blocks taken whole, one of them from elsewhere, three weighted sums, a new one."""
+    """Two blocks taken whole, one of them from elsewhere, three weighted sums, a new one."""
     first, second, third = tensors_of(members[:3])
     sums = linear([first, third], [0.6, 0.4])
     child = passthrough([first, second, sums], [(0, 0), (1, 3), (2, 1), (2, 2), (2, 3), (0, 1)])
@@ -344,11 +344,10 @@ class TestLarge:
         assert max(each["largest_error"] for each in found["slerp"].values()) < 0.05
         assert all(found["sparse"][name]["named"] >= 0.9 * found["sparse"][name]["merges"] for name in ("ties", "dare"))
 
-    def test_picture(self, nursery: Nursery, tmp_path: Path) -> None:
+    def test_the_kinds_of_a_patchwork(self, nursery: Nursery, tmp_path: Path) -> None:
         layers = patchwork(nursery.sources("llama", "large").roots, tmp_path)
         kinds = ["tuned", "tuned", "mixture", "mixture", "mixture", "none"]
         assert [block.kind for block in numbered(layers)] == kinds
-        layers.plot(Path(__file__).parent / "benchmarks" / "results" / "layers.png")
 
     def test_single_parents(self, nursery: Nursery, tmp_path: Path, record: Callable[..., None]) -> None:
         torch.set_num_threads(1)

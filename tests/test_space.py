@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import doctest
 import importlib
 import json
@@ -489,11 +490,15 @@ class TestPictures:
     @pytest.mark.parametrize("path", sorted((APP / "examples").glob("*.json")), ids=lambda path: path.stem)
     def test_examples_can_be_shown(self, path: Path) -> None:
         view = json.loads(path.read_text())
-        draw = {"trace": show.lineage_html, "layers": heatmap.layers_html, "tree": show.tree_html}[
-            path.stem.split("-")[0]
-        ]
-        assert view["answer"]["schema"] == "hf_lineage/2" and "127.0.0.1" not in path.read_text()
-        assert 'href="' not in draw(view), "the examples' models are not on the Hub"
+        drawn = {
+            "trace": show.lineage_html, "compare": show.comparison_html, "layers": heatmap.layers_html,
+            "tree": show.tree_html,
+        }[path.stem.split("-")[0]](view)  # fmt: skip
+        kind, _, report = view["report"].partition(",")
+        assert view["answer"]["schema"] == "hf_lineage/2" and kind == "data:text/html;base64"
+        assert drawn.count('href="') == 1 and f'href="{kind},' in drawn, "the examples' models are not on the Hub"
+        for text in (path.read_text(), base64.b64decode(report).decode()):
+            assert "127.0.0.1" not in text and 'href="http' not in text
 
     def test_every_example_has_a_button_and_a_file(self) -> None:
         wording = importlib.import_module("wording")

@@ -60,8 +60,9 @@ def figures(best: Candidate, others: Sequence[Candidate], alpha: float, none: fl
         found = background()["hidden"]
         yield Figure(
             "Hidden units put in order", f"{_capital(hidden(best))}.",
-            f"Of {found['pairs']:,} measured pairs of unrelated models {found['called_related']} were taken for "
-            f"related in this way ({_source(found)}).",
+            f"{found['pairs']:,} measured pairs of unrelated models were put in order like this: "
+            f"{found['called_related']} of them had a p-value of 0.001 or less, where chance gives "
+            f"{found['pairs'] / 1000:.0f} ({_source(found)}).",
         )  # fmt: skip
     if best.relation not in (None, "none", "identical"):
         yield _first(best)
@@ -169,8 +170,9 @@ def of_layers(layers: LayerLineage) -> Iterator[Figure]:
     kinds = [block.kind for block in layers.blocks]
     found = sum(block.parent is not None for block in layers.blocks)
     tested = [block.log10_p for block in layers.blocks if block.parent is not None and block.log10_p is not None]
-    weakest = max(tested, default=None)
-    rest = f" The weakest of these p-values is {p_text(weakest)}." if weakest is not None else ""
+    weakest = max(tested, default=0.0)
+    drawn = drawings.p_values(weakest, layers.alpha, *_unrelated_pairs(), "the weakest block") if tested else ""
+    rest = f" The weakest of their p-values is {p_text(weakest)}." if tested else ""
     yield Figure(
         "Where do the blocks come from?",
         f"Of {count_text(len(kinds), 'block')} {found} have an origin among the candidates, {kinds.count('none')} have "
@@ -178,11 +180,11 @@ def of_layers(layers: LayerLineage) -> Iterator[Figure]:
         f"Of {about['tested']} tested blocks of {about['models']} measured models without a relative among the "
         f"candidates {about['origins']} were given an origin. Of {about['blocks']} blocks that were put together from "
         f"several models {about['right']} were given the right one ({_source(about)}).",
-        drawings.p_values(weakest, layers.alpha, *_unrelated_pairs(), "the weakest block") if weakest is not None else "",
+        drawn,
     )  # fmt: skip
     if layers.method not in (None, "single"):
         yield Figure(
-            "How was it put together?", f"{_capital('; '.join(map(printable, layers.reasons)))}",
+            "How was it put together?", f"{_capital('; '.join(map(printable, layers.reasons)))}.",
             f"Of {merges['others']} measured models that are no merges {merges['called_merge']} were called one. Of "
             f"{merges['merges']} merges, by {merges['methods']} methods, {merges['named']} were given the right method "
             f"({_source(merges)}).",
@@ -202,7 +204,7 @@ def of_tree(tree: Phylogeny) -> Iterator[Figure]:
     models, directed = sum(not node.hidden for node in tree.nodes), sum(edge.directed for edge in tree.edges)
     yield Figure(
         "Which models are related?",
-        f"{count_text(models, 'model')}: {count_text(len(tree.groups), 'group')}. Two models are in one group where the "
+        f"{count_text(models, 'model')} in {count_text(len(tree.groups), 'group')}. Models are in one group where the "
         f"test for a common origin finds one at level {tree.alpha:g}, counted over all pairs.",
         f"{about['models']} measured unrelated models, in {about['sets']} sets, made {about['groups']} groups with "
         f"{about['edges']} edges ({_source(about)}).",
@@ -212,8 +214,8 @@ def of_tree(tree: Phylogeny) -> Iterator[Figure]:
             "Who descends from whom?",
             f"{count_text(len(tree.edges), 'edge')}, {directed} with a direction. The others say that two models are "
             "next to each other, and not which came first.",
-            f"Of {order['edges']} true edges of measured trees {order['found']} were found. Of {order['directed']} that "
-            f"got a direction {order['directed'] - order['right']} got the wrong one ({_source(order)}).",
+            f"Of {order['edges']} true edges of measured trees {order['found']} were found. {order['directed']} got a "
+            f"direction, {order['directed'] - order['right']} of these the wrong one ({_source(order)}).",
         )  # fmt: skip
 
 

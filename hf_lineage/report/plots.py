@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -18,9 +19,10 @@ from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
 from ..answers.refs import printable
 from ..files import replaced
-from .format import p_text, prefix_of, shorten
+from .format import prefix_of, shorten
 from .layers import number, sources
 from .sentences import candidate_name
+from .words import relation_words
 
 PARENT, OTHER, LINE = "#1b6ca8", "#b8c4ce", "#c0392b"
 COLOURS = ("#8a6d3b", "#6b8e23", "#9467bd", "#c07f2f", "#7f7f7f", "#d17aa0", "#2ca0a0")
@@ -34,13 +36,16 @@ MADE = {
 MISSING = "#e4e4e4"
 # −log10 p → how often unrelated models agree as much
 RARE = {0: "always", 3: "1 in 1,000", 6: "1 in a million", 30: "1 in 10³⁰", 300: "1 in 10³⁰⁰", 3000: "1 in 10³⁰⁰⁰"}
-KEY = (
-    "=  every tensor equal      from 7  was block 7 there      hatched  from none of them      ?  could not be decided"
-)
+KEY = {
+    "equal": "=  every tensor equal", "moved": "from 7  was block 7 there", "none": "hatched  from none of them",
+    "undecided": "?  could not be decided",
+}  # fmt: skip
+PERCENT = {0: "0 %", 0.25: "25 %", 0.5: "50 %", 0.75: "75 %", 1: "100 %"}
 
 
 def plot_lineage(lineage: Lineage, path: str | Path | None = None) -> Figure:
-    """Left: −log10 p per candidate against the level α. Right: relative change per block, child against candidate."""
+    """Left: how rare such agreement is between unrelated models (−log10 p), for each candidate, against the level α.
+    Right: relative change per block, child against candidate."""
     compared = [c for c in lineage.candidates if c.status == "compared"][:MAX_DRAWN_CANDIDATES]
     figure = _figure(11, 2.1 + 0.42 * max(3, len(compared)))
     if not compared:
@@ -106,11 +111,13 @@ def plot_family(lineages: Sequence[Lineage], path: str | Path | None = None) -> 
     for row, lineage in enumerate(lineages):
         for column, value in enumerate(values[row]):
             if value >= 0.005:
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="w" if value > 0.5 else "k")
+                axes.text(
+                    column, row, f"{100 * value:.0f} %", ha="center", va="center", color="w" if value > 0.5 else "k"
+                )
         _frame_claims(axes, row, lineage, refs)
     title = "Probability of being the parent. In a frame: the model that the card names; red: the weights contradict it"
     axes.set_title(textwrap.fill(title, round(10 * figure.get_figwidth())), fontsize=10)
-    figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+    figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02).set_ticks([*PERCENT], labels=[*PERCENT.values()])
     return _save(figure, path)
 
 
@@ -132,7 +139,10 @@ def plot_layers(layers: LayerLineage, path: str | Path | None = None) -> Figure:
     _share_map(shares, layers, refs, row)
     _score_map(scores, layers, refs)
     figure.suptitle(_made(layers), fontsize=11, x=0.01, ha="left")
-    figure.supxlabel(KEY, fontsize=8, x=0.01, ha="left", color="#555555")
+    occurs = {"equal", "none", "undecided"} & {block.kind for block in layers.blocks}
+    occurs |= {"moved"} if any(block.moved for block in layers.blocks) else set()
+    key = "      ".join(words for name, words in KEY.items() if name in occurs)
+    figure.supxlabel(key, fontsize=8, x=0.01, ha="left", color="#555555")
     return _save(figure, path)
 
 
@@ -142,7 +152,7 @@ def _evidence_bars(axes: Axes, compared: Sequence[Candidate], lineage: Lineage) 
     axes.barh(range(len(compared)), heights, color=colours)
     axes.axvline(-math.log10(lineage.alpha), color=LINE, linewidth=1, linestyle="--")
     names = labels([candidate_name(c) for c in compared])
-    texts = [f"{name}\np {p_text(c.log10_p)}" for name, c in zip(names, compared, strict=True)]
+    texts = [f"{name}\n{relation_words(c.relation)}" for name, c in zip(names, compared, strict=True)]
     axes.set_yticks(range(len(compared)), texts, fontsize=8.5)  # beside the bars, where no line runs
     axes.set_ylim(len(compared) - 0.5, -0.5)  # the rows of the map beside it
     axes.set_xscale("symlog", linthresh=10)
@@ -150,7 +160,7 @@ def _evidence_bars(axes: Axes, compared: Sequence[Candidate], lineage: Lineage) 
     shown = {height: words for height, words in RARE.items() if height <= axes.get_xlim()[1]}
     axes.set_xticks([*shown], [*shown.values()], rotation=30, ha="right", fontsize=8)
     axes.minorticks_off()
-    axes.set_xlabel("how often unrelated models agree so much; right of the dashed line: related")
+    axes.set_xlabel("how often unrelated models agree so much;\nbeyond the dashed line: related")
     axes.set_title("evidence of a common origin", fontsize=10)
 
 
@@ -160,6 +170,7 @@ def _match_bars(axes: Axes, compared: Sequence[Candidate]) -> None:
     axes.set_yticks(range(len(compared)), labels([candidate_name(c) for c in compared]))
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
+    axes.set_xticks([*PERCENT], [*PERCENT.values()])
     axes.set_xlabel("match among these candidates, without weights")
 
 
@@ -176,7 +187,7 @@ def _block_map(axes: Axes, compared: Sequence[Candidate]) -> None:
     axes.set_xticks(range(0, len(names), step), [_shown(n, 18) for n in names[::step]], rotation=45, ha="right")
     axes.set_yticks(range(len(compared)), [])
     axes.set_xlabel("block of the child")
-    axes.set_title("change of its weights, relative to the candidate's norm", fontsize=10)
+    axes.set_title("how far its weights moved, as a share of their norm", fontsize=10)
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     bar.set_ticks([0, 0.5, 1, math.sqrt(2)], labels=["equal", "50 %", "100 %", "unrelated"])
 
@@ -196,7 +207,7 @@ def _share_map(axes: Axes, layers: LayerLineage, refs: Sequence[str], row: float
         values[i, -1] = block.unknown or 0.0
         for column, value in enumerate(values[i]):
             equal = ["="] if block.kind == "equal" and column in texts else []
-            words = [*equal, *([f"{value:.2f}"] if 0.005 <= abs(value) < 0.995 else []), *texts.get(column, [])]
+            words = [*equal, *([f"{100 * value:.0f} %"] if 0.005 <= abs(value) < 0.995 else []), *texts.get(column, [])]
             colour = "w" if value > 0.65 else "k"
             axes.text(column, i, " ".join(words), ha="center", va="center", fontsize=size, color=colour)
         if block.kind in ("none", "undecided"):
@@ -211,7 +222,9 @@ def _share_map(axes: Axes, layers: LayerLineage, refs: Sequence[str], row: float
     axes.set_ylabel("block of the child")
     by_features = "weights" not in layers.evidence
     axes.set_title("probability, without weights" if by_features else "whose block it is", fontsize=10)
-    _bar(axes, image, "match among these candidates" if by_features else "share of the block")
+    _bar(axes, image, "match among these candidates" if by_features else "share of the block").set_ticks(
+        [*PERCENT], labels=[*PERCENT.values()]
+    )
 
 
 def _nobody(axes: Axes, row: int, column: int, kind: str, size: float) -> None:
@@ -234,13 +247,16 @@ def _score_map(axes: Axes, layers: LayerLineage, refs: Sequence[str]) -> None:
         return
     low, high = (0.0, 1.0) if weights else (float(np.nanmin(matrix)), float(np.nanmax(matrix)))
     image = axes.imshow(matrix, cmap="Greens", vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-    _bar(axes, image, "correlation of the weights" if weights else "score of the features")
+    bar = _bar(axes, image, "correlation of the weights" if weights else "score of the features")
+    if weights:
+        bar.set_ticks([0, 0.5, 1], labels=["unrelated", "0.5", "equal"])
 
 
-def _bar(axes: Axes, image: AxesImage, label: str) -> None:
+def _bar(axes: Axes, image: AxesImage, label: str) -> Colorbar:
     inches = axes.figure.bbox.height / axes.figure.dpi  # bars of one width, as tall as their map
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.3, pad=0.04, aspect=max(10, 5 * (inches - 1.8)))
     bar.set_label(label)
+    return bar
 
 
 def _columns(axes: Axes, refs: Sequence[str]) -> None:
@@ -297,9 +313,12 @@ def _shown(text: str, width: int) -> str:
 def _title(lineage: Lineage) -> str:
     """The verdict in a few words; the table has the sentence."""
     best = next((c for c in lineage.candidates if c.status == "compared"), None)
-    verdict = lineage.verdict.replace("_", " ")
-    if lineage.parent and best:
-        verdict = f"{verdict} {_short(lineage.parent)}, probability {best.probability:.3f}, p {p_text(best.log10_p)}"
+    verdict = {"none": "none of these", "undecided": "undecided"}.get(lineage.verdict, "")
+    if best and not verdict:
+        name, words = _short(candidate_name(best)), relation_words(best.relation)
+        words = words.removesuffix("it") + name if words.endswith(" it") else f"{words} ({name})"
+        sure = f", probability {best.probability:.3f}" if best.probability is not None else ""
+        verdict = f"{words}{sure}" if lineage.parent else f"common origin with {name}"
     return f"{_short(lineage.child.name)}: {verdict}"
 
 

@@ -117,7 +117,7 @@ def _trees(phylogeny: Phylogeny, drawn: Drawn) -> Figure:
     _spread(drawn, boxes)
     wide, bottom = _place(drawn, boxes)
     handles = _tree_legend(phylogeny, drawn)
-    width = max(7.5, wide + 0.3)
+    width = max(6.0, wide + 0.3)
     bottom = _place_alone(drawn, boxes, bottom, width)
     figure, axes = _sheet(width, bottom + 0.25 + 0.11 * (len(handles) + 1))
     scale = figure.get_figwidth() / width

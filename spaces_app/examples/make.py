@@ -66,7 +66,7 @@ def unpinned(value: Any) -> Any:
     if not is_dataclass(value) or not type(value).__module__.startswith("hf_lineage.answers."):
         return value
     given: dict[str, Any] = {field.name: unpinned(getattr(value, field.name)) for field in fields(value) if field.init}
-    none = {"revision": None, "revisions": {}}
+    none: dict[str, Any] = {"revision": None, "revisions": {}}
     return replace(value, **given | {name: nothing for name, nothing in none.items() if name in given})  # type: ignore[type-var]
 
 
