@@ -160,7 +160,7 @@ def test_real_answers_fit(answers: Answers) -> None:
 
 
 def test_the_examples_of_the_space_fit() -> None:
-    kinds = {"trace": "lineage", "layers": "layers", "tree": "phylogeny"}
+    kinds = {"trace": "lineage", "compare": "comparison", "layers": "layers", "tree": "phylogeny"}
     paths = sorted((ROOT / "spaces_app" / "examples").glob("*.json"))
     assert {path.name.partition("-")[0] for path in paths} == {*kinds}
     for path in paths:
