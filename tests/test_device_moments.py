@@ -74,6 +74,18 @@ def test_what_float32_cannot_hold_and_short_or_broken_ones_are_made_one_by_one(d
         assert (np.isnan(made.gram) == np.isnan(exact.gram)).all()
 
 
+def test_neighbours_in_memory_go_as_one(device: str) -> None:
+    """Slices that are parts of one tensor, in order, in another order, and with a gap."""
+    whole = [row.bfloat16() for row in torch.randn(2, 4 * LENGTH, generator=torch.Generator().manual_seed(3))]
+    parts = [row.split(LENGTH) for row in whole]
+    for order in ([0, 1, 2, 3], [2, 3, 0, 1], [0, 1, 3]):
+        many = [[row[k] for row in parts] for k in order]
+        for made, rows in zip(moments_on(many, torch.device(device), True, False), many, strict=True):
+            [apart] = moments_on([[row.clone() for row in rows]], torch.device(device), True, False)
+            for field in FIELDS:
+                np.testing.assert_array_equal(getattr(made, field), getattr(apart, field))
+
+
 def test_on_the_processor_each_is_made_by_itself(device: str) -> None:
     many = slices(2, 3)
     for made, rows in zip(slice_moments(many, torch.device("cpu")), many, strict=True):

@@ -246,9 +246,13 @@ class FileCheckpoint(Checkpoint):
         result: dict[int, torch.Tensor] = {}
 
         def read_file(file: int) -> None:
-            buffers = self._sources[file].read([self._extent(piece) for _, piece in wanted[file]])
-            for (position, piece), buffer in zip(wanted[file], buffers, strict=True):
-                result[position] = decode(buffer, self[piece.name].dtype, piece)
+            runs = list(self._runs([piece for _, piece in wanted[file]]))
+            buffers = self._sources[file].read([self._extent(run) for run, _ in runs])
+            found: list[torch.Tensor] = []
+            for (run, lengths), buffer in zip(runs, buffers, strict=True):
+                values = decode(buffer, self[run.name].dtype, run)
+                found += values.split(lengths) if len(lengths) > 1 else (values,)
+            result.update(zip((position for position, _ in wanted[file]), found, strict=True))
 
         if self._remote and len(wanted) > 1:
             with ThreadPoolExecutor(min(FILES_AT_ONCE, len(wanted)), thread_name_prefix="hf-lineage-shard") as pool:
@@ -257,6 +261,20 @@ class FileCheckpoint(Checkpoint):
             for file in wanted:
                 read_file(file)
         return [result[position] for position in range(len(slices))]
+
+    def _runs(self, pieces: Sequence[Slice]) -> Iterator[tuple[Slice, list[int]]]:
+        """Neighbours in a local file that are asked for one after the other are read at once: (all of them, the length
+        of each). What is stored in halves of bytes is not joined."""
+        run, lengths = pieces[0], [pieces[0].stop - pieces[0].start]
+        for piece in pieces[1:]:
+            joined = piece.name == run.name and piece.start == run.stop and piece.stop > piece.start > run.start
+            if joined and not self._remote and BITS[self[run.name].dtype] >= 8:
+                run = Slice(run.name, run.start, piece.stop)
+                lengths.append(piece.stop - piece.start)
+                continue
+            yield run, lengths
+            run, lengths = piece, [piece.stop - piece.start]
+        yield run, lengths
 
     def _extent(self, piece: Slice) -> tuple[int, int]:
         entry = self[piece.name]

@@ -13,7 +13,19 @@ import numpy as np
 import torch
 
 from ..placement import sent
-from .moments import CHUNK, NARROW, ROW, SMALL, Moments, block_moments, lost_rows, put_together, relatives_of_pivot
+from .moments import (
+    CHUNK,
+    NARROW,
+    ROW,
+    SMALL,
+    Moments,
+    block_moments,
+    doubtful,
+    lost_rows,
+    put_together,
+    relatives_of_pivot,
+    with_copies,
+)
 
 Rows = Sequence[torch.Tensor]  # the same entries of M models, the pivot first
 
@@ -37,7 +49,7 @@ def moments_on(slices: Sequence[Rows], device: torch.device, fourth: bool, relat
     found: dict[int, Moments] = {}
     for group in _groups(slices):
         made = _together([slices[i] for i in group], device, fourth, relatives)
-        found |= {i: m for i, m in zip(group, made, strict=True) if not lost_rows(slices[i], m)}
+        found |= {i: moments for i, moments in zip(group, made, strict=True) if moments is not None}
     return [found[i] if i in found else block_moments(rows, fourth, relatives) for i, rows in enumerate(slices)]
 
 
@@ -50,8 +62,8 @@ def _groups(slices: Sequence[Rows]) -> Iterator[list[int]]:
     yield from alike.values()
 
 
-def _together(slices: Sequence[Rows], device: torch.device, fourth: bool, relatives: bool) -> list[Moments]:
-    """The moments of K slices of one length and the same dtypes."""
+def _together(slices: Sequence[Rows], device: torch.device, fourth: bool, relatives: bool) -> list[Moments | None]:
+    """The moments of K slices of one length and the same dtypes; None of one of which float32 may have lost squares."""
     count, models = slices[0][0].numel(), len(slices[0])
     rows = [_taken([one[i] for one in slices], device) for i in range(models)]
     for row in rows[1:]:
@@ -59,7 +71,7 @@ def _together(slices: Sequence[Rows], device: torch.device, fourth: bool, relati
     single = _with_pivot(rows, sums=True)
     first, rest = (_folded(part) for part in (single[..., : CHUNK // ROW], single[..., CHUNK // ROW :]))
     chosen = [[*range(1, models)]] * len(slices)
-    if relatives:
+    if relatives and models > 2:
         begun = min(count, CHUNK)
         chosen = [relatives_of_pivot(put_together(begun, first[:, :, [k]])) for k in range(len(slices))]
     sums, gram = first + rest, _among(rows, chosen)
@@ -69,16 +81,37 @@ def _together(slices: Sequence[Rows], device: torch.device, fourth: bool, relati
             row *= row
         sums = np.concatenate([sums, _folded(_with_pivot(rows, sums=False))])
         squares = _among(rows, chosen)
-    return [put_together(count, sums[:, :, [k]], gram[k], squares[k], one) for k, one in enumerate(slices)]
+    for table, kind in ((gram, 0), (squares, 3)):
+        if kind < len(sums):
+            table[:, 0, :] = table[:, :, 0] = sums[kind].T
+            table[:, range(models), range(models)] = sums[kind + 1].T
+    made = [Moments(count, gram[k], sums[2, :, k], squares[k]) for k in range(len(slices))]
+    return [
+        None if len(doubtful(m)) and lost_rows(one, m) else with_copies(m, one)
+        for m, one in zip(made, slices, strict=True)
+    ]
 
 
 def _taken(pieces: Rows, device: torch.device) -> torch.Tensor:
     """The same entries of one model in K slices, as float32: (K, n / ROW, ROW), zeros behind the last entry."""
-    stored = torch.empty(len(pieces), len(pieces[0]), dtype=pieces[0].dtype, device=device)
-    for target, piece in zip(stored, pieces, strict=True):
-        target.copy_(sent(piece, device))
+    runs = [sent(run.view(torch.uint8), device) for run in _runs(pieces)]  # bytes: not all dtypes can be joined
+    stored = (torch.cat(runs) if len(runs) > 1 else runs[0]).view(pieces[0].dtype).unflatten(0, (len(pieces), -1))
     wide = torch.nn.functional.pad(stored.to(torch.float32, copy=True), (0, -len(pieces[0]) % ROW))
     return wide.unflatten(1, (-1, ROW))
+
+
+def _runs(pieces: Rows) -> Iterator[torch.Tensor]:
+    """The pieces, 1-D; neighbours in memory as one."""
+    length, first = len(pieces[0]), 0
+    for i in range(1, len(pieces) + 1):
+        here, end = pieces[first], i == len(pieces)
+        follows = not end and (
+            pieces[i].data_ptr() == here.data_ptr() + (i - first) * length * here.itemsize
+            and pieces[i].untyped_storage().data_ptr() == here.untyped_storage().data_ptr()
+        )
+        if not follows:
+            yield here.as_strided(((i - first) * length,), (1,)) if i - first > 1 else here
+            first = i
 
 
 def _with_pivot(rows: Sequence[torch.Tensor], sums: bool) -> torch.Tensor:

@@ -157,11 +157,15 @@ def _without_broken(moments: Moments) -> Moments:
     return moments
 
 
+def doubtful(moments: Moments) -> np.ndarray:
+    """The rows whose squares float32 may not hold, ascending; those of zeros among them."""
+    squares, count = np.diag(moments.gram), moments.count
+    return np.flatnonzero(~((squares >= SMALLEST * count) & (squares <= LARGEST * count)))
+
+
 def lost_rows(rows: Sequence[torch.Tensor], moments: Moments) -> set[int]:
     """The rows of which float32 may have lost squares; all of them where it lost the pivot's."""
-    squares, count = np.diag(moments.gram), moments.count
-    outside = {i for i, square in enumerate(squares) if not SMALLEST * count <= square <= LARGEST * count}
-    lost = {i for i in outside if i == 0 or not _equal(rows[0], rows[i])}
+    lost = {int(i) for i in doubtful(moments) if i == 0 or not _equal(rows[0], rows[i])}
     if 0 in lost and bool(rows[0].any()):
         return {*range(len(rows))}
     return lost - {0}
@@ -286,12 +290,14 @@ def put_together(
         if kind < len(sums):
             table[0, :] = table[:, 0] = sums[kind]
             np.fill_diagonal(table, sums[kind + 1])
-    return _with_copies(found, rows)
+    return with_copies(found, rows)
 
 
-def _with_copies(moments: Moments, rows: Sequence[torch.Tensor]) -> Moments:
+def with_copies(moments: Moments, rows: Sequence[torch.Tensor]) -> Moments:
     """Of rows behind the pivot that are equal the products are those of one of them with itself: their distance is
     0."""
+    if len(rows) < 3:
+        return moments
     own = np.diag(moments.gram)[1 : len(rows)]
     for i, j in np.argwhere(np.triu((own[:, None] == own) & (own > 0), 1)) + 1:
         if _equal(rows[i], rows[j]):
