@@ -65,11 +65,11 @@ def copies(_: Path) -> list[Row]:
 def moments(folder: Path) -> list[Row]:
     rates, rows = copies(folder)[0], []
     for count in (16, 64, 256):
-        raw = [torch.frombuffer(pinned(2 * BLOCK), dtype=torch.bfloat16) for _ in range(2 * count)]
+        raw = [torch.frombuffer(pinned(2 * BLOCK * count), dtype=torch.bfloat16) for _ in range(2)]
         for value in raw:
-            value.copy_(torch.randn(BLOCK))
+            value.copy_(torch.randn(len(value)))
         for place, values, most in (("memory", raw, "to_gpu_gb_s"), ("gpu", [v.to(GPU) for v in raw], "within_gb_s")):
-            slices = [values[2 * k : 2 * k + 2] for k in range(count)]
+            slices = [*zip(*(value.split(BLOCK) for value in values), strict=True)]
             for fourth in (False, True):
                 taken = seconds(lambda slices=slices, fourth=fourth: slice_moments(slices, GPU, fourth))
                 rate = 2 * count * 2 * BLOCK / taken / GB
