@@ -16,6 +16,8 @@ from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers that wait for each other would spin
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # the Hub's client reads them once, when it is imported
+    os.environ.pop(_switch, None)
 
 import hypothesis
 import pytest
@@ -97,6 +99,15 @@ class Guard:
 
 
 GUARD = Guard()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    yield
+    client = sys.modules.get("huggingface_hub.constants")
+    if client and client.HF_HUB_OFFLINE:
+        client.HF_HUB_OFFLINE = False  # the tests after it are not to blame
+        pytest.fail(f"{item.name} left the Hub's client offline")
 
 
 @pytest.hookimpl(wrapper=True)
