@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 MODES = ("auto", "human", "agent", "json", "quiet")  # those of the `hf` command
 GRACE = 5.0  # seconds that a command has for writing what is finished once its time is over
+MOST_MISSING = 4  # paths at which nothing is that an error names
 PICTURES = (".png", ".svg", ".pdf", ".webp", ".jpg", ".jpeg")
 
 
@@ -327,10 +328,12 @@ def within(ref: str, subfolder: str | None) -> str:
     return str(ModelRef.parse(str(replace(parsed, name=f"{parsed.name}/{subfolder.strip('/')}"))))
 
 
-def candidates_of(bases: Iterable[str], named: Iterable[str], subfolder: str | None = None) -> list[str] | None:
+def candidates_of(
+    bases: Iterable[str], named: Iterable[str], subfolder: str | None = None, what: str = "candidate"
+) -> list[str] | None:
     """The candidates of a command, None where it names none: the arguments behind CHILD, then those of `-c`.
 
-    A comma separates two of them unless a file of that name is there.
+    A comma separates two of them unless a file of that name is there. what: the word for one of them.
 
     >>> candidates_of(["org/a"], ["org/b,org/c"]), candidates_of([], [])
     (['org/a', 'org/b', 'org/c'], None)
@@ -342,8 +345,11 @@ def candidates_of(bases: Iterable[str], named: Iterable[str], subfolder: str | N
     found = [within(part.strip(), subfolder) for part in parts if part.strip()]
     refs = [ModelRef.parse(ref) for ref in found]
     if refs and all(ref.kind == "local" and not _exists(ref.name) for ref in refs):
-        nothing = "Expected a model folder or a weights file there, found nothing."
-        raise NoCandidateReadError(f"No candidate could be read: {', '.join(ref.name for ref in refs[:4])}. {nothing}")
+        more = f" and {len(refs) - MOST_MISSING} more" if len(refs) > MOST_MISSING else ""
+        there = f"nothing is at {', '.join(ref.name for ref in refs[:MOST_MISSING])}{more}"
+        raise NoCandidateReadError(
+            f"No {what} could be read: {there}. Expected a model folder or a weights file at each path."
+        )
     return found or None
 
 
