@@ -83,6 +83,8 @@ CODES: Mapping[str, str] = {
     "adapter_without_blocks": "a candidate is an adapter and holds no blocks",
     "folder_for_claim": "a local folder was taken for a declared model, by its name",
     "merge_found": "the child is a merge of several candidates",
+    "merge_of_child": "a candidate is a merge that the child is a source of, or lies as one does",
+    "merge_like": "the child lies towards several candidates as a merge of them that was trained on does",
     "own_base_not_read": "a declared base of a candidate was not compared, for it would have been too many bytes",
     "own_base_compared": "the declared base of what seems to be the parent was compared unasked",
     "unnamed_origin": "the child was trained from another half-precision model, and its files name none",

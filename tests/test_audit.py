@@ -64,7 +64,13 @@ def town(hub: MiniHub, make_net: Make) -> dict[str, str]:
     child("child", "confirmed", 30, parent, "lab/parent")
     child("second", "confirmed", 10, other, "lab/other")
     child("moved", "confirmed", 2, make_net(3), "lab/old-name")
-    child("merge", "confirmed", 2, parent, "lab/parent", "lab/sibling")
+    child("both", "confirmed", 2, parent, "lab/parent", "lab/sibling")
+    mean = {name: 0.4 * parent[name] + 0.6 * t for name, t in make_net(2).items()}
+    add(hub, "lab/merge-0", mean, "lab/parent", "lab/other")
+    siblings = make_net(4, parent), make_net(5, parent)
+    add(hub, "lab/sibling-2", siblings[1])
+    add(hub, "lab/merge-1", {n: (t + siblings[1][n]) / 2 for n, t in siblings[0].items()}, "lab/sibling", "lab/sibling-2")
+    truth |= {"lab/merge-0": "confirmed", "lab/merge-1": "confirmed", "lab/sibling-2": "no_claim"}
     child("liar", "contradicted", 10, parent, "lab/other")
     child("half", "contradicted", 2, parent, "lab/parent", "lab/other")
     child("cousin", "confirmed", 6, parent, "lab/sibling")  # a sibling, but no order shows
@@ -116,7 +122,11 @@ def test_a_hundred_models(hub: MiniHub, make_net: Make) -> None:
     assert by_name["lab/liar-0"].p_value > 0.01 and by_name["lab/liar-0"].findings[0].base == "lab/other"
     assert by_name["lab/half-0"].parent == "lab/parent" and "the parent is lab/parent" in by_name["lab/half-0"].reason
     assert "gated" in by_name["lab/behind-gate-0"].reason and "not found" in by_name["lab/lost-0"].reason
-    assert "disagree" in by_name["lab/lora"].reason and by_name["lab/merge-0"].parent is None
+    assert "disagree" in by_name["lab/lora"].reason
+    for i in range(2):
+        assert by_name[f"lab/merge-{i}"].reason == "confirmed by the weights, as a source of the merge"
+        assert by_name[f"lab/merge-{i}"].relation == "merge" and by_name[f"lab/merge-{i}"].parent is None
+    assert by_name["lab/both-0"].parent is None and "no sign against it" in by_name["lab/both-0"].reason
     assert [r.requested for r in records if r.passing] == ["lab/down-0"]
     assert len(asked(hub, "lab/silent-0")) <= 3 and by_name["lab/silent-0"].bytes_read == 0
     assert threading.active_count() < 60, "the clients of earlier models are gone"

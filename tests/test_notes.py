@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import llama, put, tuned
 from safetensors.torch import load_file, save_file
 
 import hf_lineage as hl
+from hf_lineage.answers.lineage import Candidate
 
 pytestmark = pytest.mark.integration
 
 
 def said(child: Path, candidates: list[Path], **options) -> list[str]:
     lineage = hl.trace(child, candidates, **options)
-    return [note for note in lineage.notes if note.startswith("A merge")]
+    return [note for note in lineage.notes if note.code.startswith("merge")]
 
 
 def kept(tensors: dict[str, torch.Tensor], folder: Path) -> Path:
@@ -67,8 +69,67 @@ def test_frozen_layers_are_no_merge(noisy: dict[str, Path], tmp_path: Path) -> N
         assert not said(noisy[child], [noisy[name] for name in names if name != child])
 
 
-def test_no_fine_tune_is_called_a_merge(nursery) -> None:
-    """Some children, each among its parent, siblings and strangers."""
-    family = nursery.family("fc", "reduced")
-    for child in family.children[::4]:
-        assert not said(child.path, [member.path for member in family.members if member is not child])
+@pytest.mark.parametrize("architecture, every", [("fc", 4), ("llama", 4)])
+def test_no_fine_tune_is_called_a_merge_or_like_one(nursery, architecture: str, every: int) -> None:
+    """Some children, each among its parent, siblings and strangers, and among its siblings alone."""
+    family = nursery.family(architecture, "reduced")
+    for child in family.children[::every]:
+        others = [member for member in family.members if member is not child]
+        assert not said(child.path, [member.path for member in others])
+        assert not said(child.path, [member.path for member in others if member.parent == child.parent])
+
+
+# ---- siblings a and b of one parent, and what is made of the two
+
+
+SIZES: dict[str, int] = {"depth": 4, "width": 32, "hidden": 64, "words": 96}
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    parent = llama(1, **SIZES)
+    a, b = (tuned(parent, seed, 0.2) for seed in (2, 3))
+    mean = {n: 0.5 * a[n] + 0.5 * b[n] for n in a}
+    hybrid = {n: (b if "layers.2" in n or "layers.3" in n else a)[n] for n in a}
+    models = {
+        "parent": parent, "a": a, "b": b, "mean": mean, "mean tuned": tuned(mean, 7, 0.05), "hybrid": tuned(hybrid, 8, 0.05),
+        "sum": {n: parent[n] + 0.7 * (a[n] - parent[n]) + 0.7 * (b[n] - parent[n]) for n in a},
+    }  # fmt: skip
+    root = tmp_path_factory.mktemp("merged")
+    return {name: put(root / "lab" / name.replace(" ", "-"), model) for name, model in models.items()}
+
+
+def of(lineage: hl.Lineage, folder: Path) -> Candidate:
+    return next(c for c in lineage.candidates if c.requested == str(folder))
+
+
+def test_a_source_is_not_made_from_its_merge(merged: dict[str, Path]) -> None:
+    """It was: the mean of two lies where their parent does."""
+    (merged["mean"] / "README.md").write_text("---\nbase_model: [lab/a, lab/b]\n---\n")
+    lineage = hl.trace(merged["mean"], [merged["a"], merged["b"]])
+    assert {c.relation for c in lineage.candidates} == {"merge"} and {c.first for c in lineage.candidates} == {None}
+    assert lineage.none_probability is None and lineage.parent is None
+    assert [claim.status for claim in lineage.claims] == ["confirmed"] * 2
+    assert "A merge" in lineage.sentence() and "made from" not in lineage.explain()
+
+
+def test_a_merge_is_not_the_parent_of_its_source(merged: dict[str, Path]) -> None:
+    """It was, with 0.7: of the mean, of which a half is its own, the step to it goes its own way."""
+    lineage = hl.trace(merged["a"], [merged[name] for name in ("mean", "b", "parent")])
+    mean = of(lineage, merged["mean"])
+    assert (mean.relation, mean.first) == ("descendant", "child") and (mean.probability or 0) <= 1e-3
+    assert lineage.parent != str(merged["mean"]) and any("is an average of" in note for note in lineage.notes)
+    lineage = hl.trace(merged["a"], [merged[name] for name in ("mean tuned", "b", "parent")])
+    assert lineage.parent is None and of(lineage, merged["mean tuned"]).first is None
+    assert sum(c.probability or 0 for c in lineage.candidates) + (lineage.none_probability or 0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("child, candidates, words", [
+    ("mean tuned", "a b", "It lies between"), ("mean tuned", "a b parent", "It lies between"),
+    ("hybrid", "a b", "Its layers are nearest to different models"), ("hybrid", "a b parent", "Its layers are nearest"),
+    ("sum", "a b parent", "(0.70)"),
+])  # fmt: skip
+def test_what_only_looks_like_a_merge(merged: dict[str, Path], child: str, candidates: str, words: str) -> None:
+    lineage = hl.trace(merged[child], [merged[name] for name in candidates.split()])
+    assert [note.code for note in lineage.notes] == ["merge_like"] and words in lineage.sentence()
+    assert lineage.verdict == "common_origin" and not any(c.first == "child" for c in lineage.candidates)

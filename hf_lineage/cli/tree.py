@@ -77,7 +77,7 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, html: Path | Non
     if newick:
         check_writable(newick, "Newick file")
     first = is_first()
-    candidates_of(models, (), what="model")  # what is no reference, or is not there at all, is told before torch is loaded
+    candidates_of(models, (), what="model")  # what is no reference, or is not there, is told before torch is loaded
     from ..tasks.phylogeny import phylogeny as run
 
     with bar() as progress:

@@ -29,6 +29,7 @@ SILENT = (
     "None of the signs that could tell it shows: roundings, weights that low precision held back, what is remembered "
     "of a coarser format, a low-rank step, the growth of rows, weight decay, or a move far from the origin."
 )
+MERGED = "confirmed by the weights, as a source of the merge"
 OPEN = "confirmed, as far as weights go: a common origin, and no sign against it"
 BY_SHAPES = {  # of what an adapter's files say
     "not_testable": "not testable, an adapter holds no copy of its base",
@@ -39,11 +40,18 @@ BY_SHAPES = {  # of what an adapter's files say
 def claim_text(lineage: Lineage, claim: Claim) -> str:
     """What the weights say of a claim."""
     taken = any(c.order_taken for c in lineage.candidates if c.ref == lineage.parent)
+    if claim.status == "confirmed" and claim.ref in sources_of_merge(lineage):
+        return MERGED
     if claim.status == "confirmed" and (lineage.parent is None or taken):
         return OPEN
     if is_adapter(lineage) and claim.status in BY_SHAPES:
         return BY_SHAPES[claim.status]
     return CLAIMS[claim.status]
+
+
+def sources_of_merge(lineage: Lineage) -> set[str]:
+    """The names of the candidates that the child is a merge of."""
+    return {name for c in lineage.candidates if c.relation == "merge" for name in (c.ref, c.requested)}
 
 
 def is_adapter(lineage: Lineage) -> bool:
@@ -62,9 +70,10 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
     if lineage.verdict == "undecided" and unread:
         return _with_unread(lineage, unread, show)
     best = compared[0]
-    merged = [note for note in lineage.notes if code_of(note) == "merge_found"]
+    merged = [note for note in lineage.notes if code_of(note) in ("merge_found", "merge_like")]
     if merged and lineage.verdict in ("common_origin", "undecided"):
-        return f"{(show or printable)(merged[0].sentence.removesuffix('.'))}; see hf-lineage layers."
+        more = "; see hf-lineage layers" if merged[0].hint else ""
+        return f"{(show or printable)(merged[0].sentence.removesuffix('.'))}{more}."
     name = (show or short)(candidate_name(best))
     others = f"p {p_text(best.log10_p)} " + (
         f"among {len(compared)} candidates" if len(compared) > 1 else "for the one candidate"
@@ -221,6 +230,9 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
         if "own_base" in facts:
             which = order(best)[0].lower() + order(best)[1:]
         return f"Almost certainly {name} and this model are parent and child, or close siblings ({others}); {which}"
+    if best.first == "candidate":
+        itself = f"Whether it is the parent, or a relative of the parent, stays open (probability {best.probability:.3f})"
+        return f"It shares an origin with {name} ({others}). {order(best)} {itself}."
     return f"It shares an origin with {name} ({others}), as models from one random start do too. {order(best)}"
 
 
@@ -260,7 +272,7 @@ def _order_explained(best: Candidate, is_parent: bool) -> list[str]:
         return [order(best)]
     if best.order is not None and best.order.position is not None:
         return [f"{_capital(_reason(best))}."]
-    if best.first is None and best.relation not in ("head_changed", "depth_changed", "shared_part"):
+    if best.first is None and best.relation not in ("head_changed", "depth_changed", "shared_part", "merge"):
         return [SILENT]
     return []
 
@@ -294,7 +306,7 @@ def _capital(text: str) -> str:
 
 def _relative(candidate: Candidate) -> str:
     """What a related candidate is to the child."""
-    known = {"sibling": "a sibling of the child", "descendant": "made from the child"}
+    known = {"sibling": "a sibling of the child", "descendant": "made from the child", "merge": "a source of the merge"}
     return known.get(candidate.relation or "", "older, too" if candidate.first == "candidate" else "related too")
 
 
@@ -304,6 +316,8 @@ def order(candidate: Candidate) -> str:
         return "Whoever asked said that that model came first; the weights do not show it."
     if candidate.relation in ("identical", "head_changed"):
         return "Which of the two came first does not show: what they share is equal."
+    if candidate.relation == "merge":
+        return "That model came first: this one is made of it and others."
     if candidate.first == "child":
         undone = UNDONE.get(candidate.facts.get("undone", ""), "made from")
         return f"That model is {undone} this one, not the other way round."

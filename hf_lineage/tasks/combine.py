@@ -57,6 +57,7 @@ def is_enough(lineage: Lineage) -> bool:
     sure = lineage.parent is not None and (best.log10_p or 0.0) <= OVERWHELMING
     declared = any(claim.status == "confirmed" for claim in lineage.claims)
     close = lineage.parent is not None or best.facts.get("moved", math.inf) <= CLOSE
+    close |= any(c.relation == "merge" for c in lineage.candidates)
     return sure or lineage.verdict == "identical" or (declared and close)
 
 

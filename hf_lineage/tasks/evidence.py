@@ -13,6 +13,7 @@ from ..errors import ArgumentError, Note
 from ..parallel import THREADS, world
 from . import compare, notes
 from .combine import apply_tree, related_candidates
+from .merged import Relatives, find_merge, without_merges
 from .options import Options
 from .own_base import Key, key
 from .session import Question, unjudged
@@ -71,16 +72,21 @@ class Weights:
         judged, none = compare.judge(question, reading, options)
         pairs = {key(c): pair for c, pair in zip(judged, reading.comparison.pairs.values(), strict=True)}
         judged = compare.with_agreement(question, reading, judged, options.alpha)
+        relatives = Relatives.of(reading.readings, question.architecture, reading.aligned, judged)
+        merge, of_merges = None, list[Note]()
+        if relatives:
+            judged, none, of_merges = without_merges(relatives, none, options.alpha)
+            merge = find_merge(relatives, sums=not of_merges)
         if options.tree and none is not None:
             judged, none = self._by_tree(reading, judged, none)
         messages = notes.of_unnamed_origin(question, reading.readings)
         messages += [*notes.of_trace(reading.plan, question.architecture, reading.comparison)]
-        messages += notes.of_merges(
-            reading.readings, question.architecture, reading.aligned, judged, question.source.ref.name
-        )
+        if merge:
+            judged = merge.marked(judged)
+            messages.append(merge.note(question.source.ref.name, [c.ref for c in judged]))
         return replace(
             known, judged=tuple(judged), rest=(*known.rest, *compare.refused(reading)), none=none,
-            notes=(*known.notes, *messages), by_others=known.by_others + reading.readings.bytes_by_others,
+            notes=(*known.notes, *messages, *of_merges), by_others=known.by_others + reading.readings.bytes_by_others,
             pairs=pairs,
         )  # fmt: skip
 

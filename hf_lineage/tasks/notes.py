@@ -6,20 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-import numpy as np
-
 from ..answers.layers import BlockOrigin
-from ..answers.lineage import NO_RELATIVE, Candidate, Claim
+from ..answers.lineage import Candidate, Claim
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import Note, join_notes
-from ..weights.depth import ELSEWHERE
-from ..weights.evidence import WeightsComparison, WeightsEvidence
+from ..weights.evidence import WeightsComparison
 from ..weights.hidden_permutation import HiddenPermutation
-from ..weights.mixture import exact_average
-from ..weights.reader import LINED_UP, Readings
+from ..weights.reader import Readings
 from ..weights.sampling import MIN_UNITS, Plan
-from .session import Aligned, Question, some
+from .session import Question, some
 
 LEAST_UNUSED = 0.001  # share of the child's bytes that is worth a word
 MAX_REASONS = 5  # candidates whose trouble is told where none can be read
@@ -172,76 +168,6 @@ def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparis
         missing = f"No p-value: the permutation test needs layers of at least {MIN_UNITS} hidden units; {why}."
         notes.append(Note("no_p_value", missing))
     return notes
-
-
-def of_merges(
-    readings: Readings,
-    architecture: Architecture,
-    comparable: Sequence[Aligned],
-    judged: Sequence[Candidate],
-    child: str,
-) -> list[Note]:
-    """For a child that no single candidate explains: an average of several, or put together from several.
-
-    An average that was fine-tuned since is not noticed here. `comparable`: the candidates as they were read.
-    """
-    related_refs = {(c.ref, c.revision) for c in judged if c.relation not in NO_RELATIVE}
-    related = {i: m.ref.name for i, (m, _) in enumerate(comparable) if (m.ref.name, m.ref.revision) in related_refs}
-    names = [name for name in architecture.trunk if {*related} <= {*readings.candidates_with.get(name, ())}]
-    names = [name for name in names if name in readings.moments and all(readings.usable(name, i) for i in related)]
-    if len(related) < 2 or not names:
-        return []
-    rows = {name: [0, *(readings.row(name, i) for i in related)] for name in names}
-    gram = np.sum([readings.moments[name].gram[np.ix_(rows[name], rows[name])] for name in names], axis=0)
-    refs = [*related.values()]
-    judged_of = {c.requested: c for c in judged}
-    described, sources = "", []
-    # what has no products with others is not correlated with the child somewhere, and no part of an average
-    known = [k for k, row in enumerate(gram[1:, 1:]) if np.isfinite(np.delete(row, k)).any()]
-    if fit := exact_average(gram, known):
-        sources = sorted(fit.support, key=lambda k: -fit.weights[k])
-        described = f"an average of {_and([f'{refs[k]} ({fit.weights[k]:.2f})' for k in sources])}"
-    elif len(sources := _assembled(readings, names, [*related])) > 1:
-        described = f"put together from tensors of {_and([refs[k] for k in sources])}"
-    elif len(sources := _owners([judged_of[comparable[i][0].requested] for i in related])) > 1:
-        described = f"put together from layers of {_and([refs[k] for k in sources])}"
-    if not described:
-        return []
-    options = " ".join(f"-c {refs[k]}" for k in sources)
-    hint = f"Block by block: hf-lineage layers {child} {options}"
-    return [Note("merge_found", f"A merge: its weights are {described}.", hint)]
-
-
-def _assembled(readings: Readings, names: Sequence[str], related: Sequence[int]) -> list[int]:
-    """Places in `related` of candidates that each equal the child in matrices where no other one does.
-
-    Frozen layers do not look so: what equals a sibling in them equals their parent.
-    """
-    unique: set[int] = set()
-    for name in names:
-        gram, rows = readings.moments[name].gram, [readings.row(name, i) for i in related]
-        equal = [k for k, row in enumerate(rows) if gram[row, row] == 0.0]
-        if len(equal) == 1 and name in readings.units:
-            unique |= {*equal}
-    return sorted(unique)
-
-
-def _owners(related: Sequence[Candidate]) -> list[int]:
-    """Places in `related` of candidates to which a layer of the child is alike, and to which no other one's is.
-
-    So it is with layers of unrelated models, tuned since or not; those of siblings are all alike.
-    """
-    found = [weights for c in related if isinstance(weights := c.evidence.get("weights"), WeightsEvidence)]
-    owners: set[int] = set()
-    for block in {block for weights in found for block in weights.blocks if block not in ("stem", "head")}:
-        alike = [weights.blocks.get(block, {}).get("correlation", 0.0) for weights in found]
-        if len(found) == len(related) and max(alike) >= ELSEWHERE and sum(r >= LINED_UP for r in alike) == 1:
-            owners.add(alike.index(max(alike)))
-    return sorted(owners)
-
-
-def _and(texts: Sequence[str]) -> str:
-    return " and ".join([", ".join(texts[:-1]), texts[-1]])
 
 
 def _defects(readings: Readings) -> tuple[dict[str, str], set[str]]:

@@ -170,7 +170,7 @@ def _answer(question: Question, options: Options) -> Lineage:
     messages += notes.of_folders(claims, ranked, same)
     return Lineage(
         child=question.asked.ref, requested=question.asked.requested, verdict=concluded, parent=parent,
-        none_probability=verdict.known_none(none, concluded, ranked),
+        none_probability=None if merged else verdict.known_none(none, concluded, ranked),
         candidates=tuple(_dated(question, ranked)), claims=tuple(claims), undeclared=tuple(undeclared),
         notes=(*messages, *skipped(question.models)),
         **options.cost(question.session, known.by_others),

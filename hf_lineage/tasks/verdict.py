@@ -194,10 +194,10 @@ def weigh_claims(
 ) -> tuple[list[Claim], list[str]]:  # fmt: skip
     """Each claim's status, and the parent if no claim names it or may mean it: none is open.
 
-    confirmed: the claimed model is the parent found, or no parent is found, it is as near as any relative, and the
-    weights leave open who came first, which the claim says; contradicted: it was compared and is unrelated; relative:
-    it is related, but another one is the parent or far nearer, or it came later; not_testable: it is not among the
-    compared candidates, or nothing could be concluded about it.
+    confirmed: the claimed model is the parent found, or a source of the merge that was found, or no parent is found, it
+    is as near as any relative, and the weights leave open who came first, which the claim says; contradicted: it was
+    compared and is unrelated; relative: it is related, but another one is the parent or far nearer, or it came later;
+    not_testable: it is not among the compared candidates, or nothing could be concluded about it.
     `circular`: the weights traced are those the claim itself led to.
     """
     compared = [c for c in candidates if c.status == "compared"]
@@ -211,7 +211,7 @@ def weigh_claims(
             status = claim.status
         elif not hits or circular or hits[0].p_value is None or hits[0].relation is None:
             pass
-        elif hits[0].ref == parent:
+        elif hits[0].ref == parent or hits[0].relation == "merge":
             status = "confirmed"
         elif hits[0].relation == "shared_part":
             status = "relative"

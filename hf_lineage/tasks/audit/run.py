@@ -30,7 +30,7 @@ from ...errors import (
     NothingToCompareError,
 )
 from ...report.progress import progress_of
-from ...report.sentences import OPEN
+from ...report.sentences import MERGED, OPEN, sources_of_merge
 from ...sizes import limit_of
 from ...weights.sampling import sample_budget
 from ..options import Options, versions
@@ -241,7 +241,9 @@ class _Auditor:
             best = lineage.candidates[0]
             record = replace(record, p_value=best.p_value, probability=best.probability, relation=best.relation)
             merge = "; the other sources that are named are relatives, as in a merge" if merged else ""
-            return replace(record, reason=("confirmed by the weights" if lineage.parent else OPEN) + merge)
+            sources = {claim.ref for claim in lineage.claims} & sources_of_merge(lineage)
+            confirmed = MERGED if sources else "confirmed by the weights" if lineage.parent else OPEN
+            return replace(record, reason=confirmed + merge)
         return replace(record, reason=record.reason or f"no file names a base; {_kin(lineage) or NOT_FOUND}")
 
     def _candidate(self, claim: str, lineage: Lineage) -> Candidate | None:
