@@ -43,6 +43,11 @@ def test_json_is_one_document_on_stdout(run, folders: Folders, tmp_path: Path) -
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_nothing_typed_is_help(run) -> None:
+    code, out, err = run()
+    assert (code, out) == (2, "") and "hf-lineage trace user/child" in err and "Traceback" not in err
+
+
 def test_the_hub(run, lab: MiniHub) -> None:
     code, out, _ = run("trace", "lab/child", "--json")
     document = json.loads(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import traceback
@@ -90,8 +91,10 @@ def _wants_json(typed: Sequence[str]) -> bool:
 
     >>> _wants_json(["trace", "x", "--json"]), _wants_json(["tree", "--format", "json"]), _wants_json(["trace"])
     (True, True, False)
+    >>> _wants_json([])
+    False
     """
-    pairs = zip(typed, [*typed[1:], ""], strict=True)
+    pairs = itertools.pairwise([*typed, ""])
     return any(word in ("--json", "--format=json") or (word, after) == ("--format", "json") for word, after in pairs)
 
 
