@@ -16,8 +16,9 @@ from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers that wait for each other would spin
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-for _switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # the Hub's client reads them once, when it is imported
-    os.environ.pop(_switch, None)
+if OFFLINE := {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"} & {*os.environ}:  # the Hub's client reads them when imported
+    for name in OFFLINE:
+        del os.environ[name]
 
 import hypothesis
 import pytest

@@ -69,7 +69,13 @@ def town(hub: MiniHub, make_net: Make) -> dict[str, str]:
     add(hub, "lab/merge-0", mean, "lab/parent", "lab/other")
     siblings = make_net(4, parent), make_net(5, parent)
     add(hub, "lab/sibling-2", siblings[1])
-    add(hub, "lab/merge-1", {n: (t + siblings[1][n]) / 2 for n, t in siblings[0].items()}, "lab/sibling", "lab/sibling-2")
+    add(
+        hub,
+        "lab/merge-1",
+        {n: (t + siblings[1][n]) / 2 for n, t in siblings[0].items()},
+        "lab/sibling",
+        "lab/sibling-2",
+    )
     truth |= {"lab/merge-0": "confirmed", "lab/merge-1": "confirmed", "lab/sibling-2": "no_claim"}
     child("liar", "contradicted", 10, parent, "lab/other")
     child("half", "contradicted", 2, parent, "lab/parent", "lab/other")

@@ -177,6 +177,12 @@ class TestLeftOut:
         texts = " ".join(found.notes)
         assert "without an element in the child: 9 of " in texts and "of this architecture" not in texts
 
+    def test_the_rest_of_a_trunk_is_not_the_trunk(self, tmp_path: Path) -> None:
+        """What could be compared of it is equal: that was called "same trunk, other head"."""
+        child = {n: torch.zeros(0) if "mlp" in n else t for n, t in llama(1).items()}
+        best = self.ask(tmp_path, child).candidates[0]
+        assert best.ref == str(tmp_path / "parent") and best.relation not in ("head_changed", "identical")
+
     def test_units_that_both_have_are_tested(self, tmp_path: Path) -> None:
         child = tuned(llama(1), 3, 0.05)
         bulk = {"ema.weight": torch.randn(300, sum(t.numel() for t in child.values()) // 200)}

@@ -231,7 +231,9 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
             which = order(best)[0].lower() + order(best)[1:]
         return f"Almost certainly {name} and this model are parent and child, or close siblings ({others}); {which}"
     if best.first == "candidate":
-        itself = f"Whether it is the parent, or a relative of the parent, stays open (probability {best.probability:.3f})"
+        itself = (
+            f"Whether it is the parent, or a relative of the parent, stays open (probability {best.probability:.3f})"
+        )
         return f"It shares an origin with {name} ({others}). {order(best)} {itself}."
     return f"It shares an origin with {name} ({others}), as models from one random start do too. {order(best)}"
 

@@ -45,6 +45,7 @@ from ..weights.reader import LINED_UP, Readings
 from ..weights.sampling import Plan, make_plan, seeded_random
 from . import verdict
 from .layouts import guess_notes, share_units
+from .notes import of_unused
 from .options import Options
 from .session import Aligned, Question, budget_of, some, unjudged, within
 
@@ -157,6 +158,8 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
     lattices = Lattices()
     packed = {i: _Packed(reading, i) for i in reading.comparison.evidence}
     pairs = [_pair(reading, i, counts, options, lattices, packed[i]) for i in packed]
+    if question.source.skipped or of_unused(question.source, architecture):  # what is equal is not the whole trunk
+        pairs = [replace(pair, trunk=None) for pair in pairs]
     for i, item in reading.comparison.evidence.items():
         if packed[i].rounded:  # rounding makes weights longer, which looks like training
             reading.comparison.evidence[i] = replace(item, origin=None)

@@ -80,7 +80,7 @@ class Weights:
         if options.tree and none is not None:
             judged, none = self._by_tree(reading, judged, none)
         messages = notes.of_unnamed_origin(question, reading.readings)
-        messages += [*notes.of_trace(reading.plan, question.architecture, reading.comparison)]
+        messages += [*notes.of_trace(reading.plan, question.architecture, reading.comparison, question.source)]
         if merge:
             judged = merge.marked(judged)
             messages.append(merge.note(question.source.ref.name, [c.ref for c in judged]))

@@ -144,8 +144,10 @@ def of_one_unreadable(ref: str, *reasons: str) -> Note:
     return join_notes("model_unreadable", reasons).prefixed(f"{ref} could not be read: ")
 
 
-def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparison) -> list[Note]:
-    """For `trace`."""
+def of_trace(
+    plan: Plan, architecture: Architecture, comparison: WeightsComparison, child: Checkpoint
+) -> list[Note]:  # fmt: skip
+    """For `trace`. child: as it is stored."""
     notes = of_memory(plan)
     if plan.sampled:
         notes.append(
@@ -161,6 +163,8 @@ def of_trace(plan: Plan, architecture: Architecture, comparison: WeightsComparis
     notes += _left_out(comparison.child_defects, bad)
     if comparison.evidence and all(item.log10_p is None for item in comparison.evidence.values()):
         why = "none of this architecture are known"
+        if child.skipped:
+            why = "what is left without tensors of unknown dtypes has none"
         if any(reason == "empty" or reason.endswith("is no float") for reason in architecture.left_out.values()):
             why = "what is left without integers and empty tensors has none"
         if architecture.orders:

@@ -59,7 +59,8 @@ class Pair:
     """What else is known of child and candidate; nothing of it depends on the other candidates.
 
     `same_names`: its tensors are exactly the child's, heads included.  `trunk`: the child's trunk as far as it was
-    read, None where rows of it were left out.  `grown`: rows of token tables (child's, its).
+    read, None where rows of it were left out, or tensors that cannot be compared.  `grown`: rows of token tables
+    (child's, its).
     `made`, `undone`: what was done to it to get the child, and the reverse (`edits.summarise_edits`), asked if needed.
     `layers`: how the numbers and positions of their layers differ (`depth.changed_layers`), asked if needed.
     `permutation`: how its hidden units were found in another order, None if they were not; `rescaled`: in another
