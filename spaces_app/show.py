@@ -145,7 +145,7 @@ def facts_of(candidate: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "distance of a weight", _plain(candidate["distance"])
     yield "p-value of this candidate alone", _plain(candidate["p_raw"])
     yield from ((key, _plain(value)) for key, value in candidate["facts"].items() if key != "found_by")
-    yield from (("remark", reason) for reason in reasons_of(candidate))
+    yield from (("reason", reason) for reason in reasons_of(candidate))
     weights = candidate["evidence"].get("weights", {})
     moved = [(name, block.get("moved")) for name, block in weights.get("blocks", {}).items()]
     changes = [f"{name} {value:.3g}" for name, value in moved if value is not None]

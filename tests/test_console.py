@@ -79,7 +79,8 @@ ANSWER = {
 def test_a_terminal_gets_bold_letters_colours_and_links_over_the_same_text() -> None:
     text = (
         "child    lab/child\nverdict  Fine-tuned from lab/base,\n         sure.\n\n> lab/base  0.9\n  ./x  0.1\n"
-        "claim    the card names lab/base-2: contradicted, no sign\nclaim    it names lab/base: confirmed by the weights"
+        "claim    the card names lab/base-2: contradicted, no sign\nclaim    it names lab/base: confirmed by the weights\n"
+        "claim    the card names\n         lab/base: contradicted"
     )
     shown = console.dressed(text, ANSWER)
     plain = re.sub(r"\x1b\]8;;[^\x1b]*\x1b\\|\x1b\[\d*m", "", shown)
@@ -88,6 +89,7 @@ def test_a_terminal_gets_bold_letters_colours_and_links_over_the_same_text() -> 
     assert lines[1].startswith("\x1b[1m") and lines[2].startswith("\x1b[1m") and lines[4].startswith("\x1b[1m")
     assert lines[0] == "child    \x1b]8;;https://huggingface.co/lab/child\x1b\\lab/child\x1b]8;;\x1b\\"
     assert lines[6].startswith("\x1b[31m") and "]8;;" not in lines[6] and lines[7].startswith("\x1b[32m")
+    assert lines[8].startswith("\x1b[31m") and lines[9].startswith("\x1b[31m"), "all lines of a claim"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,14 @@ def test_a_narrow_table_has_names_on_lines_of_their_own() -> None:
     assert table(columns, [["lab/a", "0.5"], ["none of these", ""]], 40, [">", " "]) == [
         "  model", "  p-value", "> lab/a", "      0.5", "  none of these",
     ]  # fmt: skip
+
+
+def test_no_number_is_cut_in_a_narrow_table() -> None:
+    columns = (Column("model", name=True), Column("p-value", right=True), Column("distance", right=True),
+               Column("relation"))  # fmt: skip
+    shown = table(columns, [["lab/a", "<1e-300", "0.0104", "fine-tuned from it"]], 30)
+    assert shown == ["  model", "  p-value distance", "  relation", "  lab/a", "  <1e-300   0.0104",
+                     "  fine-tuned from it"]  # fmt: skip
 
 
 def test_a_paragraph_breaks_at_blanks_and_within_a_word_that_is_too_long() -> None:

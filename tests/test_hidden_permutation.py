@@ -92,6 +92,7 @@ def test_units_that_were_arranged_pass_the_test_and_do_not_agree(tmp_path: Path,
         hl.trace(tmp_path / f"{name}.safetensors", [tmp_path / "victim.safetensors"]) for name in ("child", "forged")
     )
     of_child, of_forger = (answer.candidates[0].facts["agreement"] for answer in (honest, forger))
-    assert of_child["units_agreeing"] == of_child["units"] and "which no arrangement brings about" in honest.explain()
+    assert of_child["units_agreeing"] == of_child["units"]
+    assert "No order that somebody chose brings that about" in honest.explain()
     assert forger.candidates[0].p_value < 1e-9, "a known limit (docs/limits.md)"
     assert of_forger["score"] < 0.1 and "somebody may have put" in forger.explain()

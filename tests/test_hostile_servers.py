@@ -126,7 +126,7 @@ class TestTime:
             with pytest.raises(SystemExit) as caught:
                 main(["trace", "lab/x", "-c", "lab/y", "--timeout", "0.5"])
         said = capsys.readouterr().err
-        assert caught.value.code == 1 and said.startswith("error: The 0.5 seconds that were given are over.")
+        assert caught.value.code == 1 and said.startswith("error: The time limit of 0.5 seconds is over.")
 
 
 class TestSize:

@@ -115,7 +115,7 @@ def test_pictures(layers: LayerLineage, tmp_path: Path) -> None:
     ("method", "words"),
     [
         ("single", "All 6 blocks come from lab/alpha, 6 tuned. That leaves 2 % of the norm unexplained."),
-        ("passthrough", "(passthrough): 6 of lab/beta and 4 of lab/alpha; 6 stood elsewhere there."),
+        ("passthrough", "(passthrough): 6 of lab/beta and 4 of lab/alpha; 6 at another position there."),
         ("linear", "An average of weights (linear): 0.62 lab/alpha and 0.37 lab/beta."),
         ("slerp", "(slerp) from lab/alpha to lab/beta, t = 0.3 ± 0.002."),
         ("task_arithmetic", "lab/alpha, to which changes were added (task arithmetic): 0.6 lab/beta and -0.25 lab/gamma."),

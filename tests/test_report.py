@@ -205,9 +205,9 @@ def test_an_explanation_has_a_line_for_each_question() -> None:
 
     open_ = Order(-0.2, 0.6, 1.0, "growth", 1000, None, "the growth of the rows of 1 k weights leave open who (λ = 0)")
     far = explanation(lineage(candidates=(replace(BEST, facts=facts, order=open_),)))
-    assert "That model came first: the step" in far and "leave open" not in far, "the origin's position told it"
+    assert "That model came first: the change" in far and "leave open" not in far, "the origin's position told it"
     nothing = replace(BEST, facts={**facts, "first": None}, relation="common_origin")
     silent = explanation(lineage("common_origin", (nothing,))).splitlines()
-    assert silent[3].startswith("Who came first? None of the signs") and "λ" not in "".join(silent)
+    assert silent[3].startswith("Who came first? Nothing that could tell it shows") and "λ" not in "".join(silent)
     unsure = explanation(lineage("common_origin", (replace(nothing, order=open_),))).splitlines()
     assert "leave open who (λ = −0.20 ± 0.60" in unsure[3]

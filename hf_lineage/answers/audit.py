@@ -27,7 +27,8 @@ RULES: Mapping[Status, Rule | None] = {
     "contradicted": Rule(
         "contradicted-base-model", "error", "The declared base model is contradicted by the weights",
         "The card, a config, an adapter or a merge recipe names a base model, and the weights show no sign of a common "
-        "origin with it. Check it with `hf-lineage trace MODEL -c BASE --sample all`, which sees through disguises. "
+        "origin with it. Check it with `hf-lineage trace MODEL -c BASE --sample all`, which "
+        "also finds permuted and rescaled hidden units. "
         "Then correct base_model, or upload the weights that were meant.",
     ),
     "undeclared": Rule(

@@ -124,7 +124,9 @@ def _without_address(text: str) -> str:
     """
     match = _LINK.fullmatch(text.strip())
     parts = [unquote(part) for part in match[1].split("/")] if match else []
-    if not parts or parts[0] in _OTHER_PAGES:
+    if parts and parts[0] in _OTHER_PAGES:
+        raise ReferenceSyntaxError(f"Expected the address of a model's page, got {text[:120]!r}, which is no model's.")
+    if not parts:
         return text
     pages = ("tree", "blob", "resolve", "raw", "commit", "discussions", "commits")
     at = next((i for i in (1, 2) if len(parts) > i and parts[i] in pages), len(parts))

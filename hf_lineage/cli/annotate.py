@@ -71,7 +71,7 @@ def annotate(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], wi
     for text in note.notes:
         say(f"note: {text}")
     if note.url and not note.changed:
-        say("It is said there already: nothing was sent.")
+        say("The card says it already: nothing was sent.")
     show(note, form, [note.url])
     if out and note.changed:
         note.save(out)

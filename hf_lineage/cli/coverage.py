@@ -11,7 +11,7 @@ from .output import formats, is_first, look_for, show
 
 @click.command()
 @click.argument("ref")
-@click.option("--check", is_flag=True, help="Hold the units against the code of transformers, timm or diffusers, too.")
+@click.option("--check", is_flag=True, help="Check the units against the code of transformers, timm or diffusers, too.")
 @click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True).")
 @formats
 def coverage(ref: str, form: str, **options: Any) -> None:

@@ -23,6 +23,7 @@ from .output import MODES, VERBOSE, mode
     show_default=True,
     help="human: for a terminal; agent: Markdown; json: title, sentence and background of each figure.",
 )
+@click.option("--json", "form", flag_value="json", help="The same as --format json.")
 @VERBOSE
 def explain(file: Path | None, form: str) -> None:
     """Say in sentences what the figures of an answer mean: of FILE, as --json printed it, or of your last answer.

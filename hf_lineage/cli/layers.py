@@ -44,7 +44,7 @@ def layers(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], prob
            recipe: Path | None, subfolder: str | None, **options: Any) -> None:  # fmt: skip
     """Find which block of CHILD came from where, and in what proportion.
 
-    For merged models: blocks put together from several, weighted averages, slerp, task arithmetic. CHILD and REF
+    For merged models: blocks put together from several, weighted averages, slerp, task arithmetic. CHILD and BASE
     are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~.
 
     \b

@@ -144,7 +144,7 @@ def _end_after(context: click.Context, _option: click.Parameter, seconds: float 
     """Let an error end the command when the time is over; threads that still wait for a server are not waited for."""
     if seconds is None:
         return
-    text = f"The {seconds:g} seconds that were given are over."
+    text = f"The time limit of {seconds:g} seconds is over."
 
     def stop(*_: object) -> None:
         raise TimeOverError(text, "Give it more time (--timeout), or read less (--sample).")
@@ -286,7 +286,7 @@ QUESTION = (
     click.option(
         "--subfolder",
         metavar="FOLDER",
-        help="Where the weights lie in CHILD and in each REF: unet, transformer, … (the same as org/name/FOLDER).",
+        help="Where the weights lie in CHILD and in each BASE: unet, transformer, … (the same as org/name/FOLDER).",
     ),
     click.option(
         "--evidence",

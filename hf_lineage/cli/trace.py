@@ -40,7 +40,11 @@ if TYPE_CHECKING:
     default=None,
     help="Whether the tree of all relatives says which is the parent. Default: where candidates are searched for.",
 )
-@click.option("--older", is_flag=True, help="You know that the candidates are older: taken where no order shows.")
+@click.option(
+    "--older",
+    is_flag=True,
+    help="Say that the candidates are older than CHILD: it counts where the weights show no order.",
+)
 @click.option(
     "--prior",
     type=float,
@@ -66,7 +70,7 @@ def trace(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], evide
           html: Path | None, subfolder: str | None, **options: Any) -> None:  # fmt: skip
     """Find the parent of CHILD among candidates.
 
-    CHILD and REF are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~.
+    CHILD and BASE are Hub repo ids (org/name, org/name@revision) or paths, which start with ./ or / or ~.
     A token comes from `hf auth login` or HF_TOKEN.
 
     \b

@@ -12,7 +12,8 @@ from .output import bar, is_first, with_options
 OPTIONS = (
     click.option(
         "--family", "families", multiple=True, required=True, metavar="PATH", type=click.Path(path_type=Path),
-        help="Who is whose: a table (.json, .csv) of folders or repo ids, or a folder that `demo` wrote; repeat it.",
+        help="Which child has which parent: a table (.json, .csv) of folders or repo ids, or a folder "
+        "that `demo` wrote; repeat it.",
     ),
     click.option("--collection", metavar="SLUG", help="Models of a Hub collection, as further candidates of a table."),
     click.option(

@@ -249,7 +249,8 @@ class Hub:
         """Say that the Hub asks to wait. Raises `HubUnavailableError` where that is too long."""
         if wait > min(MAX_WAIT + 1, self.ends - time.monotonic()):
             raise HubUnavailableError(
-                f"{what}: the Hub asks to wait {wait - 1:,.0f} seconds, longer than is waited.", "Try again later."
+                f"{what}: the Hub asks to wait {wait - 1:,.0f} seconds, longer than this program waits.",
+                "Try again later.",
             )
         _LOG.warning("Rate limited. Waiting %.0f s before %s is asked for again.", wait, what)
 

@@ -13,7 +13,7 @@ from .text import commit_text, cost_text
 from .words import relation_words
 
 NEXT = "Offer what both may come from, too: hf-lineage trace A B BASE, or hf-lineage tree A B BASE."
-UNDONE = "Nothing that was done to one of them is known."
+UNDONE = "What was done to either of them is not known."
 
 
 def table(answer: Comparison, width: int = WIDTH) -> str:

@@ -36,7 +36,7 @@ def terminal_width() -> int:
 
 
 class Column(NamedTuple):
-    """A column of a table. `name`: of models, shortened in the middle where there is not enough room."""
+    """A column of a table. `name`: of models, which get lines of their own where there is not enough room."""
 
     head: str
     right: bool = False
@@ -62,7 +62,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int, 
 
     Cells hold printable text of one line. `marks`: a sign in front of each row. Where the names of the first column do
     not fit, they lose the folder that all of them begin with, which a line below the table tells; where that is not
-    enough a name stands above its row; in less than `NARROW` columns all do.
+    enough a name stands above its row; in less than `NARROW` columns all do. No name and no number is cut.
     """
     body = [list(row) for row in rows]
     cut = ""
@@ -92,13 +92,33 @@ def row_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: i
         named = zip(rows, lines, long, strict=True)
         return [[head], *([*folded(row[0], width), line] if above else [line] for row, line, above in named)]
     named_at = [i for i, column in enumerate(columns) if column.name]
-    rest = [i for i, column in enumerate(columns) if not column.name]
-    below = _grid([columns[i] for i in rest], [[row[i] for i in rest] for row in rows], width)
     every = [[column.head for column in columns], *rows]
-    return [
-        [*(line for i in named_at if row[i] for line in folded(row[i], width)), *([line] if line else [])]
-        for line, row in zip(below, every, strict=True)
+    below = [
+        _grid([columns[i] for i in part], [[row[i] for i in part] for row in rows], width)
+        for part in _parts(columns, rows, width)
     ]
+    first = columns[0].name  # else the names stand below the rest, a little to the right
+    lead = "" if first else "  "
+    found = []
+    for row, *rest in zip(every, *below, strict=True):
+        names = [lead + line for i in named_at if row[i] for line in folded(row[i], width - len(lead))]
+        others = [line for line in rest if line]
+        found.append(names + others if first else others + names)
+    return found
+
+
+def _parts(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """The columns without names in as few lines as hold them, so that no number is cut."""
+    parts: list[list[int]] = []
+    left = -1
+    for i, column in enumerate(columns):
+        if not column.name:
+            whole = max(map(cells, (column.head, *(row[i] for row in rows))))
+            if not parts or left < whole + 1:
+                parts, left = [*parts, []], width + 1
+            parts[-1].append(i)
+            left -= whole + 1
+    return parts
 
 
 def _fits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> bool:
@@ -108,14 +128,14 @@ def _fits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) 
 
 
 def _beside(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> int:
-    """Columns that all but the first take at least, with their gaps; those of names may give up their middle."""
+    """Columns that all but the first take, with their gaps."""
+    wholes = [max(map(cells, (column.head, *(row[i] for row in rows)))) for i, column in enumerate(columns)]
+    return sum(wholes[1:]) + _gap(sum(wholes), len(columns), width) * (len(columns) - 1)
 
-    def needed(i: int) -> int:
-        whole = max(map(cells, (columns[i].head, *(row[i] for row in rows))))
-        return min(whole, LEAST_NAME) if columns[i].name else whole
 
-    gap = 2 if width >= NARROW else 1
-    return sum(needed(i) + gap for i in range(1, len(columns)))
+def _gap(content: int, columns: int, width: int) -> int:
+    """Blanks between columns: two, or one where the page is narrow or nothing else would fit."""
+    return 2 if width >= NARROW and content + 2 * (columns - 1) <= width else 1
 
 
 def labelled(label: str, text: str, width: int, again: str = "") -> list[str]:
@@ -132,11 +152,13 @@ def labelled_table(label: str, columns: Sequence[Column], rows: Iterable[Sequenc
 
 def _grid(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> list[str]:
     """One line for the heads and one for each row."""
-    gap = 2 if width >= NARROW else 1
+    body = [list(row) for row in rows]
+    wholes = [max(map(cells, (column.head, *(row[i] for row in body)))) for i, column in enumerate(columns)]
+    gap = _gap(sum(wholes), len(columns), width)
     grid = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False, header_style="")
     for column in columns:
         grid.add_column(Text(column.head), justify="right" if column.right else "left", no_wrap=not column.name)
-    for row in rows:
+    for row in body:
         grid.add_row(*(_Name(cell) if column.name else Text(cell) for cell, column in zip(row, columns, strict=True)))
     return _lines(grid, width)
 
@@ -173,15 +195,27 @@ def dressed(text: str, answer: Mapping[str, Any]) -> str:
     """
     links = {name: page_of(name) for name in sorted(_hub_names(answer), key=len, reverse=True)}
     pattern = "|".join(map(re.escape, links))
-    lines, bold = [], False
-    for line in text.splitlines():
-        bold = line.startswith(HEADLINES) or (bold and line.startswith("         "))
-        tone = next((tone for word, tone in TONES.items() if line.startswith("claim ") and f": {word}" in line), "")
-        tone = BOLD if bold or line.startswith("> ") else tone
-        if pattern:
-            line = re.sub(rf"(?<![\w./-])({pattern})(?![\w/-]|\.\w)", lambda m: _link(m[0], links[m[0]]), line)
-        lines.append(f"{tone}{line}{OFF}" if tone else line)
+    lines = []
+    for paragraph in _paragraphs(text):
+        whole = " ".join(line.strip() if i else line for i, line in enumerate(paragraph))
+        tone = next((tone for word, tone in TONES.items() if whole.startswith("claim ") and f": {word}" in whole), "")
+        tone = BOLD if whole.startswith((*HEADLINES, "> ")) else tone
+        for line in paragraph:
+            if pattern:
+                line = re.sub(rf"(?<![\w./-])({pattern})(?![\w/-]|\.\w)", lambda m: _link(m[0], links[m[0]]), line)
+            lines.append(f"{tone}{line}{OFF}" if tone else line)
     return "\n".join(lines)
+
+
+def _paragraphs(text: str) -> list[list[str]]:
+    """The lines of a text, each labelled one together with those that go on below it."""
+    found: list[list[str]] = []
+    for line in text.splitlines():
+        if found and line.startswith(" " * 9) and found[-1][0].strip():
+            found[-1].append(line)
+        else:
+            found.append([line])
+    return found
 
 
 def _link(text: str, address: str) -> str:

@@ -90,11 +90,13 @@ def _of_blocks(answer: LayerLineage) -> Iterator[Figure]:
 def _of_edges(answer: Phylogeny) -> Iterator[Figure]:
     for edge in answer.edges[:MOST_EDGES]:
         sure = (
-            ""
-            if edge.probability is None
-            else f" That they are neighbours has a probability of {edge.probability:.3f}."
+            "" if edge.probability is None else f" The probability that they are neighbours is {edge.probability:.3f}."
         )
-        order = f" That {printable(edge.parent)} came first has one of {edge.direction:.3f}." if edge.direction else ""
+        order = (
+            f" The probability that {printable(edge.parent)} came first is {edge.direction:.3f}."
+            if edge.direction
+            else ""
+        )
         order = order if edge.directed else f" {UNDIRECTED[0].upper()}{UNDIRECTED[1:]}."
         far = f" Their relative distance is {number_text(edge.distance)}." if edge.distance is not None else ""
         title = f"{printable(edge.parent)} {'→' if edge.directed else '–'} {printable(edge.child)}"

@@ -303,7 +303,7 @@ def _parents(blocks: list[BlockOrigin], name: Show) -> str:
     parts = [f"{count} of {name(ref)}" for ref, count in counts.most_common()]
     moved, lost = sum(block.moved for block in blocks), sum(block.parent is None for block in blocks)
     parts += [f"{lost} from none of them"] if lost else []
-    return listed_text(parts) + (f"; {moved} stood elsewhere there" if moved else "")
+    return listed_text(parts) + (f"; {moved} at another position there" if moved else "")
 
 
 def _share(weight: float) -> str:

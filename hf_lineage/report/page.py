@@ -128,7 +128,11 @@ def _picture(answer: Any) -> tuple[str, str]:
         return "", ""
     if not isinstance(answer, LayerLineage | Phylogeny):
         return "", ""
-    says = "The tree" if isinstance(answer, Phylogeny) else "Whose each block is, and from where it moved"
+    says = (
+        "The tree"
+        if isinstance(answer, Phylogeny)
+        else "Which model each block comes from, and which block it was there"
+    )
     drawn = io.BytesIO()
     answer.plot().savefig(drawn, dpi=150, format="png")
     return "data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode(), says

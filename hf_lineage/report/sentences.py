@@ -26,8 +26,8 @@ CLAIMS = {
     "not_understood": "not understood as the id of a model on the Hub",
 }
 SILENT = (
-    "None of the signs that could tell it shows: roundings, weights that low precision held back, what is remembered "
-    "of a coarser format, a low-rank step, the growth of rows, weight decay, or a move far from the origin."
+    "Nothing that could tell it shows: no roundings, no weights that low precision held back, no remains of a coarser "
+    "format, no low-rank step, no growth of rows, no weight decay, no move far from the origin."
 )
 MERGED = "confirmed by the weights, as a source of the merge"
 OPEN = "confirmed, as far as weights go: a common origin, and no sign against it"
@@ -315,7 +315,7 @@ def _relative(candidate: Candidate) -> str:
 def order(candidate: Candidate) -> str:
     """Who came first, or that it does not show."""
     if candidate.order_taken:
-        return "Whoever asked said that that model came first; the weights do not show it."
+        return "That model came first, as the caller said; the weights do not show it."
     if candidate.relation in ("identical", "head_changed"):
         return "Which of the two came first does not show: what they share is equal."
     if candidate.relation == "merge":
@@ -340,7 +340,7 @@ def order(candidate: Candidate) -> str:
             "would not have."
         )
     if candidate.first == "candidate":
-        return "That model came first: the step to this one is not part of it."
+        return "That model came first: the change shows in this one only."
     return "Which of the two came first does not show."
 
 
@@ -371,12 +371,14 @@ def arranged(candidate: Candidate) -> str:
     """What p assumes of the places of hidden units, and what was looked at beyond it."""
     found = candidate.facts.get("agreement")
     if not found:
-        return "It assumes that nobody arranged the hidden units, which was not looked into."
+        return "It assumes that nobody put the hidden units in this order on purpose, which was not checked."
     agree = f"{found['units_agreeing']:,} of {found['units']:,} hidden units"
     if found["score"] >= AGREEING:
-        return f"Matched without regard to their places, twice, {agree} agree, which no arrangement brings about."
+        matched = f"Matched twice without regard to their positions, {agree} agree."
+        return f"{matched} No order that somebody chose brings that about."
     return (
-        "It assumes that nobody arranged the hidden units. Matched without regard to their places, twice, only "
+        "It assumes that nobody put the hidden units in this order on purpose. Matched twice without regard to their "
+        "positions, only "
         f"{agree} agree: somebody may have put the units of an unrelated model in this order, or training went far."
     )
 

@@ -78,7 +78,7 @@ def of_layers(
     """For `trace_layers`. in_order: the candidates whose hidden units were put in the child's order."""
     notes = [*_left_out(*_defects(readings)), *of_memory(plan)]
     if plan.sampled:
-        share = f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may differ."
+        share = f"A sample was read: {100 * plan.share:.2g} % of the weights; what is equal in it may differ elsewhere."
         notes.append(Note("sampled", share))
     notes += [of_units_in_order(ref, found) for ref, found in in_order.items()]
     untested = [
@@ -135,7 +135,7 @@ def of_unread(candidates: Sequence[Candidate]) -> list[Note]:
     unread = [c.ref for c in candidates if c.status == "unreadable"]
     if not unread or len(unread) == len(candidates):
         return []
-    text = f"{some(unread)} could not be read: whatever is said here says nothing of {'them' if unread[1:] else 'it'}."
+    text = f"{some(unread)} could not be read: this answer says nothing of {'them' if unread[1:] else 'it'}."
     return [Note("model_unreadable", text)]
 
 

@@ -117,7 +117,7 @@ class Options:
 
         def report(done: int, total: int, what: str) -> None:
             if time.monotonic() > self.ends:
-                raise TimeOverError(f"The {self.timeout:g} seconds that were given are over.", *MORE_TIME)
+                raise TimeOverError(f"The time limit of {self.timeout:g} seconds is over.", *MORE_TIME)
             if progress is not None:
                 progress(done, total, what)
 

@@ -136,8 +136,8 @@ def _single_origins(
         )
         return None, tuple(origins), {}, (lost,)
     plain = len(refs) == 1 and not moved
-    who = "the same candidate, in its own place" if plain else f"of {len(refs)} candidate{'s' * (len(refs) > 1)}"
-    who += f", and {moved} stood elsewhere there" * (moved > 0)
+    who = "the same candidate, at its own position" if plain else f"of {len(refs)} candidate{'s' * (len(refs) > 1)}"
+    who += f", and {moved} at another position there" * (moved > 0)
     who += "".join(f"; the {end.block} is {end.parent}'s" for end in ends)
     why = [f"{which} {'has' if len(traced) == len(inner) else 'have'} one origin, {who}"]
     shared = float(np.mean([origin.facts.get("by_relatives", 0.0) for origin in traced]))
