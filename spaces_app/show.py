@@ -107,7 +107,7 @@ def error_html(message: str, repo: str = "") -> str:
 
 
 def note_html(text: str, link: str = "") -> str:
-    """A remark of the page; `link` is an address on the Hub."""
+    """A note of the page; `link` is an address on the Hub."""
     return page("note", text=text, link=link)
 
 
