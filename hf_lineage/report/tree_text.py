@@ -202,7 +202,7 @@ def table(phylogeny: Phylogeny, width: int = WIDTH) -> str:
         lines += labelled("group    ", about(phylogeny, drawn, tops), width)
         lines += [*(line for row in rows for line in page.lines(row)), ""]
     lines += ["no relatives in this set:"] * bool(drawn.alone)
-    lines += [f"  {shorten(page.called(node), width - 2)}" for node in drawn.alone]
+    lines += [line for node in drawn.alone for line in labelled("  ", page.called(node), width)]
     for ref, why in phylogeny.left_out.items():
         lines += labelled("left out ", printable(ref), width)
         lines += labelled(" " * 9, printable(why), width)
@@ -285,15 +285,15 @@ class _Page:
             where = f", below {self.called(place)}" if place not in ("", row.above) else ", drawn elsewhere"
             text = self.called(row.node)
             text += where * (cells(text + where) <= room - 2)
-            yield from self.numbered(f"{lead}({shorten(text, room - 2)})", row)
+            yield from self.numbered(lead, f"({text})", row)
             return
-        yield from self.numbered(lead + shorten(self.called(row.node), room), row)
+        yield from self.numbered(lead, self.called(row.node), row)
         under = self.under(row)
         if row.node in drawn.merged:
             text = made_of(drawn.merged[row.node], self.called)
             yield from labelled(under, text, self.width, under)
         for copy in drawn.copies[row.node]:
-            yield f"{under}= {shorten(self.called(copy), self.width - len(under) - 2)}"
+            yield from labelled(f"{under}= ", self.called(copy), self.width, f"{under}  ")
 
     @property
     def room(self) -> int:
@@ -304,13 +304,15 @@ class _Page:
         """What stands in front of further lines about a node."""
         return " " * len(_deep(row)) + _upright((*row.bars[-DEEP:], row.more))
 
-    def numbered(self, text: str, row: Row) -> Iterator[str]:
-        """A node with the numbers of its edge: beside it, or below it where the page is narrow."""
-        if self.width >= NARROW:
-            yield self.aligned(text, row.edge)
+    def numbered(self, lead: str, text: str, row: Row) -> Iterator[str]:
+        """A node with the numbers of its edge: beside it, or below it where the page is narrow or its name long."""
+        if self.width >= NARROW and cells(lead + text) <= self.room:
+            yield self.aligned(lead + text, row.edge)
             return
-        yield text.rstrip()
-        if row.edge is not None:
+        yield from labelled(lead, text, self.width, self.under(row)[: len(lead)])
+        if row.edge is not None and self.width >= NARROW:
+            yield self.aligned(self.under(row), row.edge)
+        elif row.edge is not None:
             numbers = " ".join(_numbers(row.edge)[head] for head, _ in self.columns)
             yield self.under(row)[: max(0, self.width - len(numbers))] + numbers
 
