@@ -24,7 +24,11 @@ from .sentences import candidate_name, headline, hidden, order
 NOT_MEASURED = (
     "How often this is said of unrelated models was not measured; it is only said of models that are related."
 )
-SIBLINGS = "parent", "sibling and base", "sibling alone", "grandparent alone", "uncle and base", "nephew and base"
+OFFERED = {  # what of a child's relatives was offered, in the questions about who came first
+    "parent": "the parent", "sibling and base": "a sibling and the base of both", "sibling alone": "a sibling alone",
+    "grandparent alone": "the grandparent alone", "uncle and base": "a sibling of the parent and the base of both",
+    "nephew and base": "a child of a sibling and the base of all",
+}  # fmt: skip
 
 
 class Figure(NamedTuple):
@@ -131,16 +135,16 @@ def _correlation(value: float) -> Figure:
 
 def _first(best: Candidate) -> Figure:
     table = background()["order"]["table"]
-    wrong = sum(table[name]["wrong"] for name in SIBLINGS)
-    asked = sum(sum(table[name].values()) for name in SIBLINGS)
-    worst = max(SIBLINGS, key=lambda name: table[name]["wrong"])
+    wrong = sum(table[name]["wrong"] for name in OFFERED)
+    asked = sum(sum(table[name].values()) for name in OFFERED)
+    worst = max(OFFERED, key=lambda name: table[name]["wrong"])
     decides = best.order is not None and best.order.radius is not None  # else it was measured, and told nothing
     shown = best.order if decides else None
     drawn = drawings.order(shown.position, shown.stderr or 0.0) if shown and shown.position is not None else ""
     return Figure(
         "Who came first?", order(best),
         f"Of {asked} measured questions about light fine-tunes whose truth is known {wrong} were answered with a wrong "
-        f"parent, {table[worst]['wrong']} of these where only {worst} of the child were offered "
+        f"parent, {table[worst]['wrong']} of these where {OFFERED[worst]} were offered, and not the parent "
         f"({_source(background()['order'])}). Between unrelated models the question has no answer.",
         drawn,
     )  # fmt: skip
