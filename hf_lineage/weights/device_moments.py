@@ -85,11 +85,10 @@ def _together(slices: Sequence[Rows], device: torch.device, fourth: bool, relati
         if kind < len(sums):
             table[:, 0, :] = table[:, :, 0] = sums[kind].T
             table[:, range(models), range(models)] = sums[kind + 1].T
-    made = [Moments(count, gram[k], sums[2, :, k], squares[k]) for k in range(len(slices))]
-    return [
-        None if len(doubtful(m)) and lost_rows(one, m) else with_copies(m, one)
-        for m, one in zip(made, slices, strict=True)
-    ]
+    made: list[Moments | None] = [Moments(count, gram[k], sums[2, :, k], squares[k]) for k in range(len(slices))]
+    for k in map(int, np.flatnonzero(doubtful(sums[1], count).any(axis=0))):
+        made[k] = None if lost_rows(slices[k], Moments(count, gram[k], sums[2, :, k], squares[k])) else made[k]
+    return [m and with_copies(m, one) for m, one in zip(made, slices, strict=True)] if models > 2 else made
 
 
 def _taken(pieces: Rows, device: torch.device) -> torch.Tensor:
@@ -117,10 +116,11 @@ def _runs(pieces: Rows) -> Iterator[torch.Tensor]:
 def _with_pivot(rows: Sequence[torch.Tensor], sums: bool) -> torch.Tensor:
     """Of every `ROW` entries of each row the product with the pivot's, with themselves, and their sum:
     (2 or 3, M, K, n / ROW)."""
-    made = [
-        torch.stack([(row * rows[0]).sum(-1), (row * row).sum(-1), *([row.sum(-1)] if sums else [])]) for row in rows
-    ]
-    return torch.stack(made, 1)
+    made = []
+    for i, row in enumerate(rows):
+        own = (row * row).sum(-1)
+        made += [(row * rows[0]).sum(-1) if i else own, own, *([row.sum(-1)] if sums else [])]
+    return torch.stack(made).unflatten(0, (len(rows), -1)).transpose(0, 1)
 
 
 def _among(rows: Sequence[torch.Tensor], chosen: Sequence[Sequence[int]]) -> np.ndarray:

@@ -157,15 +157,15 @@ def _without_broken(moments: Moments) -> Moments:
     return moments
 
 
-def doubtful(moments: Moments) -> np.ndarray:
-    """The rows whose squares float32 may not hold, ascending; those of zeros among them."""
-    squares, count = np.diag(moments.gram), moments.count
-    return np.flatnonzero(~((squares >= SMALLEST * count) & (squares <= LARGEST * count)))
+def doubtful(squares: np.ndarray, count: int) -> np.ndarray:
+    """Whether float32 may not hold the squares that were summed over so many entries; true also of zeros and NaN."""
+    return ~((squares >= SMALLEST * count) & (squares <= LARGEST * count))
 
 
 def lost_rows(rows: Sequence[torch.Tensor], moments: Moments) -> set[int]:
     """The rows of which float32 may have lost squares; all of them where it lost the pivot's."""
-    lost = {int(i) for i in doubtful(moments) if i == 0 or not _equal(rows[0], rows[i])}
+    outside = map(int, np.flatnonzero(doubtful(np.diag(moments.gram), moments.count)))
+    lost = {i for i in outside if i == 0 or not _equal(rows[0], rows[i])}
     if 0 in lost and bool(rows[0].any()):
         return {*range(len(rows))}
     return lost - {0}
