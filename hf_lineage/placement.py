@@ -62,6 +62,11 @@ class Memory:
         """Bytes that they may take where a model has many layers, so that each can be tested."""
         return self.total // 2 // models
 
+    @property
+    def given_back(self) -> int:
+        """Bytes that are worked on until freed memory is given back to the system."""
+        return self.total // 8
+
     def batch(self, models: int, devices: Sequence[torch.device]) -> int:
         """Bytes of the child that are read at once, for these devices; another batch is worked on, and a candidate may
         be stored in wider numbers. Accelerators get all that slices may take: short calls cost them more than the

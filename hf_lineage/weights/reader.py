@@ -20,7 +20,7 @@ import torch
 
 from ..answers.base import Progress
 from ..architecture.align import Alignment
-from ..checkpoints.buffers import BUFFERS, pinned
+from ..checkpoints.buffers import BUFFERS, give_back, pinned
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import LineageError
@@ -257,7 +257,7 @@ class _Reader:
         child, count = self.models[0], len(self.models)
         span_of = {piece: i for i, span in spans.items() for piece in span}
         sums: dict[int, Sums] = {}
-        done, total = 0, sum(bytes_of(child, piece) for piece in span_of)
+        done, freed, total = 0, 0, sum(bytes_of(child, piece) for piece in span_of)
         limit = self.memory.batch(count, self.devices)
         parts = max(1, min(MOST_READING, THREADS.count) // count) if is_accelerated(self.devices) else 1
         with (
@@ -274,7 +274,11 @@ class _Reader:
                 for piece, found in zip(batch, measured, strict=True):
                     span = span_of[piece]
                     sums[span] = _added([sums[span], found]) if span in sums else found
-                done += sum(bytes_of(child, piece) for piece in batch)
+                size = sum(bytes_of(child, piece) for piece in batch)
+                done, freed = done + size, freed + size * count
+                if freed >= self.memory.given_back:
+                    freed = 0
+                    give_back()
                 if progress:
                     progress(done, total, f"{batch[-1].name}, {count} models")
         return sums
