@@ -124,6 +124,11 @@ class Candidate:
         """Whether its hidden units had to be put in order before they could be compared."""
         return "disguise" in self.facts
 
+    @property
+    def arranged(self) -> bool:
+        """Whether its hidden units are alike in their places only: nothing is concluded from its p-value."""
+        return self.relation is None and "copied" in self.facts
+
     def row(self) -> dict[str, Any]:
         """Its names and numbers without what they rest on: a flat row of a table."""
         names = ("ref", "requested", "revision", "status", "probability", "p_value", "log10_p", "distance", "relation")

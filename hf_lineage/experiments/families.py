@@ -403,21 +403,21 @@ def optimise(model: nn.Module, task: Task, recipe: dict[str, Any], head: str) ->
         optimizer.step()
 
 
-def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
+def logits(model: nn.Module, inputs: Tensor) -> Tensor:
     """(batch, classes), or (batch, length, vocabulary) for causal text."""
     outputs = model(inputs)
     return outputs if isinstance(outputs, Tensor) else outputs.logits
 
 
 def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(_logits(model, inputs).flatten(0, -2), labels.flatten())
+    return F.cross_entropy(logits(model, inputs).flatten(0, -2), labels.flatten())
 
 
 @torch.no_grad()
 def _quality(model: nn.Module, task: Task) -> dict[str, float]:
     """Accuracy, or for causal text the test loss in nats beside that of the best guess without context."""
     if task.test_y.ndim == 1:
-        right = _logits(model, task.test_x).argmax(dim=-1) == task.test_y
+        right = logits(model, task.test_x).argmax(dim=-1) == task.test_y
         return {"accuracy": round(right.float().mean().item(), 4)}
     counts = torch.bincount(task.train_y.flatten(), minlength=task.classes) + 1
     unigram = -(counts / counts.sum()).log()[task.test_y].mean().item()

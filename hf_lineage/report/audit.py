@@ -26,6 +26,7 @@ SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 TABLE = (
     Column("status"), Column("model", name=True), Column("names", name=True), Column("p-value", right=True),
 )  # fmt: skip
+ASSUMES = "models trained separately, from starts of their own, whose hidden units nobody arranged"
 COLUMNS = ("status", "model", "revision", "claims", "parent", "p_value", "probability", "relation", "reason")
 
 
@@ -144,6 +145,7 @@ def _result(record: AuditRecord, finding: Finding, index: int, place: Place | No
         "base": finding.base,
         "parent": record.parent,
         **figures,
+        "p_value_assumes": None if finding.p_value is None else ASSUMES,
     }
     return {
         "ruleId": rule.id,

@@ -15,6 +15,7 @@ from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
 from ..errors import MissingExtraError
 from .section import at_commit, candidate_of, essentials, hub_repo, sources
+from .sentences import assumption
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
@@ -106,6 +107,7 @@ def _figures(lineage: Lineage, digests: Mapping[str, str] | None) -> Iterator[tu
         figures |= {
             name: getattr(parent, name) for name in ("relation", "probability", "p_value", "log10_p", "distance")
         }
+    figures["p_value_assumes"] = assumption(parent) or None
     for name, value in figures.items():
         if value is not None:
             yield name, f"{value:.9g}" if isinstance(value, float) else str(value)

@@ -23,7 +23,7 @@ from .layers import MERGES, redone_text, unexplained
 from .layers import markdown as layers_markdown
 from .layers import sentence as layers_sentence
 from .privacy import is_local
-from .sentences import Show, claim_text, sentence
+from .sentences import Show, assumption, claim_text, sentence
 from .words import relation_words
 
 START, END = MARK.decode(), "<!-- hf-lineage:end -->"
@@ -58,7 +58,8 @@ def section(
         *_listed([*_claims(lineage), *notes, *_notes(lineage, layers)]),
         *_reproduce(lineage, layers),
         "The p-value is the chance of such an agreement between models that were trained separately, from starts of "
-        "their own. It does not tell a parent from another relative, nor whether anything was permitted.",
+        "their own. It does not tell a parent from another relative, nor whether anything was permitted."
+        + (f" {assumed}" if (assumed := assumption(next(iter(lineage.candidates), None))) else ""),
         "",
     ]
     data = essentials(lineage, layers)

@@ -14,6 +14,10 @@ from .format import count_text, listed_text, p_text, short
 
 Show = Callable[[str], str]
 AGREEING = 0.3  # share of units matched alike twice from which models are related (weights/unit_matching.py)
+UNLIKE = (
+    "13,873 pairs of unrelated models none reached 4 %",
+    "7,227 pairs of unrelated models, turned likewise, none reached 3 %",
+)
 CLOSE = 0.1  # change relative to the norm below which two models are no two trainings from one random start
 FORMATS = {"F16": "half-precision", "BF16": "bfloat16"}
 ONE_WAY = ("cast", "quantized", "pruned", "resized")
@@ -105,6 +109,9 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
             f"Undecided: by features alone it is most like {name} (match {best.probability:.3f} among "
             f"{len(compared)}); that tells the nearest candidate, not whether the two are related."
         )
+    if best.arranged:
+        passed = f"{name} passes the test for a common origin ({others}), but not where units may be arranged."
+        return f"Undecided: {passed} {arranged(best)} {_added(best)}"
     if best.p_value is None:
         return f"Undecided: the test for a common origin does not apply. Nearest in distance: {name}."
     return f"Undecided: the evidence singles out none of {len(compared)} candidates. First of them: {name}."
@@ -212,6 +219,8 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
         return f"It shares an origin with {name} ({others}). {order(best)}"
     if best.disguised:
         how = "with its hidden units in another order or scale"
+        if best.facts["disguise"].get("rotated"):
+            how = "its residual stream rotated and its hidden units maybe in another order or scale"
         found = f"It shares an origin with {name} ({others}), {how}: {hidden(best)}."
         close = "Almost certainly they are parent and child, or close siblings." if moved <= CLOSE else ""
         return " ".join(filter(None, (found, close, order(best))))
@@ -363,7 +372,7 @@ def hidden(candidate: Candidate) -> str:
     facts = candidate.facts["disguise"]
     return (
         f"{facts['units_agreeing']:,} of {facts['units']:,} hidden units, put in order again by their inputs, agree by "
-        "their outputs (of 13,873 pairs of unrelated models none reached 4 %)"
+        f"their outputs (of {UNLIKE[bool(facts.get('rotated'))]})"
     )
 
 
@@ -377,10 +386,22 @@ def arranged(candidate: Candidate) -> str:
         matched = f"Matched twice without regard to their positions, {agree} agree."
         return f"{matched} No order that somebody chose brings that about."
     return (
-        "It assumes that nobody put the hidden units in this order on purpose. Matched twice without regard to their "
-        "positions, only "
-        f"{agree} agree: somebody may have put the units of an unrelated model in this order, or training went far."
+        f"Matched twice without regard to their positions, only {agree} agree, as in unrelated models: somebody may have "
+        "put the units of an unrelated model in this order."
     )
+
+
+def assumption(candidate: Candidate | None) -> str:
+    """What the p-value of a related candidate assumes, in one line; "" where there is none, or its units were put in
+    order."""
+    if candidate is None or candidate.p_value is None or candidate.disguised:
+        return ""
+    return "" if candidate.relation in (None, "none", "identical") else arranged(candidate)
+
+
+def _added(candidate: Candidate) -> str:
+    """What share of a candidate an addition of it would have had."""
+    return f"Or {100 * candidate.facts['copied']['weight']:.2g} % of that model may have been added to it."
 
 
 def candidate_name(candidate: Candidate) -> str:

@@ -34,15 +34,19 @@ from ..weights.edits import (
 )
 from ..weights.evidence import WeightsComparison, compare_weights
 from ..weights.hidden_permutation import (
+    ALIKE,
     HiddenPermutation,
     agreement_of,
     alike,
+    copied_rows,
     detect_permutation,
+    detect_rotation,
     mantel_applies,
     undo_permutation,
 )
 from ..weights.reader import LINED_UP, Readings
 from ..weights.sampling import Plan, make_plan, seeded_random
+from ..weights.stream_alignment import read_inputs
 from . import verdict
 from .layouts import guess_notes, share_units
 from .notes import of_unused
@@ -52,6 +56,9 @@ from .session import Aligned, Question, budget_of, some, unjudged, within
 if TYPE_CHECKING:
     import torch
 
+READ_ALL = ("Read everything: --sample all.", 'sample="all".')  # hints
+ROTATED = "what reads the input is the same in other coordinates: its residual stream may have been rotated"
+PERMUTED = "what reads the input is the same: hidden units may have been permuted, which a sample does not tell"
 MAX_CANDIDATES = 256  # of one question: a p-value below α/256 is below α whoever else is asked about
 # Matrices of which it is asked first what was done to them; where nothing special was done to nearly all of their
 # weights (so many show what was done to 1 % of the others with a chance of 1 − 4e-5), the rest is not asked
@@ -157,7 +164,7 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
     counts = {name: reading.child[name].count for name in architecture.weights}
     lattices = Lattices()
     packed = {i: _Packed(reading, i) for i in reading.comparison.evidence}
-    pairs = [_pair(reading, i, counts, options, lattices, packed[i]) for i in packed]
+    pairs = [_pair(question, reading, i, options, lattices, packed[i]) for i in packed]
     if question.source.skipped or of_unused(question.source, architecture):  # what is equal is not the whole trunk
         pairs = [replace(pair, trunk=None) for pair in pairs]
     for i, item in reading.comparison.evidence.items():
@@ -198,9 +205,10 @@ def _of_part(candidate: Candidate, share: float) -> Candidate:
 
 
 def _pair(
-    reading: Reading, i: int, counts: Mapping[str, int], options: Options, lattices: Lattices, packed: _Packed
+    question: Question, reading: Reading, i: int, options: Options, lattices: Lattices, packed: _Packed
 ) -> verdict.Pair:  # fmt: skip
     """What else is known of one candidate."""
+    counts = {name: reading.child[name].count for name in reading.child.architecture.weights}
     architecture, readings, plan = reading.child.architecture, reading.readings, reading.plan
     alignment = reading.aligned[i][1]
     theirs = reading.models[i].architecture
@@ -216,11 +224,44 @@ def _pair(
         undone=functools.cache(functools.partial(what, back=True)),
         layers=lambda: changed_layers(reading.comparison.pairs[i], theirs, alignment.pairs, LINED_UP),
         permutation=found.to_dict() if found else None,
-        rescaled=bool(found and found.match and found.match.rescaled),
+        rescaled=bool(found and found.match and (found.turn or found.match.rescaled)),
         order=functools.cache(functools.partial(_order, reading, i)) if not packed.rounded else lambda: None,
         alternatives=alignment.alternatives,
         shared=lambda: None if found else _shared(reading, i, counts, options),
+        agreement=lambda: None if plan.sampled else agreement_of(readings, architecture, reading.child, i),
+        copied=lambda: copied_rows(readings, architecture, i),
+        hidden=lambda: _may_be_hidden(question, reading, i, options),
     )
+
+
+def _may_be_hidden(question: Question, reading: Reading, i: int, options: Options) -> Note | None:
+    """Why hidden units that show no common origin with candidate i may yet have one; None where nothing says so.
+
+    Its inputs lie in other coordinates, or they are the same ones and only a sample of the units was read, which tells
+    nothing where these were permuted; or next to nothing was compared. Of a sample, rows of input tables are read for
+    this where the child's files name the candidate.
+    """
+    architecture, (model, alignment) = reading.child.architecture, reading.aligned[i]
+    if alignment.coverage < MIN_COVERAGE:
+        return Note("little_compared", f"less than {100 * MIN_COVERAGE:.0f} % of the child could be compared")
+    if reading.plan.sampled and not _is_claimed(question, reading.models[i]):
+        return None
+    room = None if options.max_bytes is None else options.max_bytes - question.session.bytes_read
+    try:
+        inputs = read_inputs(reading.child, model, architecture, alignment.pairs, room)
+    except LineageError as error:  # what was read before stays, but nothing is concluded from what was not
+        return Note("little_compared", f"what reads the input could not be read: {error}")
+    if inputs is not None and inputs.look_rotated:
+        return Note("inputs_rotated", ROTATED)
+    if inputs is not None and inputs.in_place >= ALIKE and reading.plan.sampled:
+        return Note("units_permuted", PERMUTED, *READ_ALL)
+    return None
+
+
+def _is_claimed(question: Question, model: Checkpoint) -> bool:
+    """Whether a file of the child's names this candidate."""
+    same, candidate = question.session.opener.same_model, unjudged(model, "compared")
+    return any(same(claim.ref, candidate) for claim in question.claims if claim.status != "not_understood")
 
 
 def _shared(reading: Reading, i: int, counts: Mapping[str, int], options: Options) -> list[str] | None:
@@ -294,23 +335,6 @@ def _order(reading: Reading, i: int) -> Order:
     return pair_order(PairCounts(steps, moments, pair.units(), counts.past(0), counts.past(i + 1)), distance)
 
 
-def with_agreement(
-    question: Question, reading: Reading, judged: Sequence[Candidate], alpha: float
-) -> list[Candidate]:  # fmt: skip
-    """The candidates, those whose units pass the test in their places with what a matching without places says.
-
-    Where everything was read, in `facts["agreement"]`; it changes no verdict.
-    """
-    result = []
-    for i, candidate in zip(reading.comparison.evidence, judged, strict=True):
-        passed = candidate.p_raw is not None and candidate.p_raw <= alpha and not candidate.disguised
-        if passed and not reading.plan.sampled and candidate.relation not in ("identical", "head_changed"):
-            agreed = agreement_of(reading.readings, question.architecture, reading.child, i)
-            candidate = replace(candidate, facts={**candidate.facts, "agreement": agreed}) if agreed else candidate
-        result.append(candidate)
-    return result
-
-
 def refused(reading: Reading) -> list[Candidate]:
     """The candidates that could not be compared after all, and why."""
     failed = reading.readings.failed
@@ -336,11 +360,13 @@ def _with_units_in_order(question: Question, first: Reading, options: Options) -
     level = options.alpha / MAX_CANDIDATES
     unrelated = [i for i, test in tested.items() if test and test.p > level and not first.plan.sampled]
     found = {i: detect_permutation(readings, architecture, first.child, i, options.seed) for i in unrelated}
+    for i in [i for i, each in found.items() if not each.matched]:
+        found[i] = detect_rotation(readings, architecture, first.child, first.aligned[i], i) or found[i]
     matches = {i: each.match for i, each in found.items() if each.matched and each.match}
     last = first
     if matches:
         ordered = [
-            undo_permutation(model, alignment, architecture, matches[i], alike(readings, i))
+            undo_permutation(model, alignment, architecture, matches[i], alike(readings, i), found[i].turn)
             if i in matches else (model, alignment)
             for i, (model, alignment) in enumerate(first.aligned)
         ]  # fmt: skip

@@ -71,7 +71,6 @@ class Weights:
         reading = compare.read(question, self._comparable, options, self._beside)
         judged, none = compare.judge(question, reading, options)
         pairs = {key(c): pair for c, pair in zip(judged, reading.comparison.pairs.values(), strict=True)}
-        judged = compare.with_agreement(question, reading, judged, options.alpha)
         relatives = Relatives.of(reading.readings, question.architecture, reading.aligned, judged)
         merge, of_merges = None, list[Note]()
         if relatives:

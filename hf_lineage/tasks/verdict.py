@@ -11,7 +11,8 @@ The rule, in five lines:
    probability is above that share, and the two directions of a pair add up to at most 1. A copy and a cast have 1;
    full copies have it both ways.
 4. *Parent* is said of the most probable candidate if its p_value ≤ alpha, its probability ≥ ½, and it came first.
-5. Related, and no order shown: `common_origin`; nobody related: `none`; what could not be tested: `undecided`.
+5. Related, and no order shown: `common_origin`; nobody related: `none`; what could not be tested: `undecided`, and so
+   is who passes the test by the places of its hidden units alone (`hidden_permutation.agreement_of`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ..answers.lineage import (
     Relation,
     Verdict,
 )
+from ..errors import Note
 from ..weights.direction.candidates import CandidatePair
 from ..weights.direction.order import SURE, is_elder
 from ..weights.direction.order import Order as PairOrder
@@ -40,6 +42,7 @@ from ..weights.direction.origin import NO_ORDER, Direction, fitted_numbers, orde
 from ..weights.edits import ONE_WAY, EditKind, are_added_tokens
 from ..weights.evidence import PairReadings, WeightsComparison, WeightsEvidence, has_ample_power
 from ..weights.permutation_test import holm
+from ..weights.unit_matching import RELATED_SCORE
 from .calibration import Features, probabilities
 
 # What hidden units that were put in order count for in place of −log10 p: none of 13,873 unrelated models has them
@@ -48,6 +51,8 @@ RELATED_Z = 4.0  # Fisher's z of a correlation above which a candidate counts as
 OPEN = ("not_testable", "not_understood")  # of a claim: it may mean any model
 FROZEN = 0.05  # share of the compared weights that must be untouched to speak of frozen parts
 ALIKE_ROWS = 0.5  # correlation of the rows of two token tables from which they are the same tokens
+MIN_COPIED_ROWS, MIN_COPIED = 4, 0.002  # rows that are nearly equal from which something was copied, and their share
+MAX_MOVED = 2.0  # norms that a step from a parent may have: beyond them next to nothing of it is left
 MOST_COMPARED = 3  # candidates, the likeliest ones, of which it is asked whether the child came from them or their base
 FAR_NEARER = 2.0  # times as near as a claimed base, from which another relative speaks against the claim
 OR_ITS_BASE = ", or the model that it was itself trained from"  # of an order's reason
@@ -66,7 +71,10 @@ class Pair:
     `permutation`: how its hidden units were found in another order, None if they were not; `rescaled`: in another
     scale, too. `order`: what the steps between the two tell of who came first, asked if needed. `alternatives`: of an
     alignment that names do not tell, `Alignment.alternatives`. `shared`: the parts that are all that the two have in
-    common (`components.shared_part`), asked if needed.
+    common (`components.shared_part`), asked if needed. `agreement`: how many hidden units two matchings pair alike
+    (`hidden_permutation.agreement_of`), None where only a sample was read; `copied`: what is equal row by row
+    (`hidden_permutation.copied_rows`); `hidden`: why units that show nothing may yet be the candidate's; all asked if
+    needed.
     """
 
     same_names: bool
@@ -80,6 +88,9 @@ class Pair:
     order: Callable[[], PairOrder | None] = lambda: None
     alternatives: int = 0
     shared: Callable[[], list[str] | None] = lambda: None
+    agreement: Callable[[], dict[str, Any] | None] = lambda: None
+    copied: Callable[[], dict[str, Any]] = dict
+    hidden: Callable[[], Note | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +99,7 @@ class _Judged:
 
     `order`: shares of the three orders; `first`: of the candidate having come first, if one was made from the other;
     `certain`: a copy or a cast, whose probability is 1 if nobody else's is; `same_trunk`: every weight of the child's
-    trunk is equal. `measured`: what the steps between the two tell.
+    trunk is equal. `why`: why a pair that shows nothing is left open. `measured`: what the steps between the two tell.
     """
 
     relation: Relation | None
@@ -97,6 +108,7 @@ class _Judged:
     first: float
     certain: int = 0
     same_trunk: bool = False
+    why: Note | None = None
     measured: PairOrder | None = None
 
 
@@ -130,6 +142,7 @@ def judge(
                 distance=item.distance,
                 relation=pair.relation,
                 facts=pair.facts,
+                reasons=(*candidate.reasons, *([pair.why] if pair.why else [])),
                 order=_reported(pair.measured),
                 evidence={
                     **candidate.evidence,
@@ -268,12 +281,26 @@ def _judge_pair(
     if not _is_related(item, alpha):
         # so few draws cannot show a smaller p; and where it was guessed what belongs together, the guess may be wrong
         undecided = item.log10_p is None or item.at_floor or pair.alternatives > 0
+        if not undecided and (why := pair.hidden()):
+            return _Judged(None, facts, NO_ORDER, 0.5, why=why)
         ample = not undecided and has_ample_power(item.tested_entries)
         return _Judged(None if undecided else "none", facts, NO_ORDER, alpha if ample else 0.5)
     if parts := pair.shared():  # whoever has the part may have taken it from anybody
         return _Judged("shared_part", {**facts, "first": None, "part": " and ".join(parts)}, NO_ORDER, alpha)
-    if _other_layers(pair, facts):  # no order from what stands elsewhere
-        return _Judged("depth_changed", facts, NO_ORDER, 0.5)
+    other_layers = _other_layers(pair, facts)
+    agreed = None if pair.permutation else pair.agreement()
+    elsewhere = other_layers and facts["layers"]["moved"]  # layers that are alike elsewhere are alike
+    if agreed and agreed["score"] < RELATED_SCORE and not elsewhere:
+        judged = _units_unlike(pair, facts, alpha)
+    elif other_layers:  # no order from what stands elsewhere
+        judged = _Judged("depth_changed", facts, NO_ORDER, 0.5)
+    else:
+        judged = _judge_relative(item, pair, facts, alpha)
+    return replace(judged, facts={**judged.facts, "agreement": agreed}) if agreed else judged
+
+
+def _judge_relative(item: WeightsEvidence, pair: Pair, facts: dict[str, Any], alpha: float) -> _Judged:
+    """A relative, layer by layer: what was done to it, and who came first."""
     order, measured = _order(item, pair)
     facts["first"] = first = _first(order, measured)
     if first is None and _has_own_base(measured):
@@ -290,6 +317,19 @@ def _judge_pair(
     return _Judged(relation, facts, order, share, measured=measured)
 
 
+def _units_unlike(pair: Pair, facts: dict[str, Any], alpha: float) -> _Judged:
+    """A pair whose hidden units are alike in their places only: what was copied is said, and nothing else concluded.
+
+    p takes it that nobody arranged the units. What two matchings say does not depend on it, and it was high for all
+    relatives that were measured (`hidden_permutation.agreement_of`).
+    """
+    facts["copied"] = copied = pair.copied()
+    if copied["rows"] < max(MIN_COPIED_ROWS, MIN_COPIED * copied["of"]):
+        return _Judged(None, facts, NO_ORDER, alpha)
+    part = f"{copied['rows']:,} of {copied['of']:,} rows of its matrices"
+    return _Judged("shared_part", {**facts, "first": None, "part": part}, NO_ORDER, alpha)
+
+
 def _told_older(alone: _Judged, pair: Pair, item: WeightsEvidence, alpha: float) -> _Judged:
     """One pair where the caller says that the candidate is older: taken where no order shows.
 
@@ -297,11 +337,11 @@ def _told_older(alone: _Judged, pair: Pair, item: WeightsEvidence, alpha: float)
     older does not tell it from a sibling. Layers that stand elsewhere stay without an order.
     """
     facts = alone.facts
-    silent = alone.certain or alone.relation in ("depth_changed", "shared_part") or facts.get("first") == "candidate"
-    if silent or not _is_related(item, alpha):
+    silent = alone.certain or alone.relation in (None, "depth_changed", "shared_part")
+    if silent or facts.get("first") == "candidate" or not _is_related(item, alpha):
         return alone
     neither = not alone.same_trunk and _shows_neither(alone, pair)
-    if facts.get("first") == "child" or "own_base" in facts or neither:
+    if facts.get("first") == "child" or "own_base" in facts or neither or item.moved > MAX_MOVED:
         return replace(alone, facts={**facts, "older": "not_taken"})
     relation: Relation | None = "finetune" if alone.relation == "common_origin" else alone.relation
     return replace(alone, relation=relation, first=1.0, facts={**facts, "first": "candidate", "older": "taken"})
@@ -331,7 +371,7 @@ def _other_layers(pair: Pair, facts: dict[str, Any]) -> bool:
 def _order(item: WeightsEvidence, pair: Pair) -> tuple[Direction, PairOrder | None]:
     """The shares of the three orders: by what runs one way, else by the steps between the two, else by the origin's
     position where that tells; and what the steps tell, also where that decides nothing."""
-    if pair.rescaled:  # the scales that would tell are lost
+    if pair.rescaled or item.moved > MAX_MOVED:  # the scales that would tell are lost, or next to nothing is left
         return NO_ORDER, None
     grown = _added_tokens(item, pair)
     if grown and not _allows(pair.order(), item):
