@@ -142,7 +142,7 @@ class TestSarif:
         assert first["properties"] == {
             "model": "org/contradicted", "revision": "c0ffee", "base": "org/base", "p_value": 0.4, "probability": 0.1,
             "relation": "none",
-            "p_value_assumes": "models trained separately, from starts of their own, whose hidden units nobody arranged",
+            "p_value_assumes": "models trained separately, from starts of their own, whose hidden units nobody put in order on purpose",
         }  # fmt: skip
 
     def test_nothing_wrong(self) -> None:

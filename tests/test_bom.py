@@ -52,7 +52,7 @@ class TestBillOfMaterials:
         assert parent["purl"] == f"pkg:huggingface/lab/parent@{A}"
         figures = {item["name"]: item["value"] for item in child["properties"]}
         assumed = figures.pop("hf_lineage:p_value_assumes")
-        assert assumed == "It assumes that nobody arranged the hidden units, which was not looked into."
+        assert assumed == "It assumes that nobody put the hidden units in this order on purpose, which was not checked."
         assert figures == {
             "hf_lineage:verdict": "parent", "hf_lineage:relation": "finetune", "hf_lineage:probability": "0.97",
             "hf_lineage:p_value": "1e-12", "hf_lineage:log10_p": "-12", "hf_lineage:distance": "0.01",

@@ -26,7 +26,7 @@ SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 TABLE = (
     Column("status"), Column("model", name=True), Column("names", name=True), Column("p-value", right=True),
 )  # fmt: skip
-ASSUMES = "models trained separately, from starts of their own, whose hidden units nobody arranged"
+ASSUMES = "models trained separately, from starts of their own, whose hidden units nobody put in order on purpose"
 COLUMNS = ("status", "model", "revision", "claims", "parent", "p_value", "probability", "relation", "reason")
 
 

@@ -110,7 +110,7 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
             f"{len(compared)}); that tells the nearest candidate, not whether the two are related."
         )
     if best.arranged:
-        passed = f"{name} passes the test for a common origin ({others}), but not where units may be arranged."
+        passed = f"{name} passes the test for a common origin ({others}), but only by the positions of hidden units."
         return f"Undecided: {passed} {arranged(best)} {_added(best)}"
     if best.p_value is None:
         return f"Undecided: the test for a common origin does not apply. Nearest in distance: {name}."
@@ -386,8 +386,8 @@ def arranged(candidate: Candidate) -> str:
         matched = f"Matched twice without regard to their positions, {agree} agree."
         return f"{matched} No order that somebody chose brings that about."
     return (
-        f"Matched twice without regard to their positions, only {agree} agree, as in unrelated models: somebody may have "
-        "put the units of an unrelated model in this order."
+        f"Matched twice without regard to their positions, only {agree} agree, as in unrelated models: somebody may "
+        "have put the units of an unrelated model in this order."
     )
 
 
