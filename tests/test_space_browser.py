@@ -158,6 +158,14 @@ class TestCompare:
         saved.value.save_as(tmp_path / "report.html")
         text = (tmp_path / "report.html").read_text()
         assert "hf-lineage compare lab/parent lab/child" in text and "measured pairs of unrelated models" in text
+        report = page.context.new_page()
+        report.set_viewport_size(PHONE)
+        report.goto(f"file://{tmp_path}/report.html")
+        for look in ({"color_scheme": "dark"}, {"color_scheme": "light"}, {"media": "print"}):
+            report.emulate_media(**look)
+            assert report.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+            assert not AXE or not serious(report), look
+        report.close()
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         shoot(page, "compare-phone")
 

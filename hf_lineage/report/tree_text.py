@@ -28,6 +28,7 @@ WORDS = {
     "depth_changed": "other layers", "shared_part": "a part in common",
 }  # fmt: skip
 FACTS = {"quantized": ("bits", "{} bits"), "pruned": ("zeros", "{:.0%}"), "adapter": ("rank", "rank {}")}
+LEGEND = {"prob.": "prob.: of the two being neighbours", "order": "order: of the upper one being the older"}
 UNDIRECTED, REVERSED = "which of the two came first is not known", "the models' own files say the reverse"
 BARE = re.compile(r"[A-Za-z0-9./?\-]+")  # a Newick label without quotes; unquoted, an underscore would mean a blank
 Columns: TypeAlias = list[tuple[str, int]]  # heads and widths
@@ -208,6 +209,8 @@ def table(phylogeny: Phylogeny, width: int = WIDTH) -> str:
         lines += labelled(" " * 9, printable(why), width)
     lines += [""] * bool(drawn.alone or phylogeny.left_out)
     lines += labelled("(in ", f"{cut})", width) * bool(cut)
+    legend = "; ".join(LEGEND[head] for head, _ in page.columns if head in LEGEND)
+    lines += labelled("", legend, width) * bool(legend)
     lines += labelled("~  ", UNDIRECTED, width) * any(not edge.directed for edge in edges)
     lines += labelled("!  ", REVERSED, width) * any(edge.claimed == "reversed" for edge in edges)
     for note in phylogeny.notes:
