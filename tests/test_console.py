@@ -122,6 +122,14 @@ def test_no_number_is_cut_in_a_narrow_table() -> None:
                      "  fine-tuned from it"]  # fmt: skip
 
 
+def test_no_name_is_cut_behind_a_label() -> None:
+    columns, name = (Column("", name=True), Column("")), "n" * 30
+    assert console.labelled_table("mixture  ", columns, [[name, "0.6"], ["b", "0.4"]], 60)[0].endswith(f"{name} 0.6")
+    assert console.labelled_table("mixture  ", columns, [[name, "0.6"]], 42) == [
+        f"mixture  {name}", "         0.6",
+    ]  # fmt: skip
+
+
 def test_a_paragraph_breaks_at_blanks_and_within_a_word_that_is_too_long() -> None:
     assert labelled("note  ", "one two-three", 12) == ["note  one", "      two-th", "      ree"]
     assert labelled("", "one two", 5) == ["one", "two"] and labelled("  ", "", 40) == [""]

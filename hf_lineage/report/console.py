@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -145,8 +146,10 @@ def labelled(label: str, text: str, width: int, again: str = "") -> list[str]:
 
 
 def labelled_table(label: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> list[str]:
-    """A table without heads behind a label."""
-    lines = _grid(columns, rows, width - len(label))[1:]
+    """A table without heads behind a label; where a row does not fit, its names stand above the rest."""
+    body, room = [list(row) for row in rows], width - len(label)
+    fits = sum(max(map(cells, column)) for column in zip(*body, strict=True)) + len(columns) - 1 <= room
+    lines = _grid(columns, body, room)[1:] if fits else [*chain(*row_lines(columns, body, room)[1:])]
     return [f"{label if i == 0 else ' ' * len(label)}{line}" for i, line in enumerate(lines)]
 
 
