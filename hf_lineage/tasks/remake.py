@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,17 +18,18 @@ from ..answers.layers import BlockOrigin, Method, Redone
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import LineageError
 from ..weights.block_matching import Block
-from ..weights.block_origins import BlockFacts, LayerReadings
+from ..weights.block_origins import BlockFacts, LayerReadings, squared_distances
 from ..weights.merge_kinds import recipes_by_kind, refitted_by_kind, tensor_weights
 from ..weights.merge_methods import METHODS
 from ..weights.merge_numbers import kind_of
 from ..weights.merge_recipe import InferredMerge, whole_model, with_recipe
-from ..weights.merge_search import FoundMerge, Probe, Recipe, find_merge, judged
+from ..weights.merge_search import WEIGHT_ERROR, FoundMerge, Probe, Recipe, find_merge, judged
 from .session import Aligned, Question, some
 
 MIN_ENTRIES, MOST_ENTRIES = 512, 1 << 23  # of a tensor on which a recipe is looked for
 MOST_SOURCES = 5
 NAMED = 5  # tensors that differ, named in the answer
+WITH_SHARES = ("linear", "slerp", "task_arithmetic")  # methods whose numbers are the shares of their models
 
 
 NAMES: dict[str, str] = {"dare_linear": "dare"}  # what an answer calls a method of mergekit's
@@ -41,6 +42,7 @@ def remake(
     makes."""
     if made.method in ("single", "passthrough") and all(origin.kind == "equal" for origin in made.origins):
         return made, _redo_blocks(tensors, layers, made.origins) if verify else None
+    tensors = replace(tensors, distinct=_distinct(layers, tensors.child))
     found = find_recipe(tensors, made.origins, [[*block.tensors.values()] for block in layers.blocks])
     if found is None or not METHODS[found.recipe.method].at_random:
         probes = [tensors.probe(name) for name in _of_each_kind(tensors)]
@@ -48,8 +50,8 @@ def remake(
         by_kind = None if found and found.exact else find_by_kind(tensors, layers, made, probes)
         if by_kind:
             found = by_kind
-            if not found.recipe.is_choice:
-                made = _refitted(tensors, layers, facts, made, found.recipe)
+        if found and (by_kind or (found.coarse and found.recipe.method in WITH_SHARES)) and not found.recipe.is_choice:
+            made = _refitted(tensors, layers, facts, made, found)
     if found is None:
         return made, None
     recipe, redone = found.recipe, None
@@ -65,14 +67,16 @@ def remake(
 
 
 def _refitted(
-    tensors: Tensors, layers: LayerReadings, facts: Sequence[BlockFacts], made: InferredMerge, recipe: Recipe
+    tensors: Tensors, layers: LayerReadings, facts: Sequence[BlockFacts], made: InferredMerge, found: FoundMerge
 ) -> InferredMerge:
-    """What was inferred, by a recipe whose weights differ by kind and depth."""
-    origins = refitted_by_kind(layers, facts, made.origins, recipe, tensors.places)
+    """What was inferred, with the shares of a recipe: least squares do not give them where those differ by kind, or
+    where rounding was coarse."""
+    stderr = 0.0 if found.exact else WEIGHT_ERROR
+    origins = refitted_by_kind(layers, facts, made.origins, found.recipe, tensors.places, stderr)
     mixture, unknown, left = whole_model(layers, facts, origins)
     return replace(
-        made, method=cast("Method", recipe.method), origins=origins, mixture=mixture, unknown=unknown, residual=left,
-        reasons=(),
+        made, method=cast("Method", found.recipe.method), origins=origins, mixture=mixture, unknown=unknown,
+        residual=left, reasons=(),
     )  # fmt: skip
 
 
@@ -97,13 +101,14 @@ class Tensors:
     """The child and its candidates, tensor by tensor as stored: fused ones whole, for methods see whole tensors.
 
     models: of each candidate, the checkpoint, and the child's name → its name. refs: what they are called. places: of
-    each tensor's block, 0 the first, 1 the last.
+    each tensor's block, 0 the first, 1 the last. distinct: how many candidates differ from each other in each tensor.
     """
 
     child: Checkpoint
     models: tuple[tuple[Checkpoint, Mapping[str, str]], ...]
     refs: tuple[str, ...]
     places: Mapping[str, float]
+    distinct: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -137,8 +142,13 @@ class Tensors:
                 models.append(theirs[: len(ours)] if ours.dim() else theirs)
         return Probe(name, ours, tuple(models), self.places.get(name, 0.0))
 
+    def rank(self, name: str) -> tuple[int, int, str]:
+        """By which tensors are chosen to look for a recipe: those in which most candidates differ, then small ones."""
+        return -self.distinct.get(name, 0), self.child[name].count, name
+
     def probes(self, origins: Sequence[BlockOrigin], tensors: Sequence[Sequence[str]]) -> Iterator[Probe]:
-        """The smallest matrix of some size of the first block, and the one of another shape of the last block.
+        """The smallest matrix of some size of the first block, and the one of another shape of the last block, of those
+        in which most candidates differ: a frozen one does not tell its models apart.
 
         tensors: the names of each origin's block.
         """
@@ -154,9 +164,20 @@ class Tensors:
                 and self.child[name].shape not in seen and self.child[name].packing is None
             ]  # fmt: skip
             if fit:
-                name = min(fit, key=lambda each: (self.child[each].count, each))
+                name = min(fit, key=self.rank)
                 seen.add(self.child[name].shape)
                 yield self.probe(name)
+
+
+def _distinct(layers: LayerReadings, child: Checkpoint) -> dict[str, int]:
+    """How many candidates differ from each other in each tensor."""
+    found: dict[str, int] = {}
+    for name, moments in layers.readings.moments.items():
+        rows = [0, *(layers.readings.row(name, k) for k in layers.readings.candidates_with[name])]
+        equal = squared_distances(moments.gram[np.ix_(rows, rows)]) == 0
+        count = sum(not equal[i, :i].any() for i in range(len(equal)))
+        found[_whole(name, child)] = max(found.get(_whole(name, child), 0), count)
+    return found
 
 
 def _whole(name: str, model: Checkpoint) -> str:
@@ -167,7 +188,7 @@ def _whole(name: str, model: Checkpoint) -> str:
 def find_recipe(tensors: Tensors, origins: Sequence[BlockOrigin], names: Sequence[Sequence[str]]) -> FoundMerge | None:
     """The recipe by which the child was merged from the candidates; None where none makes it again."""
     try:
-        probes = [probe for probe in tensors.probes(origins, names) if probe.nearest > 4 * probe.floor]
+        probes = [probe for probe in tensors.probes(origins, names) if probe.is_changed]
     except LineageError:
         return None  # of a candidate that cannot be read there is a note already
     if not probes:
@@ -199,9 +220,9 @@ def _each(value: Any) -> tuple[Any, ...]:
 
 
 def _of_each_kind(tensors: Tensors) -> list[str]:
-    """The smallest matrix of each kind, in the first and the last block that have one."""
+    """The first matrix of each kind by `Tensors.rank`, in the first and the last block that have one."""
     found: dict[tuple[str, bool], str] = {}
-    for name in sorted(tensors.child, key=lambda each: (tensors.child[each].count, each)):
+    for name in sorted(tensors.child, key=tensors.rank):
         place = tensors.places.get(name)
         if place in (0.0, 1.0) and len(tensors.child[name].shape) > 1 and tensors.child[name].count <= MOST_ENTRIES:
             found.setdefault((kind_of(name), place == 1.0), name)

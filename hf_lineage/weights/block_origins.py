@@ -358,7 +358,7 @@ def _fit(
     layers: LayerReadings, facts: BlockFacts, first: int, known: Sequence[int], parts: Mapping[int, list[str]]
 ) -> tuple[Fit, list[int]]:
     """The sources of a block, from the nearest on; and the candidates whose block equals one of those."""
-    distance = _squared_distances(facts.gram)
+    distance = squared_distances(facts.gram)
     equals = [k for k in range(len(facts.kept)) if k != first and distance[first, k] == 0]
     twins = {k for k in range(len(facts.kept)) for other in range(k) if distance[k, other] == 0 and k != first}
     distinct = [k for k in range(len(facts.kept)) if k not in twins and k not in equals]
@@ -436,7 +436,7 @@ def _remainder_related(
     return test is not None and test.log10_p <= level
 
 
-def _squared_distances(gram: np.ndarray) -> np.ndarray:
+def squared_distances(gram: np.ndarray) -> np.ndarray:
     """Squared distances between the candidates, (M, M); what rounding leaves counts as 0."""
     inner = gram[1:, 1:]
     square = np.diag(inner)

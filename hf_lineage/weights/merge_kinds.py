@@ -90,14 +90,15 @@ def _setting(found: Sequence[TensorWeights], values: Sequence[float], errors: Se
 
 def refitted_by_kind(
     layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin], recipe: Recipe,
-    places: Mapping[str, float],
+    places: Mapping[str, float], stderr: float = 0.0,
 ) -> tuple[BlockOrigin, ...]:  # fmt: skip
-    """Every block with the mean weights of its tensors, those of each kind in `facts["kinds"]`, and what they leave."""
+    """Every block with the mean weights of its tensors, those of each kind in `facts["kinds"]`, and what they leave.
+    stderr: of each weight."""
     used = [recipe.base, *recipe.models] if recipe.base is not None else [*recipe.models]
     refitted = list(origins)
     for each in facts:
         origin = origins[each.position]
-        if not origin.parent or not {*used} <= {*each.kept}:
+        if not origin.parent or not {*used} <= {*each.kept} or origin.kind == "equal":
             continue
         columns = [each.kept.index(k) + 1 for k in used]
         sizes: dict[str, float] = {}
@@ -117,17 +118,20 @@ def refitted_by_kind(
             kind: {layers.refs[k]: float(w) for k, w in zip(used, total / sizes[kind], strict=True)}
             for kind, total in kinds.items()
         }  # fmt: skip
-        fit = Fit(weights, 0.0, left, np.zeros_like(weights))
+        fit = Fit(weights, 0.0, left, np.where(weights != 0, stderr, 0.0))
         refitted[each.position] = refitted_origin(layers, each, origin, fit, {"kinds": by_ref})
     return tuple(refitted)
 
 
 def _coefficients(recipe: Recipe, gram: np.ndarray, columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(shares that sum to 1, coefficients) of the base and the model of a SLERP, or of the models of an average."""
+    """(shares that sum to 1, coefficients) of the base and the model of a SLERP, of the base and the models of task
+    arithmetic, or of the models of an average."""
     if recipe.method == "slerp":
         t = float(recipe.settings["t"])
         angle = math.acos(float(np.clip(cosines(gram)[columns[0], columns[1]], -1.0, 1.0)))
         shares = np.array([1 - t, t])
         return shares, np.sin(shares * angle) / math.sin(angle) if angle > 1e-4 else shares
     weights = np.array(recipe.settings["weight"], dtype=float)
+    if recipe.base is not None:
+        return (shares := np.array([1 - weights.sum(), *weights])), shares
     return weights / weights.sum(), weights / weights.sum()

@@ -488,11 +488,15 @@ def whole_model(
 ) -> tuple[tuple[Share, ...], float | None, float | None]:
     """(mixture, unknown, residual) of the whole model, over its stem and blocks, each weighted by its size.
 
-    Standard errors come from the spread over blocks where all of these are mixtures.
+    Standard errors come from the spread over blocks where all of these are mixtures. Where most are, one that several
+    of their sources hold alike, as frozen embeddings, shows no share and counts for none.
     """
+    mixed = [origin for origin in origins if origin.kind == "mixture"]
+    refs = {share.ref for origin in mixed for share in origin.mixture}
     sizes = {
         each.position: sum(layers.child[name].count for name in layers.blocks[each.position].tensors.values())
         for each in facts if layers.blocks[each.position].path != "head"
+        and (2 * len(mixed) < len(origins) or len(refs & {*origins[each.position].facts.get("same", ())}) < 2)
     }  # fmt: skip
     total = sum(sizes.values())
     if not total:
@@ -505,9 +509,9 @@ def whole_model(
             weights[share.ref] = weights.get(share.ref, 0.0) + size * share.weight / total
             error[share.ref] = error.get(share.ref, 0.0) + size * share.stderr / total  # drift is common to all blocks
             each_block.setdefault(share.ref, []).append(share.weight)
-    mixed = all(origins[position].kind == "mixture" for position in sizes if origins[position].index is not None)
+    spread = all(origins[position].kind == "mixture" for position in sizes if origins[position].index is not None)
     mixture = tuple(
-        Share(ref, "", weight, max(error[ref], _stderr_of_mean(each_block[ref]) if mixed else 0.0))
+        Share(ref, "", weight, max(error[ref], _stderr_of_mean(each_block[ref]) if spread else 0.0))
         for ref, weight in sorted(weights.items(), key=lambda item: -item[1])
     )
     square = left = 0.0

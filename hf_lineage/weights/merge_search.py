@@ -29,10 +29,12 @@ MOST_MODELS = 5  # of one merge that is looked for
 MAX_MISFIT = 0.02  # of the square that the nearest model leaves, up to which a method made the tensor
 SIMPLER = 0.7  # of a simpler method's misfit, below which a later one is preferred
 EXACT_MISFIT = 1e-6  # below, what is left is rounding and no method is preferred for it
+COARSE, MIN_MOVED = 0.01, 100  # rounding's part of what the nearest model leaves, and entries that are not its own
 MIN_SHOWN = 0.1  # weight times length of a change, of the length of child − base, for it to have taken part
 WEIGHT_ERROR = 0.004  # of a weight, a density or t, up to which a rounded number may stand for it
 ERRORS = {"t": WEIGHT_ERROR, "density": 0.008, "gamma": 0.004, "epsilon": 0.03, "lambda": WEIGHT_ERROR}
 NEARLY = 8  # units in the last place
+CELL_STEPS = 30  # of Newton's
 MOST_TRIED, MOST_WRITTEN = 4, 120  # recipes of a method of which bits are compared, and ways to write their numbers
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64"}
 
@@ -133,14 +135,45 @@ class Probe:
         return float((self.ulp**2).sum()) / 12
 
     @cached_property
+    def cell(self) -> np.ndarray:
+        """Half the distance to the next number of the child's dtype, at each entry: what rounding moves one at most."""
+        return 0.25 * _epsilon(self.child) * np.exp2(np.frexp(np.maximum(np.abs(self.c), 1e-30))[1])
+
+    @cached_property
+    def _squares(self) -> dict[int, float]:
+        return {k: float(((self.c - p) ** 2).sum()) for k, p in self.p.items()}
+
+    @cached_property
     def nearest(self) -> float:
         """The square that the nearest candidate leaves."""
-        return min((float(((self.c - p) ** 2).sum()) for p in self.p.values()), default=0.0)
+        return min(self._squares.values(), default=0.0)
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether rounding is a good part of what the nearest candidate leaves."""
+        return self.floor > COARSE * self.nearest
+
+    @cached_property
+    def _moved(self) -> Tensor:
+        """Where the child is not the nearest candidate, to the last bit."""
+        nearest = self.models[min(self._squares, key=lambda k: self._squares[k])]
+        assert nearest is not None
+        return self.child != nearest.to(self.child.dtype)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the child is more than a candidate that was rounded."""
+        return self.nearest > 4 * self.floor or bool(self.p) and int(self._moved.sum()) >= MIN_MOVED
 
     def misfit(self, recipe: Recipe) -> float:
         """The square that a recipe leaves, above rounding, relative to what the nearest candidate leaves; inf where it
-        makes nothing."""
-        return self.relative(self.left(recipe))
+        makes nothing. Where rounding is a good part of that, the share of the entries that the recipe does not make, of
+        those that are not the nearest candidate's, if it is smaller."""
+        found = self.relative(self.left(recipe))
+        if found <= MAX_MISFIT or not self.is_coarse or (made := self.made(recipe)) is None:
+            return found
+        moved = int(self._moved.sum())
+        return min(found, float((made != self.child).sum()) / moved) if moved >= MIN_MOVED else found
 
     def left(self, recipe: Recipe) -> float:
         """‖child − made‖²; inf where the recipe makes nothing."""
@@ -188,8 +221,9 @@ Estimate = Callable[[Probe, "tuple[int, ...]"], Iterator[Recipe]]
 
 
 def span_weights(probe: Probe, models: Sequence[int], base: int | None = None) -> np.ndarray | None:
-    """Weights of any sign by least squares, of the models or of their changes from a base; None where the child is not
-    in their span but for rounding, or they are no different."""
+    """Weights of any sign, of the models or of their changes from a base; None where the child is not in their span but
+    for rounding, or they are no different. By least squares; where rounding is coarse, so that as few entries as can be
+    are off by more than it (least squares are drawn towards the nearest model, since small steps were rounded away)."""
     start = 0.0 if base is None else probe.p[base]
     rows = np.stack([probe.p[k] - start for k in models])
     gram = rows @ rows.T
@@ -198,7 +232,30 @@ def span_weights(probe: Probe, models: Sequence[int], base: int | None = None) -
         return None
     weights = np.linalg.lstsq(gram / np.outer(size, size), rows @ (probe.c - start) / size, rcond=1e-11)[0] / size
     left = float(((probe.c - start - weights @ rows) ** 2).sum())
-    return weights if left <= MAX_MISFIT * probe.nearest + 3 * probe.floor else None
+    if left > MAX_MISFIT * probe.nearest + 3 * probe.floor:
+        return None
+    return _within_cells(weights, rows, probe.c - start, probe.cell) if probe.is_coarse else weights
+
+
+def _within_cells(weights: np.ndarray, rows: np.ndarray, c: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Weights w that minimise Σ max(0, |c − wᵀ·rows| − cell)² by Newton's steps over the entries that are off, from
+    least squares on. rows: (models, n); c, cell: (n,)."""
+    best, least = weights, np.inf
+    for _ in range(CELL_STEPS):
+        off = c - weights @ rows
+        excess = off - np.clip(off, -cell, cell)
+        if (cost := float((excess**2).sum())) >= least:
+            break
+        best, least = weights, cost
+        outside = excess != 0
+        if not outside.any():
+            break
+        part = rows[:, outside]
+        size = np.sqrt((part**2).sum(1))
+        size = np.where(size > 0, size, 1.0)
+        step = np.linalg.lstsq(part @ part.T / np.outer(size, size), part @ excess[outside] / size, rcond=1e-11)[0]
+        weights = weights + step / size
+    return best
 
 
 def _linear(probe: Probe, models: tuple[int, ...]) -> Iterator[Recipe]:
@@ -397,7 +454,7 @@ class FoundMerge:
 
     misfit: of the square that the nearest candidate leaves; exact: bit for bit in all probes. names: of the probes;
     residual: ‖child − made‖/‖child‖, the largest of them. others: recipes that make the same of them in another
-    arithmetic or order.
+    arithmetic or order. coarse: whether rounding is a good part of the steps from the nearest candidate in one of them.
     """
 
     recipe: Recipe
@@ -406,6 +463,7 @@ class FoundMerge:
     names: tuple[str, ...] = ()
     residual: float = 0.0
     others: tuple[Recipe, ...] = ()
+    coarse: bool = False
 
 
 def find_merge(probes: Sequence[Probe], models: Sequence[int]) -> FoundMerge | None:
@@ -467,7 +525,10 @@ def _described(found: FoundMerge, probes: Sequence[Probe]) -> FoundMerge:
     sizes = [float((probe.c**2).sum()) for probe in seen]
     residual = max((x / size) ** 0.5 for x, size in zip(left, sizes, strict=True))
     recipe = replace(found.recipe, settings=settings)
-    return replace(found, recipe=recipe, names=tuple(probe.name for probe in seen), residual=residual)
+    return replace(
+        found, recipe=recipe, names=tuple(probe.name for probe in seen), residual=residual,
+        coarse=any(probe.is_coarse for probe in probes),
+    )  # fmt: skip
 
 
 def _misfit(probes: Sequence[Probe], recipe: Recipe) -> float:
