@@ -133,3 +133,33 @@ def test_numbers_as_authors_write_them() -> None:
     values = [resolve([0.0, 0.5, 0.3, 0.7, 1.0], "", place) for place in places]
     assert anchors(places, values, [1e-6] * 32) == [0.0, 0.5, 0.3, 0.7, 1.0]
     assert anchors(places, [0.4] * 32, [1e-6] * 32) == [0.4] and anchors(places, [0.1, 0.9] * 16, [1e-3] * 32) is None
+
+
+@pytest.mark.parametrize("weights", [(0.65, 0.35), (0.613, 0.387), (0.5, 0.3, 0.2)])
+def test_light_fine_tunes_merged_in_half_precision(weights: tuple[float, ...]) -> None:
+    """Steps of about one unit in the last place: least squares are drawn to the nearest model, rounding's cells are not."""
+    probes = []
+    for seed, shape in enumerate(SHAPES):
+        generator = torch.Generator().manual_seed(seed)
+        base = (0.05 * torch.randn(shape, generator=generator)).bfloat16()
+        steps = [2e-4 * torch.randn(shape, generator=generator) for _ in range(3)]
+        every = [base, *((base.float() + step).bfloat16() for step in steps)]
+        child = remade("linear", None, every[1 : 1 + len(weights)], {"weight": weights}, torch.float32, torch.bfloat16)
+        probes.append(Probe(f"matrix {seed}", child, tuple(every)))
+    found = find_merge(probes, range(4))
+    assert found and found.coarse and found.recipe.method == "linear", found
+    total = sum(found.recipe.settings["weight"])
+    shares = dict(zip(found.recipe.models, (w / total for w in found.recipe.settings["weight"]), strict=True))
+    assert shares == pytest.approx(dict(enumerate(weights, 1)), abs=0.002)
+    assert found.exact or weights[0] == 0.613
+
+
+def test_light_fine_tunes_in_half_precision_are_no_merges() -> None:
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        base = (0.05 * torch.randn(SHAPES[1], generator=generator)).bfloat16()
+        common = torch.randn(SHAPES[1], generator=generator)
+        tuned = [
+            (base.float() + 2e-4 * (torch.randn(SHAPES[1], generator=generator) + common)).bfloat16() for _ in range(4)
+        ]
+        assert find_merge([Probe("tuned", tuned[3], (base, *tuned[:3]))], range(4)) is None

@@ -14,6 +14,7 @@ from hf_lineage.weights.mixture import (
     cosines,
     most_central,
     select_sources,
+    sibling_shares,
     simplex,
     slerp_position,
     task_arithmetic,
@@ -314,3 +315,39 @@ class TestSelect:
         np.testing.assert_allclose(after.weights, before.weights[[*order]], atol=1e-7)
         assert after.unknown == pytest.approx(before.unknown, abs=1e-7)
         assert after.rss == pytest.approx(factor**2 * before.rss, rel=1e-6)
+
+
+def siblings(cosine: float, seed: int, matrices: int = 6) -> list[list[np.ndarray]]:
+    """Of each matrix a base and four models tuned from it, whose changes have that cosine."""
+    rng = np.random.default_rng(seed)
+    every = []
+    for _ in range(matrices):
+        base, common = rng.standard_normal(N), rng.standard_normal(N)
+        steps = [np.sqrt(1 - cosine) * rng.standard_normal(N) + np.sqrt(cosine) * common for _ in range(4)]
+        every.append([base, *(base + 0.05 * step for step in steps)])
+    return every
+
+
+@pytest.mark.parametrize("cosine", [0.05, 0.15, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sibling_that_is_not_offered_keeps_its_share(cosine: float, seed: int) -> None:
+    weights = (0.5, 0.3, 0.2)
+    grams = [gram_of(mix(each[1:4], weights), each[:3]) for each in siblings(cosine, seed)]
+    found = sibling_shares(grams, [N] * len(grams), 0, [1, 2])
+    assert found and (found.is_merge or cosine == 0.3)  # the more they have in common, the less is sure
+    assert found.unknown == pytest.approx(0.2, abs=0.02) and found.weights == pytest.approx(weights[:2], abs=0.02)
+    assert np.all(np.abs(found.weights - weights[:2]) <= 2 * found.stderr)
+
+
+@pytest.mark.parametrize("cosine", [0.05, 0.15, 0.3])
+def test_one_more_sibling_is_no_merge_of_the_others(cosine: float) -> None:
+    """Nor is a fine-tune of one of them, nor anything where one source may come from another."""
+    made = siblings(cosine, 7)
+    for child in ([each[4] for each in made], [each[1] + 0.5 * (each[4] - each[0]) for each in made]):
+        grams = [gram_of(own, each[:4]) for own, each in zip(child, made, strict=True)]
+        found = sibling_shares(grams, [N] * len(grams), 0, [1, 2, 3])
+        assert found is None or not found.is_merge, found
+    chain = [
+        gram_of(0.4 * each[1] + 0.6 * (step := each[1] + each[2] - each[0]), [each[0], each[1], step]) for each in made
+    ]
+    assert sibling_shares(chain, [N] * len(chain), 0, [1, 2]) is None

@@ -21,7 +21,7 @@ BlockKind = Literal["equal", "tuned", "mixture", "none", "undecided"]
 Method = Literal[
     "single", "passthrough", "linear", "slerp", "task_arithmetic", "ties", "dare", "mixed", "nuslerp", "multislerp",
     "karcher", "model_stock", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "ram",
-    "ramplus_tl", "nearswap", "arcee_fusion",
+    "ramplus_tl", "nearswap", "arcee_fusion", "merge",
 ]  # fmt: skip
 
 

@@ -156,6 +156,9 @@ def _made(layers: LayerLineage, name: Show) -> str:
         case "linear":
             shares = listed_text([f"{s.weight:.3g} {name(s.ref)}" for s in layers.mixture])
             return f"An average of weights (linear): {shares}."
+        case "merge":
+            shares = listed_text([f"{s.weight:.2g} {name(s.ref)}" for s in layers.mixture])
+            return f"A merge, by a method that does not show: {shares}, and {layers.unknown or 0.0:.2g} unknown."
         case "slerp" if "slerp" in layers.facts:
             return _slerp(layers.facts["slerp"], blocks, name)
         case str(method) if method in FROM_DELTAS and method in layers.facts:

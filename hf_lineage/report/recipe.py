@@ -271,6 +271,8 @@ def _origin(layers: LayerLineage) -> Iterator[str]:
     yield f"{printable(layers.child.name)} as a mergekit recipe, reconstructed from its weights by hf_lineage."
     if layers.method is None:
         yield "How it was made does not show: this is the simplest recipe of its blocks, and not the author's file."
+    elif layers.method == "merge":
+        yield "It is a merge; its method does not show, and this is the weighted average that comes nearest."
     else:
         yield f"Method: {layers.method.replace('_', ' ')}, as the weights tell; this is not the author's file."
     yield "Block numbers are mergekit's layers, from 0; a range ends before its second number."

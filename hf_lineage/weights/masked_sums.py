@@ -22,6 +22,7 @@ MIN_CLEAR = 200  # entries with a clear change
 MAX_SOURCES = 4
 MAX_STRAY = 0.3  # of the kept or the dropped entries, on the wrong side of an edge, up to which a mask has that edge
 MIN_SLOPE = 6.0  # standard errors, from which larger entries were kept more often
+MAX_CHANCE = 0.5  # of the entries that sums make by chance; above, masks say nothing
 SAME_SUM = 2.0  # of what all sums leave, and of what rounding does: up to which sums of one sign do as well
 DENSER = 30.0  # than the densest fiftieth of the ratios: a two-hundredth that is one number
 MAX_SCALE = 25.0
@@ -59,7 +60,7 @@ def masked_sums(e: np.ndarray, a: np.ndarray, ulp: np.ndarray, shape: tuple[int,
     if len(a) > MAX_SOURCES or (still & expected).sum() < 0.002 * expected.sum() or expected.sum() < MIN_CLEAR:
         return
     scales = np.array([_scale(e, each, ulp) for each in a])
-    if not scales.all():
+    if not scales.all() or _by_chance(seen, scales) > MAX_CHANCE:
         return
     plain, one_sign = ([*_told(seen, scales, elect=elect)] for elect in (False, True))
     if len(a) > 1:
@@ -85,6 +86,16 @@ def _scale(e: np.ndarray, change: np.ndarray, ulp: np.ndarray) -> float:
     count = narrow if rare else wide
     first = int(np.argmin(widths[count]))
     return float(np.median(ordered[first : first + count]))
+
+
+def _by_chance(seen: _Changes, scales: np.ndarray) -> float:
+    """The share of the changed entries that some sum makes but for rounding, of the changes of other entries: near 1
+    where all steps are a few units in the last place."""
+    e = np.random.default_rng(0).permutation(seen.e)
+    terms = scales[:, None] * seen.a
+    total = (_nearest_sum(e, terms, elect=False) * terms).sum(0)
+    moved = np.abs(e) > 0.5 * seen.ulp
+    return float((np.abs(e - total) <= seen.ulp)[moved].mean()) if moved.any() else 1.0
 
 
 def _nearest_sum(e: np.ndarray, terms: np.ndarray, elect: bool, weights: np.ndarray | None = None) -> np.ndarray:

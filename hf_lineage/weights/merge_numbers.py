@@ -55,10 +55,11 @@ def shares_as_written(shares: Sequence[float], error: float) -> Iterator[tuple[f
         tolerance = max(error * abs(scale), 1e-9)
         ways = [author_values(each, tolerance)[:-1] for each in scaled]
         if all(ways) or scale in (1.0, 1.0 / top):
-            found = tuple(way[0] if way else each for way, each in zip(ways, scaled, strict=True))
-            if found not in seen:
-                seen.add(found)
-                yield found
+            for finest in (0, -1) if scale == 1.0 else (0,):
+                found = tuple(way[finest] if way else each for way, each in zip(ways, scaled, strict=True))
+                if found not in seen:
+                    seen.add(found)
+                    yield found
 
 
 def resolve(setting: Any, name: str, place: float) -> Any:

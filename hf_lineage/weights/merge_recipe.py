@@ -19,10 +19,13 @@ from ..answers.layers import BlockOrigin, Method, Share
 from .block_origins import BlockFacts, LayerReadings, mixture_shares, related_blocks, relative_residual
 from .mixture import (
     MAX_RELATED_RESIDUAL,
+    MIN_SIBLING_SHARE,
     ROUNDING,
     Fit,
+    SiblingShares,
     cosines,
     most_central,
+    sibling_shares,
     simplex,
     slerp_position,
     task_arithmetic,
@@ -35,6 +38,7 @@ MIN_MIXED_SHARE = 0.8  # of the blocks with an origin that must be mixtures for 
 MAX_MISFIT_RATIO = 0.5  # of an arc's misfit to a line's, or the other way round, for the one to be preferred
 MIN_MERGE_WEIGHT = 0.01  # below, a source took no part in a merge
 MAX_DELTA_COSINE = 0.12  # mean absolute value, of the deltas of fine-tunes seen from their base
+MOST_BY_RELATIVES = 0.8  # of what the origins leave, from which one origin is no explanation
 MIN_EXPLAINED_BY_RELATIVES = 0.25  # of what the origins leave, from which a reason says so
 TOWARDS = 0.05  # cosine of what became of an origin with the way to another candidate, from which a merge is looked for
 MAX_UNKNOWN = 0.1  # share of the whole that is unknown, up to which a method can be named
@@ -92,7 +96,11 @@ def _by_kinds(layers: LayerReadings, facts: Sequence[BlockFacts], origins: Seque
     if mixed:
         why = f"{len(mixed)} of {len(traced)} blocks are mixtures, the others have one origin each"
         return "mixed", tuple(origins), {}, (why,)
-    return _beyond_sources(layers, facts, origins) or _single_origins(layers, facts, inner, traced, origins)
+    return (
+        _beyond_sources(layers, facts, origins)
+        or _by_siblings(layers, facts, origins)
+        or _single_origins(layers, facts, inner, traced, origins)
+    )
 
 
 def _beyond_sources(
@@ -110,6 +118,57 @@ def _beyond_sources(
     if nearest <= ROUNDING * gram[0, 0] or unexplained > MAX_RELATED_RESIDUAL * nearest:
         return None
     return _by_task_arithmetic(layers, facts, blocks, origins, related)
+
+
+def _by_siblings(layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]) -> _Finding | None:
+    """A merge of two candidates at least that were tuned from a third one, and of what none of them explains."""
+    blocks = [each for each in facts if origins[each.position].index is not None and origins[each.position].parent]
+    related = _related_candidates(blocks, [layers.refs.index(str(origins[blocks[0].position].parent))])
+    if len(related) < 3:
+        return None
+    base, _ = most_central(_pooled_gram(blocks, related), range(len(related)))
+    grams, counts = _grams_among(blocks, related)
+    among = [k for k in range(len(related)) if k != base]
+    found = sibling_shares(grams, counts, base, among)
+    if found and (shown := [k for k, w in zip(among, found.weights, strict=True) if w > MIN_SIBLING_SHARE]) != among:
+        among, found = shown, sibling_shares(grams, counts, base, shown)
+    if found is None or not found.is_merge:
+        return None
+    refitted = list(origins)
+    used = [related[k] for k in among]
+    for each in facts:
+        origin = origins[each.position]
+        if origin.kind == "tuned" and {*used, related[base]} <= {*each.kept}:
+            refitted[each.position] = _as_siblings(layers, each, origin, related[base], used, found)
+    names = " and ".join(layers.refs[k] for k in used)
+    why = (
+        f"{names} take {100 * found.weights.sum():.0f} % of the step from {layers.refs[related[base]]}; what is left is "
+        f"as long as {100 * found.unknown:.0f} % of one more such fine-tune: a source that is not offered, a method "
+        "that left entries out, or training since"
+    )
+    return "merge", tuple(refitted), {}, (why,)
+
+
+def _grams_among(blocks: Sequence[BlockFacts], among: Sequence[int]) -> tuple[list[np.ndarray], list[int]]:
+    """(Gram matrix, entries read) of each tensor of some blocks, of child and candidates `among`."""
+    grams = []
+    for each in blocks:
+        rows = [0, *(each.kept.index(k) + 1 for k in among)]
+        grams += [gram[np.ix_(rows, rows)] for gram in each.grams]
+    return grams, [count for each in blocks for count in each.counts]
+
+
+def _as_siblings(
+    layers: LayerReadings, facts: BlockFacts, origin: BlockOrigin, base: int, used: Sequence[int], found: SiblingShares
+) -> BlockOrigin:
+    """The origin with the shares of siblings; what is unknown is taken from the base where the block is made again."""
+    columns = [facts.kept.index(k) for k in used]
+    weights, error = np.zeros(len(facts.kept)), np.zeros(len(facts.kept))
+    weights[columns], error[columns] = found.weights, found.stderr
+    v = np.concatenate([[0.0], weights])
+    v[facts.kept.index(base) + 1] = found.unknown
+    fit = Fit(weights, found.unknown, max(0.0, float(v @ facts.gram @ v)), error)
+    return refitted_origin(layers, facts, origin, fit, {"unknown_stderr": found.unknown_stderr})
 
 
 def _single_origins(
@@ -136,11 +195,18 @@ def _single_origins(
         )
         return None, tuple(origins), {}, (lost,)
     plain = len(refs) == 1 and not moved
+    shared = float(np.mean([origin.facts.get("by_relatives", 0.0) for origin in traced]))
+    if plain and shared > MOST_BY_RELATIVES:
+        either = (
+            f"{which} can be traced to {traced[0].parent}, but its relatives explain {100 * shared:.0f} % of what that "
+            "leaves: a merge with them, tuned since or with a source that is not offered, or a model between them in a "
+            "chain of fine-tunes; which of these, and in what proportion, cannot be told"
+        )
+        return None, tuple(origins), {}, (either,)
     who = "the same candidate, at its own position" if plain else f"of {len(refs)} candidate{'s' * (len(refs) > 1)}"
     who += f", and {moved} at another position there" * (moved > 0)
     who += "".join(f"; the {end.block} is {end.parent}'s" for end in ends)
     why = [f"{which} {'has' if len(traced) == len(inner) else 'have'} one origin, {who}"]
-    shared = float(np.mean([origin.facts.get("by_relatives", 0.0) for origin in traced]))
     if shared > MIN_EXPLAINED_BY_RELATIVES:
         why.append(
             f"relatives of the origins explain {100 * shared:.0f} % of what those leave: drift in common, a chain of "

@@ -401,6 +401,8 @@ def _arcee_fusion(probe: Probe, models: tuple[int, ...]) -> Iterator[Recipe]:
 
 def _masked(probe: Probe, models: tuple[int, ...]) -> Iterator[Recipe]:
     """TIES, DARE, DELLA and breadcrumbs, by the masks that the entries show: given, where they were drawn at random."""
+    if probe.nearest <= 4 * probe.floor:
+        return  # steps of one unit in the last place are sums of any others
     for base, among in _with_base(probe, models, 1):
         changes = np.stack([probe.p[k] - probe.p[base] for k in among])
         for found in masked_sums(probe.c - probe.p[base], changes, probe.ulp, tuple(probe.child.shape)):

@@ -17,11 +17,15 @@ import numpy as np
 from .least_squares import simplex_minimum
 
 ROUNDING = 1e-14  # of the child's squared length: a squared distance below counts as none
-MAX_RELATED_RESIDUAL = 0.03  # of the unexplained square, that related sources may leave; see `select_sources`
+MAX_RELATED_RESIDUAL = 0.05  # of the unexplained square, that related sources may leave; see `select_sources`
 DRIFT_COSINE = 0.1  # of what fine-tuning adds with a merge's sources; see tests/test_layers_measured.py
 SIBLING_COSINE = 0.35  # of the deltas of two fine-tunes of one base
 MAX_EXACT_RESIDUAL = 0.01  # of the squared distance to the nearest source; a fine-tune leaves far more
 MIN_WEIGHT, MAX_SOURCES = 0.03, 5  # of an exact average: the weight of each source, and their number
+MIN_SIBLING_SHARE = 0.05  # of a sibling, for it to have taken part in a merge with one that is not offered
+ON_THE_WAY = 0.5  # of the smaller square: the product of two changes, above which one may have come from the other
+COMMON_ERROR = 1.3, 0.1  # factor on, and addition to, the cosine that siblings have in common: its standard error
+SIZES = 2.5  # how much longer or shorter than the others the change of a source that is not offered may be
 IDLE_RATIO = 1.05  # of the unexplained squares without and with a source, up to which it is left out
 
 
@@ -224,6 +228,84 @@ def most_central(gram: np.ndarray, among: Sequence[int]) -> tuple[int, float]:
         if pairs.size and float(pairs.mean()) < best[1]:
             best = base, float(pairs.mean())
     return best
+
+
+@dataclass(frozen=True, slots=True)
+class SiblingShares:
+    """child ≈ Σ weights[k]·source k + unknown·(a sibling that is not offered), of sources tuned from one base.
+
+    weights, stderr: (K,); unknown, unknown_stderr: 1 − Σ weights. size: ‖sibling − base‖ that what is left asks for,
+    relative to that of the sources.
+    """
+
+    weights: np.ndarray
+    stderr: np.ndarray
+    unknown: float
+    unknown_stderr: float
+    size: float
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether two sources at least took part, and what is left may be one more of their kind."""
+        shown = self.weights > np.maximum(2.5 * self.stderr, MIN_SIBLING_SHARE)
+        return bool(shown.sum() > 1 and self.unknown > self.unknown_stderr and 1 / SIZES < self.size < SIZES)
+
+
+def sibling_shares(
+    grams: Sequence[np.ndarray], counts: Sequence[int], base: int, among: Sequence[int]
+) -> SiblingShares | None:
+    """The shares of siblings `among` in a child whose other sources are siblings that are not offered.
+
+    With δₖ = pₖ − base, least squares of child − base give λ̂ = λ + w·G⁻¹g: each δₖ also takes what the hidden source's
+    change has in common with it, gₖ = ⟨δₖ, δ⟩. This takes the hidden one to be a sibling like the others: with their
+    mean length, and their mean cosine κ, in each tensor. Then Σλ + w = 1 gives λ and w. Standard errors: jackknife over
+    tensors, and what another κ (a third and 0.1 more) would change. None where one source may be a step on another one's way
+    (δᵢ·δⱼ above half of the smaller square): then the child may be a step as well, and no merge.
+    """
+    whole = sum(grams, np.zeros_like(grams[0]))
+    rows = [k + 1 for k in among]
+    inner = _deltas(whole, base + 1, rows)
+    square = np.diag(inner)
+    pairs = np.triu_indices(len(rows), 1)
+    if len(rows) < 2 or not square.all() or (inner / np.minimum(square[:, None], square))[pairs].max() > ON_THE_WAY:
+        return None
+    parts = [
+        each for each in zip(grams, counts, strict=True)
+        if each[0][base + 1, base + 1] > 0 and (np.diag(_deltas(each[0], base + 1, rows)) > 0).all()
+    ]  # fmt: skip
+    if len(parts) < 3:
+        return None
+    equations = [_sibling_equations(gram, count, base + 1, rows) for gram, count in parts]
+    left, right = (np.array(each) for each in zip(*equations, strict=True))
+    weights = np.linalg.solve(left.sum(0), right.sum(0))
+    without = [np.linalg.solve(left.sum(0) - x, right.sum(0) - y) for x, y in equations]
+    other = [_sibling_equations(gram, count, base + 1, rows, *COMMON_ERROR) for gram, count in parts]
+    shift = np.linalg.solve(*(sum(each) for each in zip(*other, strict=True))) - weights
+    spread = (len(parts) - 1) / len(parts) * ((without - weights) ** 2).sum(0)
+    unknown = 1.0 - float(weights.sum())
+    unknown_spread = (len(parts) - 1) / len(parts) * ((np.sum(without, 1) - weights.sum()) ** 2).sum()
+    pull = whole[base + 1, base + 1] - whole[rows, base + 1]
+    rss = whole[base + 1, base + 1] - pull @ np.linalg.solve(inner, pull)
+    return SiblingShares(
+        weights, np.sqrt(spread + shift**2), unknown, float(np.sqrt(unknown_spread + shift.sum() ** 2)),
+        float(np.sqrt(max(rss, 0.0) / square.mean())) / max(abs(unknown), 1e-12),
+    )  # fmt: skip
+
+
+def _sibling_equations(
+    gram: np.ndarray, count: int, base: int, rows: Sequence[int], common: float = 1.0, more: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normal equations of one tensor for λ: λ̂ − b = (I − b·1ᵀ)λ with b = G⁻¹g, weighted by G and its own noise."""
+    inner = _deltas(gram, base, rows)
+    length = np.sqrt(np.diag(inner))
+    cosine = (inner / np.outer(length, length))[np.triu_indices(len(rows), 1)].mean() * common + more
+    solve = np.linalg.pinv(inner, rcond=1e-9, hermitian=True)
+    hidden = solve @ (cosine * length * np.sqrt((length**2).mean()))
+    pull = gram[base, base] - gram[rows, base]
+    found = solve @ pull
+    noise = max(gram[base, base] - pull @ found, ROUNDING * gram[base, base]) / max(1, count)
+    design = np.eye(len(rows)) - np.outer(hidden, np.ones(len(rows)))
+    return design.T @ inner @ design / noise, design.T @ inner @ (found - hidden) / noise
 
 
 def _deltas(gram: np.ndarray, base: int, rows: Sequence[int]) -> np.ndarray:

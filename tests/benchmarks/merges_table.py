@@ -351,8 +351,9 @@ def since(folder: Path) -> Iterator[dict[str, Any]]:
             for change in (0.0, 1e-5, 1e-4, 1e-3, 1e-2):
                 child = tuned(mix, 900, change) if change else mix
                 path = put(here / f"tuned-{len(names)}-{change:g}", child, "llama")
-                for offered in (["base", "a", "b", "c"], ["a", "b", "c"], [k for k in "abc" if k != names[-1]]):
-                    if len(offered) == 2 and len(names) == 2:
+                fewer = [k for k in "abc" if k != names[-1]]
+                for offered in (["base", "a", "b", "c"], ["a", "b", "c"], ["base", *fewer], fewer):
+                    if len(names) == 2 and names[-1] not in offered:
                         continue
                     layers = hl.trace_layers(path, [here / name for name in offered])
                     told = {Path(s.ref).name: (s.weight, s.stderr) for s in layers.mixture}
