@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -557,6 +558,39 @@ MADE_AGAIN = {
 }  # fmt: skip
 
 
+class TestOfSiblings:
+    def test_one_that_is_not_offered(self, ask: Shelf) -> None:
+        """Beside the base its share stays unknown, and is given to nobody; without the base it cannot be told."""
+        every = [tuned(PARENT, seed, 0.1) for seed in (11, 12, 13)]
+        ask.put("first", every[0])
+        ask.put("second", every[1])
+        child = linear(every, [0.5, 0.3, 0.2])
+        layers = ask(child, ["parent", "first", "second"])
+        assert layers.method == "merge" and layers.unknown == pytest.approx(0.2, abs=0.02)
+        assert shares(layers) == pytest.approx({"first": 0.5, "second": 0.3}, abs=0.02)
+        assert all(abs(s.weight - w) <= 2 * s.stderr for s, w in zip(layers.mixture, (0.5, 0.3), strict=True))
+        assert "by a method that does not show" in layers.sentence() and "merge_method: linear" in layers.recipe()
+        alone = hl.trace_layers(ask.folder / "made", [ask.folder / "first", ask.folder / "second"])
+        assert alone.method is None and "cannot be told" in alone.reasons[0]
+
+    def test_shares_by_kind(self, ask: Shelf) -> None:
+        """By least squares, where no recipe has them: attention 0.7, the rest 0.5, tuned since."""
+        shared = {n: 0.7 if ".self_attn." in n else 0.5 for n in PARENT}
+        merged = {n: w * PARENT[n] + (1 - w) * SIBLING[n] for n, w in shared.items()}
+        layers = ask(tuned(merged, 21, 0.001), ["parent", "sibling"])
+        for each in layers.blocks[1:-1]:
+            kinds = {kind: {Path(r).name: w for r, w in told.items()} for kind, told in each.facts["kinds"].items()}
+            assert kinds["attention"]["parent"] == pytest.approx(0.7, abs=0.01)
+            assert kinds["mlp"]["parent"] == pytest.approx(0.5, abs=0.01)
+
+    def test_what_was_done_since_is_said(self, ask: Shelf) -> None:
+        layers = ask(tuned(linear([PARENT, SIBLING], [0.65, 0.35]), 21, 0.003), ["parent", "sibling"])
+        assert re.search(r"Tuned or rounded afterwards, by 0\.3\d? % of its norm\.$", layers.sentence()), (
+            layers.sentence()
+        )
+        assert shares(layers) == pytest.approx({"parent": 0.65, "sibling": 0.35}, abs=0.01)
+
+
 class TestMadeAgain:
     """`verify`: the merge is made again tensor by tensor, and bits are compared."""
 
@@ -618,6 +652,18 @@ class TestMadeAgain:
         ask.put("second", second := tuned(first, 8, 0.2))
         layers = ask(linear([first, second], [0.6, 0.4]), ["first", "second"], verify=True)
         assert layers.redone and layers.redone.whole, layers.redone
+
+    def test_light_siblings_merged_in_half_precision(self, ask: Shelf) -> None:
+        """Steps of one or two units in the last place: shares by least squares are wrong, the recipe is not."""
+        base = {n: t.bfloat16() for n, t in llama(1, width=64).items()}
+        first, second = (tuned({n: t.float() for n, t in base.items()}, seed, 0.006) for seed in (8, 9))
+        first, second = ({n: t.bfloat16() for n, t in each.items()} for each in (first, second))
+        for name, model in (("base", base), ("first", first), ("second", second)):
+            ask.put(name, model)
+        child = {n: remade("linear", None, [t, second[n]], {"weight": (0.65, 0.35)}, torch.float32, torch.bfloat16) for n, t in first.items()}  # fmt: skip
+        layers = ask(child, ["base", "first", "second"], verify=True)
+        assert layers.method == "linear" and layers.redone and layers.redone.whole, (layers.reasons, layers.redone)
+        assert shares(layers) == pytest.approx({"first": 0.65, "second": 0.35})
 
     def test_one_bit_is_told(self, ask: Shelf) -> None:
         child = linear([PARENT, STRANGER], [0.6, 0.4])

@@ -30,6 +30,8 @@ MERGES = {
 }  # fmt: skip
 UNKNOWN = "(unknown)"
 SHOWN = 0.005  # a share below it is not shown
+ROUNDED = 1e-5  # of the norm: less is rounding of float32
+NO_METHOD = (None, "single", "passthrough", "mixed", "merge")  # of these it does not show what was done afterwards
 VARIES = 0.02  # a slerp's t that differs by more between blocks is given as a range
 NO_ORIGIN = {"none": "(none of these)", "undecided": "(undecided)"}
 FROM_DELTAS = {
@@ -82,7 +84,11 @@ def sentence(layers: LayerLineage, show: Show | None = None) -> str:
     """How the child was made, in plain words; `show` writes a foreign name."""
     name = show or short
     left = unexplained(layers) if any(block.parent for block in layers.blocks) else None
-    return _made(layers, name) + (f" That leaves {percent(left)} of the norm unexplained." if left is not None else "")
+    if left is None:
+        return _made(layers, name)
+    if layers.method not in NO_METHOD and left > ROUNDED:
+        return f"{_made(layers, name)} Tuned or rounded afterwards, by {percent(left)} of its norm."
+    return f"{_made(layers, name)} That leaves {percent(left)} of the norm unexplained."
 
 
 def unexplained(layers: LayerLineage) -> float | None:
@@ -154,8 +160,7 @@ def _made(layers: LayerLineage, name: Show) -> str:
         case "passthrough":
             return f"Put together from whole blocks (passthrough): {_parents(blocks, name)}."
         case "linear":
-            shares = listed_text([f"{s.weight:.3g} {name(s.ref)}" for s in layers.mixture])
-            return f"An average of weights (linear): {shares}."
+            return f"An average of weights (linear): {_average(layers, name)}."
         case "merge":
             shares = listed_text([f"{s.weight:.2g} {name(s.ref)}" for s in layers.mixture])
             return f"A merge, by a method that does not show: {shares}, and {layers.unknown or 0.0:.2g} unknown."
@@ -174,6 +179,21 @@ def _made(layers: LayerLineage, name: Show) -> str:
         many = count_text(len(blocks), "block")
         return f"None of its {many} shows an origin in the {len(layers.candidates)} compared."
     return f"How it was made does not show: {_kinds(blocks)}."
+
+
+def _average(layers: LayerLineage, name: Show) -> str:
+    """The shares of the recipe, where there is one of plain numbers, and what else stem and head are; else of the
+    whole."""
+    models = layers.facts.get("merge", {}).get("models", ())
+    total = sum(model["weight"] for model in models if isinstance(model.get("weight"), float))
+    if not total or not all(isinstance(model.get("weight"), float) for model in models):
+        return listed_text([f"{s.weight:.3g} {name(s.ref)}" for s in layers.mixture])
+    shares = sorted(((model["weight"] / total, model["ref"]) for model in models), key=lambda each: -each[0])
+    said = listed_text([f"{share:.3g} {name(ref)}" for share, ref in shares])
+    for block in layers.blocks:
+        if block.index is None and block.kind in ("equal", "none") and "same" not in block.facts:
+            said += f"; its {block.block} is {name(block.parent) if block.parent else 'from none of them'}"
+    return said
 
 
 def _slerp(about: Mapping[str, Any], blocks: Sequence[BlockOrigin], name: Show) -> str:

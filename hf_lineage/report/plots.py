@@ -32,8 +32,11 @@ MADE = {
     "passthrough": "whole blocks put together (passthrough)", "linear": "an average of weights (linear)",
     "slerp": "interpolated on the sphere (slerp)", "task_arithmetic": "changes added to a base (task arithmetic)",
     "ties": "trimmed changes added to a base (TIES)", "dare": "thinned changes added to a base (DARE)",
+    "merge": "a merge, by a method that does not show",
 }  # fmt: skip
 MISSING = "#e4e4e4"
+KINDS = {"attention": "attention", "mlp": "MLP", "norm": "norms", "other": "embeddings"}  # of tensors, as drawn
+KIND_WIDTH, MAX_KIND_SOURCES = 0.5, 4  # inches of a column, and sources drawn of each kind
 # −log10 p → how often unrelated models agree as much
 RARE = {0: "always", 3: "1 in 1,000", 6: "1 in a million", 30: "1 in 10³⁰", 300: "1 in 10³⁰⁰", 3000: "1 in 10³⁰⁰⁰"}
 KEY = {
@@ -135,9 +138,14 @@ def plot_layers(layers: LayerLineage, path: str | Path | None = None) -> Figure:
     if not rows:
         figure.text(0.02, 0.5, "no blocks to compare")
         return _save(figure, path)
-    shares, scores = figure.subplots(1, 2, sharey=True, width_ratios=(wide * (columns + 1), max(1, 0.45 * columns)))
-    _share_map(shares, layers, refs, row)
-    _score_map(scores, layers, refs)
+    parts = _parts(layers)
+    figure.set_figwidth(figure.get_figwidth() + KIND_WIDTH * len(parts))
+    ratios = (wide * (columns + 1), *([KIND_WIDTH * len(parts)] if parts else []), max(1, 0.45 * columns))
+    maps = figure.subplots(1, len(ratios), sharey=True, width_ratios=ratios)
+    _share_map(maps[0], layers, refs, row)
+    if parts:
+        _kind_map(maps[1], layers, parts, row)
+    _score_map(maps[-1], layers, refs)
     figure.suptitle(_made(layers), fontsize=11, x=0.01, ha="left")
     occurs = {"equal", "none", "undecided"} & {block.kind for block in layers.blocks}
     occurs |= {"moved"} if any(block.moved for block in layers.blocks) else set()
@@ -227,6 +235,36 @@ def _share_map(axes: Axes, layers: LayerLineage, refs: Sequence[str], row: float
     )
 
 
+def _parts(layers: LayerLineage) -> list[tuple[str, str]]:
+    """(kind of tensor, source) of all shares by kind, sources with a share in some block alone."""
+    every = [block.facts.get("kinds", {}) for block in layers.blocks]
+    refs = [ref for ref in layers.candidates if any(each[k].get(ref, 0.0) > 0.005 for each in every for k in each)]
+    return [(kind, ref) for kind in KINDS for ref in refs[:MAX_KIND_SOURCES] if any(kind in each for each in every)]
+
+
+def _kind_map(axes: Axes, layers: LayerLineage, parts: Sequence[tuple[str, str]], row: float) -> None:
+    """The share of each source in each kind of tensor of a block; grey where the block has none or no shares."""
+    values = np.array(
+        [[b.facts.get("kinds", {}).get(k, {}).get(ref, np.nan) for k, ref in parts] for b in layers.blocks]
+    )
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.set_facecolor(MISSING)
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = "w" if value > 0.65 else "k"
+            size = min(7.5, 0.8 * 72 * row)
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=size, color=colour)
+    axes.tick_params(labelleft=False, left=False)
+    _columns(axes, [ref for _, ref in parts])
+    kinds = [kind for kind, _ in parts]
+    for kind in dict.fromkeys(kinds):
+        first = kinds.index(kind)
+        axes.text(first + kinds.count(kind) / 2 - 0.5, -0.6, KINDS[kind], ha="center", va="bottom", fontsize=8.5)
+        if first:
+            axes.axvline(first - 0.5, color="#888888", linewidth=1)
+    axes.set_title("share by kind of tensor", fontsize=10, pad=18)
+
+
 def _nobody(axes: Axes, row: int, column: int, kind: str, size: float) -> None:
     hatch = "////" if kind == "none" else None
     cell = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=MISSING, edgecolor="#888888", linewidth=0, hatch=hatch)
@@ -238,7 +276,7 @@ def _nobody(axes: Axes, row: int, column: int, kind: str, size: float) -> None:
 def _score_map(axes: Axes, layers: LayerLineage, refs: Sequence[str]) -> None:
     matrix = layers.matrix[:, [layers.candidates.index(ref) for ref in refs]]
     weights = "weights" in layers.evidence
-    axes.set_title("how alike the best block is", fontsize=10)
+    axes.set_title("how alike the\nbest block is", fontsize=10)
     axes.tick_params(labelleft=False, left=False)
     axes.set_facecolor(MISSING)
     _columns(axes, refs)

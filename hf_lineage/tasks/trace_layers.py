@@ -24,6 +24,7 @@ from ..weights.block_origins import (
     without_related_block,
 )
 from ..weights.hidden_permutation import HiddenPermutation, alike, detect_permutation, undo_permutation
+from ..weights.merge_kinds import with_kinds
 from ..weights.merge_recipe import infer_merge_method, may_be_merged
 from . import notes
 from .evidence import settings_of
@@ -191,6 +192,7 @@ def _by_weights(question: Question, known: _Blocks, options: Options, beside: in
         *notes.of_layers(plan, readings, made.origins, {refs[k]: each for k, each in found.items()}),
         *equal_block_notes(made.origins),
     ]
+    made = replace(made, origins=with_kinds(study, facts, made.origins))
     fields = {
         "candidates": refs, "blocks": made.origins, "method": made.method, "mixture": made.mixture,
         "unknown": made.unknown, "residual": made.residual, "facts": made.facts, "reasons": made.reasons,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..answers.layers import BlockOrigin
 from ..checkpoints.dtypes import epsilon
-from .block_origins import BlockFacts, LayerReadings
+from .block_origins import BlockFacts, LayerReadings, squared_distances
 from .merge_numbers import by_kind, kind_of
 from .merge_recipe import refitted_origin
 from .merge_search import Recipe
@@ -101,37 +101,76 @@ def refitted_by_kind(
         if not origin.parent or not {*used} <= {*each.kept} or origin.kind == "equal":
             continue
         columns = [each.kept.index(k) + 1 for k in used]
-        sizes: dict[str, float] = {}
-        kinds: dict[str, np.ndarray] = {}
         left = 0.0
         for name, gram in zip(each.names, each.grams, strict=True):
             v = np.zeros(len(gram))
-            shares, v[columns] = _coefficients(recipe.at(name, places.get(name, 0.0)), gram, columns)
+            v[columns] = _coefficients(recipe.at(name, places.get(name, 0.0)), gram, columns)
             v[0] = v.sum() - 1.0  # Σ v·source − c = Σ v·y + (Σv − 1)·c
             left += max(0.0, float(v @ gram @ v))
-            kind, size = kind_of(name), float(layers.child[name].count)
-            sizes[kind] = sizes.get(kind, 0.0) + size
-            kinds[kind] = kinds.get(kind, np.zeros(len(used))) + size * shares
+        rows = [
+            (name, float(layers.child[name].count), _shares(recipe.at(name, places.get(name, 0.0))))
+            for name in layers.blocks[each.position].tensors.values()
+        ]  # fmt: skip
         weights = np.zeros(len(each.kept))
-        weights[[c - 1 for c in columns]] = sum(kinds.values(), np.zeros(len(used))) / max(1.0, sum(sizes.values()))
-        by_ref = {
-            kind: {layers.refs[k]: float(w) for k, w in zip(used, total / sizes[kind], strict=True)}
-            for kind, total in kinds.items()
-        }  # fmt: skip
+        matrices = [(size, shares) for name, size, shares in rows if name in each.names]
+        weights[[c - 1 for c in columns]] = sum(n * w for n, w in matrices) / max(1.0, sum(n for n, _ in matrices))
         fit = Fit(weights, 0.0, left, np.where(weights != 0, stderr, 0.0))
-        refitted[each.position] = refitted_origin(layers, each, origin, fit, {"kinds": by_ref})
+        told = {"kinds": _by_kind(rows, [layers.refs[k] for k in used])}
+        refitted[each.position] = refitted_origin(layers, each, origin, fit, told)
     return tuple(refitted)
 
 
-def _coefficients(recipe: Recipe, gram: np.ndarray, columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(shares that sum to 1, coefficients) of the base and the model of a SLERP, of the base and the models of task
-    arithmetic, or of the models of an average."""
+def with_kinds(
+    layers: LayerReadings, facts: Sequence[BlockFacts], origins: Sequence[BlockOrigin]
+) -> tuple[BlockOrigin, ...]:
+    """Mixtures with the shares of their sources in each kind of tensor, in `facts["kinds"]`: by least squares, with
+    weights ≥ 0 that sum to what is known, in each tensor in which the sources differ."""
+    told = list(origins)
+    for each in facts:
+        origin = origins[each.position]
+        if origin.kind != "mixture" or "kinds" in origin.facts or min(s.weight for s in origin.mixture) < 0:
+            continue
+        refs = [share.ref for share in origin.mixture]
+        used = [layers.refs.index(ref) for ref in refs]
+        known = sum(share.weight for share in origin.mixture)
+        rows = []
+        for name in layers.blocks[each.position].tensors.values():
+            moments = layers.readings.moments.get(name)
+            if moments is None or not {*used} <= {*layers.readings.candidates_with[name]}:
+                continue
+            at = [0, *(layers.readings.row(name, k) for k in used)]
+            gram = moments.gram[np.ix_(at, at)]
+            if not (squared_distances(gram) + np.eye(len(used)) == 0).any():
+                shares = known * simplex(gram, range(len(used)), unknown=False).weights
+                rows.append((name, float(layers.child[name].count), shares))
+        if rows:
+            told[each.position] = replace(origin, facts={**origin.facts, "kinds": _by_kind(rows, refs)})
+    return tuple(told)
+
+
+def _by_kind(rows: Sequence[tuple[str, float, np.ndarray]], refs: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The mean share of each source by kind of tensor. rows: name, size and shares of each tensor."""
+    found = {}
+    for kind in dict.fromkeys(kind_of(name) for name, _, _ in rows):
+        part = [(size, shares) for name, size, shares in rows if kind_of(name) == kind]
+        total = np.sum([size * shares for size, shares in part], 0) / sum(size for size, _ in part)
+        found[kind] = {ref: float(share) for ref, share in zip(refs, total, strict=True)}
+    return found
+
+
+def _shares(recipe: Recipe) -> np.ndarray:
+    """Shares, that sum to 1, of the base and the model of a SLERP, of the base and the models of task arithmetic, or of
+    the models of an average."""
     if recipe.method == "slerp":
-        t = float(recipe.settings["t"])
-        angle = math.acos(float(np.clip(cosines(gram)[columns[0], columns[1]], -1.0, 1.0)))
-        shares = np.array([1 - t, t])
-        return shares, np.sin(shares * angle) / math.sin(angle) if angle > 1e-4 else shares
+        return np.array([1 - float(recipe.settings["t"]), float(recipe.settings["t"])])
     weights = np.array(recipe.settings["weight"], dtype=float)
-    if recipe.base is not None:
-        return (shares := np.array([1 - weights.sum(), *weights])), shares
-    return weights / weights.sum(), weights / weights.sum()
+    return np.array([1 - weights.sum(), *weights]) if recipe.base is not None else weights / weights.sum()
+
+
+def _coefficients(recipe: Recipe, gram: np.ndarray, columns: Sequence[int]) -> np.ndarray:
+    """By what each model is multiplied: the shares, but on the arc of a SLERP."""
+    shares = _shares(recipe)
+    if recipe.method == "slerp":
+        angle = math.acos(float(np.clip(cosines(gram)[columns[0], columns[1]], -1.0, 1.0)))
+        return np.sin(shares * angle) / math.sin(angle) if angle > 1e-4 else shares
+    return shares

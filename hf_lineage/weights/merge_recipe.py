@@ -142,8 +142,8 @@ def _by_siblings(layers: LayerReadings, facts: Sequence[BlockFacts], origins: Se
             refitted[each.position] = _as_siblings(layers, each, origin, related[base], used, found)
     names = " and ".join(layers.refs[k] for k in used)
     why = (
-        f"{names} take {100 * found.weights.sum():.0f} % of the step from {layers.refs[related[base]]}; what is left is "
-        f"as long as {100 * found.unknown:.0f} % of one more such fine-tune: a source that is not offered, a method "
+        f"{names} take {100 * found.weights.sum():.0f} % of the step from {layers.refs[related[base]]}; what is left "
+        f"is as long as {100 * found.unknown:.0f} % of one more such fine-tune: a source that is not offered, a method "
         "that left entries out, or training since"
     )
     return "merge", tuple(refitted), {}, (why,)

@@ -163,7 +163,7 @@ class Probe:
     @property
     def is_changed(self) -> bool:
         """Whether the child is more than a candidate that was rounded."""
-        return self.nearest > 4 * self.floor or bool(self.p) and int(self._moved.sum()) >= MIN_MOVED
+        return self.nearest > 4 * self.floor or (bool(self.p) and int(self._moved.sum()) >= MIN_MOVED)
 
     def misfit(self, recipe: Recipe) -> float:
         """The square that a recipe leaves, above rounding, relative to what the nearest candidate leaves; inf where it

@@ -259,8 +259,8 @@ def sibling_shares(
     With δₖ = pₖ − base, least squares of child − base give λ̂ = λ + w·G⁻¹g: each δₖ also takes what the hidden source's
     change has in common with it, gₖ = ⟨δₖ, δ⟩. This takes the hidden one to be a sibling like the others: with their
     mean length, and their mean cosine κ, in each tensor. Then Σλ + w = 1 gives λ and w. Standard errors: jackknife over
-    tensors, and what another κ (a third and 0.1 more) would change. None where one source may be a step on another one's way
-    (δᵢ·δⱼ above half of the smaller square): then the child may be a step as well, and no merge.
+    tensors, and what another κ (a third and 0.1 more) would change. None where one source may be a step on another
+    one's way (δᵢ·δⱼ above half of the smaller square): then the child may be a step as well, and no merge.
     """
     whole = sum(grams, np.zeros_like(grams[0]))
     rows = [k + 1 for k in among]

@@ -365,6 +365,56 @@ def since(folder: Path) -> Iterator[dict[str, Any]]:
                     }  # fmt: skip
 
 
+def after(folder: Path) -> Iterator[dict[str, Any]]:
+    """0.65 a + 0.35 b, and what people do with a merge then: quantised, the vocabulary changed, parts taken from one
+    source, merged again."""
+    from gguf_files import write_gguf
+    from packers import packed
+
+    for related in ("siblings", "strangers"):
+        models = family("llama", related, "float32")
+        here = folder / f"after-{related}"
+        for name, tensors in models.items():
+            put(here / name, tensors, "llama")
+        a, b, c = (models[name] for name in "abc")
+        mix = merged({"base": None, "models": ["a", "b"], "settings": {"weight": (0.65, 0.35)}}, "linear", models)
+        half = {n: t.bfloat16() for n, t in mix.items()}
+        ends = ("model.embed_tokens.weight", "lm_head.weight")
+        more = {
+            n: torch.cat([mix[n], 0.05 * torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(1))])
+            for n in ends
+        }
+        between = {n: (t + b[n]) / 2 for n, t in a.items()}
+        made: dict[str, Tensors] = {
+            "stored in bfloat16": half,
+            "int8 (bitsandbytes)": packed(half, "llm int8"), "NF4 (bitsandbytes)": packed(half, "nf4"),
+            "7 tokens added": mix | more, "7 tokens removed": mix | {n: mix[n][:-7] for n in ends},
+            "vocabulary of another": mix | {n: drawn("llama", 91, torch.float32)[n] for n in ends},
+            "embeddings of one source": mix | {ends[0]: a[ends[0]]},
+            "merged again, the first merge hidden": {n: 0.6 * t + 0.4 * c[n] for n, t in between.items()},
+        }  # fmt: skip
+        truths = {"merged again, the first merge hidden": {"a": 0.3, "b": 0.3, "c": 0.4}}
+        places = {what: put(here / f"child-{i}", child, "llama") for i, (what, child) in enumerate(made.items())}
+        for kind in ("Q8_0", "Q4_K"):
+            (here / kind).mkdir(exist_ok=True)
+            places[f"GGUF {kind}"] = write_gguf(here / kind / "model.gguf", half, kind).parent
+        for what, place in places.items():
+            truth = truths.get(what, {"a": 0.65, "b": 0.35})
+            for offered in (("base", "a", "b", "c"), ("a", "b", "c")):
+                layers = hl.trace_layers(place, [here / name for name in offered], verify=True)
+                inner = [block for block in layers.blocks if block.index is not None]
+                told = {
+                    n: [{Path(s.ref).name: s.weight for s in block.mixture}.get(n, 0.0) for block in inner]
+                    for n in truth
+                }
+                yield {
+                    "related": related, "after": what, "offered": "".join(name[0] for name in offered),
+                    "named": layers.method, "sentence": layers.sentence(),
+                    "error": max(abs(weight - truth[n]) for n, weights in told.items() for weight in weights),
+                    "redone": [layers.redone.equal, layers.redone.tensors] if layers.redone else None,
+                }  # fmt: skip
+
+
 # ---- the table
 
 
@@ -413,7 +463,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.made or Path(temporary)
         rows = [*measure(folder, asked.mergekit, asked.before), *others(folder, asked.before)]
-        rows += [] if asked.before else [*since(folder)]
+        rows += [] if asked.before else [*since(folder), *after(folder)]
     write_record(
         "merges-before" if asked.before else "merges", rows, seed=SEED, mergekit="0.1.5" if asked.mergekit else None
     )
