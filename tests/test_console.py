@@ -166,6 +166,20 @@ def test_something_turns_where_there_is_nothing_to_count(
     assert ("opening models" in err) is turned and (not turned or err.endswith("\r\x1b[K")), "and its line is wiped"
 
 
+def test_something_turns_again_once_all_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", 0.05)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with progress.Bar() as count:
+        count(1, 2, "a model")
+        time.sleep(0.2)
+        assert "comparing" not in capsys.readouterr().err, "the bar is there"
+        count(2, 2, "a model")
+        time.sleep(0.2)
+    assert "comparing" in capsys.readouterr().err
+
+
 def test_a_bar_is_what_true_stands_for() -> None:
     assert isinstance(progress.progress_of(True), progress.Bar)
     assert progress.progress_of(False) is progress.progress_of(None) is None

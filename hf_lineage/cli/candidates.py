@@ -41,8 +41,8 @@ def candidates(child: str, form: str, **options: Any) -> None:
     3 the child does not exist or is not accessible, 130 interrupted.
     """
     look_for(child)
-    from ..tasks.search import find_candidates
-
     with bar() as progress:
+        from ..tasks.search import find_candidates
+
         found = find_candidates(child, progress=progress, **options)
     show(found, form, found.refs)

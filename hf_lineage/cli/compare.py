@@ -36,9 +36,9 @@ def compare(one: str, other: str, form: str, html: Path | None, **options: Any) 
         check_writable(html, "report")
     look_for(one)
     look_for(other)
-    from ..tasks.compare_pair import compare as run
-
     with bar() as progress:
+        from ..tasks.compare_pair import compare as run
+
         found = run(one, other, progress=progress, **options)
     if first:
         show(found, form, [found.first])

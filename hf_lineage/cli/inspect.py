@@ -40,9 +40,9 @@ def inspect(ref: str, form: str, **options: Any) -> None:
     """
     first = is_first()
     look_for(ref)
-    from ..tasks.inspect import inspect as run
-
     with bar() as progress:
+        from ..tasks.inspect import inspect as run
+
         found = run(ref, progress=progress, **options)
     if first:
         show(found, form, [found.model.name if found.trained_since else None])

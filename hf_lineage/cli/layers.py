@@ -69,9 +69,9 @@ def layers(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], prob
     first, child = is_first(), within(child, subfolder)
     look_for(child)
     asked = candidates_of(bases, candidates, subfolder)
-    from ..tasks.trace_layers import trace_layers as run
-
     with bar() as progress:
+        from ..tasks.trace_layers import trace_layers as run
+
         found = run(child, asked, progress=progress, **options)
     if not first:
         return

@@ -106,9 +106,9 @@ def trace(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], evide
     first, child = is_first(), within(child, subfolder)
     look_for(child)
     asked = candidates_of(bases, candidates, subfolder)
-    from ..tasks.trace import trace as run
-
     with bar() as progress:
+        from ..tasks.trace import trace as run
+
         lineage = run(child, asked, progress=progress, **options)
     if not first:
         return

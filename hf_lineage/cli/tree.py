@@ -78,9 +78,9 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, html: Path | Non
         check_writable(newick, "Newick file")
     first = is_first()
     candidates_of(models, (), what="model")  # what is no reference, or is not there, is told before torch is loaded
-    from ..tasks.phylogeny import phylogeny as run
-
     with bar() as progress:
+        from ..tasks.phylogeny import phylogeny as run
+
         found = run(models, progress=progress, **options)
     if not first:
         return

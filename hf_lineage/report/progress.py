@@ -12,6 +12,7 @@ from ..answers.base import Progress
 from ..answers.refs import printable
 
 PATIENCE = 1.0  # seconds without anything to count after which something turns
+TURN = 0.2  # seconds between two of its signs
 TURNS = "|/-\\"
 
 
@@ -19,14 +20,15 @@ class Bar:
     """How much is read of how much, and the time that is left, on stderr or below a notebook's cell.
 
     It appears with the first bytes and goes when all are read. In a `with` block on a terminal, something turns as soon
-    as nothing was to be counted for a second: models are opened, the Hub is asked. `verbose`: lines that stay instead,
-    one for each thing that is read, with the seconds since the start.
+    as nothing was to be counted for a second: models are opened, the Hub is asked, what was read is compared.
+    `verbose`: lines that stay instead, one for each thing that is read, with the seconds since the start.
     """
 
     def __init__(self, verbose: bool = False) -> None:
         self._verbose, self._started, self._what = verbose, time.monotonic(), ""
         self._bar: Any = None
-        self._ended, self._seen = threading.Event(), threading.Event()
+        self._doing, self._counted = "opening models", self._started  # when something was counted last
+        self._turned, self._ended, self._writing = False, threading.Event(), threading.RLock()
         self._turning: threading.Thread | None = None
 
     def __enter__(self) -> Progress:
@@ -37,7 +39,9 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._stop_turning()
+        if self._turning is not None:
+            self._turning.join()
+        self._wipe()
         self._close()
 
     def __call__(self, done: int, total: int, what: str) -> None:
@@ -48,7 +52,12 @@ class Bar:
                 self._what = what
                 print(f"{time.monotonic() - self._started:7.1f} s  {what}", file=sys.stderr)
             return
-        self._stop_turning()
+        with self._writing:
+            self._wipe()
+            self._count(done, total, what)
+            self._doing, self._counted = "comparing", time.monotonic()
+
+    def _count(self, done: int, total: int, what: str) -> None:
         from tqdm.auto import tqdm
 
         if self._bar is None or self._bar.total != total:
@@ -68,23 +77,22 @@ class Bar:
             self._bar.close()
             self._bar = None
 
-    def _stop_turning(self) -> None:
-        """A bar is there, or the end: the line of what turned is wiped before anything else is printed."""
-        self._seen.set()
-        if self._turning is not None:
-            self._turning.join()
-            self._turning = None
+    def _wipe(self) -> None:
+        """The line of what turns, before anything else is printed."""
+        if self._turned:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._turned = False
 
     def _turn(self) -> None:
-        if self._seen.wait(PATIENCE):
-            return
         for sign in itertools.cycle(TURNS):
-            sys.stderr.write(f"\r{sign} opening models {time.monotonic() - self._started:.0f} s ")
-            sys.stderr.flush()
-            if self._seen.wait(0.2):
-                break
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+            if self._ended.wait(min(TURN, PATIENCE)):
+                return
+            with self._writing:
+                if self._bar is None and time.monotonic() - self._counted >= PATIENCE:
+                    sys.stderr.write(f"\r{sign} {self._doing} {time.monotonic() - self._started:.0f} s ")
+                    sys.stderr.flush()
+                    self._turned = True
 
 
 def progress_of(wanted: Progress | bool | None) -> Progress | None:
