@@ -28,51 +28,7 @@ T = TypeVar("T")
 
 USED = 0.8  # of what is free, by `auto`: the rest is for inputs, features and other programs
 READING = 3  # float32 copies of one tensor, beside what stays, while it is read and Δ is taken
-MEMORY, LEAST_MEMORY = 512 << 20, 128 * 10**6  # bytes for reading weights: the default, and the least
 LEAST_SIZE = 1024  # a whole number from here on is a size in bytes, a smaller one is an accelerator's
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes that reading weights takes at most, beside torch and the models' headers; shared out in this one place.
-
-    A quarter is for slices under way, half for hidden units, the rest for the arithmetic. A block of the grid of every
-    model is held in any case: about a megabyte each.
-    """
-
-    total: int = MEMORY
-
-    @classmethod
-    def of(cls, wanted: int | str | None) -> Memory:
-        """From bytes or text such as `"2GB"`; None: 512 MB. Raises `ArgumentError`.
-
-        >>> Memory.of("2GiB").units(3) >> 20, Memory.of(None).units(100) >> 20
-        (128, 2)
-        """
-        total = MEMORY if wanted is None else _size(wanted)
-        if total is None or total < LEAST_MEMORY:
-            raise ArgumentError(f"Expected `memory` as bytes or text such as '2GB', at least 128MB, got {wanted!r}.")
-        return cls(total)
-
-    def units(self, models: int) -> int:
-        """Bytes of hidden units, as float32, that are kept of each of so many models."""
-        return min(self.total // 16, self.most_units(models))
-
-    def most_units(self, models: int) -> int:
-        """Bytes that they may take where a model has many layers, so that each can be tested."""
-        return self.total // 2 // models
-
-    @property
-    def given_back(self) -> int:
-        """Bytes that are worked on until freed memory is given back to the system."""
-        return self.total // 8
-
-    def batch(self, models: int, devices: Sequence[torch.device]) -> int:
-        """Bytes of the child that are read at once, for these devices; another batch is worked on, and a candidate may
-        be stored in wider numbers. Accelerators get all that slices may take: short calls cost them more than the
-        work."""
-        most = self.total // 4 // models
-        return (most if is_accelerated(devices) else min(self.total // 64 * len(devices), most)) // 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,14 @@ def test_help_and_what_was_typed_wrong_import_nothing_heavy(monkeypatch: pytest.
 
 
 @pytest.mark.integration
+def test_a_wrong_number_is_refused_before_torch_is_loaded(folders: dict[str, Path]) -> None:
+    """NumPy draws the sample, of which one option speaks."""
+    asked = f"trace {folders['child']} {folders['parent']}"
+    wrong = ("--alpha 5", "--memory 5", "--sample 0", "--prior 2")
+    assert not imported_by(RUN.format([f"{asked} {option}" for option in wrong])) & (HEAVY - {"numpy"})
+
+
+@pytest.mark.integration
 def test_and_the_test_above_can_fail() -> None:
     assert imported_by("import hf_lineage; hf_lineage.trace") & HEAVY
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lineage.checkpoints.entry import Entry
 from hf_lineage.errors import ArgumentError
-from hf_lineage.placement import Memory
+from hf_lineage.sizes import Memory
 from hf_lineage.weights.sampling import MIN_UNITS, Plan, grid, make_plan, sample_budget
 
 SHAPES = {"fc1.weight": (2048, 784), "fc1.bias": (2048,), "fc2.weight": (256, 2048), "emb.weight": (5000, 64)}
@@ -138,12 +137,12 @@ class TestMemory:
     def test_what_there_is_by_default(self) -> None:
         memory = Memory.of(None)
         assert memory == Memory.of("512MiB") == Memory.of(512 << 20)
-        assert memory.units(2) == 32 << 20 and memory.batch(2, [torch.device("cpu")]) == 4 << 20
+        assert memory.units(2) == 32 << 20 and memory.batch(2, 1) == 4 << 20
 
-    @given(st.integers(128 << 20, 1 << 40), st.integers(2, 1000), st.integers(1, 256), st.sampled_from(["cpu", "cuda"]))
-    def test_the_parts_are_within_the_whole(self, total: int, models: int, devices: int, kind: str) -> None:
+    @given(st.integers(128 << 20, 1 << 40), st.integers(2, 1000), st.integers(1, 256), st.booleans())
+    def test_the_parts_are_within_the_whole(self, total: int, models: int, devices: int, accelerated: bool) -> None:
         memory = Memory.of(total)
-        under_way = 2 * models * memory.batch(models, [torch.device(kind)] * devices)
+        under_way = 2 * models * memory.batch(models, devices, accelerated)
         assert models * memory.most_units(models) <= total // 2 and under_way <= total // 4
         assert memory.units(models) <= memory.most_units(models)
 

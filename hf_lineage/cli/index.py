@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ArgumentError
-from .output import Bar, formats, show
+from .output import Bar, checked, formats, show
 
 if TYPE_CHECKING:
     from ..tasks.index import Index
@@ -72,9 +72,9 @@ def add(index: str, models: tuple[str, ...], form: str, allow_pickle: bool) -> N
     "--verify", type=click.IntRange(min=1), default=3, show_default=True, metavar="N",
     help="How many of the first matches are then compared as `trace` does.",
 )  # fmt: skip
-@click.option("--sample", metavar="HOW", help="Of that comparison, as of `trace`.")
+@click.option("--sample", metavar="HOW", callback=checked, help="Of that comparison, as of `trace`.")
 @click.option(
-    "--alpha", type=float, default=1e-3, show_default=True,
+    "--alpha", type=float, default=1e-3, show_default=True, callback=checked,
     help="Chance that any unrelated model of the whole index is listed.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the comparison.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .output import SIZE, bar, formats, is_first, look_for, show
+from .output import SIZE, bar, checked, formats, is_first, look_for, show
 
 
 @click.command()
@@ -14,6 +14,7 @@ from .output import SIZE, bar, formats, is_first, look_for, show
 @click.option(
     "--sample",
     metavar="HOW",
+    callback=checked,
     help="'all', 'auto', a fraction (0.5%) or a size (1MB). "
     "Default: everything of a local model, 0.5 % (at least 4 MB) of a remote one.",
 )

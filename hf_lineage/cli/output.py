@@ -61,6 +61,15 @@ class Size(click.ParamType[int]):
 SIZE = Size()
 
 
+def checked(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """An option's value, checked as the task will, before torch is loaded for it."""
+    if value is not None and value != parameter.get_default(context):
+        from ..tasks.options import Options
+
+        Options(**{str(parameter.name): value})
+    return value
+
+
 def with_options(*options: Decorator) -> Decorator:
     """Several options as one decorator, in the order of the help."""
 
@@ -88,10 +97,11 @@ def reading(level: str = "Family-wise error of the p-values.", alpha: float = 1e
         click.option(
             "--sample",
             metavar="HOW",
+            callback=checked,
             help="'all', 'auto', a fraction (0.5%) or a size (1MB). "
             "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
         ),
-        click.option("--alpha", type=float, default=alpha, show_default=True, help=level),
+        click.option("--alpha", type=float, default=alpha, show_default=True, callback=checked, help=level),
         click.option(
             "--seed", type=int, default=0, show_default=True, help="Seed of the sample and of the permutations."
         ),
@@ -105,7 +115,10 @@ def reading(level: str = "Family-wise error of the p-values.", alpha: float = 1e
             "within bounds (0=10GiB,cpu=20GiB), or part by part (blocks.0=0,blocks.1=cpu).",
         ),
         click.option(
-            "--memory", metavar="SIZE", help="What reading weights takes at most beside torch: 512MB (default), 2GB, …"
+            "--memory",
+            metavar="SIZE",
+            callback=checked,
+            help="What reading weights takes at most beside torch: 512MB (default), 2GB, …",
         ),
         click.option(
             "--timeout",

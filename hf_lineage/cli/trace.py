@@ -16,6 +16,7 @@ from .output import (
     candidates_of,
     check_picture,
     check_writable,
+    checked,
     is_first,
     look_for,
     mode,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 @click.option(
     "--prior",
     type=float,
+    callback=checked,
     metavar="SHARE",
     help="How likely the parent is among the candidates before anything is read, between 0 and 1.",
 )

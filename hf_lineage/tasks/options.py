@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from ..answers.base import Progress
 from ..errors import ArgumentError, TimeOverError
 from ..parallel import world
+from ..sizes import Memory
+from ..weights.sampling import sample_budget
 
 if TYPE_CHECKING:
     from ..features.evidence import Settings, Source
-    from ..placement import Memory, Placement, Wanted
+    from ..placement import Placement, Wanted
     from .session import Session
 
     Sample = str | float | int | None
@@ -93,8 +95,8 @@ class Options:
             from ..placement import placement
 
             object.__setattr__(self, "device", placement(self.device))
-        if self.memory is not None:
-            _ = self.reading_memory
+        _ = self.reading_memory
+        sample_budget(self.sample, total=1, remote=False)
         if not 0 < self.alpha < 1:
             raise ArgumentError(f"Expected `alpha` between 0 and 1, got {self.alpha}.")
         if self.prior is not None and not 0 < self.prior < 1:
@@ -126,8 +128,6 @@ class Options:
     @property
     def reading_memory(self) -> Memory:
         """What reading weights may take. Raises `ArgumentError`."""
-        from ..placement import Memory
-
         return Memory.of(self.memory)
 
     @property

@@ -25,7 +25,8 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import LineageError
 from ..parallel import THREADS, World, world
-from ..placement import Memory, is_accelerated, placement
+from ..placement import is_accelerated, placement
+from ..sizes import Memory
 from .device_moments import Rows, slice_moments
 from .direction.steps import PassCounts, count_slice
 from .moments import Moments
@@ -258,7 +259,7 @@ class _Reader:
         span_of = {piece: i for i, span in spans.items() for piece in span}
         sums: dict[int, Sums] = {}
         done, freed, total = 0, 0, sum(bytes_of(child, piece) for piece in span_of)
-        limit = self.memory.batch(count, self.devices)
+        limit = self.memory.batch(count, len(self.devices), is_accelerated(self.devices))
         parts = max(1, min(MOST_READING, THREADS.count) // count) if is_accelerated(self.devices) else 1
         with (
             ThreadPoolExecutor(parts * min(8, count), thread_name_prefix="hf-lineage-read") as pool,
