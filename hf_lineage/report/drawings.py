@@ -92,6 +92,22 @@ def changes(moved: float, others: Sequence[float], unrelated: Sequence[float]) -
     ])  # fmt: skip
 
 
+def correlation(value: float, unrelated: Sequence[float]) -> str:
+    """A correlation on a line from 0 to 1, and the range of measured unrelated pairs."""
+
+    def at(place: float) -> float:
+        return _across(0.06 + 0.9 * max(place, -0.05))
+
+    here, low, high = at(value), at(unrelated[0]), at(unrelated[1])
+    said = f"Correlation {value:.3f}; between unrelated models {unrelated[0]:.3f} to {unrelated[1]:.3f}"
+    return _svg(112, said, [
+        _bar(low, 50, (max(high - low, 3), 24)), _line(SIDE, 74, (WIDE - SIDE, 74)),
+        f'<circle cx="{here:.1f}" cy="62" r="7" fill="{BLUE}"/>',
+        _text(here, 36, "this model", _beside(here), BLUE), _text(low, 18, "unrelated models", "start", GREY),
+        *(_text(at(k), 92, f"{k:g}", _beside(at(k)), GREY) for k in (0, 0.5, 1)),
+    ])  # fmt: skip
+
+
 def blocks(moved: Sequence[tuple[str, float]], unrelated: Sequence[float]) -> str:
     """A bar for each block of the child: how far its weights moved."""
     shown = moved[:MAX_BLOCKS]

@@ -130,6 +130,7 @@ def _correlation(value: float) -> Figure:
         "a factor.",
         f"Between {about['pairs']} measured pairs of unrelated models it was {low:.3f} to {high:.3f} "
         f"({_source(about)}).",
+        drawings.correlation(value, about["correlation"]),
     )
 
 
