@@ -253,7 +253,7 @@ def _kind_map(axes: Axes, layers: LayerLineage, parts: Sequence[tuple[str, str]]
         if np.isfinite(value):
             colour = "w" if value > 0.65 else "k"
             size = min(7.5, 0.8 * 72 * row)
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=size, color=colour)
+            axes.text(j, i, f"{100 * value:.0f} %", ha="center", va="center", fontsize=size, color=colour)
     axes.tick_params(labelleft=False, left=False)
     _columns(axes, [ref for _, ref in parts])
     kinds = [kind for kind, _ in parts]
