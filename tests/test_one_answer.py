@@ -70,10 +70,8 @@ def contradictions(one: Path, two: Path) -> list[str]:
     tree = hl.phylogeny(names)
     layers = {pair: hl.trace_layers(pair[0], [pair[1]]) for pair in asked}
     found = []
-    first: dict[tuple[str, str], Any] = {}
     for pair, answer in asked.items():
         (candidate,) = answer.candidates
-        first[pair] = candidate.facts.get("first")
         joined = len(tree.groups) == 1
         p = candidate.log10_p
         if p is not None and not candidate.facts.get("disguise"):
@@ -96,13 +94,24 @@ def contradictions(one: Path, two: Path) -> list[str]:
     both = sum(answer.candidates[0].probability or 0 for answer in asked.values())
     if both > 1.001 + 1e-6 and "identical" not in verdicts:  # of a cast: 1, and at most alpha the other way
         found.append("the probabilities of both directions add up to more than 1")
-    for edge in tree.edges:
-        if edge.directed:
-            child, parent = (edge.child, edge.parent)
-            if first[child, parent] == "child" or first[parent, child] == "candidate":
-                found.append("the tree turns what trace says")
-            if asked[parent, child].verdict == "parent":
-                found.append("the tree turns the parent")
+    return found + of_edges(tree, asked)
+
+
+def of_edges(tree: hl.Phylogeny, asked: dict[tuple[str, str], hl.Lineage]) -> list[str]:
+    """What the tree of two models says and `trace` denies. asked: (child, candidate) → its answer."""
+    found = []
+    first = {pair: answer.candidates[0].first for pair, answer in asked.items()}
+    for edge in (edge for edge in tree.edges if edge.directed):
+        pair = edge.child, edge.parent
+        if not any(first.values()):
+            found.append("an order in the tree that trace does not see")
+        if first[pair] == "child" or first[pair[::-1]] == "candidate":
+            found.append("the tree turns what trace says")
+        if asked[pair[::-1]].verdict == "parent":
+            found.append("the tree turns the parent")
+        relations = {asked[pair].candidates[0].relation, edge.relation}
+        if len(relations) > 1 and relations & {"cast", "quantized", "pruned", "resized"}:
+            found.append(f"{asked[pair].candidates[0].relation} in trace, {edge.relation} in the tree")
     return found
 
 

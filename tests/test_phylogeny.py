@@ -518,8 +518,8 @@ class TestStored:
         [
             (lambda t: matrices(_rounded(4), t), "quantized", ("bits", 4)),
             (lambda t: matrices(_pruned(0.5), t), "pruned", ("magnitude", True)),
-            (lambda t: {k: v.half() for k, v in t.items()}, "quantized", ("cast", "F16")),
-            (lambda t: {k: v.bfloat16() for k, v in t.items()}, "quantized", ("cast", "BF16")),
+            (lambda t: {k: v.half() for k, v in t.items()}, "cast", ("cast", "F16")),
+            (lambda t: {k: v.bfloat16() for k, v in t.items()}, "cast", ("cast", "BF16")),
             (lambda t: {k: v.to(torch.float8_e4m3fn) for k, v in t.items()}, "quantized", ("bits", 8)),
         ],
         ids=["int4", "pruned", "fp16", "bf16", "fp8"],
@@ -964,7 +964,7 @@ class TestMended:
         models["0-grown"] = more_tokens(models[source], 8)
         found = check(hl.phylogeny(write(tmp_path, models).values()))
         edge = arrow(found, source, "0-grown")
-        assert (short(edge.parent), edge.directed, edge.relation) == (source, True, "resized")
+        assert (edge.directed, edge.relation) == (False, "resized"), "as `trace` has it: tokens can be cut off, too"
 
     @pytest.mark.parametrize("sources", [("a1", "b1"), ("a", "b"), ("a11", "b2")])
     def test_child_of_a_merge_of_two_families(self, tensors, family, tmp_path, sources):

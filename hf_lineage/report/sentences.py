@@ -19,6 +19,7 @@ UNLIKE = (
     "7,227 pairs of unrelated models, turned likewise, none reached 3 %",
 )
 CLOSE = 0.1  # change relative to the norm below which two models are no two trainings from one random start
+KEPT = 0.9  # share of the weights that are not zero from which nothing else was done to a pruned copy
 FORMATS = {"F16": "half-precision", "BF16": "bfloat16"}
 ONE_WAY = ("cast", "quantized", "pruned", "resized")
 UNDONE = {"cast": "a copy in a smaller format of", "quantized": "a rounded copy of", "pruned": "a pruned copy of"}
@@ -144,7 +145,10 @@ def headline(best: Candidate, name: str) -> str:
     elif relation == "quantized":
         text = f"{name} rounded to {facts.get('bits', 8)} bits ({facts.get('scheme', 'unknown')})"
     elif relation == "pruned":
-        text = f"{name} with {100 * facts['zeros']:.0f} % of its weights set to zero"
+        zeros = f"{100 * facts['zeros']:.0f} %"
+        text = f"{name} with {zeros} of its weights set to zero"
+        if facts.get("kept_equal", 1.0) < KEPT:
+            text = f"Fine-tuned from {name}, {zeros} of the weights set to zero"
     elif relation == "resized":
         mine, its = facts["vocabulary"]["child"], facts["vocabulary"]["candidate"]
         text = f"{name} with {count_text(mine - its, 'token')} added ({its:,} to {mine:,})"

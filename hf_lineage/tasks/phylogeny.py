@@ -39,7 +39,6 @@ from ..trees.clustering import scikit_learn
 from ..trees.methods import METHODS
 from ..trees.reading import AlignedModels, defects, distinct_models, finite
 from ..trees.spanning import edge, four_point
-from ..weights.edits import ONE_WAY
 from ..weights.reader import Readings
 from .options import Options
 from .session import (
@@ -405,9 +404,7 @@ class _Trees:
             square = float(aligned.statistics.squared_distances[a, b])
         norms = [float(aligned.statistics.gram[i, i]) for i in (a, b) if i >= 0]
         distance = None if square is None else math.sqrt(square) / math.prod(norms) ** (0.5 / len(norms))
-        equal = (
-            named and aligned.equal(a, b) and not (aligned.vocabulary_growth(a, b) or aligned.vocabulary_growth(b, a))
-        )
+        equal = named and aligned.equal(a, b)  # tokens can be added and cut off: that shows no order either
         directed = branch.direction is not None and not equal
         relation, facts = _relation(aligned, a, b, directed, equal, branch.merge)
         one, other = (names[a], names[b]) if directed else sorted((names[a], names[b]))
@@ -440,7 +437,8 @@ def _relation(
     aligned: AlignedModels, a: int, b: int, directed: bool, equal: bool, merge: bool
 ) -> tuple[Relation, dict[str, Any]]:
     if equal:
-        return "head_changed", {}
+        rows = aligned.vocabulary_growth(a, b) or aligned.vocabulary_growth(b, a)
+        return ("resized" if rows else "head_changed"), {}
     if merge:
         return "merge", {}
     if min(a, b) < 0:
@@ -448,8 +446,8 @@ def _relation(
     if directed and (rows := aligned.vocabulary_growth(a, b)):
         return "resized", {"vocabulary": {"child": rows[1], "parent": rows[0]}}
     kind, facts = aligned.change(a, b) if directed else ("other", {})
-    if kind in ONE_WAY:
-        return ("pruned" if kind == "pruned" else "quantized"), facts
+    if kind == "cast" or kind == "quantized" or kind == "pruned":  # of ONE_WAY
+        return kind, facts
     return ("finetune" if directed else "common_origin"), {}
 
 
