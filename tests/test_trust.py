@@ -272,6 +272,17 @@ class TestReduced:
         # some 150 answers in ten bins err by 0.08 by chance
         assert found["ece"] <= 0.15 and found["log_loss"] < 0.7 * found["log_loss_constant"], found
 
+    def test_unrelated_candidates_change_no_verdict(self, nursery: Nursery) -> None:
+        """Four of eight children that had moved farther than their norm lost their parent, from 0.73 to 0.33."""
+        lines = nursery.lines("fc", "reduced")
+        for child in lines.children[::3]:
+            parent = lines.member(child.parent or "").path
+            strangers = [root.path for root in lines.roots if root is not ancestors(lines, child)[-1]]
+            alone, among = (hl.trace(child.path, [parent, *others]) for others in ([], strangers))
+            first = next(c for c in among.candidates if c.requested == str(parent))
+            assert (among.verdict, among.parent) == (alone.verdict, alone.parent)
+            assert first.probability == pytest.approx(alone.candidates[0].probability, abs=2e-3)
+
     def test_disguises(self, nursery: Nursery) -> None:
         found = disguises(*nursery.hidden("fc", "reduced"))
         for how in ("permuted", "permuted and rescaled"):

@@ -42,11 +42,13 @@ class Features(Evidence):
     """What the probability is made of, for one candidate.
 
     relatedness: Fisher's z of the correlation with the child, √(n − 3)·atanh r.  exists: −log10 of the raw p-value.
-    tested: whether there is one.  ahead: log distance ratio to the nearest other candidate.  ahead_z: the same in
+    tested: whether there is one.  ahead: log distance ratio to the nearest other candidate, but for those that an ample
+    test finds unrelated.  ahead_z: the same in
     standard errors of the sample.  first: fᵢ, the share of the candidate having come first, in (0, 1].  between: log of
     the share of neither having come first, of `Direction`.  measured: whether the steps between the two tell an order
     (`weights/direction/order.py`), 0 or 1.  moved: log of the change relative to the candidate's norm.
-    entries: log of the number read.  candidates, related: how many there are, and how many of relatedness above 4.
+    entries: log of the number read.  candidates, related: how many there are but for these, and how many of them have
+    a relatedness above 4.
     place: 0 for the related candidate that tells most about the child, 1 for the next, …; −1 where that is not known.
     """
 

@@ -127,7 +127,7 @@ def judge(
     alone = [_judge_pair(item, pair, heads, sizes, alpha) for item, pair in zip(found, pairs, strict=True)]
     if older:
         alone = [_told_older(each, pair, item, alpha) for each, pair, item in zip(alone, pairs, found, strict=True)]
-    features = _features(found, pairs, alone)
+    features = _features(comparison, pairs, alone)
     shares, none = _handed_out(alone, features, [*comparison.pairs.values()], alpha, prior)
     judged = []
     for i, (candidate, item, pair) in enumerate(zip(candidates, found, alone, strict=True)):
@@ -545,27 +545,36 @@ def _places(found: Sequence[WeightsEvidence], alone: Sequence[_Judged]) -> list[
     return [places.get(i, -1) for i in range(len(found))]
 
 
-def _features(found: Sequence[WeightsEvidence], pairs: Sequence[Pair], alone: Sequence[_Judged]) -> list[Features]:
+def _features(
+    comparison: WeightsComparison, pairs: Sequence[Pair], alone: Sequence[_Judged]
+) -> list[Features]:  # fmt: skip
+    """What the probabilities are made of. Whom an ample test finds unrelated is nobody's rival, and is not counted."""
+    found = [*comparison.evidence.values()]
+    rivals = {
+        i for i, (item, judged) in enumerate(zip(found, alone, strict=True))
+        if judged.relation != "none" or not has_ample_power(item.tested_entries)
+    }  # fmt: skip
     relatedness = [
         math.sqrt(max(item.entries - 3, 0)) * math.atanh(min(max(item.correlation, -0.999999), 0.999999))
         for item in found
     ]
-    related_count = sum(z > RELATED_Z for z in relatedness)
+    related_count = sum(relatedness[i] > RELATED_Z for i in rivals)
     places = _places(found, alone)
     features = []
     for i, (item, pair, judged) in enumerate(zip(found, pairs, alone, strict=True)):
+        ahead, ahead_z = comparison.margin(i, rivals)
         features.append(
             Features(
                 relatedness=relatedness[i],
                 exists=max(-(item.log10_p or 0.0), PERMUTATION_EVIDENCE if pair.permutation else 0.0),
                 tested=float(item.log10_p is not None),
-                ahead=item.margin,
-                ahead_z=item.margin_z,
+                ahead=ahead,
+                ahead_z=ahead_z,
                 first=judged.first,
                 between=math.log(max(judged.order.between, 1e-9)),
                 moved=math.log(max(item.moved, 1e-9)),
                 entries=math.log(max(item.entries, 1)),
-                candidates=len(found),
+                candidates=len(rivals | {i}),
                 related=related_count,
                 measured=float(judged.measured is not None and _speaks(judged.measured)),
                 place=places[i],

@@ -125,18 +125,30 @@ def _test_to_dict(test: PermutationTest | None) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
+Gap = tuple[float, float, float]  # d² of another candidate less the own d², its standard error, the own d²
+
+
 @dataclass(frozen=True, slots=True)
 class WeightsComparison:
     """The evidence for all candidates that could be compared, by number, and why the others were not.
 
     child_defects: tensors of the child that cannot be used, "zeros" or "broken" (NaN or Inf). pairs: what was read of
-    each candidate in `evidence`.
+    each candidate in `evidence`. gaps: of each of these, in their order, to the others by their places.
     """
 
     evidence: dict[int, WeightsEvidence]
     refused: dict[int, Note]
     child_defects: dict[str, str]
     pairs: dict[int, PairReadings] = field(default_factory=dict)
+    gaps: Sequence[Mapping[int, Gap]] = ()
+
+    def margin(self, place: int, among: Collection[int]) -> tuple[float, float]:
+        """`margin` and `margin_z` of one candidate, with the nearest of some others; 0 without one."""
+        if not self.gaps:
+            item = [*self.evidence.values()][place]
+            return item.margin, item.margin_z
+        found = _margin([gap for other, gap in self.gaps[place].items() if other in among])
+        return found["margin"], found["margin_z"]
 
 
 def compare_weights(
@@ -163,9 +175,10 @@ def compare_weights(
     found = shared(lambda mine: [_evidence(pairs[i], seed) for i in mine], compared)
     evidence = dict(zip(compared, found, strict=True))
     matrices = [name for name in architecture.trunk if name in readings.moments and len(child[name].shape) > 1]
-    for i, gaps in zip(compared, _gaps([*pairs.values()], matrices, counts), strict=True):
-        evidence[i] = replace(evidence[i], **_margin(gaps))
-    return WeightsComparison(evidence, refused, child_defects, pairs)
+    found_gaps = _gaps([*pairs.values()], matrices, counts)
+    for i, gaps in zip(compared, found_gaps, strict=True):
+        evidence[i] = replace(evidence[i], **_margin([*gaps.values()]))
+    return WeightsComparison(evidence, refused, child_defects, pairs, found_gaps)
 
 
 class PairReadings:
@@ -275,11 +288,8 @@ def _tested_entries(readings: Readings, architecture: Architecture, usable: Sequ
     return sum(readings.units.matrix(0, name).numel() for names in groups.values() for name in names)
 
 
-Gap = tuple[float, float, float]  # d² of another candidate less the own d², its standard error, the own d²
-
-
-def _gaps(pairs: Sequence[PairReadings], matrices: Sequence[str], counts: Mapping[str, int]) -> list[list[Gap]]:
-    """From each candidate to every other, over the matrices that the two have.
+def _gaps(pairs: Sequence[PairReadings], matrices: Sequence[str], counts: Mapping[str, int]) -> list[dict[int, Gap]]:
+    """From each candidate to every other, by its place, over the matrices that the two have.
 
     Each matrix is looked at once, whatever the number of candidates.
     """
@@ -296,7 +306,7 @@ def _gaps(pairs: Sequence[PairReadings], matrices: Sequence[str], counts: Mappin
             gap[among] += square[None, :] - square[:, None]
             variance[among] += (moments.gap_stderr(counts[name])[1:, 1:] * counts[name]) ** 2
     error, numbers = np.sqrt(variance), range(len(pairs))
-    return [[(float(gap[i, k]), float(error[i, k]), float(own[i, k])) for k in numbers if k != i] for i in numbers]
+    return [{k: (float(gap[i, k]), float(error[i, k]), float(own[i, k])) for k in numbers if k != i} for i in numbers]
 
 
 def _origin(pair: PairReadings) -> dict[str, Any]:
