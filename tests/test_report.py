@@ -162,7 +162,8 @@ def test_an_explanation_says_what_it_rests_on() -> None:
             {"rank": 8, "low_rank_tensors": 16, "tensors": {"adapter": 16, "equal": 22}},
             "8 update in 16 of 38",
         ),
-        ("pruned", {"zeros": 0.5, "change": "pruned"}, "50 % of its weights"),
+        ("pruned", {"zeros": 0.5, "kept_equal": 1.0}, "lab/a with 50 % of its weights set to zero"),
+        ("pruned", {"zeros": 0.5, "kept_equal": 0.1}, "Fine-tuned from lab/a, 50 % of the weights set to zero"),
         ("adapter", {"rank": 16, "change": "adapter"}, "by a rank-16 update"),
         (
             "resized",
@@ -179,8 +180,10 @@ def test_a_relation_is_told_with_its_fact(relation, facts, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "words"), [("child", "made from this one"), ("neither", "does not show"), (None, "does not show")]
-)
+    ("first", "words"),
+    [("child", "made from this one"), ("neither", "does not show"), (None, "does not show"),
+     ("candidate", "Whether it is the parent, or a relative of the parent, stays open")],
+)  # fmt: skip
 def test_a_common_origin_says_who_came_first(first, words: str) -> None:
     best = replace(BEST, relation="common_origin", facts={"moved": 0.2, "first": first})
     assert words in sentence(lineage("common_origin", (best,)))
