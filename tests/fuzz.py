@@ -8,17 +8,24 @@ refuse it, or both must read the same tensors, unless its dtypes are unknown to 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
+import torch
+from gguf_files import write_gguf
 
 from hf_lineage.answers.refs import ModelRef
 from hf_lineage.checkpoints.dtypes import BITS
 from hf_lineage.checkpoints.formats.safetensors import header_length, parse_header, parse_index
+from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.checkpoints.texts import card_data, json_data, yaml_documents
 from hf_lineage.errors import LineageError
 
@@ -157,6 +164,76 @@ REFERENCES = (
     b"https://huggingface.co/a/b/tree/main",
 )
 
+
+def _overwrite(dice: random.Random, raw: bytearray) -> None:
+    """One change of a binary file that mostly keeps its length: a bit, a number put over another, a piece lost."""
+    at = dice.randrange(max(1, len(raw)))
+    kind = dice.randrange(8)
+    if kind < 3 and raw:
+        raw[at] ^= 1 << dice.randrange(8)
+    elif kind < 6:
+        number = dice.choice([0, 1, 2, 3, 7, 8, 32, 255, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1])
+        width = dice.choice([1, 2, 4, 8])
+        raw[at : at + width] = (number % 2 ** (8 * width)).to_bytes(width, dice.choice(["little", "little", "big"]))
+    elif kind == 6:
+        del raw[at : at + dice.choice([1, 4, 8, 100, len(raw)])]
+    else:
+        raw[at:at] = raw[at : at + dice.choice([1, 8, 40])]
+
+
+def _files(suffix: str, seeds: Callable[[Path], tuple[bytes, ...]]) -> Callable[[random.Random], Outcome]:
+    """A format that is opened as a file, all of its tensors read. `seeds` writes valid ones into a folder, once."""
+    folder = functools.cache(lambda: Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)))
+    documents = functools.cache(lambda: seeds(folder()))
+
+    def one(dice: random.Random) -> Outcome:
+        raw = bytearray(dice.choice(documents()))
+        for _ in range(dice.choice([0, 1, 1, 2, 5, 20])):
+            _overwrite(dice, raw)
+        path = folder() / f"model.{suffix}"
+        path.write_bytes(raw)
+        try:
+            found = open_checkpoint(path)
+            found.whole([*found])
+        except LineageError:
+            return "refused"
+        except Exception:
+            path.rename(folder() / f"crash.{suffix}")
+            print(f"kept: {folder() / f'crash.{suffix}'}")
+            raise
+        return "read" if found else "empty"
+
+    return one
+
+
+def _gguf(folder: Path) -> tuple[bytes, ...]:
+    generator = torch.Generator().manual_seed(0)
+    model = {
+        f"model.layers.0.{name}.weight": torch.randn(8, 256, generator=generator)
+        for name in ("self_attn.q_proj", "mlp.up_proj")
+    } | {"model.norm.weight": torch.ones(256)}
+    kinds = ("F16", "F32", "Q8_0", "Q4_0", "Q4_K")
+    return tuple(write_gguf(folder / f"seed-{kind}.gguf", model, kind).read_bytes() for kind in kinds)
+
+
+def _onnx(folder: Path) -> tuple[bytes, ...]:
+    import onnx
+
+    w, b = np.arange(12, dtype=np.float32).reshape(3, 4), np.ones(4, dtype=np.float32)
+    plain = {"onnx::MatMul_0": w, "fc.bias": b, "half": w.astype(np.float16), "count": np.arange(3)}
+    packed = {"w_quantized": w.astype(np.uint8), "w_scale": np.float32(0.5), "w_zero_point": np.uint8(3)}
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "onnx::MatMul_0"], ["y"]),
+        onnx.helper.make_node("Add", ["fc.bias", "y"], ["z"]),
+        onnx.helper.make_node("DequantizeLinear", [*packed], ["w"]),
+    ]
+    found = [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in {**plain, **packed}.items()]
+    found.append(onnx.helper.make_tensor("listed", onnx.TensorProto.BFLOAT16, [2], [1.5, -2.0]))
+    whole = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], found))
+    less = onnx.helper.make_model(onnx.helper.make_graph(nodes[:2], "g", [], [], found[:2]))
+    return whole.SerializeToString(), less.SerializeToString()
+
+
 READERS: dict[str, Callable[[random.Random], Outcome]] = {
     "headers": headers,
     "indexes": _survives(lambda raw: parse_index(raw, "index"), (INDEX.encode(),)),
@@ -164,6 +241,8 @@ READERS: dict[str, Callable[[random.Random], Outcome]] = {
     "cards": _survives(card_data, CARDS),
     "recipes": _survives(yaml_documents, RECIPES),
     "configs": _survives(json_data, CONFIGS),
+    "gguf": _files("gguf", _gguf),
+    "onnx": _files("onnx", _onnx),
 }
 
 

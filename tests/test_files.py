@@ -86,6 +86,8 @@ class TestJournal:
 @pytest.mark.parametrize("name", fuzz.READERS)
 def test_hostile_bytes(name: str) -> None:
     """A thousand of each; `python tests/fuzz.py` takes a million."""
+    if name in ("gguf", "onnx"):
+        pytest.importorskip(name)
     found = fuzz.fuzz(name, 1000)
     assert sum(found.values()) == 1000 and found["read"] > 50, "inputs that are all refused at once test little"
 

@@ -69,6 +69,8 @@ def open_onnx(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: boo
             f"`{repo.ref.name}/{names[0]}` is broken: it is no ONNX graph ({type(error).__name__}). Export it again."
         ) from error
     where = f"{repo.ref.name}/{names[0]}"
+    if not all(isinstance(text, str) for text in _texts(graph)):  # bytes where they are no UTF-8
+        raise BrokenFileError(f"`{where}` is broken: a name in it is no text. Export it again.")
     folder = names[0].rpartition("/")[0]
     tensors = {
         found.name: value for found in graph.initializer if (value := _tensor(found, repo, folder, where)) is not None
@@ -82,6 +84,16 @@ def open_onnx(repo: LocalRepo | HubRepo, names: Sequence[str], allow_pickle: boo
     ]
     checkpoint.skipped = (*checkpoint.skipped, *sorted(unread))
     return checkpoint
+
+
+def _texts(graph: Any) -> Iterator[Any]:
+    """Every name that is looked at."""
+    for found in graph.initializer:
+        yield found.name
+        for entry in found.external_data:
+            yield from (entry.key, entry.value)
+    for node in graph.node:
+        yield from (node.op_type, *node.input, *node.output, *(attribute.name for attribute in node.attribute))
 
 
 class OnnxCheckpoint(MemoryCheckpoint):
@@ -113,7 +125,8 @@ def _tensor(found: Any, repo: LocalRepo | HubRepo, folder: str, where: str) -> t
     if name is None:
         return None
     shape, dtype = tuple(found.dims), getattr(torch, name)
-    if any(side < 0 for side in shape):
+    # of a tensor without elements other sides may be anything, and torch multiplies them all the same
+    if any(side < 0 for side in shape) or math.prod(max(side, 1) for side in shape) >= 1 << 60:
         _broken(where, found, f"has the shape {shape[:8]}")
     nbytes = math.prod(shape) * dtype.itemsize
     raw: bytes | Buffer = found.raw_data
@@ -175,8 +188,10 @@ def _dequantised(
             s, z = (x.reshape([-1 if i == axis % q.ndim else 1 for i in range(q.ndim)]) for x in (s, z))
         elif z.numel() != 1:
             continue
+        else:
+            s, z = s.reshape(()), z.reshape(())
         name = codes.removesuffix("_quantized")
-        found[name], steps[name] = (q - z.reshape(s.shape)) * s, s.abs().expand(q.shape)
+        found[name], steps[name] = (q - z) * s, s.abs().expand(q.shape)
         for part in {codes, scale, zero} - {name}:
             found.pop(part, None)
     return found, steps
@@ -203,6 +218,8 @@ def _products(graph: Any) -> Iterator[tuple[str, str]]:
     """Matrix → bias, of each product that a bias is added to."""
     products: dict[str, str] = {}
     for node in graph.node:
+        if not node.output:
+            continue
         if node.op_type in ("MatMul", "MatMulInteger", "DynamicQuantizeMatMul") and len(node.input) > 1:
             products[node.output[0]] = node.input[1].removesuffix("_quantized")
         elif node.op_type in ("Cast", "Mul") and node.input and node.input[0] in products:
