@@ -46,7 +46,7 @@ from ..weights.hidden_permutation import (
 )
 from ..weights.reader import LINED_UP, Readings
 from ..weights.sampling import Plan, make_plan, seeded_random
-from ..weights.stream_alignment import read_inputs
+from ..weights.stream_alignment import has_token_table, read_inputs
 from . import verdict
 from .layouts import guess_notes, share_units
 from .notes import of_unused
@@ -251,7 +251,9 @@ def _may_be_hidden(question: Question, reading: Reading, i: int, options: Option
         inputs = read_inputs(reading.child, model, architecture, alignment.pairs, room)
     except LineageError as error:  # what was read before stays, but nothing is concluded from what was not
         return Note("little_compared", f"what reads the input could not be read: {error}")
-    if inputs is not None and inputs.look_rotated:
+    # of everything units were matched in the turned stream, too, and did not agree (`detect_rotation`)
+    tested = not reading.plan.sampled and mantel_applies(reading.readings, architecture, reading.child, i)
+    if inputs is not None and inputs.look_rotated and not tested and has_token_table(reading.child, architecture):
         return Note("inputs_rotated", ROTATED)
     if inputs is not None and inputs.in_place >= ALIKE and reading.plan.sampled:
         return Note("units_permuted", PERMUTED, *READ_ALL)

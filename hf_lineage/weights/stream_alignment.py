@@ -119,6 +119,14 @@ def read_inputs(
     return input_tables(tables, child, width)
 
 
+def has_token_table(child: Mapping[str, Shaped], architecture: Architecture) -> bool:
+    """Whether a table of tokens reads the input: its rows differ from model to model, as patches and positions, which
+    are smooth in all of them, do not."""
+    width = stream_width(child, architecture)
+    stems = [child[name].shape for name, block in architecture.blocks.items() if block == "stem"]
+    return any(width and len(shape) == 2 and shape[1] == width and shape[0] >= 2 * width for shape in stems)
+
+
 def stream_width(child: Mapping[str, Shaped], architecture: Architecture) -> int | None:
     """The width of the residual stream; None where there is none, or several."""
     widths = {child[name].shape[1] for names in architecture.residual.values() for name in names}
