@@ -145,6 +145,7 @@ def run(hub: MiniHub, nets: dict[str, Any], count: int, seed: int) -> Counter[st
 @pytest.mark.parametrize(
     "count", [pytest.param(15, id="some"), pytest.param(1000, id="large", marks=pytest.mark.large)]
 )
+@pytest.mark.timeout(3600)
 def test_no_fault_makes_a_wrong_answer(lab: MiniHub, nets: dict[str, Any], count: int) -> None:
     """Faults of 21 kinds: 0 wrong answers, 0 double writes, 0 partial results called complete."""
     found = run(lab, nets, count, seed=7)
