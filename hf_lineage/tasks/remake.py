@@ -46,7 +46,8 @@ def remake(
     found = find_recipe(tensors, made.origins, [[*block.tensors.values()] for block in layers.blocks])
     if found is None or not METHODS[found.recipe.method].at_random:
         probes = [tensors.probe(name) for name in _of_each_kind(tensors)]
-        found = judged(probes, found.recipe) if found else None  # the numbers of one kind may not be another's
+        known = (found.recipe, *found.others) if found and found.exact else ()
+        found = judged(probes, found.recipe, known) if found else None  # the numbers of one kind may not be another's
         by_kind = None if found and found.exact else find_by_kind(tensors, layers, made, probes)
         if by_kind:
             found = by_kind

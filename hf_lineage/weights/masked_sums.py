@@ -219,7 +219,12 @@ def _kind_of_mask(change: np.ndarray, mask: np.ndarray, shown: np.ndarray, shape
 
 def _ranks(size: np.ndarray, axis: int = 0) -> np.ndarray:
     """Ranks in [0, 1), 0 the smallest."""
-    return np.argsort(np.argsort(size, axis=axis, kind="stable"), axis=axis) / size.shape[axis]
+    order = np.argsort(size, axis=axis, kind="stable")
+    count = size.shape[axis]
+    places = np.arange(count).reshape(-1, *(1 for _ in size.shape[axis + 1 :]))
+    ranks = np.empty(size.shape)
+    np.put_along_axis(ranks, order, places / count, axis)
+    return ranks
 
 
 def _edge(rank: np.ndarray, kept: np.ndarray) -> tuple[float, float]:

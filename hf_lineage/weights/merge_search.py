@@ -480,13 +480,32 @@ def find_merge(probes: Sequence[Probe], models: Sequence[int]) -> FoundMerge | N
     first = probes[0].models[among[0]]
     assert first is not None
     stored = DTYPES[first.dtype]  # masks and angles depend on it
-    fitting = []
+    fitting: list[FoundMerge] = []
     for estimate in ESTIMATES:
-        for recipe in estimate(probes[0], among):
-            ways = [replace(recipe, dtype=dtype) for dtype in dict.fromkeys((recipe.dtype, stored))]
-            misfit, best = min((_misfit(probes, way), i) for i, way in enumerate(ways))
-            if misfit <= MAX_MISFIT:
-                fitting.append(FoundMerge(ways[best], misfit))
+        fitting += _fitting(estimate, probes, among, stored)
+        if estimate is _linear and (simple := [e for e in _proven(fitting, probes) if not _is_odd(e.recipe)]):
+            return _described(min(simple, key=lambda found: digits(found.recipe.settings)), probes)  # none is simpler
+    proven = _proven(fitting, probes)
+    if proven:
+        return _described(min(proven, key=lambda found: _unlikeliness(found.recipe)), probes)
+    if not fitting:
+        return None
+    limit = min(each.misfit for each in fitting) / SIMPLER + EXACT_MISFIT
+    fair = [each for each in fitting if each.misfit <= limit]
+    return _described(min(fair, key=lambda found: _is_odd(found.recipe)), probes)
+
+
+def _fitting(estimate: Estimate, probes: Sequence[Probe], among: tuple[int, ...], stored: str) -> Iterator[FoundMerge]:
+    """The recipes of one method that make the probes but for little, in the better of two arithmetics."""
+    for recipe in estimate(probes[0], among):
+        ways = [replace(recipe, dtype=dtype) for dtype in dict.fromkeys((recipe.dtype, stored))]
+        misfit, best = min((_misfit(probes, way), i) for i, way in enumerate(ways))
+        if misfit <= MAX_MISFIT:
+            yield FoundMerge(ways[best], misfit)
+
+
+def _proven(fitting: Sequence[FoundMerge], probes: Sequence[Probe]) -> list[FoundMerge]:
+    """Those whose numbers, as an author may have written them, make every probe bit for bit."""
     proven = []
     tried: dict[str, int] = {}
     for each in sorted(fitting, key=lambda found: found.misfit):
@@ -499,21 +518,19 @@ def find_merge(probes: Sequence[Probe], models: Sequence[int]) -> FoundMerge | N
         if exact:
             same = [w for w in _arithmetics(exact, probes[0]) if w != exact and all(p.is_made_by(w) for p in probes)]
             proven.append(FoundMerge(exact, each.misfit, True, others=tuple(same)))
-    if proven:
-        return _described(min(proven, key=lambda found: _unlikeliness(found.recipe)), probes)
-    if not fitting:
-        return None
-    limit = min(each.misfit for each in fitting) / SIMPLER + EXACT_MISFIT
-    fair = [each for each in fitting if each.misfit <= limit]
-    return _described(min(fair, key=lambda found: _is_odd(found.recipe)), probes)
+    return proven
 
 
-def judged(probes: Sequence[Probe], recipe: Recipe) -> FoundMerge | None:
-    """A recipe with what it leaves of the probes, in the arithmetic that makes all of them bit for bit, if one does."""
+def judged(probes: Sequence[Probe], recipe: Recipe, known: Sequence[Recipe] = ()) -> FoundMerge | None:
+    """A recipe with what it leaves of the probes, in the arithmetic that makes all of them bit for bit, if one does.
+
+    known: the recipe in those arithmetics that make other probes.
+    """
     misfit = _misfit(probes, recipe)
     if misfit > MAX_MISFIT or not probes:
         return None
-    same = [each for each in _arithmetics(recipe, probes[0]) if all(probe.is_made_by(each) for probe in probes)]
+    ways = known or _arithmetics(recipe, probes[0])
+    same = [each for each in ways if all(probe.is_made_by(each) for probe in probes)]
     first, others = (same[0], tuple(same[1:])) if same else (recipe, ())
     return _described(FoundMerge(first, misfit, bool(same), others=others), probes)
 

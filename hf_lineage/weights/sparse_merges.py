@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from ..checkpoints.dtypes import epsilon, torch_dtypes
@@ -98,6 +97,8 @@ def _smaller(a: np.ndarray, still: np.ndarray) -> float:
 
     a: (sources, n); the size of an entry's delta is the largest over sources, each in units of its root mean square.
     """
+    from scipy.stats import mannwhitneyu  # its import takes longer than most answers
+
     size = (np.abs(a) / np.maximum(np.sqrt((a**2).mean(1, keepdims=True)), 1e-300)).max(0)
     return float(mannwhitneyu(size[~still], size[still]).statistic / still.sum() / (~still).sum())
 
