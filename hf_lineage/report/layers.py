@@ -31,7 +31,7 @@ MERGES = {
 UNKNOWN = "(unknown)"
 SHOWN = 0.005  # a share below it is not shown
 ROUNDED = 1e-5  # of the norm: less is rounding of float32
-NO_METHOD = (None, "single", "passthrough", "mixed", "merge")  # of these it does not show what was done afterwards
+SUMS = ("linear", "slerp", "task_arithmetic")  # of which what is left was done afterwards: of others masks are guessed
 VARIES = 0.02  # a slerp's t that differs by more between blocks is given as a range
 NO_ORIGIN = {"none": "(none of these)", "undecided": "(undecided)"}
 FROM_DELTAS = {
@@ -86,7 +86,7 @@ def sentence(layers: LayerLineage, show: Show | None = None) -> str:
     left = unexplained(layers) if any(block.parent for block in layers.blocks) else None
     if left is None:
         return _made(layers, name)
-    if layers.method not in NO_METHOD and left > ROUNDED:
+    if layers.method in SUMS and left > ROUNDED:
         return f"{_made(layers, name)} Tuned or rounded afterwards, by {percent(left)} of its norm."
     return f"{_made(layers, name)} That leaves {percent(left)} of the norm unexplained."
 

@@ -231,7 +231,10 @@ def _of_each_kind(tensors: Tensors) -> list[str]:
 
 
 def redo(tensors: Tensors, recipes: Sequence[Recipe]) -> tuple[Recipe, Redone]:
-    """Every tensor of the child made by each recipe: the one that makes most of them bit for bit, and how many."""
+    """Every tensor of the child made by each recipe: the one that makes most of them bit for bit, and how many. The
+    others are not asked where the first makes all."""
+    if len(recipes) > 1 and (alone := redo(tensors, recipes[:1]))[1].whole:
+        return alone
     equal = [0] * len(recipes)
     close = [0] * len(recipes)
     differ: list[list[str]] = [[] for _ in recipes]
