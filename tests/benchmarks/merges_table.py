@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -368,6 +369,7 @@ def since(folder: Path) -> Iterator[dict[str, Any]]:
 def after(folder: Path) -> Iterator[dict[str, Any]]:
     """0.65 a + 0.35 b, and what people do with a merge then: quantised, the vocabulary changed, parts taken from one
     source, merged again."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     from gguf_files import write_gguf
     from packers import packed
 
