@@ -179,6 +179,18 @@ def test_trees_of_merges_hold_no_cycle(seed: int, tmp_path: Path) -> None:
     assert not {child for _, child in graph.edges} & {*tree.roots}
 
 
+@pytest.mark.parametrize("change", [0.5, 0.15])
+def test_a_hybrid_has_no_order_in_a_tree(change: float, tmp_path: Path) -> None:
+    """The first layer of a base and the others of its child, bit for bit: it stands between them, and is of neither
+    time."""
+    base = llama(3, **SIZES | {"depth": 4})
+    children = [tuned(base, k, change) for k in range(6)]
+    hybrid = {n: (base if "layers.0" in n else children[0])[n].clone() for n in base}
+    tree = hl.phylogeny(folders(tmp_path, [base, *children, hybrid]))
+    assert any(e.directed for e in tree.edges)
+    assert not [e for e in tree.edges if e.directed and "m7" in {Path(e.parent).name, Path(e.child).name}]
+
+
 def test_two_depths_are_in_two_trees(tmp_path: Path) -> None:
     """A model up-scaled by repeated blocks: of equal names its blocks are others, and no movement is computed."""
     base = llama(1, **SIZES | {"depth": 4})

@@ -15,7 +15,7 @@ from hf_lineage.answers.phylogeny import descent_cycle
 from hf_lineage.trees.build import Branch, below_merges, build_trees, without_cycles
 from hf_lineage.trees.groups import MAX_TESTS_PER_GROUP_PAIR, Grouping, related_groups
 from hf_lineage.trees.hidden_ancestors import hidden_distances, insert_hidden_ancestors
-from hf_lineage.trees.mixtures import mixtures
+from hf_lineage.trees.mixtures import mixtures, pieced_together
 from hf_lineage.trees.pair_statistics import Matrix, PairStatistics, compute_pair_statistics, distance2
 from hf_lineage.trees.rooting import EDGE, PATH, Signals, features, root_posterior
 from hf_lineage.trees.spanning import (
@@ -652,6 +652,21 @@ def vectors(count: int, change: float = 0.1, seed: int = 0, n: int = 5000) -> np
     rng = np.random.default_rng(seed)
     base = rng.standard_normal(n)
     return np.stack([base, *(base + change * rng.standard_normal(n) for _ in range(count))])
+
+
+def test_what_is_put_together_of_two_is_a_pair_with_each() -> None:
+    """Of four matrices; a part that was trained since, or a model equal to one of the two, is none."""
+    rng = np.random.default_rng(1)
+    base = rng.standard_normal((4, 50))
+    child = base + 1e-6 * rng.standard_normal((4, 50))
+    hybrid = np.concatenate([base[:1], child[1:]])
+    frozen = np.concatenate([base[:2], base[2:] + 0.1])
+    models = np.stack([base, child, hybrid, frozen, child], axis=1)
+    found = pieced_together(models @ models.transpose(0, 2, 1))
+    assert found == {(2, 0), (2, 1), (2, 3), (2, 4)}  # the frozen one has the base's first two
+    trained = hybrid + 1e-5 * rng.standard_normal((4, 50))
+    models = np.stack([base, child, trained], axis=1)
+    assert not pieced_together(models @ models.transpose(0, 2, 1))
 
 
 def rounded(x: np.ndarray) -> np.ndarray:

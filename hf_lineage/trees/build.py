@@ -13,7 +13,7 @@ from ..weights.direction.origin import LEAST_MOVED, order_by_position, origin_po
 from .by_steps import NO_DESCENT, Descent, Steps, descent_by_steps, hang_by_steps
 from .groups import Grouping, PairTest, related_groups
 from .hidden_ancestors import hidden_distances, insert_hidden_ancestors
-from .mixtures import Mixture, fit, mixtures
+from .mixtures import Mixture, fit, mixtures, pieced_together
 from .pair_statistics import PairStatistics, distance2
 from .rooting import RootPosterior, Signals, numbers, root_posterior
 from .spanning import Edge, cut_gap, edge, neighbours, resample, resolve_contradictions, side, spanning_tree
@@ -79,7 +79,8 @@ def build_trees(
     sources = {i: {j for k, j in grouping.merge_sources if k == i} for i, _ in grouping.merge_sources}
     builder = _Builder(
         statistics, Signals(statistics), WithoutGradient([matrix.units for matrix in statistics.matrices]),
-        merges, sources, one_way, steps, BuiltTrees([], [], [], {}, grouping),
+        merges, sources, {edge(*pair) for pair in pieced_together(statistics.grams)}, one_way, steps,
+        BuiltTrees([], [], [], {}, grouping),
     )  # fmt: skip
     for group in grouping.groups:
         builder.add(sorted(group))
@@ -129,6 +130,7 @@ class _Builder:
     without_gradient: WithoutGradient
     merges: Mapping[int, Mixture]
     sources: Mapping[int, set[int]]  # of merges of unrelated groups: their sources in other groups
+    pieced: set[Edge]  # of which the one may have been put together of the other and a third
     one_way: OneWay
     steps: Steps | None
     built: BuiltTrees
@@ -209,7 +211,9 @@ class _Builder:
             parent, child, direction = self._first_of_two(*pair)
         moved = probability is None and min(pair) >= 0  # to another neighbour, after the edges were judged
         refused = (parent, child) not in decided and (
-            moved or self._is_too_light(parent, child, descent, len(posterior.order))
+            moved
+            or edge(parent, child) in self.pieced
+            or self._is_too_light(parent, child, descent, len(posterior.order))
         )
         contradicted = refused or (min(pair) >= 0 and self.one_way(parent, child) is False)  # by what was done
         if direction is not None and min(pair) >= 0 and (parent, child) not in decided:

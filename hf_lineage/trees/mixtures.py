@@ -1,9 +1,10 @@
-"""Which models of a set are exact averages of others: non-negative least squares on the Gram matrix alone."""
+"""Which models of a set are exact averages of others, or made of parts of them: by the Gram matrices alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from ..weights.least_squares import nonnegative_weights
 from ..weights.mixture import MAX_EXACT_RESIDUAL, MAX_SOURCES, MIN_WEIGHT
 
 MAX_SOURCES_TRIED = 24  # the nearest models are tried as sources
+EQUAL = 1e-14  # squared distance of equal matrices relative to their norms: rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,26 @@ def mixtures(gram: np.ndarray, members: Sequence[int]) -> list[Mixture]:
     # two merges of the same models explain each other: sources are models that are no merges
     rest = [j for j in members if j not in first]
     return [found for i in sorted(first) if (found := _mixture(gram, away, i, [*rest, i]))]
+
+
+def pieced_together(grams: np.ndarray) -> set[tuple[int, int]]:
+    """(model, other) where each of the model's matrices is equal to that of this one or of another one, and not all to
+    one of the two.
+
+    It may have been put together of the two. It may also stand between them: where each step changed other matrices, a
+    chain and a base with two children look the same. So nothing here tells who came first. grams: (T, M, M), of each
+    matrix.
+    """
+    square = np.einsum("tii->ti", grams)
+    away = square[:, :, None] + square[:, None, :] - 2 * grams
+    equal = away <= EQUAL * (square[:, :, None] + square[:, None, :])
+    some = equal.any(0) & ~equal.all(0)
+    found = set()
+    for i, partly in enumerate(some):
+        for a, b in combinations(np.flatnonzero(partly), 2):
+            if (equal[:, i, a] | equal[:, i, b]).all():
+                found |= {(i, int(a)), (i, int(b))}
+    return found
 
 
 def _mixture(gram: np.ndarray, away: np.ndarray, i: int, members: Sequence[int]) -> Mixture | None:
