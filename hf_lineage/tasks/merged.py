@@ -89,7 +89,8 @@ class Relatives:
     ) -> Relatives | None:  # fmt: skip
         """comparable: the candidates as they were read. None where fewer than two are related, or share nothing."""
         number = {model.requested: i for i, (model, _) in enumerate(comparable)}
-        places = [k for k, c in enumerate(judged) if c.relation not in NO_RELATIVE | {None}]
+        # units that are alike in their places only are those of what was added, too
+        places = [k for k, c in enumerate(judged) if c.relation not in NO_RELATIVE | {None} or "copied" in c.facts]
         numbers = [number[judged[k].requested] for k in places]
         names = [
             name for name in architecture.trunk
