@@ -16,7 +16,15 @@ from scipy import stats
 from hf_lineage.errors import ArgumentError
 from hf_lineage.experiments.disguises import DISGUISES, permute, rescale
 from hf_lineage.experiments.families import SIZES, build, train_family
-from hf_lineage.weights.unit_matching import RELATED_SCORE, _draw, _gram, _variance, mantel_test, match_units
+from hf_lineage.weights.unit_matching import (
+    RELATED_SCORE,
+    _draw,
+    _gram,
+    _variance,
+    assignment,
+    mantel_test,
+    match_units,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -201,6 +209,22 @@ class TestMantel:
             assert mantel_test({"w": a}, {"w": b}, {"s": ("w",)}, seed=0) is None
         assert mantel_test({"w": good}, {}, {"s": ("w",)}, seed=0) is None
         assert mantel_test({"w": good}, {"w": good}, {}, seed=0) is None
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5, 5.0])
+def test_the_assignment_is_scipys(bias: float) -> None:
+    """Of random gains, and of those of related models, whose best ones are a permutation already; with ties, too."""
+    from scipy.optimize import linear_sum_assignment
+
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(30, generator=generator)
+        gain = torch.rand(30, 30, generator=generator) + bias * torch.eye(30)[order]
+        gain = gain.mul(4).round() if seed % 2 else gain
+        found, best = assignment(gain), linear_sum_assignment(gain.numpy(), maximize=True)[1]
+        assert sorted(found) == [*range(30)]
+        assert float(gain[range(30), found].sum()) == pytest.approx(float(gain[range(30), best].sum()))
+        assert bias < 5 or (found == order.numpy()).all()
 
 
 class TestMatch:
