@@ -168,10 +168,9 @@ def layers(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
 def one_of_eight(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """4.3 GB of bf16: a child, four relatives, four strangers."""
-    base = llama(0)
-    child = kept(folder, "llama-child", lambda: llama(1, base, 3e-4))
-    others = [kept(folder, "llama-0", lambda: base)]
-    others += [kept(folder, f"llama-{i}", lambda i=i: llama(10 + i, base, 1e-3 * i)) for i in (1, 2, 3)]
+    child = kept(folder, "llama-child", lambda: llama(1, llama(0), 3e-4))
+    others = [kept(folder, "llama-0", lambda: llama(0))]
+    others += [kept(folder, f"llama-{i}", lambda i=i: llama(10 + i, llama(0), 1e-3 * i)) for i in (1, 2, 3)]
     others += [kept(folder, f"llama-{i}", lambda i=i: llama(10 + i)) for i in (4, 5, 6, 7)]
     return traced(child, others), sums([child, *others])
 
@@ -199,8 +198,7 @@ def floor(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
 def pair(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """0.95 GB of bf16: a child and its base."""
-    base = llama(0)
-    paths = [kept(folder, "llama-child", lambda: llama(1, base, 3e-4)), kept(folder, "llama-0", lambda: base)]
+    paths = [kept(folder, "llama-child", lambda: llama(1, llama(0), 3e-4)), kept(folder, "llama-0", lambda: llama(0))]
     return traced(paths[0], paths[1:]), sums(paths)
 
 

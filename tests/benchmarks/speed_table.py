@@ -11,6 +11,7 @@ NAMES = {
     "minilm-bf16": "trace of a real MiniLM among 2 of its family, bf16 (136 MB) | cosines of all tensors, plain script",
     "minilm-fp32": "the same in float32 (273 MB) | the same",
     "layers": "`layers` of the same | its trace",
+    "pair": "trace of a child and its base of 238 M weights, bf16 (0.95 GB) | reading and adding up all bytes",
     "1x8": "trace of 1 among 8 of 238 M weights, bf16 (4.3 GB) | reading and adding up all bytes",
     "1x8-floor": "a bare loop: child and 8 candidates converted to float32, two products an entry | the same",
     "many-matrices": "trace of 44,777 matrices, 1 MB of each of two models | reading and adding up all bytes (184 MB)",
