@@ -58,7 +58,7 @@ class Memory:
         (128, 2)
         """
         total = MEMORY if wanted is None else size_of(wanted) if isinstance(wanted, str) else wanted
-        if total is None or total < LEAST_MEMORY:
+        if not isinstance(total, int) or total < LEAST_MEMORY:
             raise ArgumentError(f"Expected `memory` as bytes or text such as '2GB', at least 128MB, got {wanted!r}.")
         return cls(total)
 

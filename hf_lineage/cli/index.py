@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ArgumentError
-from .output import Bar, checked, formats, show
+from .output import Bar, checked, formats, show, with_options
 
 if TYPE_CHECKING:
     from ..tasks.index import Index
 
 INDEX = click.argument("index", metavar="INDEX")
 PICKLE = click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt files too (torch.load, weights_only=True).")
+ADDED = with_options(INDEX, click.argument("models", nargs=-1, required=True, metavar="REF..."), PICKLE, formats)
 
 
 @click.group()
@@ -33,10 +34,7 @@ def index() -> None:
 
 
 @index.command()
-@INDEX
-@click.argument("models", nargs=-1, required=True, metavar="REF...")
-@PICKLE
-@formats
+@ADDED
 def build(index: str, models: tuple[str, ...], form: str, allow_pickle: bool) -> None:
     """Make an index of REF...: repo ids, model folders, or folders of model folders. Started again, it goes on.
 
@@ -49,10 +47,7 @@ def build(index: str, models: tuple[str, ...], form: str, allow_pickle: bool) ->
 
 
 @index.command()
-@INDEX
-@click.argument("models", nargs=-1, required=True, metavar="REF...")
-@PICKLE
-@formats
+@ADDED
 def add(index: str, models: tuple[str, ...], form: str, allow_pickle: bool) -> None:
     """Put REF... into an index that is there. What is in it at the same commit is left as it is.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..weights.unit_matching import assignment
 from .disguises import Stream, Units, hidden_units, join, permute_and_rescale, split, streams, turn
 from .families import HEADS, Member, logits, task_of
 
@@ -150,14 +151,12 @@ def distilled(forger: nn.Module, victim: nn.Module, member: Member, seed: int = 
 
 def _alike(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     """Of each of the victim's units the forger's that is put in its place, (h,)."""
-    from scipy.optimize import linear_sum_assignment
-
     gain: Tensor | None = None
     for a, b in zip(ours, theirs, strict=True):
         a, b = (F.normalize(x.flatten(1) - x.flatten(1).mean(0), dim=1) for x in (a, b))
         gain = b @ a.T + (0 if gain is None else gain)
     assert gain is not None, "a layer has a matrix"
-    return torch.from_numpy(linear_sum_assignment(gain.numpy(), maximize=True)[1])
+    return torch.from_numpy(assignment(gain))
 
 
 def _scale(plain: dict[str, Tensor], model: Mapping[str, Tensor], units: Units) -> None:
@@ -179,9 +178,7 @@ def _towards(plain: Mapping[str, Tensor], model: Mapping[str, Tensor], stream: S
             a, b = (x.movedim(1, -1).reshape(-1, stream.width) for x in (plain[name], model[name]))
             total += b.T @ a / (a.norm() * b.norm())
     if stream.channels == "permuted":
-        from scipy.optimize import linear_sum_assignment
-
-        return torch.eye(stream.width)[torch.from_numpy(linear_sum_assignment(total.numpy(), maximize=True)[1])]
+        return torch.eye(stream.width)[torch.from_numpy(assignment(total))]
     if stream.channels == "centred":  # 1 stays 1
         one = np.ones((stream.width, 1)) / stream.width**0.5
         rest = np.eye(stream.width) - one @ one.T

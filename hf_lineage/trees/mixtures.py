@@ -10,6 +10,7 @@ import numpy as np
 
 from ..weights.least_squares import nonnegative_weights
 from ..weights.mixture import MAX_EXACT_RESIDUAL, MAX_SOURCES, MIN_WEIGHT
+from .pair_statistics import distance2
 
 MAX_SOURCES_TRIED = 24  # the nearest models are tried as sources
 EQUAL = 1e-14  # squared distance of equal matrices relative to their norms: rounding
@@ -31,8 +32,7 @@ def mixtures(gram: np.ndarray, members: Sequence[int]) -> list[Mixture]:
     products of the models' weights. A parent is no such sum of k of its children: it keeps 1/k of the squared distance.
     Merges that were fine-tuned afterwards, and negative weights, are not found. docs/methods.md, *Mixing weights*.
     """
-    square = np.diag(gram)
-    away = np.maximum(square[:, None] + square[None, :] - 2 * gram, 0.0)
+    away = distance2(gram)
     first = {i for i in members if _mixture(gram, away, i, members)}
     # two merges of the same models explain each other: sources are models that are no merges
     rest = [j for j in members if j not in first]
@@ -47,9 +47,8 @@ def pieced_together(grams: np.ndarray) -> set[tuple[int, int]]:
     chain and a base with two children look the same. So nothing here tells who came first. grams: (T, M, M), of each
     matrix.
     """
-    square = np.einsum("tii->ti", grams)
-    away = square[:, :, None] + square[:, None, :] - 2 * grams
-    equal = away <= EQUAL * (square[:, :, None] + square[:, None, :])
+    square = np.diagonal(grams, axis1=1, axis2=2)
+    equal = distance2(grams) <= EQUAL * (square[:, :, None] + square[:, None, :])
     some = equal.any(0) & ~equal.all(0)
     found = set()
     for i, partly in enumerate(some):

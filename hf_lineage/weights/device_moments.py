@@ -21,6 +21,7 @@ from .moments import (
     Moments,
     block_moments,
     doubtful,
+    fill_in,
     lost_rows,
     put_together,
     relatives_of_pivot,
@@ -81,14 +82,10 @@ def _together(slices: Sequence[Rows], device: torch.device, fourth: bool, relati
             row *= row
         sums = np.concatenate([sums, _folded(_with_pivot(rows, sums=False))])
         squares = _among(rows, chosen)
-    for table, kind in ((gram, 0), (squares, 3)):
-        if kind < len(sums):
-            table[:, 0, :] = table[:, :, 0] = sums[kind].T
-            table[:, range(models), range(models)] = sums[kind + 1].T
-    made: list[Moments | None] = [Moments(count, gram[k], sums[2, :, k], squares[k]) for k in range(len(slices))]
-    for k in map(int, np.flatnonzero(doubtful(sums[1], count).any(axis=0))):
-        made[k] = None if lost_rows(slices[k], Moments(count, gram[k], sums[2, :, k], squares[k])) else made[k]
-    return [m and with_copies(m, one) for m, one in zip(made, slices, strict=True)] if models > 2 else made
+    fill_in(gram, squares, sums.swapaxes(1, 2))
+    made = [with_copies(Moments(count, gram[k], sums[2, :, k], squares[k]), one) for k, one in enumerate(slices)]
+    asked = np.any(doubtful(sums[1], count), axis=0)
+    return [None if asked[k] and lost_rows(slices[k], moments) else moments for k, moments in enumerate(made)]
 
 
 def _taken(pieces: Rows, device: torch.device) -> torch.Tensor:

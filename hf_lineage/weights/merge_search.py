@@ -72,12 +72,12 @@ class Recipe:
 
     def make(self, models: Sequence[Tensor | None], out: torch.dtype) -> Tensor | None:
         """The child's tensor; None where one that is needed is missing or has another shape."""
-        parts = [models[k] for k in self.used]
-        if any(part is None or part.shape != parts[0].shape for part in parts):  # type: ignore[union-attr]
+        parts = [part for k in self.used if (part := models[k]) is not None]
+        if len(parts) < len(self.used) or any(part.shape != parts[0].shape for part in parts):
             return None
         start = None if self.base is None else parts.pop()
-        dtype = getattr(torch, self.dtype) if self.dtype else parts[0].dtype  # type: ignore[union-attr]
-        return remade(self.method, start, parts, self.settings, dtype, out)  # type: ignore[arg-type]
+        dtype = getattr(torch, self.dtype) if self.dtype else parts[0].dtype
+        return remade(self.method, start, parts, self.settings, dtype, out)
 
 
 @dataclass(frozen=True, eq=False)

@@ -286,11 +286,18 @@ def put_together(
     found = Moments(
         count, (empty if gram is None else gram).copy(), sums[2], (empty if squares is None else squares).copy()
     )
-    for table, kind in ((found.gram, 0), (found.squares, 3)):
-        if kind < len(sums):
-            table[0, :] = table[:, 0] = sums[kind]
-            np.fill_diagonal(table, sums[kind + 1])
+    fill_in(found.gram, found.squares, sums)
     return with_copies(found, rows)
+
+
+def fill_in(gram: np.ndarray, squares: np.ndarray, sums: np.ndarray) -> None:
+    """Put what belongs to the pivot, and each row's product with itself, into tables (…, M, M), in place. sums: (3 or
+    5, …, M), as `single` of `put_together` added up."""
+    each = range(gram.shape[-1])
+    for table, kind in ((gram, 0), (squares, 3)):
+        if kind < len(sums):
+            table[..., 0, :] = table[..., :, 0] = sums[kind]
+            table[..., each, each] = sums[kind + 1]
 
 
 def with_copies(moments: Moments, rows: Sequence[torch.Tensor]) -> Moments:
