@@ -186,6 +186,29 @@ class TestInputs:
             checkpoint.bytes_read >= 400 and [tuple(m.shape) for m in (*seen.weights, *seen.features)] == [(10, 10)] * 2
         )
 
+    @pytest.mark.parametrize(("architecture", "head"), [("fc", "head"), ("resnet", "fc"), ("llama", "lm_head")])
+    def test_all_but_the_head_and_what_the_head_is_given(self, architecture: str, head: str) -> None:
+        sizes = {"widths": [64, 32]} if architecture == "fc" else SIZES[architecture]
+        module = build(architecture, 128, sizes).eval()
+        probes = torch.randint(0, 100, (3, 8)) if architecture == "llama" else torch.randn(3, 1, 28, 28)
+        config = replace(SMALL, weights=("backbone",), features=("backbone",), entries=1 << 20)
+        seen = read_inputs(Opener().open(module), config, Settings(probes=probes, modules=(module,)))
+        given: list[torch.Tensor] = []
+        handle = module.get_submodule(head).register_forward_hook(lambda _, args, __: given.append(args[0]))
+        with torch.no_grad():
+            module(probes)
+        handle.remove()
+        body = torch.cat([p.detach().flatten() for n, p in module.named_parameters() if not n.startswith(f"{head}.")])
+        assert seen.names == ("backbone", f"{head}.input")
+        assert seen.shapes == ((body.numel(),), (3, given[0][0].numel()))
+        (weights,), (features,) = seen.weights, seen.features
+        assert weights.numel() > 0.99 * body.numel() and torch.equal(weights.flatten(), body[: weights.numel()])
+        torch.testing.assert_close(features.flatten(), given[0].flatten()[: features.numel()], rtol=1e-4, atol=1e-5)
+        few = read_inputs(
+            Opener().open(module), replace(config, entries=100), Settings(probes=probes, modules=(module,))
+        )
+        assert torch.equal(few.weights[0], matrix(body, 100))
+
     def test_every_relu_can_be_tapped(self) -> None:
         apart, plain = (kind(256, [16, 8, 4], 3).eval() for kind in (Apart, FullyConnected))
         apart.load_state_dict(plain.state_dict())

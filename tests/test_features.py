@@ -29,7 +29,7 @@ from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.features import evidence
 from hf_lineage.features.lazy_tensors import ChildTensors
-from hf_lineage.features.linearize import GRID
+from hf_lineage.features.linearize import GRID, Step
 from hf_lineage.features.networks import build, weights
 from hf_lineage.features.probes import probes
 from hf_lineage.features.similarity import METRICS
@@ -108,6 +108,9 @@ class TestAlone:
         matches = [c.evidence["features"]["match"] for c in lineage.candidates]
         assert matches == [c.probability for c in lineage.candidates] == sorted(matches, reverse=True)
         assert sum(matches) == pytest.approx(1, abs=1e-9)
+        eq_2 = torch.tensor([c.evidence["features"]["taps"][0]["scores"]["l2"]["taylor"] for c in lineage.candidates])
+        by_taylor = [c.evidence["features"]["match_taylor"] for c in lineage.candidates]
+        assert by_taylor == pytest.approx(eq_2.double().softmax(0).tolist(), rel=1e-6)
         for candidate in lineage.candidates:
             assert candidate.status == "compared" and candidate.relation is None and not candidate.reasons
             assert {candidate.p_value, candidate.p_raw, candidate.log10_p, candidate.distance} == {None}
@@ -179,8 +182,8 @@ class TestAlone:
             assert scores["taylor"] == pytest.approx(float(metric(F, G) + step * slope), rel=1e-4)
 
     def test_no_random_direction_comes_nearer(self, zoo: dict[str, Path]) -> None:
-        """Proposition 2 of the paper for l2: of all steps of one length the one towards the child gains most, up to
-        the residual of the linearisation."""
+        """By l2, of steps of one length the one towards the child gains most, up to the residual of the linearisation.
+        The paper's Proposition 2 is tested in test_linearize.py."""
         from hf_lineage.features.linearize import curvature, exact, features
 
         checkpoint, ours = (open_checkpoint(zoo[name]) for name in ("parent", "child"))
@@ -205,6 +208,16 @@ class TestAlone:
             scale = length / torch.stack([value.norm() for value in random.values()]).norm()
             moved = {n: parent[n] + step * scale * random[n] for n in parent}
             assert far(features(network.module, moved, x, [tap])[tap]) > far(linear.at(step)) - residual
+
+
+@pytest.mark.parametrize(("asked", "taken", "exact"), [("auto", 0.0, -3.0), (0.5, 0.5, -2.0)])
+def test_where_no_step_is_small_auto_takes_none(asked: float | str, taken: float, exact: float) -> None:
+    score = {"plain": -3.0, "slope": 1.0, "exact": [-2.0]}
+    rows = [{"tried": (Step(0.5, 0.4),), "scores": {"l2": dict(score)}} for _ in range(2)]
+    evidence.score_at_common_step(rows, evidence.Settings(step=asked))
+    for row in rows:
+        assert (row["step"], row["own_step"], row["curvature"]) == (taken, 0.5, 0.4)
+        assert row["scores"]["l2"] == {"plain": -3.0, "taylor": -3.0 + taken, "exact": exact}
 
 
 # ---- beside the weights

@@ -28,7 +28,7 @@ from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.checkpoints.view import View
 from hf_lineage.errors import ArgumentError, CheckpointError
 from hf_lineage.features import grafting
-from hf_lineage.features.evidence import PAPER_STEP, Settings
+from hf_lineage.features.evidence import Settings
 from hf_lineage.features.grafting import MAX_TOKENS, Grafts, graft, origins
 from hf_lineage.features.linearize import GRID
 from hf_lineage.features.networks import build, run_inputs
@@ -184,7 +184,7 @@ def test_a_copy_is_certain_of_nothing_more_than_the_metric_says(zoo: dict[str, P
     grafts = run(zoo["vit-child"], [zoo["vit-b"], zoo["vit-child"]])
     for facts in grafts.found[1]:
         assert facts is not None and facts["scores"]["l2"] == {"plain": 0, "taylor": 0, "exact": 0}
-        assert (facts["own_step"], facts["curvature"]) == (1, 0)
+        assert (facts["own_step"], facts["curvature"]) == (GRID[0], 0)
     assert (origins(grafts, "l2")[:, 1] > 0.5).all()
 
 
@@ -358,14 +358,14 @@ def test_blocks_whose_paths_differ_go_by_their_place(zoo: dict[str, Path]) -> No
 
 
 def test_a_plain_module() -> None:
-    """A layer is linear in its weights: at step 1 all candidates are the child, so the paper's step is taken."""
+    """A layer is linear in its weights: at step 1 all candidates would be the child, at the largest step tried not."""
     parents, x = [mlp(seed) for seed in (1, 2, 3)], torch.randn(FEW, 20)
     child = mlp(4)
     state = {n: parents[{"0": 2, "2": 0, "4": 1}[n[0]]].state_dict()[n] for n in child.state_dict()}
     child.load_state_dict(near(state))
     grafts = run(child, parents, probes=x)
     assert grafts.blocks == grafts.names == ("0", "2", "4")
-    assert all(facts["step"] == PAPER_STEP for row in grafts.found.values() for facts in row if facts)
+    assert all(facts["step"] == GRID[0] for row in grafts.found.values() for facts in row if facts)
     assert origins(grafts, "l2").argmax(1).tolist() == origins(grafts, "cka").argmax(1).tolist() == [2, 0, 1]
     with torch.no_grad():
         hidden = child[1](child[0](x))

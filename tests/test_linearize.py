@@ -27,6 +27,7 @@ from hf_lineage.features.linearize import (
     taylor,
     try_steps,
 )
+from hf_lineage.features.similarity import similarity
 
 pytestmark = pytest.mark.integration
 
@@ -555,7 +556,7 @@ class TestStep:
         found = exact(module, weights, delta, x, ["first"])
         assert curvature(module, weights, delta, x, ["first"], found, 1.0)["first"] < 1e-5
         (step,) = try_steps(lambda step: curvature(module, weights, delta, x, ["first"], found, step)["first"])
-        assert step.value == 1 and step.small
+        assert step.value == GRID[0] and step.small
 
     def test_the_larger_the_change_the_smaller_the_step(self) -> None:
         c = case("vit", torch.float64)
@@ -566,7 +567,7 @@ class TestStep:
             found = exact(*known)
             steps.append(try_steps(lambda step, k=known, f=found: curvature(*k, f, step)["blocks.1"])[-1])
         values = [step.value for step in steps]
-        assert values == sorted(values, reverse=True) and values[0] == 1 > values[-1]
+        assert values == sorted(values, reverse=True) and values[0] == GRID[0] > values[-1]
         assert all(step.value in GRID and step.small == (step.curvature < MAX_RELATIVE_CURVATURE) for step in steps)
 
     def test_none_is_small_enough(self) -> None:
@@ -582,3 +583,59 @@ class TestStep:
         module, weights, _, x = setup(Net())
         found = exact(module, weights, {}, x, ["act"])
         assert curvature(module, weights, {}, x, ["act"], found, 1.0) == {"act": 0.0}
+
+
+class TestProposition2:
+    """Eq. 5 and S3.7 for l2 at α = 1: no matrix W(x) in the place of the Jacobian, and no shared Z in the place of Δ, comes
+    nearer to a real child than Eq. 1, up to what is of second order in Δ."""
+
+    def parent(self, seed: int = 0) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """(weights (P,) → features (N, K), the weights): 40 probes, 2 features, 26 weights."""
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+        x = torch.randn(40, 3, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+        shapes = {name: value.shape for name, value in module.named_parameters()}
+
+        def run(flat: Tensor) -> Tensor:
+            parts = flat.split([shape.numel() for shape in shapes.values()])
+            tensors = {n: part.view(shape) for (n, shape), part in zip(shapes.items(), parts, strict=True)}
+            return torch.func.functional_call(module, tensors, (x,))
+
+        return run, torch.cat([value.detach().flatten() for value in module.parameters()])
+
+    def child(self, run: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+        """Forty steps of gradient descent on another task."""
+        target = torch.randn(40, 2, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+        moved = start.clone()
+        for _ in range(40):
+            moved = moved - 0.05 * torch.func.grad(lambda flat: (run(flat) - target).square().mean())(moved)
+        return moved
+
+    def scores(self, run: Callable[[Tensor], Tensor], start: Tensor, end: Tensor) -> dict[str, float]:
+        """l2 without linearisation, by Eq. 1 at α = 1, at the best Z and at the best W(x)."""
+        F, G, J = run(start), run(end), torch.func.jacrev(run)(start).flatten(0, 1)
+        delta = end - start
+        best_z = torch.linalg.lstsq(J, (G - F).flatten()).solution
+        best_w = torch.outer((G - F).flatten(), delta) / delta.square().sum()  # W(x)Δ = f_c(x) − f_p(x)
+        steps = {"plain": 0 * F.flatten(), "ours": J @ delta, "over Z": J @ best_z, "over W": best_w @ delta}
+        return {name: similarity("l2", F + step.view_as(F), G) for name, step in steps.items()}
+
+    def test_a_real_pair_reaches_both_maxima(self) -> None:
+        run, start = self.parent()
+        whole = self.child(run, start) - start
+        missing = []
+        for share in (1.0, 0.25, 0.0625):
+            found = self.scores(run, start, start + share * whole)
+            assert found["over W"] == pytest.approx(0, abs=1e-25)
+            assert found["over W"] >= found["over Z"] >= found["ours"] > found["plain"]
+            missing.append((found["over W"] - found["ours"]) / (found["over W"] - found["plain"]))
+        assert missing[0] < 0.1 and missing[1] < missing[0] / 8 and missing[2] < missing[1] / 8, (
+            missing
+        )  # 16: of second order
+
+    def test_a_false_pair_does_not(self) -> None:
+        run, start = self.parent()
+        other, elsewhere = self.parent(seed=5)
+        found = self.scores(other, elsewhere, self.child(run, start))
+        assert found["over W"] == pytest.approx(0, abs=1e-25)
+        assert found["over W"] - found["ours"] > 0.5 * (found["over W"] - found["plain"]), found

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_lineage.errors import ArgumentError
-from hf_lineage.features.similarity import METRICS, exact, gradient, metric, scores, similarity, taylor
+from hf_lineage.features.similarity import AS_PRINTED, METRICS, exact, gradient, metric, scores, similarity, taylor
 
 DIFFERENTIABLE = [name for name, m in METRICS.items() if m.differentiable]
 SHAPED = [name for name, m in METRICS.items() if not m.same_width]  # blind to rotation, scale and place
@@ -404,3 +404,18 @@ def test_all_scores_at_once_are_the_same() -> None:
     assert "cka" not in scores(F[:1], G[:1], T[:1], [0.0])
     with pytest.raises(ArgumentError, match="same probes"):
         scores(F, G[:5], T, [0.0])
+
+
+def test_the_forms_that_the_paper_prints_elsewhere() -> None:
+    F, G, T = (draw(7, 12, seed=seed) for seed in (1, 2, 3))
+    cka, dc = similarity("cka", F, G), similarity("dc", F, G)
+    assert similarity("cka-squared", F, G) == pytest.approx(cka**2)
+    assert similarity("dc-root", F, G) == pytest.approx(dc**0.5)
+    assert similarity("lse-printed", F, G) == similarity("lse", F, G)
+    torch.testing.assert_close(gradient("cka-squared", F, G), 2 * cka * gradient("cka", F, G))
+    torch.testing.assert_close(gradient("dc-root", F, G), gradient("dc", F, G) / (2 * dc**0.5))
+    torch.testing.assert_close(gradient("lse-printed", F, G), 100 * gradient("lse", F, G))  # 1/t
+    for name in AS_PRINTED:
+        assert [*scores(F, G, T, [0.0], name)] == [*METRICS, name] and name not in scores(F, G, T, [0.0])
+        flat = torch.zeros(3, 2)  # rows without a distance between them
+        assert math.isfinite(similarity(name, flat, flat)) and gradient(name, flat, flat).isfinite().all()

@@ -320,7 +320,12 @@ QUESTION = (
         help="Inputs for features and detector: a number of synthetic ones, a folder of pictures, or dataset:org/name. "
         "Default: synthetic ones.",
     ),
-    click.option("--metric", default="l2", show_default=True, help="Of features: l1, l2, lp, linf, lse, cka, dc."),
+    click.option(
+        "--metric",
+        default="l2",
+        show_default=True,
+        help="Of features: l1, l2, lp, linf, lse, cka, dc; the paper's other forms: lse-printed, cka-squared, dc-root.",
+    ),
     click.option("--step", default="auto", show_default=True, help="α of the linearisation, in (0, 1]."),
     reading(),
     formats,

@@ -22,11 +22,13 @@ OPTIONS = (
     ),
     click.option(
         "--weight", "weights", multiple=True, default=("auto",), show_default=True, metavar="NAME",
-        help="A tensor to look at; repeat it. 'auto': in front of the shallow tap; 'none': no weight.",
+        help="A tensor to look at; repeat it. 'auto': in front of the shallow tap; 'backbone': all but the head's; "
+        "'none': no weight.",
     ),
     click.option(
         "--feature", "features", multiple=True, default=("auto",), show_default=True, metavar="PATH",
-        help="A module whose output to look at; repeat it. 'auto': the shallow tap; 'none': no feature.",
+        help="A module whose output to look at; repeat it. 'auto': the shallow tap; 'backbone': what the head is "
+        "given; 'none': no feature.",
     ),
     click.option(
         "--no-parent", type=click.Choice(("score", "token")),

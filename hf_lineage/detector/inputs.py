@@ -19,7 +19,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.entry import Slice
 from ..errors import ArgumentError, CheckpointError
 from ..features.evidence import Settings, candidate_network, probes_for, run
-from ..features.networks import Network, taps, upstream
+from ..features.networks import BACKBONE, Network, head_of, taps, upstream
 from .model import DetectorConfig
 
 AUTO = "auto"
@@ -48,30 +48,44 @@ def read_inputs(checkpoint: Checkpoint, config: DetectorConfig, settings: Settin
     """
     network = candidate_network(checkpoint, settings)
     paths = tap_names(network, config.features)
-    keys = [weight_name(network, checkpoint, name) for name in config.weights]
-    weights = tuple(cut_from(checkpoint, key, config.entries) for key in keys)
+    keys = [weight_names(network, checkpoint, name) for name in config.weights]
+    weights = tuple(cut_from(checkpoint, each, config.entries) for each in keys)
     found = run(network, checkpoint, probes_for(network, settings), paths, settings) if paths else {}
     features = tuple(matrix(found[path].cpu(), config.entries) for path in paths)
-    for name, values in zip((*keys, *paths), (*weights, *features), strict=True):
+    names = (*(each[0] if len(each) == 1 else BACKBONE for each in keys), *paths)
+    for name, values in zip(names, (*weights, *features), strict=True):
         if not bool(values.isfinite().all()):
             raise CheckpointError(
                 f"Expected finite values of `{checkpoint.ref.name}`, got NaN or Inf in {name!r}. Export it again."
             )
-    shapes = (*(checkpoint[key].shape for key in keys), *(tuple(found[path].shape) for path in paths))
-    return DetectorInputs(type(network.module).__name__, weights, features, shapes, (*keys, *paths))
+    sizes = [checkpoint[each[0]].shape if len(each) == 1 else (_count(checkpoint, each),) for each in keys]
+    shapes = (*sizes, *(tuple(found[path].shape) for path in paths))
+    return DetectorInputs(type(network.module).__name__, weights, features, shapes, names)
 
 
 def tap_names(network: Network, names: Sequence[str]) -> list[str]:
-    """Module paths for the features a detector takes; `"auto"` is the network's shallow tap."""
+    """Module paths for the features a detector takes; `"auto"` is the network's shallow tap, `"backbone"` what its head
+    is given (S2.5.1)."""
     return [*taps(network, [network.tap if name == AUTO else name for name in names])] if names else []
 
 
-def weight_name(network: Network, checkpoint: Checkpoint, name: str) -> str:
-    """The checkpoint's key of a weight; `"auto"`: of the last matrix in front of the shallow tap.
+def weight_names(network: Network, checkpoint: Checkpoint, name: str) -> list[str]:
+    """The checkpoint's keys of a weight; `"auto"`: of the last matrix in front of the shallow tap; `"backbone"`: of all
+    parameters but the head's, in the network's order, one vector (S2.5.1).
 
-    That is the first linear layer of a fully connected network, the last convolution of the first residual block and
-    the last linear layer of the first transformer block: what S2.1.2 and S2.3.2 take.
+    The first is the first linear layer of a fully connected network, the last convolution of the first residual block
+    and the last linear layer of the first transformer block: what S2.1.2 and S2.3.2 take.
     """
+    if name == BACKBONE:
+        head = f"{head_of(network.module)}."
+        names = [n for n, _ in network.module.named_parameters() if not n.startswith(head) and n in network.names]
+        if not names:
+            raise CheckpointError(f"Expected parameters beside the head in `{checkpoint.ref.name}`, found none.")
+        return [network.names[n] for n in names]
+    return [_weight_name(network, checkpoint, name)]
+
+
+def _weight_name(network: Network, checkpoint: Checkpoint, name: str) -> str:
     if name != AUTO:
         key = network.names.get(name, name)
         if key not in checkpoint:
@@ -115,12 +129,22 @@ def matrix(values: Tensor, entries: int) -> Tensor:
     return flat[torch.tensor(starts)[:, None] + torch.arange(length)].float()
 
 
-def cut_from(checkpoint: Checkpoint, key: str, entries: int) -> Tensor:
-    """The same of a checkpoint's tensor, of which nothing else is read."""
-    starts, length = runs(checkpoint[key].count, entries)
+def cut_from(checkpoint: Checkpoint, keys: Sequence[str], entries: int) -> Tensor:
+    """The same of a checkpoint's tensors, one behind the other, of which nothing else is read."""
+    starts, length = runs(_count(checkpoint, keys), entries)
     if not starts:
-        raise CheckpointError(f"Expected {key!r} of `{checkpoint.ref.name}` to hold entries, found none.")
-    return torch.stack(checkpoint.read([Slice(key, start, start + length) for start in starts])).float()
+        raise CheckpointError(f"Expected {keys[0]!r} of `{checkpoint.ref.name}` to hold entries, found none.")
+    slices, begin = [], 0
+    for key in keys:  # a run may go on in the next tensor
+        end = begin + checkpoint[key].count
+        cut = [(max(start, begin), min(start + length, end)) for start in starts]
+        slices += [Slice(key, first - begin, last - begin) for first, last in cut if first < last]
+        begin = end
+    return torch.cat([part.float().reshape(-1) for part in checkpoint.read(slices)]).view(len(starts), length)
+
+
+def _count(checkpoint: Checkpoint, keys: Sequence[str]) -> int:
+    return sum(checkpoint[key].count for key in keys)
 
 
 def pair(parents: Sequence[Tensor], child: Tensor) -> Tensor:

@@ -151,10 +151,13 @@ Written by `hf-lineage train-detector`, {figures["made"]["date"]}; `training.jso
 
 
 def _inputs(config: dict[str, Any]) -> str:
-    auto = {"weights": "the weight in front of the shallow tap", "features": "the features at the shallow tap"}
+    words = {
+        "weights": {"auto": "the weight in front of the shallow tap", "backbone": "all weights but the head's"},
+        "features": {"auto": "the features at the shallow tap", "backbone": "the features that the head is given"},
+    }
     named_inputs = []
-    for kind in ("weights", "features"):
-        named = [f"`{printable(name)}`" for name in config[kind] if name != "auto"]
-        named_inputs += [auto[kind]] if "auto" in config[kind] else []
+    for kind, known in words.items():
+        named = [f"`{printable(name)}`" for name in config[kind] if name not in known]
+        named_inputs += [known[name] for name in config[kind] if name in known]
         named_inputs += [f"{kind} {', '.join(named)}"] if named else []
     return " and ".join(named_inputs)

@@ -42,7 +42,7 @@ from .linearize import (
 )
 from .networks import Images, Network, Tokens, build, run_inputs, taps, upstream, weights
 from .probes import probes
-from .similarity import METRICS, gradient, metric, scores, similarity
+from .similarity import gradient, metric, scores, similarity
 from .streaming import stream
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class FeaturesEvidence(Evidence):
 
     form: exact, taylor (why_taylor says why) or streamed. probes: how many. lined_up: share of the parameters that have
     a partner in the child, in [0, 1]. taps: the scores of every metric at each, without and with the step. match: the
-    paper's matching probability among the candidates of the question, in [0, 1].
+    softmax of the exact scores over the candidates of the question, in [0, 1]; match_taylor: of Eq. 2's scores, which
+    is the paper's matching probability, None where the metric has no derivative.
     """
 
     metric: str
@@ -97,6 +98,7 @@ class FeaturesEvidence(Evidence):
     lined_up: float
     taps: list[dict[str, Any]]
     match: float
+    match_taylor: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields."""
@@ -193,22 +195,26 @@ def compare(
     found = {i: found[i] for i in sorted(found)}
     for tap in range(min((len(facts["taps"]) for facts in found.values()), default=0)):
         score_at_common_step([facts["taps"][tap] for facts in found.values()], settings)
-    matches = matching([*found.values()])
-    return {i: FeaturesEvidence(**found[i], match=match) for i, match in zip(found, matches, strict=True)}, refused
+    facts = [*found.values()]
+    differentiable = metric(settings.metric).differentiable
+    by_taylor = matching(facts, "taylor") if differentiable else [None] * len(facts)
+    matches = zip(found, matching(facts), by_taylor, strict=True)
+    return {i: FeaturesEvidence(**found[i], match=exact, match_taylor=eq_2) for i, exact, eq_2 in matches}, refused
 
 
-def matching(facts: Sequence[Mapping[str, Any]]) -> list[float]:
+def matching(facts: Sequence[Mapping[str, Any]], form: str = "exact") -> list[float]:
     """The matching probability of each candidate of one child: the mean over taps of softmax_i s(F̄ᵢ, G), in [0, 1].
 
     They sum to 1: the set is closed, "none of these" is no answer, and a single candidate gets 1. Neural Lineage §3.
-    facts: of each candidate, with "metric" and the "scores" of each of its "taps".
+    facts: of each candidate, with "metric" and the "scores" of each of its "taps".  form: whose scores; where there are
+    no exact ones, Taylor's.
     """
     if not facts:
         return []
     shares = []
     for tap in range(min(len(each["taps"]) for each in facts)):
         scores = [each["taps"][tap]["scores"][each["metric"]] for each in facts]
-        last = [item["exact"] if item["exact"] is not None else item["taylor"] for item in scores]
+        last = [item[form] if item[form] is not None else item["taylor"] for item in scores]
         shares.append(torch.tensor(last, dtype=torch.float64).softmax(0))
     return torch.stack(shares).mean(0).tolist()
 
@@ -260,6 +266,8 @@ def evidence_notes(candidates: Sequence[Candidate], settings: Settings) -> list[
     curvatures = [tap["curvature"] for tap in taps if tap["curvature"] is not None]
     if curvatures and min(curvatures) >= MAX_RELATIVE_CURVATURE:
         poor = "No candidate's linearisation holds at that step (error of a tenth or more): scores say little."
+        if not any(steps):
+            poor = "No candidate's linearisation holds at any step (error of a tenth or more): no step is taken."
         notes.append(Note("linearisation_poor", poor))
     without = sorted({each.why_taylor for _, each in seen if each.why_taylor})
     notes += [Note("no_taylor_form", f"Taylor form: {why}") for why in without]
@@ -352,11 +360,11 @@ def _compare_at(side: _Linearisation, tap: _Tap, settings: Settings, why_taylor:
         slope = side.slope(tap.candidate, gradient(settings.metric, F, G))
         return {**about, "tried": [], "scores": {settings.metric: {"plain": plain, "slope": slope, "exact": []}}}
     tried = side.steps(tap.candidate)
-    every = scores(F, G, T, [0.0, *(step.value for step in tried)])
+    every = scores(F, G, T, [0.0, *(step.value for step in tried)], settings.metric)
     found = {
         name: {
             "plain": plain,
-            "slope": float((gradient(name, F, G) * T).sum()) if METRICS[name].differentiable else None,
+            "slope": float((gradient(name, F, G) * T).sum()) if metric(name).differentiable else None,
             "exact": after,
         }
         for name, (plain, *after) in every.items()
@@ -368,14 +376,17 @@ def score_at_common_step(rows: Sequence[dict[str, Any]], settings: Settings) -> 
     """One step for all candidates at one tap, and the scores there, in place; a row is what `compare_at_taps` makes.
 
     Scores at different steps cannot be compared: at α = 1 an unrelated model may reach the child, too. The step is the
-    largest that any candidate's linearisation allows, which is the parent's; all candidates were tried there.
+    largest that any candidate's linearisation allows, which is the parent's; all candidates were tried there. Where
+    `step="auto"` finds none for any candidate, no step is taken: `step` is 0, and the scores are those without one.
     """
-    allowed = [row["tried"][-1].value for row in rows if row["tried"]]
+    last = [row["tried"][-1] for row in rows if row["tried"]]
     given = PAPER_STEP if settings.step == "auto" else float(settings.step)
-    common = max(allowed, default=given)
+    common = max((step.value for step in last), default=given)
+    if settings.step == "auto" and last and not any(step.small for step in last):
+        common = 0.0
     for row in rows:
         tried = row.pop("tried")
-        at = next((i for i, step in enumerate(tried) if step.value == common), None)
+        at = next((i for i, step in enumerate(tried) if step.value == (common or tried[-1].value)), None)
         row["step"] = common
         row["own_step"] = tried[-1].value if tried else None
         row["curvature"] = None if at is None else tried[at].curvature
@@ -383,7 +394,7 @@ def score_at_common_step(rows: Sequence[dict[str, Any]], settings: Settings) -> 
             name: {
                 "plain": score["plain"],
                 "taylor": None if score["slope"] is None else score["plain"] + common * score["slope"],
-                "exact": None if at is None else score["exact"][at],
+                "exact": None if at is None else score["exact"][at] if common else score["plain"],
             }
             for name, score in row["scores"].items()
         }

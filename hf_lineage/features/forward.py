@@ -27,6 +27,8 @@ Weights = Mapping[str, Tensor]
 Arguments = tuple[tuple, dict[str, Any]]  # positional, keyword
 Parts = Callable[[Tensor], tuple[Tensor, ...]]
 
+INPUT = ".input"  # behind a module's path in a tap: what the module is given, not what it makes
+
 EXCLUSIVE = threading.RLock()  # torch's switches and its level of dual numbers are global: one network at a time
 
 
@@ -74,15 +76,25 @@ def run_to(
     """As `watch`, with the taps that were not reached instead of an error."""
     waiting = set(taps)
 
-    def hook(tap: str, _module: nn.Module, _arguments: object, output: object) -> None:
+    def reached(tap: str, value: object) -> None:
         if tap in waiting:
             waiting.remove(tap)
-            take(tap, tensor_of(tap, output))
+            take(tap, tensor_of(tap, value))
             if not waiting:
                 raise _Reached
 
-    parts = {tap: _tapped(module, tap) for tap in taps}
-    handles = [part.register_forward_hook(partial(hook, tap)) for tap, part in parts.items()]
+    def before(tap: str, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        reached(tap, [*args, *kwargs.values()])
+
+    def after(tap: str, _module: nn.Module, _arguments: object, output: object) -> None:
+        reached(tap, output)
+
+    parts = [(tap, path, _tapped(module, path)) for tap in taps for path in [path_of(module, tap)]]
+    handles = [
+        part.register_forward_hook(partial(after, tap)) if path == tap
+        else part.register_forward_pre_hook(partial(before, tap), with_kwargs=True)
+        for tap, path, part in parts
+    ]  # fmt: skip
     try:
         call()
     except _Reached:
@@ -280,6 +292,12 @@ class _Slots(dict):
 
 class _Reached(BaseException):
     """The last tap is reached. Not an Exception, so that no model's own `except` swallows it."""
+
+
+def path_of(module: nn.Module, tap: str) -> str:
+    """The module that a tap stands at: the path itself, or what stands before `INPUT`."""
+    known = {path for path, _ in module.named_modules()}
+    return tap.removesuffix(INPUT) if tap not in known and tap.removesuffix(INPUT) in known else tap
 
 
 def _tapped(module: nn.Module, tap: str) -> nn.Module:

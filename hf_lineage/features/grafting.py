@@ -9,7 +9,7 @@ of the child's block is in memory; so no two blocks of one model are. docs/metho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from posixpath import commonpath
 from typing import Any
@@ -24,7 +24,6 @@ from ..architecture.describe import block_of
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import LineageError
 from .evidence import (
-    PAPER_STEP,
     InMemoryLinearisation,
     Settings,
     candidate_network,
@@ -142,8 +141,7 @@ def _walk(
             progress(len(rows), len(paths), f"grafting {path}")
         G = flat(_first(output), len(given))
         check_finite({path: G}, "the child")
-        chosen = _at_step(settings, network.module.get_submodule(path))
-        row, settle_all = compare(lambda i, how: others[i].side(path, arguments, G, how), path, G, chosen)
+        row, settle_all = compare(lambda i, how: others[i].side(path, arguments, G, how), path, G, settings)
         compared = {i: candidate.guarded(row, i, given) for i, candidate in others.items()}
         rows[path] = {i: facts for i, facts in compared.items() if facts}
         settle_all([*rows[path].values()])
@@ -273,14 +271,6 @@ def _batch(arguments: Arguments, count: int) -> int:
 def _first(output: Tensor) -> Tensor:
     """(N, tokens, width) → (N, first tokens, width); feature maps and vectors whole."""
     return output[:, :MAX_TOKENS] if output.ndim == 3 else output
-
-
-def _at_step(settings: Settings, block: nn.Module) -> Settings:
-    """With the paper's step for a block of a single layer: its output is linear in its weights, so that at α = 1 every
-    candidate equals the child. At any smaller step the candidates keep their order, by distance.
-    """
-    single = settings.step == "auto" and not [*block.children()]
-    return replace(settings, step=PAPER_STEP) if single else settings
 
 
 def _blocks(network: Network) -> tuple[str, ...]:

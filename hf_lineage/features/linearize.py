@@ -34,7 +34,9 @@ from .forward import (
 )
 from .forward import NoForwardDerivative as NoForwardDerivative
 
-GRID = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)  # steps α that are tried, the largest first
+# Steps α that are tried, the largest first: from the largest to the smallest that the paper searches. Beyond 0.1 the
+# derivative of a metric no longer holds where that of the features still does, and Taylor's form falls below none
+GRID = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 MAX_RELATIVE_CURVATURE = 0.1  # error of the linearisation over ‖αT‖, below which a step is small
 
 

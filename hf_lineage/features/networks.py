@@ -30,8 +30,10 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.texts import json_data
 from ..errors import ArgumentError, CheckpointError
 from .configs import building, checked, unknown
+from .forward import INPUT, path_of
 from .perceptron import FullyConnected, from_config, is_described
 
+BACKBONE = "backbone"  # of a network: all but its head
 MAX_LENGTH = 64  # tokens of a probe
 DEFAULT_SIDE = 224  # pixels of a probe for a network that takes images of any size
 MAX_SIDE = 4096
@@ -196,7 +198,8 @@ def weights(
 def taps(network: Network, names: str | Sequence[str] | None = None) -> tuple[str, ...]:
     """Module paths whose outputs are features: the default tap, `"blocks"`, or the names given.
 
-    Of `"blocks"` those that a missing parameter reaches are left out; asked for by name, they are an error.
+    A path with `.input` behind it stands for what that module is given, `"backbone"` for what the head is given. Of
+    `"blocks"` those that a missing parameter reaches are left out; asked for by name, they are an error.
     """
     if names is None:
         return (network.tap,)
@@ -204,10 +207,11 @@ def taps(network: Network, names: str | Sequence[str] | None = None) -> tuple[st
         return tuple(block for block in network.blocks if not _missing_before(network.module, block, network.missing))
     known = [path for path, _ in network.module.named_modules() if path]
     asked = (names,) if isinstance(names, str) else tuple(names)
+    asked = tuple(f"{head_of(network.module)}{INPUT}" if name == BACKBONE else name for name in asked)
     if not asked:
         raise ArgumentError("Expected at least one tap, got none. Leave `taps` out for the default one.")
     for name in asked:
-        if name not in known:
+        if path_of(network.module, name) not in known:
             raise ArgumentError(
                 f"Expected the path of a module as tap, got {name!r}{_similar_names(name, known)}. "
                 "`[name for name, _ in module.named_modules()]` lists all, taps='blocks' takes every block."
@@ -222,15 +226,23 @@ def upstream(module: nn.Module, tap: str) -> tuple[str, ...]:
     both libraries, which register their parts in the order they run them. A tap elsewhere shows NaN or the meta device.
     """
     found: dict[int, str] = {}  # tied ones once, as in `weights`
-    inside = False
+    inside, end = False, path_of(module, tap)
     for path, child in module.named_modules():
-        within = path == tap or _within(path, tap)
-        if inside and not within:
+        within = path == end or _within(path, end)
+        if (inside and not within) or (within and end != tap):
             break
         inside = inside or within
         for name, tensor in [*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)]:
             found.setdefault(id(tensor), f"{path}.{name}" if path else name)
     return tuple(found.values())
+
+
+def head_of(module: nn.Module) -> str:
+    """The path of the head: the linear layer that is registered last. Raises `CheckpointError` where there is none."""
+    layers = [path for path, part in module.named_modules() if path and isinstance(part, nn.Linear)]
+    if not layers:
+        raise CheckpointError(f"Expected a linear layer as the head of a {type(module).__name__}, found none.")
+    return layers[-1]
 
 
 def _missing_before(module: nn.Module, tap: str, missing: Sequence[str]) -> list[str]:

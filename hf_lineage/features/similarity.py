@@ -47,6 +47,7 @@ class Metric:
     of_kernels: Callable[[Tensor, Tensor], Tensor] | None = None
     differentiable: bool = True
     higher_is_better: bool = True
+    slope_factor: float = 1.0
 
     @property
     def min_probes(self) -> int:
@@ -95,6 +96,16 @@ def _cka(P: Tensor, Q: Tensor) -> Tensor:
 def _dc(P: Tensor, Q: Tensor) -> Tensor:
     """Squared distance correlation. Székely, Rizzo, Bakirov, "Measuring and testing dependence …", 2007, def. 3."""
     return _cosine(_centred(_distances(P)), _centred(_distances(Q)))
+
+
+def _cka_squared(P: Tensor, Q: Tensor) -> Tensor:
+    return _cka(P, Q).square()
+
+
+def _dc_root(P: Tensor, Q: Tensor) -> Tensor:
+    """Distance correlation; derivative 0 at 0, as for the square."""
+    squared = _dc(P, Q)
+    return torch.where(squared > 0, torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)
 
 
 def _kernel(X: Tensor) -> Tensor:
@@ -152,15 +163,22 @@ METRICS: dict[str, Metric] = {
     "cka": Metric("HSIC(FFᵀ, GGᵀ)/√(HSIC(FFᵀ, FFᵀ)·HSIC(GGᵀ, GGᵀ))", of_kernels=_cka),
     "dc": Metric("dCov²(F, G)/√(dCov²(F, F)·dCov²(G, G))", of_kernels=_dc),
 }
+# Where the paper's parts contradict each other, the forms that are not above; computed only where one is asked for
+AS_PRINTED: dict[str, Metric] = {
+    "lse-printed": Metric("lse, Π with the factor 1/(NKt) of the slides", _lse, slope_factor=1 / TEMPERATURE),
+    "cka-squared": Metric("cka²: Proposition 1, part 5, and S3.5", of_kernels=_cka_squared),
+    "dc-root": Metric("√dc: S3.6", of_kernels=_dc_root),
+}
 
 
 def metric(name: str) -> Metric:
-    """The metric of that name; `ArgumentError` for a name that METRICS does not have."""
-    if name not in METRICS:
-        near = difflib.get_close_matches(str(name).lower(), METRICS, cutoff=0.5)
+    """The metric of that name; `ArgumentError` for a name that neither METRICS nor AS_PRINTED has."""
+    known = METRICS | AS_PRINTED
+    if name not in known:
+        near = difflib.get_close_matches(str(name).lower(), known, cutoff=0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ArgumentError(f"Expected a metric out of {', '.join(METRICS)}, got {name!r}.{hint}")
-    return METRICS[name]
+        raise ArgumentError(f"Expected a metric out of {', '.join(known)}, got {name!r}.{hint}")
+    return known[name]
 
 
 def similarity(name: str, F: Tensor, G: Tensor) -> float:
@@ -177,7 +195,8 @@ def similarity(name: str, F: Tensor, G: Tensor) -> float:
 
 
 def gradient(name: str, F: Tensor, G: Tensor) -> Tensor:
-    """Π = ∂s/∂F (N, K), float64, by autograd; works under `no_grad` and `inference_mode` too.
+    """Π = ∂s/∂F (N, K), times the metric's `slope_factor`, float64, by autograd; works under `no_grad` and
+    `inference_mode` too.
 
     Raises `ArgumentError` as `similarity` does, and for a metric that is not differentiable.
     """
@@ -190,7 +209,7 @@ def gradient(name: str, F: Tensor, G: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         ours, theirs = _pair(name, F, G)
         (slope,) = torch.autograd.grad(chosen.function(ours.requires_grad_(), theirs), ours)
-    return slope
+    return slope * chosen.slope_factor
 
 
 def taylor(name: str, F: Tensor, G: Tensor, T: Tensor, step: float) -> float:
@@ -205,14 +224,14 @@ def exact(name: str, F: Tensor, G: Tensor, T: Tensor, step: float) -> float:
     return similarity(name, _matrix("F", F) + step * tangent, G)
 
 
-def scores(F: Tensor, G: Tensor, T: Tensor, steps: Sequence[float]) -> dict[str, list[float]]:
-    """s(F + αT, G) for every step α and every metric that fits the widths and the number of probes.
+def scores(F: Tensor, G: Tensor, T: Tensor, steps: Sequence[float], asked: str = "l2") -> dict[str, list[float]]:
+    """s(F + αT, G) for every step α and every metric, with `asked`, that fits the widths and the number of probes.
 
     Equal to `exact` at each; what the metrics share is computed once: the checks, F + αT, |D|, and the kernels.
     """
     F, G, T = _matrix("F", F), _matrix("G", G), _tangent(F, T, max(map(abs, steps)))
     fits = {
-        name: m for name, m in METRICS.items()
+        name: m for name, m in (METRICS | {asked: metric(asked)}).items()
         if len(F) >= m.min_probes and (F.shape == G.shape or not m.same_width)
     }  # fmt: skip
     if len(F) != len(G):

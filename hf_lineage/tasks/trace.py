@@ -70,8 +70,10 @@ def trace(
     alpha: family-wise error of the p-values, in (0, 1): the chance that any unrelated candidate is called related.
     probes: inputs for the features: None (a seeded synthetic set of 128), a number of those, a folder of pictures, the
         id of a data set on the Hub, or a tensor. taps: module paths of the child, `"blocks"`, or None for its first
-        block. metric: of `features.similarity.METRICS`. step: α in (0, 1], or `"auto"`: the largest at which the
-        linearisation's error is below a tenth for any candidate, the same for all.
+        block; a path with `.input` behind it is what that module is given, `"backbone"` what the head is. metric: of
+        `features.similarity.METRICS`, or the paper's other forms in `AS_PRINTED`. step: α in (0, 1], or `"auto"`: the
+        largest from 0.1 to 0.001 at which the linearisation's error is below a tenth for any candidate, the same for
+        all; none where there is no such step.
     detector: a folder or repo id (`"org/name@commit"`) of one to ask; None: the one that ships.
     tree: whether, of several relatives among the candidates, their tree says which is the parent (`tasks/combine.py`);
         that reads them once more. None does so where candidates were searched for. `evidence["tree"]` shows it.
