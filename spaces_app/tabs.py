@@ -45,6 +45,28 @@ SESSION_SECONDS = 3 * 3600  # that the answers of a session are kept for the Ann
 
 
 WAIT = progress_html(Step(0, 0, "waiting for a free place"))
+STOPPED = note_html("Stopped: nothing is being read.")
+
+
+@dataclass
+class Pressed:
+    """The number of the last press of a button of a tab: the question of an earlier one is over.
+
+    gradio's own cancelling loses what its queue has not taken in yet, and breaks where a question ends meanwhile.
+    """
+
+    last: int = 0
+    says: str = ""  # of a question that it ended
+
+    def now(self, press: int | None, says: str = "") -> str:
+        """That is the last press now; returns what is said."""
+        if press is not None and press >= self.last:
+            self.last, self.says = press, says
+        return says
+
+    def over(self, press: int | None) -> bool:
+        """Is the question of that press over?"""
+        return press is not None and press < self.last
 
 
 def token_of(token: gr.OAuthToken | None) -> str | bool:
@@ -61,6 +83,7 @@ class Tab:
 
     def __init__(self, kind: str, go: str) -> None:
         self.kind, self.go_label = kind, go
+        self.pressed = [gr.Number(visible=False, label="press"), gr.State(Pressed())]
 
     def buttons(self) -> None:
         """Ask, stop, and the examples."""
@@ -92,20 +115,31 @@ class Tab:
         """Wire the buttons; returns the event that asks. `inputs`: the fields come first."""
         taken = [self.command, self.python, self.query]
         self.go.click(None, None, [self.status], js=f"() => {json.dumps(WAIT)}", **HIDDEN)  # at once, before the queue
-        asked = self.go.click(ask, inputs, [self.status, self.answer, *taken, *outputs], **QUEUED)
-        asked.failure(lambda: note_html(wording.FULL), None, [self.status], **AT_HAND)  # ours end with a sentence
+        places = [self.status, self.answer, *taken, *outputs]
+        go = self._pressed_js("go")
+        self.go.click(lambda press, pressed: pressed.now(press) and None, self.pressed, None, js=go, **AT_HAND)
+        asked = self.go.click(ask, [*self.pressed, *inputs], places, js=go, trigger_mode="multiple", **QUEUED)
+        asked.failure(self._refused, self.pressed, [self.status], js=go, **AT_HAND)
         asked.then(None, [self.query], [self.link], js=wording.LINK_JS, **HIDDEN)
-        self.stop.click(self._stopped, None, [self.status], cancels=[asked], **AT_HAND)
+        self.stop.click(self._stopped, self.pressed, [self.status], js=self._pressed_js("stop"), **AT_HAND)
         fields = [field for field in inputs if isinstance(field, gr.Dropdown | gr.Textbox)]
         for name, button in self.examples.items():
             shown = button.click(
-                partial(self._example, name, show, fields), None, [self.status, self.answer, *taken, *fields],
-                cancels=[asked], **AT_HAND,
+                partial(self._example, name, show, fields), self.pressed, [self.status, self.answer, *taken, *fields],
+                js=self._pressed_js(f"example-{name}"), **AT_HAND,
             )  # fmt: skip
             shown.then(None, [self.query], [self.link], js=wording.LINK_JS, **HIDDEN)
         return asked
 
-    def ask(
+    def ask(self, press: int | None, pressed: Pressed, answered: Iterator[Update]) -> Iterator[Update]:
+        """What `answered` says, until another button is pressed."""
+        for update in answered:
+            if pressed.over(press):
+                yield {self.status: pressed.says or gr.skip()}
+                return
+            yield update
+
+    def answered(
         self, token: gr.OAuthToken | None, check: Callable[[], Asked], run: Callable[..., Any],
         show: Callable[..., tuple[str, str, Update]],
     ) -> Iterator[Update]:  # fmt: skip
@@ -129,14 +163,22 @@ class Tab:
         """The question as a command, as Python and as an address."""
         raise NotImplementedError
 
-    def _stopped(self) -> str:
-        return note_html("Stopped: nothing is being read.")
+    def _pressed_js(self, button: str) -> str:
+        """The first input becomes the number of that button's press: gradio sends events in another order."""
+        return f"(_, ...given) => [window.pressed?.['{self.kind}-{button}'] ?? null, ...given]"
 
-    def _example(self, name: str, show: Show, fields: list[Any]) -> Update:
+    def _refused(self, press: int | None, pressed: Pressed) -> str:
+        """What is said of a question that was not taken in; others end with a sentence of their own."""
+        return (pressed.says or gr.skip()) if pressed.over(press) else note_html(wording.FULL)
+
+    def _stopped(self, press: int | None, pressed: Pressed) -> str:
+        return pressed.now(press, STOPPED)
+
+    def _example(self, name: str, show: Show, fields: list[Any], press: int | None, pressed: Pressed) -> Update:
         view = json.loads((EXAMPLES / f"{self.kind}-{name}.json").read_text(encoding="utf-8"))
         empty = {field: gr.Dropdown(value=None) if isinstance(field, gr.Dropdown) else "" for field in fields}
         empty |= {self.command: "", self.python: "", self.query: ""}
-        return {self.status: note_html(wording.KEPT), self.answer: show(view), **empty}
+        return {self.status: pressed.now(press, note_html(wording.KEPT)), self.answer: show(view), **empty}
 
 
 Asked = tuple[Any, ...]
@@ -188,12 +230,16 @@ def trace_tab(session: gr.State) -> tuple[QuestionTab, Any]:
     tab.buttons()
     tab.places()
 
-    def ask(child: str, parents: str, kept: dict, token: gr.OAuthToken | None) -> Iterator[Update]:
+    def ask(
+        press: int | None, pressed: Pressed, child: str, parents: str, kept: dict, token: gr.OAuthToken | None
+    ) -> Iterator[Update]:
         def show(lineage: Any, *asked: Any) -> tuple[str, str, Update]:
             view = view_of(lineage, links.as_command("trace", *asked))
             return lineage_html(view), view["sentence"], {session: {**kept, "lineage": lineage}}
 
-        yield from tab.ask(token, lambda: asking.question(child, parents), asking.trace, show)
+        yield from tab.ask(
+            press, pressed, tab.answered(token, lambda: asking.question(child, parents), asking.trace, show)
+        )
 
     return tab, tab.connect(ask, [tab.child, tab.parents, session], [session], lineage_html)
 
@@ -205,12 +251,16 @@ def layers_tab(session: gr.State) -> tuple[QuestionTab, Any]:
     tab.buttons()
     tab.places(MAP_JS)
 
-    def ask(child: str, parents: str, kept: dict, token: gr.OAuthToken | None) -> Iterator[Update]:
+    def ask(
+        press: int | None, pressed: Pressed, child: str, parents: str, kept: dict, token: gr.OAuthToken | None
+    ) -> Iterator[Update]:
         def show(found: Any, *asked: Any) -> tuple[str, str, Update]:
             view = asking.layers_view(found, links.as_command("layers", *asked))
             return layers_html(view), view["sentence"], {session: {**kept, "layers": found}}
 
-        yield from tab.ask(token, lambda: asking.question(child, parents), asking.layers, show)
+        yield from tab.ask(
+            press, pressed, tab.answered(token, lambda: asking.question(child, parents), asking.layers, show)
+        )
 
     return tab, tab.connect(ask, [tab.child, tab.parents, session], [session], layers_html)
 
@@ -244,12 +294,12 @@ def compare_tab() -> PairTab:
     tab.buttons()
     tab.places()
 
-    def ask(one: str, other: str, token: gr.OAuthToken | None) -> Iterator[Update]:
+    def ask(press: int | None, pressed: Pressed, one: str, other: str, token: gr.OAuthToken | None) -> Iterator[Update]:
         def show(found: Any, *asked: Any) -> tuple[str, str, Update]:
             view = view_of(found, links.as_comparison(*asked))
             return comparison_html(view), view["sentence"], {}
 
-        yield from tab.ask(token, lambda: asking.pair(one, other), asking.compare, show)
+        yield from tab.ask(press, pressed, tab.answered(token, lambda: asking.pair(one, other), asking.compare, show))
 
     tab.connect(ask, [tab.one, tab.other], [], comparison_html)
     return tab
@@ -284,12 +334,12 @@ def tree_tab() -> TreeTab:
     tab.buttons()
     tab.places()
 
-    def ask(text: str, token: gr.OAuthToken | None) -> Iterator[Update]:
+    def ask(press: int | None, pressed: Pressed, text: str, token: gr.OAuthToken | None) -> Iterator[Update]:
         def show(grown: tuple[list[str], View], *_: Any) -> tuple[str, str, Update]:
             models, view = grown
             return tree_html(view), view["sentence"], tab.found(models)
 
-        yield from tab.ask(token, lambda: (text,), asking.grown, show)
+        yield from tab.ask(press, pressed, tab.answered(token, lambda: (text,), asking.grown, show))
 
     tab.connect(ask, [tab.models], [], tree_html)
     return tab

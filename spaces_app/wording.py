@@ -38,6 +38,7 @@ LOGIN_JS = """(label) => {
 # what is in the field when the question is sent: gradio's own event data is of the key before, where keys come fast
 TYPED_JS = """(_, seen) => [document.querySelector('#{kind}-child input')?.value ?? '', seen]"""
 LINK_JS = """(query) => {
+  query = query ?? '';  // of a question that was stopped before it was read
   const url = new URL(window.location.href);
   const kept = new URLSearchParams([...url.searchParams].filter(
     ([key]) => !['child', 'parents', 'models', 'tab'].includes(key))).toString();
@@ -53,9 +54,14 @@ ASK_JS = """(kind) => {
   };
   if (kind) setTimeout(press, 50, 100);
 }"""
-# what gradio leaves undone: the page's language, Enter to ask (Ctrl+Enter in a field of several lines), "back"
+# what gradio leaves undone: the page's language, the numbers of presses, Enter to ask (with Ctrl in a field of
+# several lines), "back"
 PAGE_JS = """() => {
   document.documentElement.lang = 'en';
+  document.addEventListener('click', (event) => {
+    const button = event.target.closest?.('button[id]');
+    if (button) window.pressed = {...window.pressed, [button.id]: window.presses = (window.presses ?? 0) + 1};
+  }, true);
   window.addEventListener('popstate', () => window.location.reload());
   document.addEventListener('keydown', (event) => {
     const field = event.key === 'Enter' && event.target.closest?.(

@@ -217,7 +217,7 @@ FAULTS: tuple[Any, ...] = (
 
 
 @pytest.mark.parametrize(
-    "cards", [pytest.param(60, id="some"), pytest.param(3000, id="large", marks=pytest.mark.large)]
+    "cards", [pytest.param(60, id="some"), pytest.param(100_000, id="large", marks=pytest.mark.large)]
 )
 def test_whatever_happens_no_byte_of_a_card_is_lost(server: MiniHub, lineage: Lineage, cards: int) -> None:
     """Random cards, and up to two random faults, of a read or of a write: the card afterwards is the one before, or that

@@ -254,12 +254,18 @@ class TestTrace:
             shoot(page, "progress-light")
             page.locator("#trace-stop").click()
             page.locator("#trace-status", has_text="Stopped").wait_for()
+            for button, said in (("stop", "Stopped"), ("example-lie", "kept")):  # pressed before the queue knows of it
+                page.evaluate(f"for (const at of ['go', '{button}']) document.querySelector('#trace-' + at).click()")
+                page.locator("#trace-status", has_text=said).wait_for()
             before = -1
             while before != len(space.hub.log):  # what was under way is answered, then it is quiet
                 before = len(space.hub.log)
                 page.wait_for_timeout(900)
             page.wait_for_timeout(600)
             assert len(space.hub.log) == before
+            assert (
+                said in page.locator("#trace-status").inner_text() and page.locator("#trace-answer .hl-badge").count()
+            )
         finally:
             space.hub.faults.remove(slow)
         ask(page, "trace", "lab/child", "lab/parent")
