@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import json
 import re
 import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,14 @@ from test_layers_report import passthrough
 from test_report import BEST, GONE, OTHER, lineage
 from test_tree_report import FORESTS, SMALL
 
-from hf_lineage.answers.base import MeasuredAnswer
+from hf_lineage.answers.base import SCHEMA, MeasuredAnswer
 from hf_lineage.answers.comparison import Comparison
 from hf_lineage.answers.refs import ModelRef
 from hf_lineage.errors import ArgumentError, Note
-from hf_lineage.report import explain
-from hf_lineage.report.figures import background, figures
-from hf_lineage.report.page import audit_page
+from hf_lineage.report import drawings, explain
+from hf_lineage.report.figures import Figure, background, figures
+from hf_lineage.report.page import audit_page, evidence
+from hf_lineage.report.set_figures import of_audit
 
 BEST = replace(BEST, facts={"moved": 0.12})
 EVIL = '<script>alert(1)</script>"><img src=x onerror=y>\x1b[31m'
@@ -104,9 +107,82 @@ def test_figures_stand_beside_what_was_measured() -> None:
     found = {figure.title: figure for figure in figures(BEST, [OTHER], 1e-3, 0.1)}
     about = background()
     assert f"{about['p_value']['pairs']:,} measured pairs" in found["A common origin?"].background
-    assert all(figure.said.endswith(".") and "tests/benchmarks/results" in figure.background
-               for title, figure in found.items() if title != "What was done")  # fmt: skip
-    assert sum("<svg" in figure.picture for figure in found.values()) >= 2
+    assert len(found) >= 6
+
+
+def recorded(data: Any) -> Iterator[dict[str, Any]]:
+    """The answers in a recorded file, with what is not recorded (what a run cost) filled in."""
+    if isinstance(data, list):
+        yield from chain.from_iterable(map(recorded, data))
+    elif isinstance(data, dict):
+        head = data.get("head", data)
+        if isinstance(head, dict) and head.get("schema") == SCHEMA and {"verdict", "nodes", "blocks"} & {*head, *data}:
+            yield head | data | {"versions": {}, "seconds": 0.0, "bytes_read": 0}
+        yield from chain.from_iterable(map(recorded, data.values()))
+
+
+def reported() -> Iterator[tuple[str, Figure]]:
+    """Every piece of evidence of every recorded trace, layers and tree, and of an audit."""
+    for path in sorted((Path(__file__).parent / "recorded").glob("[tl]*.json")):
+        for data in recorded(json.loads(path.read_text())):
+            answer = explain.read(json.dumps(data))
+            assert isinstance(answer, MeasuredAnswer)
+            yield from ((path.stem, figure) for figure in evidence(answer)[0])
+    yield from (("audit", figure) for figure in of_audit(EVERY))
+
+
+def test_every_piece_of_evidence_has_a_picture_a_sentence_and_a_background() -> None:
+    titles = set()
+    for name, figure in reported():
+        titles.add(figure.title)
+        assert figure.said.endswith((".", "!")) and "nan" not in figure.said.split(), (name, figure)
+        assert "tests/benchmarks/results/" in figure.background, (name, figure.title)
+        assert figure.picture.startswith("<svg") and 'aria-label="' in figure.picture, (name, figure.title)
+        assert not lies_over_a_line(figure.picture), (name, figure.title, lies_over_a_line(figure.picture))
+    assert len(titles) >= 18, titles
+
+
+def lies_over_a_line(picture: str) -> list[str]:
+    """The texts of an SVG that a line crosses, or that do not stay in it. A character is about 6.3 wide, and 12 tall."""
+    lines = [[float(v) for v in found] for found in re.findall(r'x1="(.+?)" y1="(.+?)" x2="(.+?)" y2="(.+?)"', picture)]
+    bad = []
+    for x, y, anchor, text in re.findall(r'<text x="(.+?)" y="(.+?)" text-anchor="(\w+)" fill="[^"]*">(.*?)<', picture):
+        wide = 6.3 * len(html.unescape(text))
+        left = float(x) - wide * {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor]
+        box = (left, float(y) - 9, left + wide, float(y) + 2)
+        inside = [at for line in lines for at in points(line) if box[0] < at[0] < box[2] and box[1] < at[1] < box[3]]
+        bad += [text] if inside or left < -2 or left + wide > 642 else []
+    return bad
+
+
+def points(line: Sequence[float]) -> Iterator[tuple[float, float]]:
+    x, y, to_x, to_y = line
+    return ((x + (to_x - x) * k / 100, y + (to_y - y) * k / 100) for k in range(101))
+
+
+def test_the_check_of_pictures_can_fail() -> None:
+    for bad in (drawings._text(100, 60, "a text") + drawings._line(90, 56, (130, 56)), drawings._text(630, 9, "long")):
+        assert lies_over_a_line(bad)
+
+
+LONG = "organisation-with-a-name/" + "m" * 70
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        drawings.shares([(LONG, 0.6), (LONG + "2", 0.4)], "x"), drawings.stacked([("a", {LONG: 3, "b": 1})], "x"),
+        *(drawings.who_first(first) for first in ("candidate", "child", "neither", None)),
+        drawings.depths(6, 4, {0: 0, 1: 1, 2: 1, 3: 2, 4: 2, 5: 3}), drawings.order(1.4, 0.3),
+        drawings.order(-1.4, 0.1), *(drawings.left_over(share) for share in (0.0, 0.5, 1.2)),
+        *(drawings.calibration(share, [[0.5, 0.5], [1.0, 1.0]]) for share in (0.0, 0.3, 1.0)),
+        drawings.blocks([(LONG, k / 10) for k in range(15)], (0.88, 1.42)),
+        *(drawings.p_values(p, 1e-3, [[1.0, 9], [0.1, 1]], 9) for p in (0.0, -0.2, -2.9, -3.1, -9.0, -400.0)),
+        *(drawings.changes(moved, [0.1, 1.2], (0.88, 1.42)) for moved in (0.0, 0.9, 2.0)),
+    ],
+)  # fmt: skip
+def test_no_text_lies_over_a_line(picture: str) -> None:
+    assert not lies_over_a_line(picture)
 
 
 def test_the_background_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:

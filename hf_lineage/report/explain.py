@@ -18,9 +18,10 @@ from ..answers.phylogeny import Phylogeny
 from ..answers.refs import printable
 from ..answers.search import CandidateSearch
 from ..errors import ArgumentError
-from .figures import Figure, figures, of_audit, of_layers, of_tree
+from .figures import Figure, figures
 from .format import number_text, p_text
 from .layers import fold, percent, sources
+from .set_figures import of_audit, of_layers, of_tree
 from .tree_text import UNDIRECTED, relation
 
 # A key that only this kind of answer has → the kind; the first that is found

@@ -27,10 +27,11 @@ from ..answers.refs import is_repo_id
 from ..errors import ArgumentError
 from . import audit as audit_report
 from .console import page_of
-from .figures import Figure, figures, of_audit, of_layers, of_tree
+from .figures import Figure, figures
 from .format import bytes_text
 from .html import fragment
 from .sentences import candidate_name, explanation
+from .set_figures import of_audit, of_layers, of_tree
 
 EVERYWHERE = (
     "A common origin is not descent. Two models that were trained separately from one random start share it, too.",
@@ -55,7 +56,7 @@ def page(answer: MeasuredAnswer, command: str = "") -> str:
     if type(answer) not in LIMITS:
         raise ArgumentError(f"Expected an answer with a report, got a {type(answer).__name__}.")
     title, models = _about(answer)
-    found, about = _figures(answer)
+    found, about = evidence(answer)
     told = explanation(answer).splitlines()[1:] if isinstance(answer, Lineage) else []
     seed = f", seed {answer.seed}" if hasattr(answer, "seed") else ""
     level = f", level {answer.alpha:g}" if hasattr(answer, "alpha") else ""
@@ -103,8 +104,8 @@ def _child(answer: Lineage | LayerLineage) -> Model:
     return answer.child.name, "the model in question", answer.child.revision
 
 
-def _figures(answer: MeasuredAnswer) -> tuple[list[Figure], str]:
-    """The evidence, and about which model it is."""
+def evidence(answer: MeasuredAnswer) -> tuple[list[Figure], str]:
+    """Every piece of evidence for an answer, and about which model it is."""
     if isinstance(answer, Comparison) and answer.pair.status == "compared":
         return [*figures(answer.pair, [], answer.alpha)], f"{answer.later} and {answer.pair.ref}"
     if isinstance(answer, LayerLineage) and answer.blocks:

@@ -210,15 +210,12 @@ def _span(first: int, last: int) -> str:
 def _of_common_origin(best: Candidate, name: str, others: str) -> str:
     """A relative that is not shown to be the parent."""
     facts, moved = best.facts, best.facts.get("moved", math.inf)
-    if best.relation == "head_changed":
-        same = f"Its trunk is equal to that of {name} in all that was read; the head is another, or there is none"
-        return f"{same} ({others}). {order(best)}"
     if best.relation == "shared_part":
         return (
             f"It shares {facts['part']} with {name} ({others}), and nothing else shows. Many models may have that part."
         )
-    if best.relation == "depth_changed" and "layers" in facts:
-        return f"{name} {_layers(facts['layers'])} ({others}). {order(best)}"
+    if best.relation == "head_changed" or (best.relation == "depth_changed" and "layers" in facts):
+        return f"{difference(best, name)} ({others}). {order(best)}"
     if best.relation == "descendant":
         return f"It shares an origin with {name} ({others}). {order(best)}"
     if best.disguised:
@@ -231,13 +228,10 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
     if best.first == "neither" and _by_steps(best):
         return f"It and {name} come from a common model ({others}). {order(best)}"
     if best.relation == "resized":
-        more = facts["vocabulary"]["child"] - facts["vocabulary"]["candidate"]
-        same = f"Its weights are those of {name}, and it has {count_text(more, 'token')} more ({others})"
-        return f"{same}. Which of the two came first does not show: tokens can be added and cut off."
-    if best.relation == "adapter":
-        return f"It differs from {name} by {_low_rank(facts)} ({others}). {order(best)}"
-    if best.relation == "partial":
-        return f"{100 * facts['equal_share']:.0f} % of its weights are those of {name} ({others}). {order(best)}"
+        which = "Which of the two came first does not show: tokens can be added and cut off."
+        return f"{difference(best, name)} ({others}). {which}"
+    if best.relation in ("adapter", "partial"):
+        return f"{difference(best, name)} ({others}). {order(best)}"
     if moved <= CLOSE and best.first is None:
         which = "which came first does not show."
         if "own_base" in facts:
@@ -249,6 +243,39 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
         )
         return f"It shares an origin with {name} ({others}). {order(best)} {itself}."
     return f"It shares an origin with {name} ({others}), as models from one random start do too. {order(best)}"
+
+
+def difference(best: Candidate, name: str) -> str:
+    """What separates a model from a related candidate, whichever came first, without a full stop."""
+    facts, relation = best.facts, best.relation
+    if relation in ("cast", "quantized", "pruned"):
+        return headline(best, name)
+    if relation == "head_changed":
+        return f"Its trunk is equal to that of {name} in all that was read; the head is another, or there is none"
+    if relation == "shared_part":
+        return f"It shares {facts['part']} with {name}, and nothing else shows"
+    if relation == "depth_changed" and "layers" in facts:
+        return f"{name} {_layers(facts['layers'])}"
+    if relation == "merge":
+        return f"It is made of {name} and others"
+    if relation == "resized":
+        mine, its = facts["vocabulary"]["child"], facts["vocabulary"]["candidate"]
+        words = count_text(abs(mine - its), "token")
+        more = f"it has {words} {'more' if mine >= its else 'less'}"
+        return (
+            f"{more[0].upper()}{more[1:]} than {name}"
+            if facts.get("moved")
+            else f"Its weights are those of {name}, and {more}"
+        )
+    if relation == "adapter":
+        return f"It differs from {name} by {_low_rank(facts)}"
+    if relation == "partial":
+        return f"{100 * facts['equal_share']:.0f} % of its weights are those of {name}"
+    if facts.get("change") == "noise":
+        return f"It differs from {name} by white noise of {facts['noise']:.2g} standard deviations"
+    if best.disguised:
+        return f"Its hidden units stand in another order or scale than those of {name}"
+    return f"It differs from {name} as after more training: no rounding, pruning or low-rank step shows between them"
 
 
 def explanation(lineage: Lineage) -> str:

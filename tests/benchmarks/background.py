@@ -87,13 +87,18 @@ def merges() -> dict[str, Any]:
         "source": ["merges.json"], "others": len(others),
         "called_merge": sum(row["named"] not in (None, "single") for row in others), "merges": len(made),
         "methods": len({row["method"] for row in made}), "named": sum(row["recognised"] for row in made),
+        "again": sum(row["equal"] == row["tensors"] for row in made),
     }  # fmt: skip
 
 
 def blocks() -> dict[str, Any]:
     """Of blocks of models without a relative among the candidates, and of blocks of several models put together."""
     lone, put = kept("layers-single")["strangers"].values(), kept("layers-merges")["passthrough"]
+    hybrids = kept("layers-hybrids")
     return {
+        "by_features": {
+            "source": ["layers-hybrids.json"], "blocks": hybrids["blocks"], "right": hybrids["features"]["l2, exact"],
+        },
         "source": ["layers-single.json", "layers-merges.json"], "models": sum(kind["children"] for kind in lone),
         "tested": sum(kind["tested"] for kind in lone), "origins": sum(kind["origins"] for kind in lone),
         "blocks": put["blocks"], "right": put["right"],
@@ -126,6 +131,43 @@ def claims() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def edits() -> dict[str, Any]:
+    """Of models that were made in a known way: whether that was said of them."""
+    made = [about for kind in kept("relations")["architectures"].values() for about in kind.values()]
+    return {"source": ["relations.json"], "made": len(made), "right": sum(about["right"] for about in made)}
+
+
+def agreement() -> dict[str, Any]:
+    """Hidden units that agree, of unrelated models whose units were put into the order of another model's."""
+    rows = [
+        row for row in kept("forgery")["rows"] if row["recipe"].startswith("arranged") and "added" not in row["recipe"]
+    ]
+    return {
+        "source": ["forgery.json"], "pairs": len(rows), "most": round(max(row["agreement"]["score"] for row in rows), 4)
+    }  # fmt: skip
+
+
+def without_test() -> dict[str, Any]:
+    """How often features and the detector are right, which are no tests: of children whose truth is known."""
+    free, learned = kept("learning_free")["families"], kept("detector-shipped")["families"].values()
+    shares = {name: about["own data, step auto"]["top1"]["l2"]["exact"][0] for name, about in free.items()}
+    asked = {which: [about[which] for about in learned] for which in ("parent", "orphans")}
+    counts = {
+        which: [
+            sum(each["children"] for each in found),
+            sum(round(each["children"] * each["accuracy"]) for each in found),
+        ]
+        for which, found in asked.items()
+    }
+    return {
+        "features": {
+            "source": ["learning_free.json"], "first": shares,
+            "children": sum(about["own data, step auto"]["children"] for about in free.values()),
+        },
+        "detector": {"source": ["detector-shipped.json"], **counts},
+    }  # fmt: skip
+
+
 def figures() -> dict[str, Any]:
     """All figures of the report."""
     disguise = kept("disguise")["architectures"].values()
@@ -146,6 +188,7 @@ def figures() -> dict[str, Any]:
             "source": ["calibration.json"], "answers": calibration["verdicts"], "children": calibration["children"],
             "bins": calibration["bins"],
         },
+        "edits": edits(), "agreement": agreement(), **without_test(),
         "blocks": blocks(), "merges": merges(), **trees(), "claims": claims(),
     }  # fmt: skip
 
