@@ -24,7 +24,7 @@ Relation = Literal[
 ]  # fmt: skip
 # Relations of two models that as a whole have nothing in common: whoever has the same part may have it from anybody
 NO_RELATIVE = frozenset({"none", "shared_part"})
-PMethod = Literal["normal", "monte_carlo", "proven"]
+PMethod = Literal["normal", "monte_carlo", "proven", "e_value"]
 # Relations under which a candidate may be called the parent. `cast` is said of the finer one of two only, so that it is
 # among them; a part in common (`shared_part`) or layers more or less (`depth_changed`) do not tell who had them first
 PARENT_RELATIONS = frozenset(

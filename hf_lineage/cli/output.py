@@ -98,8 +98,9 @@ def reading(level: str = "Family-wise error of the p-values.", alpha: float = 1e
             "--sample",
             metavar="HOW",
             callback=checked,
-            help="'all', 'auto', a fraction (0.5%) or a size (1MB). "
-            "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones.",
+            help="'all', 'auto', 'adaptive', a fraction (0.5%) or a size (1MB). "
+            "Default: everything of local models, 0.5 % (at least 4 MB) of remote ones; of candidates that a few "
+            "hidden units show to be unrelated, no more than these.",
         ),
         click.option("--alpha", type=float, default=alpha, show_default=True, callback=checked, help=level),
         click.option(

@@ -96,11 +96,13 @@ def read(question: Question, comparable: Sequence[tuple[View, Alignment]], optio
     `NothingToCompareError` where nothing of the child can be used.
     """
     child = question.child
-    plan = _plan(question, comparable, options, beside)
+    chosen = plan(question, comparable, options, beside)
     models = tuple(model for model, _ in comparable)
-    first = Reading(child, models, plan, tuple(comparable), *_compare(question, child, plan, comparable, options), {})
+    first = Reading(
+        child, models, chosen, tuple(comparable), *_compare(question, child, chosen, comparable, options), {}
+    )
     readings = {*first.readings.moments} & {*question.architecture.trunk}
-    if not readings and plan.sampled:
+    if not readings and chosen.sampled:
         raise ArgumentError("Expected a larger sample: nothing but the head would be read of so few bytes.")
     if readings <= {*first.comparison.child_defects}:
         raise NothingToCompareError(
@@ -109,7 +111,7 @@ def read(question: Question, comparable: Sequence[tuple[View, Alignment]], optio
     return _with_units_in_order(question, first, options)
 
 
-def _plan(question: Question, comparable: Sequence[Aligned], options: Options, beside: int) -> Plan:
+def plan(question: Question, comparable: Sequence[Aligned], options: Options, beside: int) -> Plan:
     """What to read: chosen by the child alone, for all of its weights; of that, what some candidate has, too.
 
     So a pair is read at the same entries whoever else is asked about. Only the rows kept in memory become fewer where

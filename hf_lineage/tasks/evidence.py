@@ -16,6 +16,7 @@ from .combine import apply_tree, related_candidates
 from .merged import Relatives, find_merge, without_merges
 from .options import Options
 from .own_base import Key, key
+from .screen import screen
 from .session import Question, unjudged
 
 if TYPE_CHECKING:
@@ -68,8 +69,18 @@ class Weights:
         if not self._comparable:
             return known
         question, options = self._question, self._options
-        reading = compare.read(question, self._comparable, options, self._beside)
+        if options.max_bytes is not None:  # what may be read is refused before anything is
+            compare.plan(question, self._comparable, options, self._beside)
+        screening = screen(question, self._comparable, options)
+        if not screening.kept:
+            return replace(
+                known, judged=screening.left, none=1 - options.alpha, notes=(*known.notes, *screening.notes()),
+                by_others=known.by_others + screening.by_others,
+            )  # fmt: skip
+        reading = compare.read(question, screening.kept, options, self._beside)
+        screening.stand_in(reading)
         judged, none = compare.judge(question, reading, options)
+        judged = screening.counted(judged)
         pairs = {key(c): pair for c, pair in zip(judged, reading.comparison.pairs.values(), strict=True)}
         relatives = Relatives.of(reading.readings, question.architecture, reading.aligned, judged)
         merge, of_merges = None, list[Note]()
@@ -84,9 +95,9 @@ class Weights:
             judged = merge.marked(judged)
             messages.append(merge.note(question.source.ref.name, [c.ref for c in judged]))
         return replace(
-            known, judged=tuple(judged), rest=(*known.rest, *compare.refused(reading)), none=none,
-            notes=(*known.notes, *messages, *of_merges), by_others=known.by_others + reading.readings.bytes_by_others,
-            pairs=pairs,
+            known, judged=(*judged, *screening.left), rest=(*known.rest, *compare.refused(reading)), none=none,
+            notes=(*known.notes, *messages, *of_merges, *screening.notes()), pairs=pairs,
+            by_others=known.by_others + reading.readings.bytes_by_others + screening.by_others,
         )  # fmt: skip
 
     def of_verdict(self, ranked: Sequence[Candidate], verdict: Verdict) -> tuple[list[Candidate], list[Note]]:

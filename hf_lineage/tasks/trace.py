@@ -87,8 +87,9 @@ def trace(
         whether that candidate is the parent or a sibling that moved less (`own_base_compared` among the notes). Of
         repos on the Hub; of a local one only if it shows that it was itself trained in half precision. Where
         `max_bytes` leaves no room for it, it is not read, and the notes say so.
-    sample: None reads everything of local models and 0.5 % (at least 4 MB) of remote ones; `"all"`, `"auto"`,
-        a fraction (`0.005`, `"0.5%"`) or a number of bytes.
+    sample: None reads everything of local models; of remote ones a few hidden units first (`"adaptive"`), and 0.5 % (at
+        least 4 MB) of the child and of those candidates that these do not show to be unrelated (`tasks/screen.py`).
+        `"auto"` reads 0.5 % of all, `"all"` everything; or a fraction (`0.005`, `"0.5%"`) or a number of bytes.
     max_bytes: refuse, before any weight is read, to read more than this over all models together.
     allow_pickle: read `.bin`/`.pt` too, by `torch.load(weights_only=True)`.
     token: for the Hub; None uses the machine's login, False none. It goes to the Hub's own origin only.

@@ -66,11 +66,13 @@ class PermutationTest:
 
     `p_monte_carlo`: of `draws` random matchings, None where none were needed; see `monte_carlo_p`.  `log10_proven`: of
     the bound, ≤ 0.  `layers`: (order, units, z) of each.
+
+    "e_value": 1/e of units that were read one run after the other (`unit_runs.py`); z is nan then.
     """
 
     z: float
     log10_p: float
-    method: Literal["proven", "monte_carlo"]
+    method: Literal["proven", "monte_carlo", "e_value"]
     p_monte_carlo: float | None
     draws: int
     log10_proven: float

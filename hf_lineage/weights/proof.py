@@ -120,10 +120,33 @@ def log10_e_value(products: Sequence[np.ndarray]) -> float:
     logs = np.array([
         sum(float(log_e_value(order.c, _thetas([order], tau)).sum()) for order in orders) for tau in GRID
     ])  # fmt: skip
+    return log10_mean(logs)
+
+
+def log10_mean(logs: np.ndarray) -> float:
+    """log10 of the mean of e over `GRID`; logs: log e at each of its points."""
     top = logs.max()
-    if top == -math.inf:
-        return -math.inf
-    return float(top + math.log(np.exp(logs - top).mean())) / math.log(10)
+    return -math.inf if top == -math.inf else float(top + math.log(np.exp(logs - top).mean())) / math.log(10)
+
+
+def log_e_on_grid(c: np.ndarray) -> np.ndarray:
+    """log e of n small matrices at each point of `GRID`, each an order of its own; (n, h, h) → (n, points).
+
+    The columns' sums over any matrices go to `log10_mean`. 0 where all matchings give the same. O(n·points·h²).
+    """
+    given = torch.from_numpy(np.asarray(c, dtype=np.float64))
+    centred = given - given.mean(2, keepdim=True)
+    centred = centred - centred.mean(1, keepdim=True)
+    squares, variance = given.square().mean((1, 2)), centred.square().mean((1, 2))
+    usable = (variance > 1e-12 * squares) & variance.isfinite()
+    centred, spread = centred[usable], variance[usable].sqrt()
+    most = MAX_EXPONENT / (centred.amax((1, 2)) - centred.amin((1, 2)))
+    theta = torch.minimum(torch.tensor(GRID, dtype=torch.float64) / spread[:, None], most[:, None])
+    logs = np.zeros((len(given), len(GRID)))
+    if len(centred):
+        every = log_e_value(centred.repeat_interleave(len(GRID), 0), theta.flatten())
+        logs[usable.numpy()] = every.reshape(theta.shape).numpy()
+    return logs
 
 
 class _Order:

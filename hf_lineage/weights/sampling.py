@@ -101,8 +101,9 @@ def make_plan(
 def sample_budget(sample: str | float | int | None, total: int, remote: bool) -> int | None:
     """Bytes to read of a model of `total` bytes; None means all of it.
 
-    `None` is everything when local and 0.5 %, at least 4 MB, when remote; `"all"`, `"auto"` (the remote rule,
-    wherever the model is), a fraction (`0.005`, `"0.5%"`) or bytes (`1000000`, `"1MB"`). Raises `ArgumentError`.
+    `None` is everything when local and 0.5 %, at least 4 MB, when remote; `"all"`; `"auto"`, the remote rule wherever
+    the model is; `"adaptive"`, the same (of unrelated candidates less is read, `tasks/screen.py`); a fraction
+    (`0.005`, `"0.5%"`) or bytes (`1000000`, `"1MB"`). Raises `ArgumentError`.
 
     >>> sample_budget("0.5%", 10**7, remote=False), sample_budget(None, 10**7, remote=True)
     (50000, 4194304)
@@ -111,7 +112,7 @@ def sample_budget(sample: str | float | int | None, total: int, remote: bool) ->
     """
     if sample == "all" or (sample is None and not remote):
         return None
-    if sample is None or sample == "auto":
+    if sample in (None, "auto", "adaptive"):
         return max(int(REMOTE_SHARE * total), REMOTE_MIN_BYTES)
     text = str(sample).strip()
     if isinstance(sample, str) and text[-1:] in ("B", "b") and (size := size_of(text)):
@@ -123,7 +124,7 @@ def sample_budget(sample: str | float | int | None, total: int, remote: bool) ->
     fraction = isinstance(sample, float) or (isinstance(sample, str) and not text.isdigit())
     if not value > 0 or math.isinf(value) or (fraction and value > 1) or isinstance(sample, bool):
         raise ArgumentError(
-            f"Expected `sample` to be 'all', 'auto', a fraction such as 0.005 or '0.5%', or bytes such as "
+            f"Expected `sample` to be 'all', 'auto', 'adaptive', a fraction such as 0.005 or '0.5%', or bytes such as "
             f"1000000 or '1MB', got {sample!r}."
         )
     return max(1, round(value * total)) if fraction else round(value)
