@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .tasks.compare_pair import compare as compare
     from .tasks.coverage import coverage as coverage
     from .tasks.index import Index as Index
+    from .tasks.inheritance import inheritance as inheritance
     from .tasks.inspect import inspect as inspect
     from .tasks.phylogeny import phylogeny as phylogeny
     from .tasks.search import find_candidates as find_candidates
@@ -33,12 +34,13 @@ _HOMES = {
     "Index": "tasks.index", "LayerLineage": "answers.layers", "Lineage": "answers.lineage", "LineageError": "errors",
     "ModelRef": "answers.refs", "Phylogeny": "answers.phylogeny", "Session": "tasks.session",
     "annotate": "tasks.annotate", "audit": "tasks.audit", "compare": "tasks.compare_pair", "coverage": "tasks.coverage",
-    "find_candidates": "tasks.search", "inspect": "tasks.inspect", "phylogeny": "tasks.phylogeny",
+    "find_candidates": "tasks.search", "inheritance": "tasks.inheritance", "inspect": "tasks.inspect",
+    "phylogeny": "tasks.phylogeny",
     "trace": "tasks.trace", "trace_layers": "tasks.trace_layers",
 }  # fmt: skip
 __all__ = [
     "Index", "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit",
-    "compare", "coverage", "find_candidates", "inspect", "phylogeny", "trace", "trace_layers",
+    "compare", "coverage", "find_candidates", "inheritance", "inspect", "phylogeny", "trace", "trace_layers",
 ]  # fmt: skip
 
 

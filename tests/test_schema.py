@@ -9,7 +9,7 @@ import sys
 import typing
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,7 +21,18 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 import hf_lineage as hl
-from hf_lineage.answers import audit, comparison, coverage, history, index, layers, lineage, phylogeny, search
+from hf_lineage.answers import (
+    audit,
+    comparison,
+    coverage,
+    history,
+    index,
+    inheritance,
+    layers,
+    lineage,
+    phylogeny,
+    search,
+)  # fmt: skip
 from hf_lineage.answers.annotation import Annotation
 from hf_lineage.answers.base import SCHEMA
 from hf_lineage.answers.base import Answer as AnyAnswer
@@ -32,8 +43,8 @@ from hf_lineage.tasks.phylogeny import METHODS
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "docs" / "schema").glob("*.json"))}
 KINDS = [
-    "annotation", "audit", "candidates", "comparison", "coverage", "history", "index", "index_query", "journal", "layers",
-    "lineage", "phylogeny",
+    "annotation", "audit", "candidates", "comparison", "coverage", "history", "index", "index_query", "inheritance",
+    "journal", "layers", "lineage", "phylogeny",
 ]  # fmt: skip
 Answer = dict[str, Any]
 Answers = dict[str, list[Answer]]
@@ -102,6 +113,8 @@ def made(lab: Any, folders: dict[str, Path], nets: dict[str, Tensors], tmp_path:
     blocks.append(hl.trace_layers(module_of(nets["child"]), pair[:1], **shown))
     trees = [hl.phylogeny(family, method=method) for method in ("information", "detector", "mother", "distance")]
     trees.append(hl.phylogeny(["lab/parent", "lab/child", "lab/stranger", "lab/nowhere"]))
+    flags = hl.inheritance(trees[0], {str(folders["parent"]): 0.9})
+    trees.append(replace(trees[0], inheritance=flags))
     notes = [hl.annotate(folders["child"], lineages[0], layers=blocks[0]), hl.annotate("lab/child", lineages[6])]
     made = hl.Index(tmp_path / "models.index", create=True)
     states = [made.add([folders["parent"], folders["stranger"], "lab/nowhere"]), made.info()]
@@ -121,6 +134,7 @@ def made(lab: Any, folders: dict[str, Path], nets: dict[str, Tensors], tmp_path:
         "history": [hl.inspect(folders["child"]).to_dict(), hl.inspect("lab/child").to_dict()],
         "index": [state.to_dict() for state in states],
         "index_query": [query.to_dict() for query in queries],
+        "inheritance": [flags.to_dict()],
         "annotation": [note.to_dict() for note in notes],
         "audit": [*(record.to_dict() for record in records), *lines[1:]],
         "journal": lines[:1],
@@ -208,6 +222,7 @@ WRONG: list[tuple[str, str, Any]] = [
     ("index", "shapes", {"fc": 1}), ("index", "failed", {"a": ""}), ("index", "models", -1), ("index", "alpha", 0.1),
     ("index_query", "matches.0.similarity", 2), ("index_query", "matches.0.layers", []), ("index_query", "lineage", {}),
     ("index_query", "family_wise.alpha", 0), ("index_query", "parent", ""), ("index_query", "layers", None),
+    ("inheritance", "models.0.after", 1.5), ("inheritance", "rates.prior", None), ("inheritance", "models.0.ref", ""),
     ("annotation", "changed", "yes"), ("annotation", "files", ["README.md", "README.md"]), ("annotation", "diff", None),
     ("audit", "status", "fine"), ("audit", "findings", [{"rule": "contradicted-base-model"}]), ("audit", "reason", None),
     ("audit", "claims.0.source", "rumour"), ("audit", "verdict", "maybe"), ("audit", "passing", None),
@@ -240,7 +255,8 @@ RECORDS: dict[tuple[str, str], type] = {
     ("coverage", "units"): coverage.TestedUnits, ("coverage", "blocks"): coverage.CoveredBlocks, ("coverage", "left_out"): coverage.LeftOut,
     ("coverage", "check"): coverage.UnitCheck, ("coverage", "kind"): coverage.CheckedKind,
     ("audit", "finding"): audit.Finding, ("index_query", "match"): index.Match,
-    ("index_query", "family_wise"): index.FamilyWise,
+    ("index_query", "family_wise"): index.FamilyWise, ("inheritance", "carrier"): inheritance.Carrier,
+    ("inheritance", "rates"): inheritance.Rates, ("phylogeny", "carrier"): inheritance.Carrier,
 }  # fmt: skip
 
 
@@ -296,7 +312,7 @@ def kind_of(answer: Answer) -> str:
     marks = {
         "lineage": "verdict", "layers": "blocks", "phylogeny": "nodes", "candidates": "requests", "annotation": "diff",
         "journal": "kind", "audit": "findings", "history": "trained_since", "coverage": "rules", "comparison": "pair",
-        "index": "shapes", "index_query": "family_wise",
+        "index": "shapes", "index_query": "family_wise", "inheritance": "rates",
     }  # fmt: skip
     return next(kind for kind, key in reversed(marks.items()) if key in answer)
 
@@ -326,16 +342,20 @@ def test_the_recorded_answers_fit() -> None:
         assert not faults(kind_of(answer), answer)
 
 
-NEW = {"comparison", "coverage", "history", "index", "index_query"}  # not in version 1, and not recorded
+NEW = {"comparison", "coverage", "history", "index", "index_query", "inheritance"}  # not in version 1, and not recorded
 READERS: dict[str, type[AnyAnswer]] = {
     "lineage": hl.Lineage, "layers": hl.LayerLineage, "phylogeny": hl.Phylogeny, "candidates": search.CandidateSearch,
     "annotation": Annotation, "audit": audit.AuditRecord, "comparison": comparison.Comparison,
     "coverage": coverage.Coverage, "history": history.History, "index": index.IndexState, "index_query": index.IndexQuery,
+    "inheritance": inheritance.Inheritance,
 }  # fmt: skip
 
 
 def version_1(kind: str) -> Answer:
     return json.loads((ROOT / "tests" / "schema_1" / f"{kind}.json").read_text())
+
+
+NEW_KEYS = ("order", "raw", "redone", "inheritance")
 
 
 def without_news(value: Any) -> Any:
@@ -347,7 +367,7 @@ def without_news(value: Any) -> Any:
     if {*value} == {"code", "text", "hint"}:
         assert value["code"] == "older_text" and not value["hint"]
         return value["text"]
-    return {key: without_news(item) for key, item in value.items() if key not in ("order", "raw", "redone")}
+    return {key: without_news(item) for key, item in value.items() if key not in NEW_KEYS}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in READERS if kind not in NEW])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import Counter
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from hf_lineage.answers.phylogeny import Edge, Node, Phylogeny
 from hf_lineage.errors import ArgumentError
-from hf_lineage.report.tree_plot import plot_tree
+from hf_lineage.report.tree_plot import _slots, plot_tree
 from hf_lineage.report.tree_text import graph, grow, markdown, newick, table
 
 EVIL = [
@@ -343,7 +344,8 @@ def test_a_merge_stands_right_of_both_parents() -> None:
 def test_rings_show_every_model_and_ancestor(tmp_path: Path) -> None:
     figure = plot_tree(SMALL, tmp_path / "ring.png", style="ring")
     sizes = {gid: len(with_gid(figure, gid)[0].get_paths()) for gid in ("models", "families", "generations")}
-    assert sizes == {"models": 14, "families": 4, "generations": 4 + 2 + 1 + 1}
+    # generations 1, 2, 3, 4, not known, and who is alone; in them the families of alpha, ?1, tied and who is alone
+    assert sizes == {"models": 14, "families": 2 + 2 + 1 + 1 + 1 + 1, "generations": 6}
     arcs = {c.get_gid(): len(c.get_paths()) for c in figure.findobj(PathCollection)}
     assert arcs == {
         "parent": 8,
@@ -360,9 +362,32 @@ def test_three_hundred_models_make_rings() -> None:
     depth = [node.generation for node in FORESTS["300"].nodes]
     arcs = [sum(d > step for d in depth) for step in (1, 2, 3)]
     assert [len(c.get_paths()) for c in figure.findobj(PathCollection)] == arcs
-    assert len(with_gid(figure, "models")[0].get_paths()) == len(with_gid(figure, "label")) == 300
-    assert len(with_gid(plot_tree(random_family(900)), "label")) == 5, "no room but for the families"
+    assert len(with_gid(figure, "models")[0].get_paths()) == 300
+    names = {label.get_text() for label in with_gid(figure, "label")}
+    oldest = {name.removeprefix("lab/resnet18.") for name in FORESTS["300"].roots}
+    assert 5 <= len(names) < 300 and {name[-3:] for name in names} > oldest, (
+        "ancestors are named, for others is no room"
+    )
     assert not with_gid(plot_tree(random_family(40)), "models"), "forty are still trees"
+
+
+def test_parts_of_the_ring_are_as_wide_as_descendants_are_many() -> None:
+    """Models innermost, generations outermost and in order; widths by hand, of a merge's parents counted once each."""
+    tree = family({"a": None, "b": "a", "c": "a", "m": ("b", "c"), "z": None, "y": "z"})
+    figure = plot_tree(tree, style="ring")
+    radii = {
+        gid: max(math.hypot(*p) for path in with_gid(figure, gid)[0].get_paths() for p in path.vertices)
+        for gid in ("models", "families", "generations")
+    }
+    assert radii["models"] < radii["families"] < radii["generations"]
+    turns = [slot.node for slot in _slots(tree, grow(tree))]
+    assert turns == ["a", "z", "b", "c", "y", "m"]
+    wide = {slot.node: slot.end - slot.start for slot in _slots(tree, grow(tree))}
+    unit = min(1.0, 6 / (3 + 1 + 1 + 1))
+    for node, below in {"a": 3, "b": 1, "c": 1, "m": 0, "z": 1, "y": 0}.items():
+        assert wide[node] / wide["m"] == pytest.approx(1 + unit * below)
+    leaf = next(slot for slot in _slots(CHAIN, grow(CHAIN)) if slot.node == "m1999")
+    assert leaf.end - leaf.start > 0.4 * 360 / 2000, "of a long chain the last one is seen, too"
 
 
 @pytest.mark.parametrize("style", ["tree", "ring"])

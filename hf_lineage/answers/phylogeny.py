@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..errors import Note
 from .base import StatisticalAnswer, fields_of, report
+from .inheritance import Inheritance
 from .lineage import Relation
 
 if TYPE_CHECKING:
@@ -94,8 +95,9 @@ class Phylogeny(StatisticalAnswer):
     """The answer of `phylogeny`: one tree for each group of models that share an origin.
 
     `roots`: the oldest node of each group where that is known, a model without relatives included. `left_out`: ref
-    → why, of models that could not be read or compared. `quality`: see docs/schema.md. Raises `ValueError` where a
-    model would be its own ancestor, or a root would have a parent.
+    → why, of models that could not be read or compared. `quality`: see docs/schema.md. `inheritance`: what flags of
+    some models mean for the others, put there with `dataclasses.replace` by who asks. Raises `ValueError` where a model
+    would be its own ancestor, or a root would have a parent.
     """
 
     nodes: tuple[Node, ...]
@@ -104,6 +106,7 @@ class Phylogeny(StatisticalAnswer):
     quality: dict[str, Any] = field(default_factory=dict)
     method: str = "information"
     left_out: dict[str, Note] = field(default_factory=dict)
+    inheritance: Inheritance | None = None
     alpha: float = field(default=1e-2, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -134,6 +137,7 @@ class Phylogeny(StatisticalAnswer):
             "quality": self.quality,
             "method": self.method,
             "left_out": self.left_out,
+            "inheritance": self.inheritance and self.inheritance.content(),
             "notes": self.notes,
             **self.cost(),
         }
@@ -147,6 +151,9 @@ class Phylogeny(StatisticalAnswer):
             "roots": tuple(data["roots"]),
             "left_out": {ref: Note.from_dict(why) for ref, why in data["left_out"].items()},
             **{name: data[name] for name in ("quality", "method")},
+            "inheritance": Inheritance(**Inheritance.read_fields(flagged))
+            if (flagged := data.get("inheritance"))
+            else None,
         }
 
     def rows(self) -> list[dict[str, Any]]:

@@ -14,9 +14,10 @@ import click
 from ..answers.refs import printable
 from ..errors import ArgumentError, LineageError
 from ..parallel import world
-from .output import HTML, bar, check_writable, formats, mode, reading, save, say, typed_command, with_options
+from .output import FLAGS, HTML, bar, check_writable, formats, mode, reading, save, say, typed_command, with_options
 
 if TYPE_CHECKING:
+    from ..answers.inheritance import Inheritance
     from ..tasks.audit import AuditRecord, Member
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -32,6 +33,7 @@ OPTIONS = (
     click.option("--sarif", type=FILE, metavar="FILE", help="Save the findings as SARIF 2.1.0, for code scanning."),
     click.option("--markdown", type=FILE, metavar="FILE", help="Save the report as Markdown."),
     HTML,
+    FLAGS,
     reading("Family-wise error, of each model."),
     formats,
 )
@@ -42,7 +44,8 @@ OPTIONS = (
 @click.pass_context
 def audit(context: click.Context, file: str | None, author: str | None, collection: str | None, since: str | None,
           limit: int | None, form: str, sarif: Path | None, markdown: Path | None,
-          html: Path | None, comment: bool, **options: Any) -> None:  # fmt: skip
+          html: Path | None, comment: bool, flags: dict[str, float], inherited: float, arises: float,
+          prior: float | None, **options: Any) -> None:  # fmt: skip
     """Check what models declare as their base (base_model) against their weights.
 
     The models are those of FILE (a repo id or path a line, # for comments, - for the standard input), of a
@@ -58,6 +61,7 @@ def audit(context: click.Context, file: str | None, author: str | None, collecti
       hf-lineage audit models.txt --sarif audit.sarif             for code scanning
       echo org/name@refs/pr/3 | hf-lineage audit - --comment      say it in the pull request
       echo org/name | hf-lineage audit - --search                 who else could be the parent
+      hf-lineage audit models.txt --flag org/base=1               which of them have what org/base was flagged for
 
     \b
     Exit codes: 0 no contradicted claim (also when some models could not be read: they are listed),
@@ -88,16 +92,36 @@ def audit(context: click.Context, file: str | None, author: str | None, collecti
         finally:  # what is finished is reported and saved, also after Ctrl-C
             shown.close()
             output.end()
-            _save(output.records, found, sarif, markdown, complete)
+            rates = {"inherited": inherited, "arises": arises, "prior": prior}
+            carriers, wrong = _carriers(output.records, flags, rates)
+            if carriers is not None:
+                output.flagged(carriers)
+            _save(output.records, found, sarif, markdown, complete, carriers)
             if html:
-                text = report.audit_page(output.records, typed_command(), complete)
+                text = report.audit_page(output.records, typed_command(), complete, carriers)
                 save(lambda file: file.write_text(text, encoding="utf-8"), "report", html)
+    if wrong is not None:
+        raise wrong
     if comment:
         _comment(output.records)
     if any(record.status == "contradicted" for record in output.records):
         sys.exit(4)  # `main` runs commands such that click's own exit would be lost
     if output.records and all(record.status in ("failed", "not_testable") for record in output.records):
         sys.exit(5)
+
+
+def _carriers(
+    records: list[AuditRecord], flags: dict[str, float], rates: dict[str, Any]
+) -> tuple[Inheritance | None, LineageError | None]:
+    """What the flags mean for the models, or why they cannot be understood: no reason to lose the records."""
+    if not (flags and records):
+        return None, None
+    from ..tasks.inheritance import inheritance
+
+    try:
+        return inheritance(records, flags, **rates), None
+    except LineageError as error:
+        return None, error
 
 
 def _comment(records: list[AuditRecord]) -> None:
@@ -134,6 +158,18 @@ class _Output:
             case "quiet" if record.status == "contradicted":
                 click.echo(printable(record.ref))
 
+    def flagged(self, found: Inheritance) -> None:
+        """Print what flags of some models mean for the others, behind the records."""
+        match self._form:
+            case "human":
+                from ..report.console import terminal_width
+
+                click.echo(f"\n{found.to_text(terminal_width())}")
+            case "json":
+                click.echo(found.to_json(indent=None))
+            case "agent":
+                say(found.sentence())
+
     def end(self) -> None:
         """Say what it came to."""
         if self._form == "human":
@@ -145,8 +181,9 @@ class _Output:
 
 
 def _save(
-    records: list[AuditRecord], found: list[Member], sarif: Path | None, markdown: Path | None, complete: bool
-) -> None:
+    records: list[AuditRecord], found: list[Member], sarif: Path | None, markdown: Path | None, complete: bool,
+    carriers: Inheritance | None,
+) -> None:  # fmt: skip
     from ..tasks import audit as report
 
     if sarif:
@@ -154,10 +191,11 @@ def _save(
         hub = re.sub("//[^/@]*@", "//", os.environ.get("HF_ENDPOINT") or report.HUB)  # without a password
         from importlib.metadata import version  # 25 ms that `--help` need not pay
 
-        text = report.sarif(records, version("hf_lineage"), places, hub=hub, complete=complete)
-        save(lambda file: file.write_text(text, encoding="utf-8"), "SARIF", sarif)
+        sarif_text = report.sarif(records, version("hf_lineage"), places, hub=hub, complete=complete)
+        save(lambda file: file.write_text(sarif_text, encoding="utf-8"), "SARIF", sarif)
     if markdown:
-        save(lambda file: file.write_text(report.markdown(records, complete), encoding="utf-8"), "report", markdown)
+        text = report.markdown(records, complete, carriers)
+        save(lambda file: file.write_text(text, encoding="utf-8"), "report", markdown)
 
 
 def _address(file: str) -> str:

@@ -224,6 +224,33 @@ HTML = click.option(
 )  # fmt: skip
 
 
+def _flag(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """MODEL=P, or MODEL alone for certain → model → probability."""
+    found: dict[str, float] = {}
+    for value in values:
+        name, equals, number = value.rpartition("=")
+        try:
+            found[name if equals else value] = float(number) if equals else 1.0
+        except ValueError as error:
+            raise click.BadParameter(f"Expected MODEL=PROBABILITY, got {value!r}.") from error
+    return found
+
+
+FLAGS = with_options(
+    click.option(
+        "--flag", "flags", multiple=True, metavar="MODEL=P", callback=_flag,
+        help="MODEL has a flaw (a licence, poisoned data) with probability P, 1 where it is left out: what that means "
+        "for its relatives. Repeat it for several.",
+    ),
+    click.option("--inherited", type=click.FloatRange(0, 1), default=0.9, show_default=True,
+                 help="Of --flag: chance that a child has what its parent has."),
+    click.option("--arises", type=click.FloatRange(0, 1), default=0.01, show_default=True,
+                 help="Of --flag: chance that it arises anew in a child."),
+    click.option("--prior", type=click.FloatRange(0, 1),
+                 help="Of --flag: chance that a model without parents here has it. Default: --arises."),
+)  # fmt: skip
+
+
 def typed_command() -> str:
     """What was typed, without the files that it saves."""
     context = click.get_current_context(silent=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .output import (
+    FLAGS,
     HTML,
     bar,
     candidates_of,
@@ -38,6 +40,7 @@ METHODS = (
 )
 @click.option("--rho", type=float, help="Of the along-… methods, in [0, 1]. Default: chosen without the truth.")
 @reading("Chance that any unrelated models are joined.", alpha=1e-2)
+@FLAGS
 @formats
 @HTML
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save a picture.")
@@ -52,6 +55,7 @@ METHODS = (
     "--newick", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Save the trees as Newick."
 )
 def tree(models: tuple[str, ...], form: str, plot: Path | None, html: Path | None, style: Any, newick: Path | None,
+         flags: dict[str, float], inherited: float, arises: float, prior: float | None,
          **options: Any) -> None:  # fmt: skip
     """Find out who descends from whom among models: REF... and nothing else.
 
@@ -65,6 +69,7 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, html: Path | Non
       hf-lineage tree ./models --plot tree.png --newick tree.nwk
       hf-lineage tree org/base user/a user/b --sample 1% --json > tree.json
       hf-lineage tree ./models/* --method along-kmeans --plot ring.png --style ring
+      hf-lineage tree ./models --flag ./models/base=0.9     who else has what the base was flagged for
 
     \b
     Exit codes: 0 an answer (also when a model could not be read: it is listed),
@@ -82,6 +87,11 @@ def tree(models: tuple[str, ...], form: str, plot: Path | None, html: Path | Non
         from ..tasks.phylogeny import phylogeny as run
 
         found = run(models, progress=progress, **options)
+    if flags:
+        from ..tasks.inheritance import inheritance
+
+        flagged = inheritance(found, flags, inherited=inherited, arises=arises, prior=prior)
+        found = replace(found, inheritance=flagged)
     if not first:
         return
     show(found, form, found.roots)

@@ -147,18 +147,20 @@ def train_trees(
     shorten: float = 1.0,
     other_recipes: bool = False,
     continued: int | None = None,
+    decayed: int = 2,
     progress: Progress | None = None,
 ) -> Family:
     """Train `roots` networks from scratch, `branching[0]` children of each, `branching[1]` of each of these, and so on.
 
-    Every other child has weight decay that shrinks it by some percent. `shorten` multiplies the learning rates of the
-    children's trunks, not of their new heads: 0.1 makes light fine-tunes. Of each network's children only the first
-    `continued` have children.
+    Every `decayed`-th child, 0 for none, has weight decay that shrinks it by some percent. `shorten` multiplies the
+    learning rates of the children's trunks, not of their new heads: 0.1 makes light fine-tunes. Of each network's
+    children only the first `continued` have children.
     """
     arguments = {
         "kind": "trees", "architecture": architecture, "roots": roots, "branching": list(branching), "seed": seed,
         "sizes": _sizes(architecture, sizes), "shorten": shorten, "weight_decay": 0.0,
         "other_recipes": other_recipes, "claim": True, **({"heirs": continued} if continued else {}),
+        **({"decayed": decayed} if decayed != 2 else {}),
     }  # fmt: skip
     plans = [_plan(folder, arguments, f"family/{architecture}-{root}", None, root) for root in range(roots)]
     parents = plans
@@ -170,7 +172,9 @@ def train_trees(
                 turn = next(turns)
                 plan = _plan(folder, arguments, f"{parent.name}-{child}", parent, turn)
                 plan.recipe["lr"] *= shorten
-                if turn % 2:  # Adam's own decay is a term of the gradient, and kills whatever has none
+                if (
+                    decayed and (turn + 1) % decayed == 0
+                ):  # Adam's own decay is a term of the gradient, and kills whatever has none
                     plan.recipe["optimizer"] = {"adam": "adamw"}.get(plan.recipe["optimizer"], plan.recipe["optimizer"])
                     plan.recipe["weight_decay"] = DECAY[plan.recipe["optimizer"]]
                 born.append(plan)

@@ -15,9 +15,11 @@ from ..answers.audit import BY_ID, MEANING, RULES, Rule
 from ..answers.refs import printable
 from .console import NARROW, WIDTH, Column, labelled, row_lines
 from .format import bytes_text, code, count_text, p_text
+from .inheritance import markdown as flagged
 
 if TYPE_CHECKING:
     from ..answers.audit import AuditRecord, Finding
+    from ..answers.inheritance import Inheritance
 
     Place = tuple[str, int]  # a file's address, as SARIF wants it, and the line
 
@@ -61,8 +63,10 @@ def table(records: Sequence[AuditRecord], width: int = WIDTH) -> str:
     return "\n".join([*lines, *([""] if lines else []), *labelled("", summary(records), width)])
 
 
-def markdown(records: Sequence[AuditRecord], complete: bool = True) -> str:
-    """Counts, a table worst first, and what each status means; every foreign name is escaped."""
+def markdown(
+    records: Sequence[AuditRecord], complete: bool = True, carriers: Inheritance | None = None
+) -> str:  # fmt: skip
+    """Counts, a table worst first, what each status means, and what flags mean; every foreign name is escaped."""
     head = ["# Audit of declared base models", "", f"{summary(records)}.", ""]
     if not complete:
         head += ["**Interrupted: this is a part of the audit.**", ""]
@@ -76,7 +80,8 @@ def markdown(records: Sequence[AuditRecord], complete: bool = True) -> str:
     counts = Counter(record.status for record in records)
     meaning = ["| status | models | means |", "|---|---:|---|"]
     meaning += [f"| {_words(status)} | {counts[status]} | {MEANING[status]} |" for status in RULES]
-    return "\n".join([*head, *rows, "", *meaning]) + "\n"
+    more = ["", flagged(carriers).rstrip()] if carriers is not None else []
+    return "\n".join([*head, *rows, "", *meaning, *more]) + "\n"
 
 
 def tsv_head() -> str:

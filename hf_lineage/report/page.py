@@ -20,6 +20,7 @@ from markupsafe import Markup
 from ..answers.audit import AuditRecord
 from ..answers.base import MeasuredAnswer
 from ..answers.comparison import Comparison
+from ..answers.inheritance import Inheritance
 from ..answers.layers import LayerLineage
 from ..answers.lineage import Lineage
 from ..answers.phylogeny import Phylogeny
@@ -70,13 +71,16 @@ def page(answer: MeasuredAnswer, command: str = "") -> str:
     )  # fmt: skip
 
 
-def audit_page(records: Sequence[AuditRecord], command: str = "", complete: bool = True) -> str:
+def audit_page(
+    records: Sequence[AuditRecord], command: str = "", complete: bool = True, carriers: Inheritance | None = None
+) -> str:
     """The file for the records of an audit."""
     return _template().render(
         title="Audit of declared base models", verdict=f"{audit_report.summary(records)}.", explained=[],
         models=[_model(record.ref, record.status.replace("_", " "), record.revision) for record in records],
         cost=f"{bytes_text(sum(record.bytes_read for record in records))} were read.", figures=[*of_audit(records)],
-        about="", table=Markup(_lower(fragment(audit_report.markdown(records, complete)))), picture="", picture_says="",
+        about="", table=Markup(_lower(fragment(audit_report.markdown(records, complete, carriers)))),
+        picture="", picture_says="",
         limits=OF_AUDIT, command=command, version="", versions="see the journal",
     )  # fmt: skip
 

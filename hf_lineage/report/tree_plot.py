@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
@@ -20,15 +20,17 @@ from matplotlib.collections import PatchCollection, PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch, Wedge
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch, Rectangle, Wedge
 from matplotlib.path import Path as Curve
 
+from ..answers.inheritance import Carrier
 from ..answers.phylogeny import Phylogeny
 from ..answers.refs import printable
 from ..errors import ArgumentError
 from ..files import replaced
-from .format import prefix_of, shorten
+from .format import number_text, prefix_of, shorten
 from .plots import COLOURS, PARENT
+from .plots import LINE as FLAGGED
 from .tree_text import MISSING, Drawn, Tie, grow, relation, summary
 
 MAX_TREE_MODELS, MAX_INCHES = 40, 48.0  # models drawn as trees unless asked otherwise; inches of either side
@@ -38,8 +40,10 @@ FONT, LINE, COPY, GAP, PAD = 8.5, 0.36, 0.17, 0.85, 0.1  # points; inches: a row
 DASHED, DIRECTED, UNDIRECTED = (0, (4, 2.5)), "from parent to child; thicker: surer", "which came first is not known"
 ANCESTORS = {"parent": "#12936b", "grandparent": "#f0a52e", "great-grandparent": "#8f1d2c"}  # lightness differs too
 SHADES = ("#dbe5ee", "#b3c7d9", "#86a4bf", "#5b809f", "#375c7c", "#1d3b57", "#0c2237")  # generation 1, 2, …
+FLAG_HEIGHT, HAS_IT = 0.05, "probability of having what was flagged"
+RINGS = "From the inside: models, wider with\nmore descendants; families; generations."
 UNKNOWN, SIDE = "#ededed", 8.95  # inches of the rings and their labels
-MODELS, FAMILIES, GENERATIONS, INNER = (1.0, 0.925), (0.915, 0.86), (0.85, 0.795), 0.785  # radii
+INNER, MODELS, FAMILIES, GENERATIONS, FLAGS = 0.78, (0.865, 0.79), (0.93, 0.875), (1.0, 0.94), (1.045, 1.01)  # radii
 
 
 def plot_tree(phylogeny: Phylogeny, path: str | Path | None = None, *, style: str = "auto") -> Figure:
@@ -113,7 +117,8 @@ class Box:
 
 
 def _trees(phylogeny: Phylogeny, drawn: Drawn) -> Figure:
-    boxes = _boxes(drawn)
+    carriers = {m.ref: m for m in phylogeny.inheritance.models} if phylogeny.inheritance else {}
+    boxes = _boxes(drawn, carriers)
     _spread(drawn, boxes)
     wide, bottom = _place(drawn, boxes)
     handles = _tree_legend(phylogeny, drawn)
@@ -129,13 +134,15 @@ def _trees(phylogeny: Phylogeny, drawn: Drawn) -> Figure:
     roots = set(phylogeny.roots) - set(drawn.alone)
     for node in boxes:
         _draw_node(axes, drawn, node, boxes[node], _Look(colours[node], node in roots, scale))
+        if node in carriers:
+            _draw_flag(axes, boxes[node], carriers[node].after)
     title = textwrap.fill(summary(phylogeny, drawn) + (f"; in {drawn.cut}" if drawn.cut else ""), int(12 * width))
     axes.text(0.2, 0.32, title, fontsize=max(5, 10.5 * scale), color=INK, va="center")
     figure.legend(handles=handles, loc="lower left", ncols=2, frameon=False, fontsize=max(4, 8 * scale), labelcolor=INK)
     return figure
 
 
-def _boxes(drawn: Drawn) -> dict[str, Box]:
+def _boxes(drawn: Drawn, carriers: Mapping[str, Carrier]) -> dict[str, Box]:
     sheets = [FigureCanvasAgg(Figure(dpi=dpi)) for dpi in (100, 150)]  # letters are fitted to the pixels of each
     font = font_manager.FontProperties(size=FONT)
 
@@ -148,9 +155,26 @@ def _boxes(drawn: Drawn) -> dict[str, Box]:
             names = [shown(drawn.called(row.node), 32)]
             names += [f"= {shown(drawn.called(copy), 30)}" for copy in drawn.copies[row.node]]
             names += [relation(row.edge)] if row.edge and row.edge.relation not in ("finetune", "merge") else []
+            names += [_has_it(carriers[row.node])] if row.node in carriers else []
             width = 0.2 if drawn.nodes[row.node].hidden else max(map(wide, names)) + 2 * PAD
             boxes[row.node] = Box(len(row.bars), width, LINE - 0.1 + COPY * (len(names) - 1), names)
     return boxes
+
+
+def _has_it(carrier: Carrier) -> str:
+    said = "" if carrier.flagged is None else f"flagged {number_text(carrier.flagged)}, "
+    return f"{said}has it: {number_text(carrier.after, '.2f')}"
+
+
+def _draw_flag(axes: Axes, box: Box, probability: float) -> None:
+    """A red bar along the lower edge, as long as the probability that the model has what was flagged."""
+    low, wide = box.y + box.height / 2 - 1.5 * FLAG_HEIGHT, box.width - 2 * PAD
+    for share, colour in ((1.0, UNKNOWN), (probability, FLAGGED)):
+        axes.add_artist(
+            Rectangle(
+                (box.x + PAD, low), wide * share, FLAG_HEIGHT, facecolor=colour, linewidth=0, zorder=2.5, gid="flag"
+            )
+        )
 
 
 def _spread(drawn: Drawn, boxes: dict[str, Box]) -> None:
@@ -267,6 +291,7 @@ def _tree_legend(phylogeny: Phylogeny, drawn: Drawn) -> list[Artist]:
         (False in directions, Line2D([], [], color=GREY, linestyle=DASHED, label=UNDIRECTED)),
         (any(n.hidden for n in phylogeny.nodes), Line2D([], [], label=MISSING, **hollow)),
         (bool(drawn.alone), Patch(facecolor=_tint(GREY, 0.12), edgecolor=GREY, label="no relatives in this set")),
+        (phylogeny.inheritance is not None, Patch(color=FLAGGED, label=HAS_IT)),
     ]
     return [handle for occurs, handle in entries if occurs]
 
@@ -290,10 +315,12 @@ class Slot:
 def _rings(phylogeny: Phylogeny, drawn: Drawn) -> Figure:
     figure, axes = _sheet(12.5, 9.5)
     axes.set_position((0.01, 0.005, SIDE / 12.5, SIDE / 9.5))
-    slots, colours = _slots(drawn), _colours(drawn)
-    _draw_rings(axes, drawn, slots, colours)
+    slots, colours = _slots(phylogeny, drawn), _colours(drawn)
+    _draw_rings(axes, phylogeny, drawn, slots, colours)
     handles = _draw_arcs(axes, phylogeny, drawn, slots) + _ring_legend(drawn, slots, colours)
-    radius = _draw_labels(axes, drawn, slots)
+    handles += [Patch(color=FLAGGED, label=HAS_IT)] * (phylogeny.inheritance is not None)
+    figure.text(0.76, 0.06, RINGS, fontsize=8, color=FAINT, va="bottom")
+    radius = _draw_labels(axes, drawn, slots, (GENERATIONS if phylogeny.inheritance is None else FLAGS)[0] + 0.015)
     axes.set(xlim=(-radius, radius), ylim=(-radius, radius))
     figure.text(0.02, 0.97, textwrap.fill(summary(phylogeny, drawn), 130), fontsize=11, color=INK, va="center")
     figure.legend(
@@ -302,51 +329,83 @@ def _rings(phylogeny: Phylogeny, drawn: Drawn) -> Figure:
     return figure
 
 
-def _slots(drawn: Drawn) -> list[Slot]:
-    """Every node in turn: by family, by generation in it, then as in the tree, so that arcs run together."""
-    turn: list[list[tuple[str, int | None]]] = []
-    for tops in drawn.families:
-        rows = sorted(
-            drawn.all(tops), key=lambda row: drawn.nodes[row.node].generation or len(row.bars) + 1
-        )  # stable: the tree's order
-        every = [(copy, row.node) for row in rows for copy in (row.node, *drawn.copies[row.node])]
-        turn.append([(node, drawn.nodes[original].generation) for node, original in every])
-    turn += [[(node, None) for node in drawn.alone]] if drawn.alone else []
-    many = sum(map(len, turn))
-    gap = 0.0 if len(turn) < 2 else max(0.4, 0.004 * many)
-    step = 360 / max(1.0, many + gap * len(turn))
+def _slots(phylogeny: Phylogeny, drawn: Drawn) -> list[Slot]:
+    """Every node in turn: by generation, in it by family, then as in the tree.
+
+    Each is as wide as its descendants are many, and half of the circle is shared out evenly, so that all are seen.
+    """
+    turn: list[tuple[str, int, int | None]] = []
+    for family, tops in enumerate(drawn.families):
+        for row in drawn.all(tops):
+            generation = drawn.nodes[row.node].generation
+            turn += [(node, family, generation) for node in (row.node, *drawn.copies[row.node])]
+    turn.sort(key=lambda each: (each[2] is None, each[2] or 0))  # stable: families stay together, and trees in order
+    turn += [(node, len(drawn.families), None) for node in drawn.alone]
+    below = _descendants(phylogeny)
+    unit = min(1.0, len(below) / max(1, sum(below.values())))
+    width = {node: 1 + unit * count for node, count in below.items()}
+    blocks = [list(block) for _, block in groupby(turn, key=lambda each: (each[2], each[0] in drawn.alone))]
+    total = sum(width[node] for node, *_ in turn)
+    gap = 0.0 if len(blocks) < 2 else total * min(0.008, 0.1 / len(blocks))
+    step = 360 / max(1.0, total + gap * len(blocks))
     slots, at = [], 90.0
-    for family, members in enumerate(turn):
-        for node, generation in members:
-            slots.append(Slot(node, family, generation, at - step, at))
-            at -= step
+    for block in blocks:
+        for node, family, generation in block:
+            slots.append(Slot(node, family, generation, at - step * width[node], at))
+            at -= step * width[node]
         at -= gap * step
     return slots
+
+
+def _descendants(phylogeny: Phylogeny) -> dict[str, int]:
+    """How many nodes come from each along directed edges, each counted once."""
+    above: dict[str, list[str]] = {node.id: [] for node in phylogeny.nodes}
+    for edge in phylogeny.edges:
+        if edge.directed and edge.parent in above and edge.child in above:
+            above[edge.child].append(edge.parent)
+    count = dict.fromkeys(above, 0)
+    for node in above:
+        waiting, seen = [node], {node}
+        for younger in waiting:  # grows
+            fresh = [parent for parent in dict.fromkeys(above[younger]) if parent not in seen]
+            seen.update(fresh)
+            waiting += fresh
+        for ancestor in waiting[1:]:
+            count[ancestor] += 1
+    return count
 
 
 def _shade(slot: Slot) -> str:
     return UNKNOWN if slot.generation is None else SHADES[min(slot.generation, len(SHADES)) - 1]
 
 
-def _draw_rings(axes: Axes, drawn: Drawn, slots: Sequence[Slot], colours: dict[str, str]) -> None:
+def _draw_rings(axes: Axes, phylogeny: Phylogeny, drawn: Drawn, slots: Sequence[Slot], colours: dict[str, str]) -> None:
+    """From the inside: a part for each model, for the families of each generation, and for each generation."""
+
     def ring(name: str, radii: tuple[float, float], parts: list[tuple[float, float, Any, Any]], line: float) -> None:
         wedges = [Wedge((0, 0), radii[0], start, end, width=radii[0] - radii[1]) for start, end, _, _ in parts]
         faces, lines = [face for *_, face, _ in parts], [edge for *_, edge in parts]
         axes.add_collection(PatchCollection(wedges, facecolors=faces, edgecolors=lines, linewidths=line, gid=name))
 
-    models, families, generations = [], [], []
+    def runs(key: Callable[[Slot], Any]) -> Iterator[list[Slot]]:
+        """Neighbours of one generation that `key` does not tell apart."""
+        alone = {*drawn.alone}
+        for _, same in groupby(slots, key=lambda slot: (slot.generation, slot.node in alone, key(slot))):
+            yield list(same)
+
+    models = []
     for slot in slots:
         node, colour = drawn.nodes[slot.node], colours[slot.node]
         face = "white" if node.hidden else _tint(colour, 0.35 if node.duplicate_of else 0.75)
         models.append((slot.start, slot.end, face, colour if node.hidden else "white"))
-    for _, members in groupby(slots, key=lambda slot: slot.family):
-        block = list(members)
-        runs = [(shade, list(same)) for shade, same in groupby(block, key=_shade)]
-        families.append((block[-1].start, block[0].end, colours[block[0].node], "white"))
-        generations += [(run[-1].start, run[0].end, shade, "white") for shade, run in runs]
+    families = [(run[-1].start, run[0].end, colours[run[0].node], "white") for run in runs(lambda s: s.family)]
+    generations = [(run[-1].start, run[0].end, _shade(run[0]), "white") for run in runs(lambda s: None)]
     ring("models", MODELS, models, 0.25 if len(slots) > 150 else 0.7)
-    ring("families", FAMILIES, families, 0.0)
+    ring("families", FAMILIES, families, 0.7)
     ring("generations", GENERATIONS, generations, 0.5)
+    if phylogeny.inheritance is not None:
+        has = {m.ref: m.after for m in phylogeny.inheritance.models}
+        ring("flag", FLAGS, [(s.start, s.end, _tint(FLAGGED, has.get(s.node, 0.0)), FAINT) for s in slots], 0.25)
 
 
 def _draw_arcs(axes: Axes, phylogeny: Phylogeny, drawn: Drawn, slots: Sequence[Slot]) -> list[Artist]:
@@ -387,18 +446,19 @@ def _arc(a: Slot, b: Slot) -> Curve:
     return Curve([start, middle, end], [Curve.MOVETO, Curve.CURVE3, Curve.CURVE3])
 
 
-def _draw_labels(axes: Axes, drawn: Drawn, slots: Sequence[Slot]) -> float:
-    """Each model's name where there is room, else that of each family's first; how far out the drawing reaches."""
-    longest = max((len(shown(drawn.called(slot.node), 24)) for slot in slots), default=0)
-    units = {step / 2: (SIDE / 2 - longest * 0.62 * step / 144) / 1.03 for step in range(18, 8, -1)}  # size → inches
-    share = 2 * math.pi / (len(slots) + 1)
-    fits = [size for size, unit in units.items() if size * 1.12 / 72 <= unit * share]  # points, the largest first
-    named, size = list(slots), fits[0] if fits else 8.0
-    if not fits:
-        blocks = [list(block) for _, block in groupby(slots, key=lambda slot: slot.family)]
-        named = [b[0] for b in blocks if share * units[size] * len(b) > 0.2 and b[0].node not in drawn.alone]
-    for slot in (slot for slot in named if not drawn.nodes[slot.node].hidden):
-        x, y = slot.point(1.015)
+def _draw_labels(axes: Axes, drawn: Drawn, slots: Sequence[Slot], begin: float) -> float:
+    """Each model's name where there is room, else the names of those whose part is wide enough, that is of ancestors;
+    how far out the drawing reaches. begin: the radius at which names start."""
+    named = [slot for slot in slots if not drawn.nodes[slot.node].hidden]
+    longest = max((len(shown(drawn.called(slot.node), 24)) for slot in named), default=0)
+    units = {step / 2: (SIDE / 2 - longest * 0.62 * step / 144) / (begin + 0.015) for step in range(18, 8, -1)}
+
+    def fits(slot: Slot, size: float) -> bool:
+        return size * 1.12 / 72 <= units[size] * math.radians(slot.end - slot.start)  # size → inches of a unit
+
+    size = next((size for size in units if all(fits(slot, size) for slot in named)), 8.0)
+    for slot in (slot for slot in named if fits(slot, size)):
+        x, y = slot.point(begin)
         angle = math.degrees(math.atan2(y, x))
         left = abs(angle) > 90
         axes.text(

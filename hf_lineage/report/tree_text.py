@@ -14,6 +14,8 @@ from ..answers.phylogeny import Edge, Node, Phylogeny
 from ..answers.refs import printable
 from .console import NARROW, WIDTH, labelled
 from .format import cells, code, count_text, number_text, prefix_of, short, shorten
+from .inheritance import markdown as flagged
+from .inheritance import section
 from .sentences import Show
 from .text import cost_text
 
@@ -213,6 +215,8 @@ def table(phylogeny: Phylogeny, width: int = WIDTH) -> str:
     lines += labelled("", legend, width) * bool(legend)
     lines += labelled("~  ", UNDIRECTED, width) * any(not edge.directed for edge in edges)
     lines += labelled("!  ", REVERSED, width) * any(edge.claimed == "reversed" for edge in edges)
+    if phylogeny.inheritance is not None:
+        lines += ["", *section(phylogeny.inheritance, width, cut)]
     for note in phylogeny.notes:
         lines += labelled("note     ", printable(note), width)
     return "\n".join([*lines, cost_text(phylogeny)])
@@ -387,6 +391,7 @@ def markdown(phylogeny: Phylogeny) -> str:
     if phylogeny.left_out:
         lines += ["### Left out", "", *(f"- {code(ref)}: {code(why)}" for ref, why in phylogeny.left_out.items()), ""]
     lines += [f"- {code(note)}" for note in phylogeny.notes]
+    lines += ["", flagged(phylogeny.inheritance)] if phylogeny.inheritance is not None else []
     return "\n".join(lines).rstrip() + "\n"
 
 
