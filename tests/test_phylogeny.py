@@ -200,7 +200,8 @@ class TestAnswer:
     def test_the_contract(self, answer: Phylogeny, family: Folders) -> None:
         document = answer.to_dict()
         assert set(document) == {
-            "schema", "nodes", "edges", "roots", "quality", "method", "left_out", "notes", "bytes_read", "seconds",
+            "schema", "nodes", "edges", "roots", "quality", "method", "left_out", "inheritance", "notes",
+            "bytes_read", "seconds",
             "seed", "alpha", "versions",
         }  # fmt: skip
         assert (document["schema"], document["method"]) == ("hf_lineage/2", "information")
