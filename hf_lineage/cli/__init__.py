@@ -12,9 +12,11 @@ import click
 
 from ..answers.refs import printable
 from ..errors import ArgumentError, LineageError, ModelNotFoundError, Note, ReferenceSyntaxError
+from ..hub.kept import keeping
 from .annotate import annotate
 from .audit import audit
 from .batch import batch
+from .cache import cache
 from .candidates import candidates
 from .compare import compare
 from .coverage import coverage
@@ -34,7 +36,11 @@ EXIT = ((ModelNotFoundError, 3), (ArgumentError, 2), (ReferenceSyntaxError, 2), 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "-V", "--version", package_name="hf_lineage", prog_name="hf-lineage")
-def cli() -> None:
+@click.option(
+    "--no-cache", is_flag=True, envvar="HF_LINEAGE_NO_CACHE", help="Use and keep nothing of what was read before."
+)
+@click.pass_context
+def cli(context: click.Context, no_cache: bool) -> None:
     """Which model was this one fine-tuned from, and how sure is that?
 
     \b
@@ -52,12 +58,15 @@ def cli() -> None:
     hf-lineage annotate user/child org/a --create-pr      put the answer into its card
     hf-lineage audit --author org                         check what models declare
     hf-lineage train-detector --family a.csv --out ./d    learn from models whose parents are known
+    hf-lineage cache                                      what is kept of what was read
     """
+    if not no_cache:
+        context.with_resource(keeping())
 
 
 for command in (
     trace, compare, explain, layers, tree, candidates, inspect, coverage, batch, index, annotate, audit, demo,
-    train_detector,
+    train_detector, cache,
 ):  # fmt: skip
     cli.add_command(command)
 

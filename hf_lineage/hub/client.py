@@ -6,6 +6,7 @@ location. The token travels only to the endpoint's own origin; a redirect or a C
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -63,6 +64,7 @@ from ..errors import (
     TokenRefusedError,
 )
 from .cache import COMMIT
+from .kept import current
 
 MAX_REQUEST = 2 << 20  # bytes asked for in one range: a batch of 8 MB then travels on several connections
 MAX_GAP = 1 << 16  # unread bytes that may be fetched along, to save a request …
@@ -103,7 +105,8 @@ class RepoFacts:
     """What the API tells of a repo at one commit, as plain data: no word of a card becomes an attribute or a call.
 
     files: names in the repo. card: the card's metadata, None where the server did not tell them. created, committed:
-    when the repo and its commit were made, as the server says; None where it does not.
+    when the repo and its commit were made, as the server says; None where it does not. public: it said that everybody
+    may read the repo's files.
     """
 
     id: str
@@ -113,6 +116,7 @@ class RepoFacts:
     created: str | None
     committed: str | None
     private: bool
+    public: bool = False
 
     @classmethod
     def of(cls, data: Any) -> RepoFacts | None:
@@ -130,6 +134,7 @@ class RepoFacts:
             name, sha, frozenset(name for name in names if isinstance(name, str)),
             card if isinstance(card, dict) else None, date_text(data.get("createdAt")),
             date_text(data.get("lastModified")), data.get("private") is True,
+            data.get("private") is False and data.get("gated") is False,
         )  # fmt: skip
 
 
@@ -155,7 +160,7 @@ class Hub:
     def repo(self, ref: ModelRef) -> HubRepo:
         """The repo at a commit: canonical id, file names, card. One request, none for a model of a listing."""
         known = self._known.get(ref.repo_id) if ref.revision is None else None
-        fields = ["sha", "siblings", "cardData", "createdAt", "lastModified", "private"]
+        fields = ["sha", "siblings", "cardData", "createdAt", "lastModified", "private", "gated"]
         facts = known or RepoFacts.of(self.model_data(ref, fields))
         if facts is None:
             raise HubUnavailableError(
@@ -293,6 +298,7 @@ class HubRepo:
         self.card: dict | None = facts.card  # of the repo, whichever folder of it; None where it was not told
         self.has_card = "README.md" in facts.files
         self.created, self.committed, self.private = facts.created, facts.committed, facts.private
+        self.kept = current() if facts.public else None  # what was read of it before, on this machine
 
     def read_small(self, name: str, limit: int) -> bytes:
         """A whole small file. Raises `BrokenFileError` if it is longer than `limit`."""
@@ -342,6 +348,7 @@ class RemoteFile:
     """Byte ranges of one file on the Hub, several at once, neighbours in one request.
 
     A size that HEAD does not tell, or tells as 0, is asked for by GET: mirrors and proxies leave it out or make it up.
+    What was kept of a public repo (`hub/kept.py`) is not asked for again, and not counted as read.
     """
 
     def __init__(self, repo: HubRepo, name: str, whole_repo: bool = False) -> None:
@@ -356,13 +363,23 @@ class RemoteFile:
         path = name if whole_repo else repo.folder + name
         self._url = hf_hub_url(repo.ref.repo_id, path, revision=repo.ref.revision, endpoint=repo.hub.endpoint)
         self._tags: dict[str, str] = {}  # what a location called its content, the first time
+        commit = f"{repo.hub.endpoint}/{repo.ref.repo_id}/{repo.ref.revision}/{path}"
+        self._key = hashlib.sha256(commit.encode()).hexdigest()
+        self._known = repo.kept.file(self._key) if repo.kept else None
+        self.size: int = self._known[0] if self._known else self._asked_size()
+
+    def _asked_size(self) -> int:
         size = self._meta.size
-        self.size: int = size if size and size > 0 else self._retried(self._count_bytes, "the size")
+        if size and size > 0:
+            if self.repo.kept:
+                self.repo.kept.know(self._key, size, self._meta.etag)
+            return size
+        return self._retried(self._count_bytes, "the size")
 
     @property
     def digest(self) -> str | None:
         """The file's hash as the server names it: git's of a small file, SHA-256 of a large one."""
-        return self._meta.etag
+        return self._known[1] if self._known else self._meta.etag
 
     @property
     def _meta(self) -> Any:
@@ -373,8 +390,9 @@ class RemoteFile:
                 commit = found.commit_hash
                 if commit is not None and COMMIT.fullmatch(commit) and sha is not None and commit != sha:
                     self._raise_changed(f"commit {sha[:8]}", f"commit {commit[:8]}")
-                if known is not None and (known.etag, known.size) != (found.etag, found.size):
-                    self._raise_changed(f"hash {known.etag} of {known.size} bytes", f"{found.etag} of {found.size}")
+                before = self._known or (known and (known.size, known.etag))
+                if before and before != (found.size, found.etag):
+                    self._raise_changed(f"hash {before[1]} of {before[0]} bytes", f"{found.etag} of {found.size}")
                 self._resolved, self._is_resolved = found, True
             return self._resolved
 
@@ -398,8 +416,6 @@ class RemoteFile:
         """The bytes of each `(start, stop)`, in the order asked."""
         groups = coalesce(extents)
         parts = list(self.repo.hub.pool.map(self._fetch, [(group[0], group[1]) for group in groups]))
-        with self._lock:
-            self.bytes_read += sum(map(len, parts))
         result = [bytearray(stop - start) for start, stop in extents]
         for (start, stop, members), part in zip(groups, parts, strict=True):
             for index in members:
@@ -410,9 +426,18 @@ class RemoteFile:
 
     def _fetch(self, extent: Extent) -> bytearray:
         """One range."""
-        if self._whole is not None:
-            return bytearray(self._whole[slice(*extent)])
-        return self._retried(lambda: self._get(*extent), f"bytes {extent[0]:,} to {extent[1]:,}")
+        kept = self.repo.kept
+        if kept and (found := kept.read(self._key, *extent)) is not None:
+            return found
+        if self._whole is None:
+            found = self._retried(lambda: self._get(*extent), f"bytes {extent[0]:,} to {extent[1]:,}")
+        else:
+            found = bytearray(self._whole[slice(*extent)])
+        with self._lock:
+            self.bytes_read += len(found)
+        if kept:
+            kept.write(self._key, extent[0], found)
+        return found
 
     def _retried(self, ask: Callable[[], T], what: str) -> T:
         """A 403 of an expired location is resolved again once; a body that breaks off is retried."""

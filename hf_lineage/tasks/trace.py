@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..answers.base import Progress
 from ..answers.lineage import Candidate, Claim, Lineage, Verdict
+from ..checkpoints.opener import models_of
 from ..errors import (
     ArgumentError,
     LimitError,
@@ -26,6 +27,7 @@ from .adapters import merged_adapters
 from .combine import is_enough, log10_raw, merge_answers, unrelated
 from .compare import line_up
 from .evidence import EVIDENCE, Weighed, expected_bytes
+from .kept_answers import answered
 from .options import Networks, Options, names_of
 from .search import Search
 from .session import LEAST_SAMPLE, NAME_SOME, Question, Session, ask, session_of, skipped, unjudged
@@ -123,7 +125,8 @@ def trace(
     with session_of(session, token, allow_pickle, options.ends) as session:
         if candidates is None:
             return _search(child, session, options)
-        return _answer(ask(session, child, candidates), options)
+        named = models_of(candidates)
+        return answered(child, named, session, options, lambda: _answer(ask(session, child, named), options))
 
 
 def _answer(question: Question, options: Options) -> Lineage:

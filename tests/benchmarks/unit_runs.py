@@ -1,6 +1,6 @@
 """How often a few hidden units of unrelated trained networks speak of a common origin: results/unit_runs.json.
 
-    python tests/benchmarks/unit_runs.py [SCALE]      scale 1 (default) trains for about 20 minutes of processor time
+    python tests/benchmarks/unit_runs.py [SCALE]      scale 1 (default) trains for about 5 minutes of processor time
 
 Every pair of unrelated networks of `KINDS`, trained on the same data by the same recipe, is asked about with many seeds,
 as `tasks/screen.py` asks: looks after 16, 24 and 48 runs of 4 units. Of each batch of 16 units the mean of e is kept;
@@ -32,11 +32,11 @@ from hf_lineage.weights.proof import log10_mean, log_e_on_grid
 from hf_lineage.weights.unit_runs import LOOKS, RUN, draw_runs
 
 KINDS: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "fc": ("fc", 20, {}),
-    "fc-decayed": ("fc", 12, {"weight_decay": 5e-4}),
-    "resnet": ("resnet", 6, {}),
-    "vit": ("vit", 6, {}),
-    "llama": ("llama", 6, {}),
+    "fc": ("fc", 12, {}),
+    "fc-decayed": ("fc", 8, {"weight_decay": 0.03}),
+    "resnet": ("resnet", 4, {}),
+    "vit": ("vit", 4, {}),
+    "llama": ("llama", 4, {}),
 }
 QUESTIONS, BATCHES = 2000, 100_000
 LEVELS = (0.05, 0.01, 0.001)
