@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 @with_options(*QUESTION)
 @click.option("--tap", "taps", multiple=True, metavar="PATH", help="A module of the child; 'blocks' for all of them.")
 @click.option(
+    "--outputs",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Stored outputs of the models, a safetensors file with a tensor under each name; no model is opened or run.",
+)
+@click.option(
     "--tree/--no-tree",
     default=None,
     help="Whether the tree of all relatives says which is the parent. Default: where candidates are searched for.",
@@ -68,7 +74,8 @@ if TYPE_CHECKING:
 )
 def trace(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], evidence: tuple[str, ...],
           probes: str | None,
-          taps: tuple[str, ...], step: str, form: str, explain: bool, plot: Path | None, profile: Path | None,
+          taps: tuple[str, ...], step: str, outputs: Path | None, form: str, explain: bool, plot: Path | None,
+          profile: Path | None,
           html: Path | None, subfolder: str | None, **options: Any) -> None:  # fmt: skip
     """Find the parent of CHILD among candidates.
 
@@ -85,6 +92,7 @@ def trace(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], evide
       hf-lineage trace user/pipeline -c org/pipeline --subfolder unet          or user/pipeline/unet -c …
       hf-lineage trace user/child -c org/a -c org/b --evidence features --probes ./pictures --metric cka
       hf-lineage trace user/child -c org/a -c org/b --profile depth.png
+      hf-lineage trace user/child -c org/a -c org/b --outputs outputs.safetensors --metric cka
       hf-lineage trace user/child -c org/a -c org/b --evidence weights --evidence detector
 
     \b
@@ -106,8 +114,12 @@ def trace(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], evide
         "taps": "blocks" if "blocks" in taps or (profile and not taps) else taps or None,
     }  # fmt: skip
     first, child = is_first(), within(child, subfolder)
-    look_for(child)
-    asked = candidates_of(bases, candidates, subfolder)
+    if outputs:
+        asked = [*bases, *candidates] or None
+        options |= {"outputs": outputs, "evidence": ("features",)}
+    else:
+        look_for(child)
+        asked = candidates_of(bases, candidates, subfolder)
     with bar() as progress:
         from ..tasks.trace import trace as run
 

@@ -38,6 +38,10 @@ OPTIONS = (
         "--scale", type=click.Choice(("none", "child", "both")), default="none", show_default=True,
         help="child: divide each pair by the child's root mean square, for other networks; both: and rank changes.",
     ),
+    click.option(
+        "--layer", type=click.Choice(("encoder", "attention")), default="encoder", show_default=True,
+        help="Over the tokens: torch's transformer layer, or attention alone.",
+    ),
     click.option("--probes", metavar="WHAT", help="Inputs for the features, as of trace. Default: 512 synthetic ones."),
     click.option("--entries", type=int, default=4096, show_default=True, help="Of each input that are looked at."),
     click.option("--epochs", type=int, default=100, show_default=True, help="Most of them."),

@@ -22,6 +22,7 @@ VERSION = 1  # of the network's shape and of what its inputs are
 NO_PARENT = (None, "score", "token")
 NORMS = ("question", "running")
 SCALES = ("none", "child", "both")
+LAYERS = ("encoder", "attention")
 # of what a configuration, which may be anybody's, can ask for
 MAX_SIZES = {"width": 4096, "heads": 256, "feed_forward": 65_536, "entries": 1 << 20, "probes": 1 << 16}
 MIN_CHANGE = 1e-4  # root mean square change: below it, candidates are equally near
@@ -36,10 +37,13 @@ class DetectorConfig:
     beside the scores (S1.2); `"token"`, a learnable cls output that goes through the head (the slides' code). scale:
     `"child"` divides both matrices of a pair by the child's root mean square, for networks of other scales; `"both"`
     adds a token for each input, of changes relative to the nearest candidate's (`LineageDetector.ranked`).
+    layer: over the tokens, torch's `"encoder"` layer (S2.5.2), or `"attention"` alone (the slides' code).
+    nearest: 0, as in the paper, or λ: a candidate's score is the best one less λ·log(r/r_min) with r the root mean
+    square change (`farther`), so that the network decides on "none of these", and l2 on the order of the candidates.
     norm: batch norm by the `"question"`, the statistics of one child's candidates in evaluation too, or by `"running"`
     means, torch's default: with a batch of one child these belong to other children, and training saw its own.
-    temperature: of the softmax, fitted on validation. entries: of each input that are read, at most. probes: how many
-    inputs features are computed on.
+    temperature: of the softmax, fitted on validation. entries: of each input that are read, at most; 1,048,576 takes
+    the paper's whole matrices. probes: how many inputs features are computed on.
     """
 
     version: int = VERSION
@@ -52,6 +56,8 @@ class DetectorConfig:
     no_parent: str | None = None
     scale: str = "none"
     norm: str = "question"
+    layer: str = "encoder"
+    nearest: float = 0.0
     temperature: float = 1.0
     entries: int = 4096
     probes: int = 512
@@ -66,7 +72,7 @@ class DetectorConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
         if not self.weights + self.features:
             raise ArgumentError("Expected a detector with a weight or a feature as input, got neither.")
-        for name, known in (("no_parent", NO_PARENT), ("scale", SCALES), ("norm", NORMS)):
+        for name, known in (("no_parent", NO_PARENT), ("scale", SCALES), ("norm", NORMS), ("layer", LAYERS)):
             if getattr(self, name) not in known:
                 raise ArgumentError(f"Expected {name} out of {known}, got {getattr(self, name)!r}.")
         sizes = {name: getattr(self, name) for name in MAX_SIZES}
@@ -77,6 +83,8 @@ class DetectorConfig:
             raise ArgumentError(f"Expected a width that is a multiple of heads, got {self.width} and {self.heads}.")
         if not (math.isfinite(self.temperature) and self.temperature > 0 and 0 <= self.dropout < 1):
             raise ArgumentError(f"Expected a temperature above 0 and dropout in [0, 1), got {self}.")
+        if not 0 <= self.nearest < math.inf:
+            raise ArgumentError(f"Expected `nearest` at least 0, got {self.nearest}.")
 
 
 class Encoder(nn.Sequential):
@@ -103,6 +111,26 @@ def _same(pairs: Tensor) -> Tensor:
     return pairs
 
 
+class _Attention(nn.Module):
+    """Self-attention over tokens (P, 1 + inputs, width) alone: no residual, norm or feed-forward layer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.self_attn(tokens, tokens, tokens, need_weights=False)[0]
+
+
+def farther(weights: Sequence[Tensor | None], features: Sequence[Tensor | None]) -> Tensor:
+    """log(r/r_min) (P,), at least 0: mean over the weights known, or else the features, of the logarithm of r, the root
+    mean square of parent − child."""
+    known = [pairs for pairs in weights if pairs is not None] or [pairs for pairs in features if pairs is not None]
+    logs = torch.stack([_rms(pairs[:, :1] - pairs[:, 1:]).clamp(min=MIN_CHANGE).log().flatten() for pairs in known])
+    away = logs.mean(0)
+    return away - away.min()
+
+
 class LineageDetector(
     nn.Module, PyTorchModelHubMixin, library_name="hf_lineage", license="apache-2.0", tags=["model-lineage"],
     paper_url="https://openaccess.thecvf.com/content/CVPR2024/html/Yu_Neural_Lineage_CVPR_2024_paper.html",
@@ -123,8 +151,10 @@ class LineageDetector(
         self.weight_types = nn.Parameter(0.02 * torch.randn(len(config.weights), width))
         self.feature_types = nn.Parameter(0.02 * torch.randn(len(config.features), width))
         self.cls = nn.Parameter(0.02 * torch.randn(width))
-        self.transformer = nn.TransformerEncoderLayer(
-            width, config.heads, config.feed_forward, config.dropout, batch_first=True
+        self.transformer = (
+            _Attention(width, config.heads)
+            if config.layer == "attention"
+            else nn.TransformerEncoderLayer(width, config.heads, config.feed_forward, config.dropout, batch_first=True)
         )
         self.head = nn.Linear(width, 1)
         if config.no_parent:
@@ -154,6 +184,10 @@ class LineageDetector(
         if self.config.no_parent == "token":
             cls = torch.cat([cls, self.none[None]])  # (P + 1, width)
         scores = self.head(cls).squeeze(1)  # (P,) or (P + 1,)
+        if self.config.nearest:
+            away = farther(weights, features)  # (P,)
+            best = scores[: len(away)].max()
+            scores = torch.cat([best - self.config.nearest * away, scores[len(away) :]])
         return torch.cat([scores, self.none]) if self.config.no_parent == "score" else scores
 
     def probabilities(self, scores: Tensor) -> Tensor:

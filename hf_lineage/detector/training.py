@@ -234,17 +234,23 @@ def _nll(found: Sequence[tuple[Tensor, int]], temperature: float, smoothing: flo
     return total / len(found)
 
 
-def with_temperature(detector: LineageDetector, validation: Examples) -> LineageDetector:
-    """The same detector with the temperature of least validation loss (Guo et al. 2017).
+def with_temperature(detector: LineageDetector, validation: Examples, nearest: float | None = None) -> LineageDetector:
+    """The same detector with the temperature of least validation loss (Guo et al. 2017), and with `nearest` if given.
 
     Where all of n answers are right the least is at 0, certainty; so each truth counts as 1 − 1/(n + 2) (Laplace).
     """
+    if nearest is not None:
+        detector = _with(detector, nearest=nearest)
     found = answers(detector, validation)
     smoothing = 1 / (len(found) + 2)
     best = min(TEMPERATURES.tolist(), key=lambda t: _nll(found, t, smoothing))
-    fitted = LineageDetector(replace(detector.config, temperature=round(best, 6)))
-    fitted.load_state_dict(detector.state_dict())
-    return fitted.eval()
+    return _with(detector, temperature=round(best, 6))
+
+
+def _with(detector: LineageDetector, **changes: float) -> LineageDetector:
+    changed = LineageDetector(replace(detector.config, **changes))  # type: ignore[arg-type]  # names of its numbers
+    changed.load_state_dict(detector.state_dict())
+    return changed.eval()
 
 
 def evaluate(detector: LineageDetector, examples: Examples) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Make the detector that ships: python -m hf_lineage.experiments.detector FOLDER (about ten minutes on a core).
 
 Trains families in FOLDER (kept there), reads each network once, asks questions with a known answer about them, and
-writes `hf_lineage/detector/shipped/`. Candidates are unrelated, relatives beside the parent, or unrelated alone;
+writes `hf_lineage/detector/shipped/`. The network decides on "none of these"; the order of the candidates is that of
+the change of their weights (`DetectorConfig.nearest`), beside which the network found fewer parents among relatives.
+λ and the temperature are fitted by `tests/benchmarks/detector_relatives.py` on other families. Candidates are unrelated, relatives beside the parent, or unrelated alone;
 validation and test ask about lines of descent that training never meets. Relatives without the parent are not asked
 about: a child that moved far from its parent looks like a cousin that moved little, and a detector that was trained on
 both found fewer parents. Tests measure with other seeds.
@@ -24,7 +26,7 @@ from ..detector.examples import Examples, Row
 from ..detector.inputs import DetectorInputs, read_inputs
 from ..detector.model import DetectorConfig
 from ..detector.train import described, write
-from ..detector.training import STATE_FILE, Training, evaluate, train
+from ..detector.training import STATE_FILE, Training, evaluate, train, with_temperature
 from ..errors import LineageError
 from .families import Family, Member, train_trees
 from .family_file import run_settings
@@ -33,6 +35,7 @@ from .questions import line_of_descent, relation_between
 
 SHIPPED = Path(__file__).parents[1] / "detector" / "shipped"
 CONFIG = DetectorConfig(no_parent="score", scale="child", norm="running", entries=1024, probes=128)
+NEAREST = 2.0  # λ of least loss on the families of `tests/benchmarks/detector_relatives.py`
 TRAINING = Training(epochs=6, rate=0.005, patience=None, seed=7, alone=0.25)
 USUAL: dict[str, dict[str, Any]] = {  # the usual recipes and sizes, beside the other ones of `FITTED`
     "fc": {"seed": 51}, "fc-light": {"seed": 52, "shorten": 0.1, "branching": (4, 2, 1)},
@@ -151,6 +154,7 @@ def make(
         parts[name] = Examples(inputs, tuple(questions(lines, [n for n in inputs if roots[n] in of_part], rng)))
     work = folder / "detector"
     detector, history = train(parts["training"], parts["validation"], config, how, work, progress=progress)
+    detector = with_temperature(detector, parts["validation"], NEAREST)
     figures: dict[str, Any] = {
         "made": {"date": time.strftime("%Y-%m-%d"), "seconds": round(time.monotonic() - started, 1),
                  "by": "hf_lineage.experiments.detector"},

@@ -29,7 +29,8 @@ DEFAULT_PROBES = 512  # as in the paper
 
 def train_families(
     out: Path, *, families: Sequence[Path], collection: str | None = None, weights: Sequence[str] = ("auto",),
-    features: Sequence[str] = ("auto",), no_parent: str | None = None, scale: str = "none", entries: int = 4096,
+    features: Sequence[str] = ("auto",), no_parent: str | None = None, scale: str = "none", layer: str = "encoder",
+    entries: int = 4096,
     probes: Source = None, epochs: int = 100, rate: float = 0.01, patience: int | None = 30, by: str = "child",
     seed: int = 0, precision: str = "no", device: str | None = None, allow_pickle: bool = False,
     progress: Progress | None = None,
@@ -38,7 +39,7 @@ def train_families(
     counted = probes if isinstance(probes, int) else DEFAULT_PROBES
     config = DetectorConfig(
         weights=() if "none" in weights else tuple(weights), features=() if "none" in features else tuple(features),
-        no_parent=no_parent, scale=scale, entries=entries, probes=counted,
+        no_parent=no_parent, scale=scale, layer=layer, entries=entries, probes=counted,
     )  # fmt: skip
     opener = Opener(allow_pickle=allow_pickle)
     found = [each for family in families for each in _tables(family)]

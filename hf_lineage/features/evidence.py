@@ -85,17 +85,18 @@ class Settings:
 class FeaturesEvidence(Evidence):
     """Similarity of the features of one candidate and of the child, tap by tap.
 
-    form: exact, taylor (why_taylor says why) or streamed. probes: how many. lined_up: share of the parameters that have
-    a partner in the child, in [0, 1]. taps: the scores of every metric at each, without and with the step. match: the
-    softmax of the exact scores over the candidates of the question, in [0, 1]; match_taylor: of Eq. 2's scores, which
-    is the paper's matching probability, None where the metric has no derivative.
+    form: exact, taylor (why_taylor says why), streamed, or stored, where outputs were given and no model was run.
+    probes: how many. lined_up: share of the parameters that have a partner in the child, in [0, 1], None of stored
+    ones. taps: the scores of every metric at each, without and with the step. match: the softmax of the exact scores
+    over the candidates of the question, in [0, 1]; match_taylor: of Eq. 2's scores, which is the paper's matching
+    probability, None where the metric has no derivative.
     """
 
     metric: str
     form: str
     why_taylor: str | None
     probes: int
-    lined_up: float
+    lined_up: float | None
     taps: list[dict[str, Any]]
     match: float
     match_taylor: float | None = None

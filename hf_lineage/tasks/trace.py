@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,11 +29,14 @@ from .compare import line_up
 from .evidence import EVIDENCE, Weighed, expected_bytes
 from .kept_answers import answered
 from .options import Networks, Options, names_of
+from .outputs import trace_outputs
 from .search import Search
 from .session import LEAST_SAMPLE, NAME_SOME, Question, Session, ask, session_of, skipped, unjudged
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import Tensor
 
     from ..checkpoints.opener import Model
     from ..features.evidence import Source
@@ -48,7 +51,8 @@ SEARCHED, LEAST_SEARCHED = 256 << 20, 1 << 20  # bytes read of all models that a
 def trace(
     child: Model, candidates: Iterable[Model] | None = None, *, evidence: str | Sequence[str] = "weights",
     alpha: float = 1e-3, probes: Source = None, taps: str | Sequence[str] | None = None, metric: str = "l2",
-    step: float | str = "auto", detector: str | Path | None = None, tree: bool | None = None,
+    step: float | str = "auto", outputs: str | Path | Mapping[str, Tensor] | None = None,
+    detector: str | Path | None = None, tree: bool | None = None,
     older: bool = False, prior: float | None = None,
     relatives: bool = True,
     token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
@@ -76,6 +80,9 @@ def trace(
         `features.similarity.METRICS`, or the paper's other forms in `AS_PRINTED`. step: α in (0, 1], or `"auto"`: the
         largest from 0.1 to 0.001 at which the linearisation's error is below a tenth for any candidate, the same for
         all; none where there is no such step.
+    outputs: stored outputs or features in the place of models, which are then neither opened nor run: a safetensors
+        file or a mapping with a tensor (N, …) for each model under its name, of the same N inputs in the same order.
+        `child` and `candidates` are such names (None: all others), `evidence` is `"features"` (`tasks/outputs.py`).
     detector: a folder or repo id (`"org/name@commit"`) of one to ask; None: the one that ships.
     tree: whether, of several relatives among the candidates, their tree says which is the parent (`tasks/combine.py`);
         that reads them once more. None does so where candidates were searched for. `evidence["tree"]` shows it.
@@ -123,6 +130,8 @@ def trace(
         networks=Networks(probes=probes, taps=taps, metric=metric, step=step, detector=detector),
     )  # fmt: skip
     with session_of(session, token, allow_pickle, options.ends) as session:
+        if outputs is not None:
+            return trace_outputs(child, candidates, outputs, session, options)
         if candidates is None:
             return _search(child, session, options)
         named = models_of(candidates)
