@@ -117,6 +117,29 @@ class TestLaws:
         sizes = (LineageDetector.ranked(far)[:, 0] - child[:, 0]).square().mean((1, 2))
         assert sizes.min() == 0 and sizes.argsort().tolist() == change.square().mean((1, 2, 3)).argsort().tolist()
 
+    @pytest.mark.parametrize("known", ["both", "weights", "features"])
+    def test_by_nearest_the_order_is_that_of_l2_and_none_is_the_network_s(self, known: str) -> None:
+        plain = LineageDetector(replace(SMALL, no_parent="score")).eval()
+        ordered = LineageDetector(replace(plain.config, nearest=2.0)).eval()
+        ordered.load_state_dict(plain.state_dict())
+        weights = given(5, 1) if known != "features" else [None]
+        features = given(5, 1, seed=1) if known != "weights" else [None]
+        with torch.no_grad():
+            before, after = plain(weights, features), ordered(weights, features)
+        pairs = weights[0] if weights[0] is not None else features[0]
+        r = (pairs[:, 0] - pairs[:, 1]).square().mean((1, 2)).sqrt()
+        assert after[5] == before[5]
+        torch.testing.assert_close(after[:5], before[:5].max() - 2 * (r / r.min()).log())
+
+    def test_attention_alone_is_the_slides_layer(self) -> None:
+        detector = LineageDetector(replace(SMALL, layer="attention")).eval()
+        names = [name for name in detector.state_dict() if name.startswith("transformer.")]
+        assert names and all(".self_attn." in name for name in names)
+        tokens = torch.randn(3, 3, 16)
+        attended = detector.transformer.self_attn(tokens, tokens, tokens)[0]
+        assert torch.allclose(detector.transformer(tokens), attended, atol=1e-6)
+        assert detector(given(3, 1), given(3, 1, seed=1)).shape == (3,)
+
     def test_one_candidate_has_a_defined_answer(self) -> None:
         closed, open_ = LineageDetector(SMALL).eval(), LineageDetector(replace(SMALL, no_parent="score")).eval()
         pair = given(1, 1), given(1, 1, seed=1)
@@ -146,6 +169,7 @@ class TestLaws:
     @pytest.mark.parametrize(
         "change",
         [{"version": 7}, {"weights": (), "features": ()}, {"no_parent": "maybe"}, {"scale": "x"}, {"norm": "x"}, {"heads": 5},
+         {"layer": "x"}, {"nearest": -1.0}, {"nearest": float("inf")},
          {"temperature": 0.0}, {"temperature": float("nan")}, {"entries": 0}],
     )  # fmt: skip
     def test_a_config_that_makes_no_sense(self, change: dict) -> None:

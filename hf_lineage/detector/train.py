@@ -139,7 +139,7 @@ hf-lineage trace user/child -c org/a -c org/b --evidence detector --detector THI
 {parts["training"]["children"]} children of {parts["training"]["parents"]} parents ({seen}), validated on
 {parts["validation"]["children"]}, tested on {parts["test"]["children"]} among {low} to {high} candidates each, split by
 {figures["split"]} with seed {figures["training"]["seed"]}; {figures["epochs"]} epochs at a rate of
-{figures["training"]["rate"]:g}, the best of them on validation; temperature {config["temperature"]:g}, fitted there.
+{figures["training"]["rate"]:g}, the best of them on validation; {_calibration(config)}
 
 ## Measured
 
@@ -148,6 +148,15 @@ hf-lineage trace user/child -c org/a -c org/b --evidence detector --detector THI
 ECE: expected calibration error of the probabilities, 10 bins. Nothing is claimed beyond models like those above.
 Written by `hf-lineage train-detector`, {figures["made"]["date"]}; `training.json` has all figures.
 """
+
+
+def _calibration(config: dict[str, Any]) -> str:
+    if not config.get("nearest"):
+        return f"temperature {config['temperature']:g}, fitted there."
+    return (
+        f"the candidates in the order of their l2 change, λ {config['nearest']:g}, temperature "
+        f"{config['temperature']:g} (`training.json`). The figures below are the network's alone."
+    )
 
 
 def _inputs(config: dict[str, Any]) -> str:

@@ -2,11 +2,13 @@
 
 Trains families in FOLDER (kept there), reads each network once, asks questions with a known answer about them, and
 writes `hf_lineage/detector/shipped/`. The network decides on "none of these"; the order of the candidates is that of
-the change of their weights (`DetectorConfig.nearest`), beside which the network found fewer parents among relatives.
-λ and the temperature are fitted by `tests/benchmarks/detector_relatives.py` on other families. Candidates are unrelated, relatives beside the parent, or unrelated alone;
-validation and test ask about lines of descent that training never meets. Relatives without the parent are not asked
-about: a child that moved far from its parent looks like a cousin that moved little, and a detector that was trained on
-both found fewer parents. Tests measure with other seeds.
+the change of their weights (`DetectorConfig.nearest`), beside which the network alone found fewer parents among
+relatives. λ and the temperature are fitted by `tests/benchmarks/detector_relatives.py` on other families.
+
+Candidates are unrelated, relatives beside the parent, or unrelated alone; validation and test ask about lines of
+descent that training never meets. Relatives without the parent are not asked about: a child that moved far from its
+parent looks like a cousin that moved little, and a detector that was trained on both found fewer parents. Tests measure
+with other seeds.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from .questions import line_of_descent, relation_between
 
 SHIPPED = Path(__file__).parents[1] / "detector" / "shipped"
 CONFIG = DetectorConfig(no_parent="score", scale="child", norm="running", entries=1024, probes=128)
-NEAREST = 2.0  # λ of least loss on the families of `tests/benchmarks/detector_relatives.py`
+NEAREST = 1.5  # λ of least loss on the families of `tests/benchmarks/detector_relatives.py`
 TRAINING = Training(epochs=6, rate=0.005, patience=None, seed=7, alone=0.25)
 USUAL: dict[str, dict[str, Any]] = {  # the usual recipes and sizes, beside the other ones of `FITTED`
     "fc": {"seed": 51}, "fc-light": {"seed": 52, "shorten": 0.1, "branching": (4, 2, 1)},

@@ -39,7 +39,7 @@ def table() -> str:
         right, spread = each["accuracy"]
         nearest = [_percent(each[f"nearest by {kind}"][0]) for kind in ("weights", "features")]
         rows.append([what, f"{_percent(right)} ± {100 * spread:.1f}", f"{each['ece'][0]:.2f}", *nearest])
-    shipped = [["the one that ships, on families it never saw", "parent among unrelated models", "orphans", "beside relatives",
+    shipped = [["its network alone (λ = 0), on families it never saw", "parent among unrelated models", "orphans", "beside relatives",
                 "nearest by weights there"], ["---", *["---:"] * 4]]  # fmt: skip
     families = read("shipped")["families"]
     for name, what in UNSEEN.items():
@@ -48,7 +48,25 @@ def table() -> str:
             what, *(_percent(each[kind]["accuracy"]) for kind in ("parent", "orphans", "beside relatives")),
             _percent(each["beside relatives"]["nearest"]["weights"]),
         ])  # fmt: skip
-    return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in part) for part in (rows, shipped)) + "\n"
+    parts = (rows, shipped, beside_relatives())
+    return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in part) for part in parts) + "\n"
+
+
+def beside_relatives() -> list[list[str]]:
+    """The one that ships, without and with λ, ± over draws of the questions."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in read("relatives")["rows"]:
+        found.setdefault(row["family"], {})[row["kind"]] = row
+    rows = [["the one that ships, 8 draws of 60 questions", "parent among unrelated models", "orphans",
+             "beside relatives: λ = 0", "with λ", "parent first of the candidates", "least l2 of the weights"],
+            ["---", *["---:"] * 6]]  # fmt: skip
+    for name, kinds in found.items():
+        near = kinds["beside relatives"]
+        cells = [kinds["parent"]["after"]["right"], kinds["orphans"]["after"]["right"], near["before"]["right"],
+                 near["after"]["right"], near["after"]["first"], near["l2 of weights"]]  # fmt: skip
+        what = f"{name}, {UNSEEN[name]}" if name in UNSEEN else name
+        rows.append([what, *(f"{100 * mean:.1f} ± {100 * spread:.1f}" for mean, spread in cells)])
+    return rows
 
 
 def summary() -> str:
