@@ -64,8 +64,7 @@ def beside_relatives() -> list[list[str]]:
         near = kinds["beside relatives"]
         cells = [kinds["parent"]["after"]["right"], kinds["orphans"]["after"]["right"], near["before"]["right"],
                  near["after"]["right"], near["after"]["first"], near["l2 of weights"]]  # fmt: skip
-        what = f"{name}, {UNSEEN[name]}" if name in UNSEEN else name
-        rows.append([what, *(f"{100 * mean:.1f} ± {100 * spread:.1f}" for mean, spread in cells)])
+        rows.append([name, *(f"{100 * mean:.1f} ± {100 * spread:.1f}" for mean, spread in cells)])
     return rows
 
 
