@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,16 @@ def test_the_table_fits_eighty_columns() -> None:
     text = table(lineage(candidates=(long, OTHER, GONE), claims=claims, undeclared=("u" * 150,), notes=("word " * 60,)))
     assert max(map(len, text.splitlines())) <= 80
     assert "unreadable" in text and "It is not there" in text
+    gone = replace(GONE, ref="lab/" + "g" * 90)
+    best = replace(BEST, ref=long.ref)
+    answers = [
+        lineage(verdict, (best, OTHER, gone), claims=claims) for verdict in ("parent", "common_origin", "identical")
+    ]
+    answers.append(lineage("undecided", (OTHER, gone), claims=claims))
+    for answer, width in itertools.product(answers, (40, 80, 200)):
+        whole = "".join(table(answer, width).split())
+        assert gone.ref in whole and claims[0].ref in whole, "names are cut nowhere"
+        assert answer.verdict == "undecided" or long.ref in "".join(sentence(answer).split())
 
 
 @pytest.mark.parametrize("evil", ["a|b", "a`b", "<script>", "x\ny", "\x1b[31m", "a\u202eb", "[x](y)", "--> x"])
@@ -170,7 +181,7 @@ def test_an_explanation_says_what_it_rests_on() -> None:
             {"vocabulary": {"child": 144, "candidate": 128}, "change": "other"},
             "with 16 tokens added (128 to 144)",
         ),
-        ("partial", {"equal_share": 0.5, "change": "other"}, "50 % of the weights untouched"),
+        ("partial", {"equal_share": 0.5, "change": "other"}, "50 % of the weights unchanged"),
         ("finetune", {"change": "noise", "noise": 1.0}, "white noise of 1 standard"),
     ],
 )

@@ -112,7 +112,7 @@ class Phylogeny(StatisticalAnswer):
     def __post_init__(self) -> None:
         directed = [(edge.parent, edge.child) for edge in self.edges if edge.directed]
         if cycle := descent_cycle(directed):
-            raise ValueError(f"Expected a forest, got models that descend from themselves: {', '.join(cycle)}.")
+            raise ValueError(f"Expected trees, got models that descend from themselves: {', '.join(cycle)}.")
         if below := {child for _, child in directed} & {*self.roots}:
             raise ValueError(f"Expected roots without parents, got {', '.join(sorted(below))}.")
 

@@ -199,7 +199,7 @@ def make(
         notes = []
         for name in dict.fromkeys((*table.parents, *table.children)):
             if progress:
-                progress(done, len(names), f"looking at {name}")
+                progress(done, len(names), f"reading {name}")
             done += 1
             try:
                 seen[name] = read_inputs(opener.open(name), config, of_table)
@@ -225,7 +225,7 @@ def _comparable(rows: Sequence[Row], seen: Mapping[str, DetectorInputs]) -> tupl
         shapes = seen[row.child].shapes
         fits = tuple(name for name in row.candidates if name in seen and seen[name].shapes == shapes)
         if row.parent is not None and row.parent not in fits:
-            why = "has other shapes" if row.parent in seen else "could not be seen"
+            why = "has other shapes" if row.parent in seen else "could not be read"
             notes.append(f"{row.child} is left out: its parent {row.parent} {why}.")
         elif not fits:
             notes.append(f"{row.child} is left out: no candidate has its shapes {shapes}.")

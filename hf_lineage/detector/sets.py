@@ -31,12 +31,14 @@ class ModelSet:
     def __post_init__(self) -> None:
         models = len(self.gram)
         if models < 2:
-            raise ArgumentError(f"Expected two models or more, got {models}. A tree needs somebody to compare with.")
+            raise ArgumentError(
+                f"Expected two models or more, got {models}. A tree needs another model to compare with."
+            )
         if not self.crops or any(c.ndim != 3 or len(c) != models for c in self.crops):
             shapes = [tuple(c.shape) for c in self.crops]
             raise ArgumentError(f"Expected matrices ({models}, rows, columns), got {shapes}. Stack each of them.")
         if not all(bool(t.isfinite().all()) for t in (*self.crops, self.gram, self.information)):
-            raise ArgumentError("Expected finite weights, got NaN or Inf. Leave out whatever holds them.")
+            raise ArgumentError("Expected finite weights, got NaN or Inf. Leave out the model that holds them.")
 
     def to(self, device: torch.device | str) -> ModelSet:
         """The same set on another device."""

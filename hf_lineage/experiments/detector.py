@@ -143,7 +143,7 @@ def make(
     for family in trained:
         inputs |= inputs_of(family, config)
         if progress:
-            progress(len(inputs), sum(len(each.members) for each in trained), f"looking at {family.folder.name}")
+            progress(len(inputs), sum(len(each.members) for each in trained), f"reading {family.folder.name}")
     lines = Descent(trained, inputs)
     roots = {name: line[-1] for name, line in lines.lines.items()}
     held_out = sorted({*roots.values()})[::HELD_OUT_EVERY]

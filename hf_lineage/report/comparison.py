@@ -6,7 +6,7 @@ from ..answers.comparison import Comparison
 from ..answers.lineage import Candidate
 from ..answers.refs import printable
 from .console import WIDTH, labelled
-from .format import code, number_text, p_text, short
+from .format import code, number_text, p_text
 from .layers import percent
 from .sentences import ONE_WAY, Show, candidate_name, headline, order, radius
 from .text import commit_text, cost_text
@@ -46,7 +46,7 @@ def sentence(answer: Comparison, show: Show | None = None) -> str:
 
 def related(answer: Comparison, show: Show | None = None) -> str:
     """Whether the two share an origin, with how often such evidence arises by chance."""
-    pair, (one, other) = answer.pair, ((show or short)(ref.name) for ref in answer.models)
+    pair, (one, other) = answer.pair, ((show or printable)(ref.name) for ref in answer.models)
     p = f" (p {p_text(pair.log10_p)})" if pair.log10_p is not None else ""
     if answer.related is None:
         why = "they could not be compared" if pair.status != "compared" else "the test does not apply to them"
@@ -62,7 +62,7 @@ def related(answer: Comparison, show: Show | None = None) -> str:
 
 def came_first(answer: Comparison, show: Show | None = None) -> str:
     """Who of two related models came first, and by what it shows."""
-    pair, name = answer.pair, show or short
+    pair, name = answer.pair, show or printable
     told = order(pair).replace("this model", name(answer.later)).replace("this one", name(answer.later))
     older = name(candidate_name(pair))
     near = ", or a model near it," if answer.first and answer.first != answer.later and not _alone(pair) else ""
@@ -71,7 +71,7 @@ def came_first(answer: Comparison, show: Show | None = None) -> str:
 
 def done(answer: Comparison, show: Show | None = None) -> str:
     """What was done to the first to get the later one; "" where the order does not show."""
-    pair, name = answer.pair, show or short
+    pair, name = answer.pair, show or printable
     if answer.first is None or answer.first == answer.later or pair.relation in ("identical", "shared_part", "sibling"):
         return ""
     if pair.relation in ("common_origin", "depth_changed", "descendant"):

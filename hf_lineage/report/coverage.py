@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..answers.coverage import Coverage, UnitCheck
 from ..answers.refs import printable
 from .console import WIDTH, labelled
-from .format import bytes_text, code, short
+from .format import bytes_text, code
 from .text import commit_text
 
 MOST_LEFT_OUT = 12  # patterns in the table
@@ -46,7 +46,7 @@ def markdown(coverage: Coverage) -> str:
 
 def sentence(coverage: Coverage, whole: bool = False) -> str:
     """Whether a p-value applies, in one sentence. `whole`: the model's name in full, as code."""
-    name = code(coverage.model.name) if whole else short(coverage.model.name)
+    name = code(coverage.model.name) if whole else printable(coverage.model.name)
     if not coverage.p_value:
         return f"No p-value applies to {name}: no hidden units are known in it, or too few."
     units = coverage.units

@@ -113,14 +113,16 @@ def prefix_of(names: Sequence[str]) -> str:
 
 
 def folded(text: str, width: int) -> list[str]:
-    """A text in lines of at most `width` columns, broken anywhere.
+    """A text in lines of at most `width` columns, broken behind a mark in the last third of a line, else anywhere.
 
-    >>> folded("abcdefgh", 5), folded("模型模", 4)
-    (['abcde', 'fgh'], ['模型', '模'])
+    >>> folded("abcdefgh", 5), folded("模型模", 4), folded("org/a-long-name", 12)
+    (['abcde', 'fgh'], ['模型', '模'], ['org/a-long-', 'name'])
     """
     lines = []
     while cells(text) > width:
-        head = _first(text, width)
+        head = _first(text, width) or text[0]
+        mark = max(head.rfind(sign) for sign in "/-_.") + 1
+        head = head[:mark] if mark > 2 * len(head) / 3 else head
         lines.append(head)
         text = text[len(head) :]
     return [*lines, text]
@@ -137,11 +139,6 @@ def cells(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
-
-
-def short(ref: str) -> str:
-    """A foreign name in a sentence."""
-    return shorten(printable(ref), 56)
 
 
 def code(text: str, width: int | None = None) -> str:

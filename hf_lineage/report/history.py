@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..answers.history import History
 from ..answers.refs import printable
 from .console import WIDTH, labelled
-from .format import bytes_text, code, listed_text, short
+from .format import bytes_text, code, listed_text
 from .text import commit_text
 
 SHOWN = {True: "yes", False: "no", None: "does not show"}
@@ -38,7 +38,7 @@ def markdown(history: History) -> str:
 
 def sentence(history: History, whole: bool = False) -> str:
     """What shows, in one sentence. `whole`: the model's name in full, as code."""
-    name = code(history.model.name) if whole else short(history.model.name)
+    name = code(history.model.name) if whole else printable(history.model.name)
     said = []
     if history.lattice and history.stored != STORED[history.lattice]:
         said.append(f"holds {history.lattice} values in {history.stored}")

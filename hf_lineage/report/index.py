@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..answers.index import IndexQuery, IndexState, Match
 from ..answers.refs import printable
 from .console import WIDTH, labelled
-from .format import bytes_text, code, short
+from .format import bytes_text, code
 from .text import commit_text
 
 MOST_SHOWN = 20  # matches, failures or shapes in a table
@@ -13,7 +13,7 @@ MOST_SHOWN = 20  # matches, failures or shapes in a table
 
 def sentence(query: IndexQuery, whole: bool = False) -> str:
     """What was found, in one sentence. `whole`: names in full, as code."""
-    named = (lambda name: code(name)) if whole else (lambda name: short(name))
+    named = (lambda name: code(name)) if whole else (lambda name: printable(name))
     if not query.layers:
         return f"{named(query.child.name)} has no layer that an index can be asked about."
     if not query.matches:
@@ -88,7 +88,7 @@ def state_markdown(state: IndexState) -> str:
 
 
 def _row(match: Match) -> str:
-    return f"  {match.log10_e:>7.1f}  {_percent(match.similarity):>11}  {short(match.ref)}"
+    return f"  {match.log10_e:>7.1f}  {_percent(match.similarity):>11}  {printable(match.ref)}"
 
 
 def _percent(share: float) -> str:

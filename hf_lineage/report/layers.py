@@ -13,7 +13,7 @@ from ..answers.layers import BlockOrigin, LayerLineage, Share
 from ..answers.refs import printable
 from .console import WIDTH, Column, labelled, labelled_table
 from .console import table as draw_table
-from .format import code, count_text, listed_text, p_text, short
+from .format import code, count_text, listed_text, p_text
 from .sentences import Show
 from .text import commit_text, cost_text
 
@@ -82,7 +82,7 @@ def markdown(layers: LayerLineage) -> str:
 
 def sentence(layers: LayerLineage, show: Show | None = None) -> str:
     """How the child was made, in plain words; `show` writes a foreign name."""
-    name = show or short
+    name = show or printable
     left = unexplained(layers) if any(block.parent for block in layers.blocks) else None
     if left is None:
         return _made(layers, name)
@@ -268,7 +268,7 @@ def _cells(layers: LayerLineage, row: Row) -> Iterator[tuple[str, str, str, str,
     Of a run of blocks the most that is left and the largest p.
     """
     first, last = row[0], row[-1]
-    label = _label(layers, first.block) + (f" - {_label(layers, last.block)}" if len(row) > 1 else "")
+    named = label(layers, first.block) + (f" - {label(layers, last.block)}" if len(row) > 1 else "")
     worst = max((b.log10_p for b in row if b.log10_p is not None), default=None)  # of a run, the weakest evidence
     p = p_text(worst)
     unknown = first.unknown or 0.0
@@ -276,7 +276,7 @@ def _cells(layers: LayerLineage, row: Row) -> Iterator[tuple[str, str, str, str,
     left = percent(most).replace(" ", "") if SHOWN <= most < math.inf else ""
     found = [(i, s) for i, s in enumerate(sources(layers, first)) if i == 0 or abs(s.weight) >= SHOWN]
     if not found:
-        yield label, NO_ORIGIN.get(first.kind, "-"), "", _share(unknown) if unknown else "", "", p, first.kind
+        yield named, NO_ORIGIN.get(first.kind, "-"), "", _share(unknown) if unknown else "", "", p, first.kind
         return
     for place, share in found:
         where = ""
@@ -284,7 +284,7 @@ def _cells(layers: LayerLineage, row: Row) -> Iterator[tuple[str, str, str, str,
             where = f"<- {number(printable(share.block))}"
             if len(row) > 1:
                 where += f" - {number(printable(sources(layers, last)[place].block))}"
-        rest = (label, left, p, first.kind) if place == 0 else ("", "", "", "")
+        rest = (named, left, p, first.kind) if place == 0 else ("", "", "", "")
         yield rest[0], _called(layers, share.ref), where, _share(share.weight), *rest[1:]
     if unknown >= SHOWN:
         yield "", UNKNOWN, "", _share(unknown), "", "", ""
@@ -297,11 +297,12 @@ def _called(layers: LayerLineage, ref: str) -> str:
     return printable(ref.rpartition("/")[2] if alone else ref)
 
 
-def _label(layers: LayerLineage, path: str) -> str:
-    return _tail([b.block for b in layers.blocks if b.index is not None], path)
+def label(layers: LayerLineage, path: str) -> str:
+    """What a block of the child is called beside the others."""
+    return tail([b.block for b in layers.blocks if b.index is not None], path)
 
 
-def _tail(paths: Sequence[str], path: str) -> str:
+def tail(paths: Sequence[str], path: str) -> str:
     """A path without the leading names that all of `paths` have, but for the last of those."""
     split = [p.split(".")[:-1] for p in paths]
     common = 0

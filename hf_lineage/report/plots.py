@@ -19,8 +19,8 @@ from ..answers.layers import LayerLineage
 from ..answers.lineage import Candidate, Lineage
 from ..answers.refs import printable
 from ..files import replaced
-from .format import prefix_of, shorten
-from .layers import number, sources
+from .format import folded, prefix_of
+from .layers import label, number, sources, tail
 from .sentences import candidate_name
 from .words import relation_words
 
@@ -35,6 +35,8 @@ MADE = {
     "merge": "a merge, by a method that does not show",
 }  # fmt: skip
 MISSING = "#e4e4e4"
+MAX_TITLE = 120  # characters of a line of a title
+MAX_LABEL = 28  # characters of a line of a label; a name that is longer takes several
 KINDS = {"attention": "attention", "mlp": "MLP", "norm": "norms", "other": "embeddings"}  # of tensors, as drawn
 KIND_WIDTH, MAX_KIND_SOURCES = 0.5, 4  # inches of a column, and sources drawn of each kind
 # −log10 p → how often unrelated models agree as much
@@ -50,9 +52,10 @@ def plot_lineage(lineage: Lineage, path: str | Path | None = None) -> Figure:
     """Left: how rare such agreement is between unrelated models (−log10 p), for each candidate, against the level α.
     Right: relative change per block, child against candidate."""
     compared = [c for c in lineage.candidates if c.status == "compared"][:MAX_DRAWN_CANDIDATES]
-    figure = _figure(11, 2.1 + 0.42 * max(3, len(compared)))
+    lines = _lines(labels([candidate_name(c) for c in compared]))
+    figure = _figure(11, 2.1 + (0.42 + 0.14 * (lines - 1)) * max(3, len(compared)))
     if not compared:
-        why = [f"{_short(c.ref)}: {c.status.replace('_', ' ')}" for c in lineage.candidates[:MAX_DRAWN_CANDIDATES]]
+        why = [f"{_last(c.ref)}: {c.status.replace('_', ' ')}" for c in lineage.candidates[:MAX_DRAWN_CANDIDATES]]
         figure.text(0.02, 0.5, "\n".join(["no candidate could be compared", *why]), va="center")
         return _save(figure, path)
     if all("weights" not in c.evidence for c in compared):
@@ -93,7 +96,9 @@ def plot_profile(lineage: Lineage, path: str | Path | None = None) -> Figure:
     if not rises and above:
         axes.set_yscale("log")
     step = max(1, len(names) // 24)
-    axes.set_xticks(range(0, len(names), step), [_shown(n, 24) for n in names[::step]], rotation=45, ha="right")
+    axes.set_xticks(
+        range(0, len(names), step), [_shown(tail(names, n)) for n in names[::step]], rotation=45, ha="right"
+    )
     axes.set_ylabel(f"{name} similarity (higher is more alike)" if rises else f"{name} distance (lower is more alike)")
     axes.set_title("Features against depth: dashed before, solid after the step towards the child", fontsize=10)
     axes.grid(alpha=0.3)
@@ -106,11 +111,12 @@ def plot_family(lineages: Sequence[Lineage], path: str | Path | None = None) -> 
     """Children × candidates: probability of being the parent; what a card claims is framed, red where it lies."""
     refs = sorted({c.ref for lineage in lineages for c in lineage.candidates if c.status == "compared"})
     values = [[_probability(lineage, ref) for ref in refs] + [lineage.none_probability or 0.0] for lineage in lineages]
-    figure = _figure(3.2 + 1.15 * (len(refs) + 1), 1.9 + 0.36 * len(lineages))
+    children = labels([lineage.child.name for lineage in lineages])
+    figure = _figure(3.2 + 1.15 * (len(refs) + 1), 1.9 + (0.36 + 0.14 * (_lines(children) - 1)) * len(lineages))
     axes = figure.subplots()
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(refs) + 1), [*labels(refs), "none of\nthese"], rotation=30, ha="right")
-    axes.set_yticks(range(len(lineages)), labels([lineage.child.name for lineage in lineages]))
+    _below(axes, [*labels(refs), "none of these"], 30, 10)
+    axes.set_yticks(range(len(lineages)), children)
     for row, lineage in enumerate(lineages):
         for column, value in enumerate(values[row]):
             if value >= 0.005:
@@ -134,7 +140,8 @@ def plot_layers(layers: LayerLineage, path: str | Path | None = None) -> Figure:
     rows, columns = len(layers.blocks), len(refs)
     row = min(0.34, max(0.13, 11 / max(rows, 1)), 60 / max(rows, 1))  # inches
     wide = 1.0 if columns < 6 else 0.72
-    figure = _figure(max(7.0, 4.4 + wide * (columns + 1) + 0.45 * columns), 2.4 + row * max(rows, 4))
+    names = 1.0 if _lines(labels(refs)) > 1 else 0.0  # inches that upright names take more
+    figure = _figure(max(7.0, 4.4 + wide * (columns + 1) + 0.45 * columns), 2.4 + names + row * max(rows, 4))
     if not rows:
         figure.text(0.02, 0.5, "no blocks to compare")
         return _save(figure, path)
@@ -146,7 +153,7 @@ def plot_layers(layers: LayerLineage, path: str | Path | None = None) -> Figure:
     if parts:
         _kind_map(maps[1], layers, parts, row)
     _score_map(maps[-1], layers, refs)
-    figure.suptitle(_made(layers), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(textwrap.fill(_made(layers), round(11 * figure.get_figwidth())), fontsize=11, x=0.01, ha="left")
     occurs = {"equal", "none", "undecided"} & {block.kind for block in layers.blocks}
     occurs |= {"moved"} if any(block.moved for block in layers.blocks) else set()
     key = "      ".join(words for name, words in KEY.items() if name in occurs)
@@ -192,7 +199,9 @@ def _block_map(axes: Axes, compared: Sequence[Candidate]) -> None:
         return
     image = axes.imshow(values, cmap="viridis_r", vmin=0, vmax=1.5, aspect="auto")
     step = max(1, len(names) // 16)
-    axes.set_xticks(range(0, len(names), step), [_shown(n, 18) for n in names[::step]], rotation=45, ha="right")
+    axes.set_xticks(
+        range(0, len(names), step), [_shown(tail(names, n)) for n in names[::step]], rotation=45, ha="right"
+    )
     axes.set_yticks(range(len(compared)), [])
     axes.set_xlabel("block of the child")
     axes.set_title("how far its weights moved, as a share of their norm", fontsize=10)
@@ -210,7 +219,7 @@ def _share_map(axes: Axes, layers: LayerLineage, refs: Sequence[str], row: float
                 continue
             column = refs.index(share.ref)
             values[i, column] += share.weight
-            moved = [f"from {_shown(number(share.block), 14)}"] if block.moved and share.block else []
+            moved = [f"from {_shown(number(share.block))}"] if block.moved and share.block else []
             texts[column] = texts.get(column, []) + moved
         values[i, -1] = block.unknown or 0.0
         for column, value in enumerate(values[i]):
@@ -224,7 +233,7 @@ def _share_map(axes: Axes, layers: LayerLineage, refs: Sequence[str], row: float
     _columns(axes, [*refs, "unknown"])
     step = math.ceil(0.14 / row)
     shown = [i for i, block in enumerate(layers.blocks) if block.index is None or block.index % step == 0]
-    names = [_shown(layers.blocks[i].block, 26) for i in shown]
+    names = [_shown(label(layers, layers.blocks[i].block)) for i in shown]
     axes.set_yticks(shown, names, fontsize=min(9.0, 0.85 * 72 * row))
     axes.axvline(len(refs) - 0.5, color="#888888", linewidth=1)
     axes.set_ylabel("block of the child")
@@ -298,18 +307,26 @@ def _bar(axes: Axes, image: AxesImage, label: str) -> Colorbar:
 
 
 def _columns(axes: Axes, refs: Sequence[str]) -> None:
-    axes.set_xticks(range(len(refs)), labels(refs), rotation=35, ha="right", fontsize=8.5)
+    _below(axes, labels(refs), 35, 8.5)
     for edge in range(1, len(refs)):
         axes.axvline(edge - 0.5, color="w", linewidth=0.8)
     for edge in range(1, round(axes.get_ylim()[0] + 0.5)):
         axes.axhline(edge - 0.5, color="w", linewidth=0.4)
 
 
+def _below(axes: Axes, names: Sequence[str], rotation: int, size: float) -> None:
+    """Names of columns, aslant; upright and smaller where one takes several lines, which would run into the next."""
+    if _lines(names) > 1:
+        axes.set_xticks(range(len(names)), names, rotation=90, ha="center", fontsize=7)
+    else:
+        axes.set_xticks(range(len(names)), names, rotation=rotation, ha="right", fontsize=size)
+
+
 def _made(layers: LayerLineage) -> str:
     """The child and the method in a few words; the table has the sentence."""
     by_features = layers.method is None and "weights" not in layers.evidence
     made = "nearest by features" if by_features else MADE.get(layers.method, f"a merge ({layers.method})")
-    return f"Layers of {_short(layers.child.name)}: {made}"
+    return f"Layers of {_last(layers.child.name)}: {made}"
 
 
 def _frame_claims(axes: Axes, row: int, lineage: Lineage, refs: Sequence[str]) -> None:
@@ -336,16 +353,22 @@ def labels(refs: Sequence[str]) -> list[str]:
     last = [name.rpartition("/")[2] for name in names]
     cut = prefix_of([name for name in names if "/" in name])
     short = last if len({*last}) == len({*names}) else [name.removeprefix(cut) for name in names]
-    return [_shown(name, 28) for name in short]
+    return [_shown("\n".join(folded(name, MAX_LABEL))) for name in short]
 
 
-def _short(ref: str) -> str:
-    return _shown(printable(ref).rstrip("/").rpartition("/")[2], 24)
+def _last(ref: str) -> str:
+    """A model's name without whose it is, for a title."""
+    return _shown(printable(ref).rstrip("/").rpartition("/")[2])
 
 
-def _shown(text: str, width: int) -> str:
+def _shown(text: str) -> str:
     """A foreign name in a picture, where a pair of `$` would be read as a formula."""
-    return shorten(printable(text), width).replace("$", r"\$")
+    return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
+
+
+def _lines(texts: Sequence[str]) -> int:
+    """Lines of the tallest label."""
+    return max((text.count("\n") + 1 for text in texts), default=1)
 
 
 def _title(lineage: Lineage) -> str:
@@ -353,11 +376,11 @@ def _title(lineage: Lineage) -> str:
     best = next((c for c in lineage.candidates if c.status == "compared"), None)
     verdict = {"none": "none of these", "undecided": "undecided"}.get(lineage.verdict, "")
     if best and not verdict:
-        name, words = _short(candidate_name(best)), relation_words(best.relation)
+        name, words = _last(candidate_name(best)), relation_words(best.relation)
         words = words.removesuffix("it") + name if words.endswith(" it") else f"{words} ({name})"
         sure = f", probability {best.probability:.3f}" if best.probability is not None else ""
         verdict = f"{words}{sure}" if lineage.parent else f"common origin with {name}"
-    return f"{_short(lineage.child.name)}: {verdict}"
+    return textwrap.fill(f"{_last(lineage.child.name)}: {verdict}", MAX_TITLE)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -10,7 +10,7 @@ from typing import Any
 from ..answers.lineage import Candidate, Claim, Lineage
 from ..answers.refs import printable
 from ..errors import code_of
-from .format import count_text, listed_text, p_text, short
+from .format import count_text, listed_text, p_text
 
 Show = Callable[[str], str]
 AGREEING = 0.3  # share of units matched alike twice from which models are related (weights/unit_matching.py)
@@ -79,7 +79,7 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
     if merged and lineage.verdict in ("common_origin", "undecided"):
         more = "; see hf-lineage layers" if merged[0].hint else ""
         return f"{(show or printable)(merged[0].sentence.removesuffix('.'))}{more}."
-    name = (show or short)(candidate_name(best))
+    name = (show or printable)(candidate_name(best))
     others = f"p {p_text(best.log10_p)} " + (
         f"among {len(compared)} candidates" if len(compared) > 1 else "for the one candidate"
     )
@@ -120,14 +120,14 @@ def sentence(lineage: Lineage, show: Show | None = None) -> str:
 
 def _with_unread(lineage: Lineage, unread: list[Candidate], show: Show | None) -> str:
     """What holds although some candidates could not be read: one of them may be the parent."""
-    names = [(show or short)(candidate_name(c)) for c in unread[:2]]
+    names = [(show or printable)(candidate_name(c)) for c in unread[:2]]
     more = f" and {len(unread) - len(names)} more" if len(unread) > len(names) else ""
     listed = f"{', '.join(names)}{more}" if more or len(names) == 1 else " and ".join(names)
     related = [c for c in lineage.candidates if c.status == "compared" and c.relation not in (None, "none")]
     untested = any(c.status == "compared" and c.relation is None for c in lineage.candidates)
     rest = "no other candidate shows a sign of a common origin"
     if related:
-        found = (show or short)(candidate_name(related[0]))
+        found = (show or printable)(candidate_name(related[0]))
         rest = f"it shares an origin with {found} (p {p_text(related[0].log10_p)}), which is not shown to be the parent"
     elif untested:
         rest = "the evidence about the others decides nothing"
@@ -155,7 +155,7 @@ def headline(best: Candidate, name: str) -> str:
     elif relation == "adapter":
         text = f"Fine-tuned from {name} by {_low_rank(facts)}"
     elif relation == "partial":
-        text = f"Fine-tuned from {name}, {100 * facts['equal_share']:.0f} % of the weights untouched"
+        text = f"Fine-tuned from {name}, {100 * facts['equal_share']:.0f} % of the weights unchanged"
     elif facts.get("change") == "noise":
         text = f"{name} with white noise of {facts['noise']:.2g} standard deviations added"
     return f"{text}, its hidden units in another order" if best.disguised and relation != "common_origin" else text
@@ -296,7 +296,7 @@ def explanation(lineage: Lineage) -> str:
     topics["The parent itself?"] = _itself(lineage, best)
     topics[""] = [*_by_features(compared), *_by_detector(compared)]
     topics["Claims?"] = [
-        f"The {claim.source} names {short(claim.ref)}: {claim_text(lineage, claim)}." for claim in lineage.claims
+        f"The {claim.source} names {printable(claim.ref)}: {claim_text(lineage, claim)}." for claim in lineage.claims
     ]
     lines = [" ".join([title, *texts]).strip() for title, texts in topics.items() if texts]
     return "\n".join([sentence(lineage), *lines])
@@ -305,7 +305,7 @@ def explanation(lineage: Lineage) -> str:
 def _others(others: list[Candidate]) -> list[str]:
     """What the other related candidates are."""
     related = [c for c in others if c.relation not in (None, "none", "identical")]
-    return [f"{short(candidate_name(c))} is {_relative(c)}." for c in related]
+    return [f"{printable(candidate_name(c))} is {_relative(c)}." for c in related]
 
 
 def _order_explained(best: Candidate, is_parent: bool) -> list[str]:
@@ -325,8 +325,9 @@ def _dates(best: Candidate) -> list[str]:
     if not dates:
         return []
     ours, theirs = (str(dates[whose])[:10] for whose in ("child", "candidate"))
+    name = printable(candidate_name(best))
     return [
-        f"On the Hub the commit of this model is of {ours}, that of {short(candidate_name(best))} of {theirs}: dates "
+        f"On the Hub the commit of this model is of {ours}, that of {name} of {theirs}: dates "
         "of commits decide nothing here, since older weights can be uploaded later."
     ]
 
@@ -337,7 +338,7 @@ def _itself(lineage: Lineage, best: Candidate | None) -> list[str]:
         return []
     told = []
     if best is not None and lineage.verdict == "parent" and radius(best):
-        name = short(candidate_name(best))
+        name = printable(candidate_name(best))
         told.append(f"The weights cannot tell {name} from a model within that distance that was not offered.")
     return [*told, f"The probability that none of them is the parent: {lineage.none_probability:.3f}."]
 
@@ -393,7 +394,7 @@ def _reason(candidate: Candidate) -> str:
     """What tells the order, for a sentence."""
     found = candidate.order
     assert found is not None and found.position is not None and found.stderr is not None
-    said = re.sub(r" \(λ = .*\)$", "", found.reason).replace("the candidate", short(candidate_name(candidate)))
+    said = re.sub(r" \(λ = .*\)$", "", found.reason).replace("the candidate", printable(candidate_name(candidate)))
     said, place = said.replace("the child", "this model"), f"{found.position:.2f}".replace("-", "−")
     return f"{said} (λ = {place} ± {found.stderr:.2f}, where 1 is a parent, 0 a sibling that moved as far, −1 a child)"
 
@@ -451,7 +452,7 @@ def _ranking(best: Candidate, others: list[Candidate]) -> list[str]:
     far = [c.distance for c in others if c.distance is not None]
     if not others:
         return ["No other candidate was compared."]
-    name = short(candidate_name(best))
+    name = printable(candidate_name(best))
     if not far or not best.distance:
         return []
     times = min(far) / best.distance
@@ -469,7 +470,7 @@ def _by_features(compared: list[Candidate]) -> list[str]:
     agrees = "too" if first is compared[0] else "instead"
     about = first.evidence["features"]
     where = f"{about['metric']} at {printable(about['taps'][0]['tap'])}, {about['probes']} probes"
-    return [f"By its features ({where}) it is most like {short(candidate_name(first))} {agrees}."]
+    return [f"By its features ({where}) it is most like {printable(candidate_name(first))} {agrees}."]
 
 
 def _by_detector_alone(best: Candidate, name: str, none: float | None, among: int) -> str:
@@ -491,7 +492,7 @@ def _by_detector(compared: list[Candidate]) -> list[str]:
     if none is not None and none > share:
         return [f"The detector says that none of them is the parent, with a probability of {none:.3f}."]
     agrees = "too" if first is compared[0] else "instead"
-    return [f"The detector names {short(candidate_name(first))} {agrees}, with a probability of {share:.3f}."]
+    return [f"The detector names {printable(candidate_name(first))} {agrees}, with a probability of {share:.3f}."]
 
 
 def _facts(best: Candidate) -> list[str]:

@@ -9,7 +9,7 @@ from ..answers.lineage import Candidate, Lineage
 from ..answers.refs import ModelRef, printable
 from .console import WIDTH, Column, labelled
 from .console import table as draw_table
-from .format import bytes_text, code, number_text, p_text, short, shorten
+from .format import bytes_text, code, folded, number_text, p_text
 from .sentences import candidate_name, claim_text, sentence
 from .words import relation_words
 
@@ -32,11 +32,11 @@ def table(lineage: Lineage, width: int = WIDTH) -> str:
     for c in lineage.candidates:
         if c.status != "compared":
             why = f"{c.status.replace('_', ' ')}: {' '.join(c.reasons)}"
-            lines.append(f"  {shorten(printable(candidate_name(c)), width - 2)}")
+            lines += [f"  {line}" for line in folded(printable(candidate_name(c)), width - 2)]
             lines += labelled("      ", printable(why), width)
     lines.append("")
     for source, ref, text in _claims(lineage):
-        lines += labelled("claim    ", f"{source} {short(ref)}: {text}", width)
+        lines += labelled("claim    ", f"{source} {printable(ref)}: {text}", width)
     for note in lineage.notes:
         lines += labelled("note     ", printable(note), width)
     return "\n".join([*lines, cost_text(lineage)])

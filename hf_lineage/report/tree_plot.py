@@ -28,7 +28,7 @@ from ..answers.phylogeny import Phylogeny
 from ..answers.refs import printable
 from ..errors import ArgumentError
 from ..files import replaced
-from .format import number_text, prefix_of, shorten
+from .format import folded, number_text, prefix_of
 from .plots import COLOURS, PARENT
 from .plots import LINE as FLAGGED
 from .tree_text import MISSING, Drawn, Tie, grow, relation, summary
@@ -42,12 +42,13 @@ ANCESTORS = {"parent": "#12936b", "grandparent": "#f0a52e", "great-grandparent":
 SHADES = ("#dbe5ee", "#b3c7d9", "#86a4bf", "#5b809f", "#375c7c", "#1d3b57", "#0c2237")  # generation 1, 2, …
 FLAG_HEIGHT, HAS_IT = 0.05, "probability of having what was flagged"
 RINGS = "From the inside: models, wider with\nmore descendants; families; generations."
+MAX_LABEL, MAX_RING_LABEL = 34, 26  # characters of a line of a name; a longer one takes several lines
 UNKNOWN, SIDE = "#ededed", 8.95  # inches of the rings and their labels
 INNER, MODELS, FAMILIES, GENERATIONS, FLAGS = 0.78, (0.865, 0.79), (0.93, 0.875), (1.0, 0.94), (1.045, 1.01)  # radii
 
 
 def plot_tree(phylogeny: Phylogeny, path: str | Path | None = None, *, style: str = "auto") -> Figure:
-    """Draw a forest as trees (`tree`) or rings (`ring`); `auto` draws trees of up to 40 models.
+    """Draw a phylogeny as trees (`tree`) or rings (`ring`); `auto` draws trees of up to 40 models.
 
     Raises `ArgumentError` for another style.
     """
@@ -69,9 +70,9 @@ def _without_folder(drawn: Drawn) -> Drawn:
     return replace(drawn, cut=cut if len(cut) > 2 else "")
 
 
-def shown(text: str, width: int) -> str:
-    """A foreign name in a picture: one line, and a square for what the font cannot write."""
-    return "".join(ch if ord(ch) in _characters() else "□" for ch in shorten(printable(text), width))
+def shown(text: str, width: int = MAX_LABEL) -> list[str]:
+    """A foreign name in a picture: as many lines as it takes, and a square for what the font cannot write."""
+    return folded("".join(ch if ord(ch) in _characters() else "□" for ch in printable(text)), width)
 
 
 @cache
@@ -106,12 +107,15 @@ def _tint(colour: str, share: float) -> tuple[float, float, float]:
 
 @dataclass(slots=True)
 class Box:
-    """Where a node is: left, middle, width and height in inches, its column from 0, its lines of text."""
+    """Where a node is: left, middle, width and height in inches, its column from 0, its lines of text.
+
+    own: how many of these are its name; what follows is about it."""
 
     column: int
     width: float
     height: float
     names: list[str]
+    own: int = 1
     x: float = 0.0
     y: float = 0.0
 
@@ -152,12 +156,14 @@ def _boxes(drawn: Drawn, carriers: Mapping[str, Carrier]) -> dict[str, Box]:
     boxes = {}
     for tops in drawn.trees:
         for row in drawn.all(tops):
-            names = [shown(drawn.called(row.node), 32)]
-            names += [f"= {shown(drawn.called(copy), 30)}" for copy in drawn.copies[row.node]]
+            names = [*(own := shown(drawn.called(row.node)))]
+            for copy in drawn.copies[row.node]:
+                first, *rest = shown(drawn.called(copy))
+                names += [f"= {first}", *(f"   {line}" for line in rest)]
             names += [relation(row.edge)] if row.edge and row.edge.relation not in ("finetune", "merge") else []
             names += [_has_it(carriers[row.node])] if row.node in carriers else []
             width = 0.2 if drawn.nodes[row.node].hidden else max(map(wide, names)) + 2 * PAD
-            boxes[row.node] = Box(len(row.bars), width, LINE - 0.1 + COPY * (len(names) - 1), names)
+            boxes[row.node] = Box(len(row.bars), width, LINE - 0.1 + COPY * (len(names) - 1), names, len(own))
     return boxes
 
 
@@ -276,7 +282,8 @@ def _draw_node(axes: Axes, drawn: Drawn, node: str, box: Box, shown: _Look) -> N
     axes.add_artist(FancyBboxPatch((box.x, low), box.width, box.height, shape, gid="model", **look))
     for line, text in enumerate(box.names if FONT * scale >= 2 else []):
         y = low + (LINE - 0.1) / 2 + COPY * line
-        style |= {"color": "white" if root else FAINT if line else INK, "gid": "note" if line else "label"}
+        about = line >= box.own
+        style |= {"color": "white" if root else FAINT if about else INK, "gid": "note" if about else "label"}
         axes.text(box.x + PAD, y, text, fontsize=FONT * scale, **style)
 
 
@@ -450,11 +457,13 @@ def _draw_labels(axes: Axes, drawn: Drawn, slots: Sequence[Slot], begin: float) 
     """Each model's name where there is room, else the names of those whose part is wide enough, that is of ancestors;
     how far out the drawing reaches. begin: the radius at which names start."""
     named = [slot for slot in slots if not drawn.nodes[slot.node].hidden]
-    longest = max((len(shown(drawn.called(slot.node), 24)) for slot in named), default=0)
+    called = {slot.node: shown(drawn.called(slot.node), MAX_RING_LABEL) for slot in named}
+    longest = max((len(line) for lines in called.values() for line in lines), default=0)
     units = {step / 2: (SIDE / 2 - longest * 0.62 * step / 144) / (begin + 0.015) for step in range(18, 8, -1)}
 
     def fits(slot: Slot, size: float) -> bool:
-        return size * 1.12 / 72 <= units[size] * math.radians(slot.end - slot.start)  # size → inches of a unit
+        tall = size * 1.12 * len(called[slot.node]) / 72
+        return tall <= units[size] * math.radians(slot.end - slot.start)  # size → inches of a unit
 
     size = next((size for size in units if all(fits(slot, size) for slot in named)), 8.0)
     for slot in (slot for slot in named if fits(slot, size)):
@@ -462,7 +471,7 @@ def _draw_labels(axes: Axes, drawn: Drawn, slots: Sequence[Slot], begin: float) 
         angle = math.degrees(math.atan2(y, x))
         left = abs(angle) > 90
         axes.text(
-            x, y, shown(drawn.called(slot.node), 24), fontsize=size, color=INK,
+            x, y, "\n".join(called[slot.node]), fontsize=size, color=INK,
             rotation=angle + 180 if left else angle, va="center", ha="right" if left else "left",
             rotation_mode="anchor", parse_math=False, gid="label",
         )  # fmt: skip
@@ -482,7 +491,7 @@ def _ring_legend(drawn: Drawn, slots: Sequence[Slot], colours: dict[str, str]) -
         first = (
             "a missing ancestor"
             if drawn.nodes[tops[0]].hidden
-            else shown(drawn.called(tops[0]), 24).replace("$", r"\$")
+            else "\n".join(shown(drawn.called(tops[0]), MAX_RING_LABEL)).replace("$", r"\$")
         )
         handles.append(Patch(color=colours[tops[0]], label=f"family of {first}"))
     entries = [

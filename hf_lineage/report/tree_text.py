@@ -13,7 +13,7 @@ from ..answers.base import fields_of
 from ..answers.phylogeny import Edge, Node, Phylogeny
 from ..answers.refs import printable
 from .console import NARROW, WIDTH, labelled
-from .format import cells, code, count_text, number_text, prefix_of, short, shorten
+from .format import cells, code, count_text, number_text, prefix_of, shorten
 from .inheritance import markdown as flagged
 from .inheritance import section
 from .sentences import Show
@@ -242,7 +242,7 @@ def about(phylogeny: Phylogeny, drawn: Drawn, tops: tuple[str, ...], show: Show 
     group = drawn.nodes[tops[0]].group
     named = sum(node.group == group and not node.hidden for node in phylogeny.nodes)
     roots = [root for root in phylogeny.roots if root in drawn.nodes and drawn.nodes[root].group == group]
-    known = [MISSING if drawn.nodes[root].hidden else (show or short)(root) for root in roots]
+    known = [MISSING if drawn.nodes[root].hidden else (show or printable)(root) for root in roots]
     return (
         f"{count_text(named, 'model')}, {'from ' + ' and '.join(known) if known else 'which came first is not known'}"
     )
