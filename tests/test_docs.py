@@ -1,4 +1,7 @@
-"""The documents are tested: their Python runs, their commands exist, their links lead somewhere, CI runs the README."""
+"""The documents are tested: their Python runs, their commands exist, their links lead somewhere, CI runs the README.
+
+Their commands are run in test_commands.py.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 from safetensors.torch import save
 
-from hf_lineage.tasks.audit.webhook import subject_of
+from hf_lineage.tasks.audit.webhook import main, subject_of
 from hf_lineage.testing import MiniHub
 
 ROOT = Path(__file__).parents[1]
@@ -91,18 +91,19 @@ def test_the_job_audits_what_the_event_is_about(org: MiniHub, tmp_path: Path) ->
     before, repo = len(comments(org)), {"type": "model", "name": "lab/child"}
     pull = {"repo": repo, "discussion": {"num": 1, "isPullRequest": True}}
     assert job(pull) == 4 and len(comments(org)) == before + 1
-    assert job({"repo": {"type": "dataset", "name": "lab/data"}}) == 0
 
 
 @pytest.mark.parametrize(
     "event",
     [
-        {"repo": {"type": "space", "name": "a/b"}}, {"repo": {"type": "model", "name": "--x"}}, {"repo": {}}, [], "x",
+        {"repo": {"type": "space", "name": "a/b"}}, {"repo": {"type": "dataset", "name": "lab/data"}},
+        {"repo": {"type": "model", "name": "--x"}}, {"repo": {}}, [], "x",
         {"repo": {"type": "model", "name": "a/b"}, "discussion": {"num": "1; ls", "isPullRequest": True}},
         {"repo": {"type": "model", "name": "a/b"}, "discussion": {"num": 1, "isPullRequest": False}},
         {"repo": {"type": "model", "name": "a/b"}, "comment": {"content": "hi"}},
     ],
 )  # fmt: skip
-def test_other_events_are_about_nothing(event: Any) -> None:
-    assert subject_of({"WEBHOOK_PAYLOAD": json.dumps(event)}) == ""
+def test_other_events_are_about_nothing(event: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEBHOOK_PAYLOAD", json.dumps(event))
+    assert subject_of(os.environ) == "" and main() == 0, "the Job ends well"
     assert subject_of({"WEBHOOK_PAYLOAD": "{"}) == ""

@@ -18,7 +18,7 @@ from ..answers.phylogeny import Phylogeny
 from ..answers.refs import printable
 from ..answers.search import CandidateSearch
 from ..errors import ArgumentError
-from .figures import Figure, figures
+from .figures import SOURCES, Figure, figures
 from .format import number_text, p_text
 from .layers import fold, percent, sources
 from .set_figures import of_audit, of_layers, of_tree
@@ -48,7 +48,9 @@ def told(answer: Answer) -> list[Figure]:
     """The verdict, each figure with its background, and the notes."""
     said = [Figure("The answer", _sentence(answer), "")]
     notes = [Figure("Note", printable(note), "") for note in getattr(answer, "notes", ())]
-    return [*said, *_figures(answer), *notes]
+    found = [*_figures(answer)]
+    measured = [Figure("What was measured", SOURCES, "")] if any(figure.background for figure in found) else []
+    return [*said, *found, *measured, *notes]
 
 
 def _sentence(answer: Any) -> str:

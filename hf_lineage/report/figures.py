@@ -18,6 +18,7 @@ from .format import listed_text, number_text, p_text
 from .layers import percent
 from .sentences import ONE_WAY, arranged, candidate_name, difference, hidden, order
 
+SOURCES = "The files named in brackets lie in tests/benchmarks/results of the repository of hf_lineage."
 EDITS = {  # what was done to a tensor, as it is called below a bar
     "equal": "equal", "cast": "in another format", "quantized": "rounded", "pruned": "with weights set to zero",
     "adapter": "with a low-rank step", "noise": "with noise", "other": "otherwise changed",
@@ -270,7 +271,7 @@ def unrelated_pairs() -> tuple[Sequence[Sequence[float]], int]:
 
 def source(about: dict[str, Any]) -> str:
     """The files that a figure of the background comes from."""
-    return listed_text([f"tests/benchmarks/results/{name}" for name in about["source"]])
+    return listed_text(about["source"])
 
 
 def capital(text: str) -> str:

@@ -6,7 +6,7 @@ from ..answers.inheritance import Carrier, Inheritance
 from ..answers.refs import printable
 from .console import WIDTH, Column, labelled
 from .console import table as draw_table
-from .format import code, count_text, number_text, short
+from .format import code, count_text, number_text
 from .sentences import Show
 
 COLUMNS = (
@@ -23,7 +23,7 @@ def changed(found: Inheritance) -> list[Carrier]:
 
 def sentence(found: Inheritance, whole: bool = False) -> str:
     """Whose probability the flags raise most. `whole`: names in full, as code."""
-    named = code if whole else short
+    named = code if whole else printable
     flagged = [m for m in found.models if m.flagged is not None]
     if not flagged:
         return "No model was flagged."

@@ -28,7 +28,7 @@ from ..answers.refs import is_repo_id
 from ..errors import ArgumentError
 from . import audit as audit_report
 from .console import page_of
-from .figures import Figure, figures
+from .figures import SOURCES, Figure, figures
 from .format import bytes_text
 from .html import fragment
 from .sentences import candidate_name, explanation
@@ -66,7 +66,7 @@ def page(answer: MeasuredAnswer, command: str = "") -> str:
         title=title, verdict=_sentence(answer), explained=told, models=[_model(*model) for model in models],
         cost=f"{bytes_text(answer.bytes_read)} were read{seed}{level}.", figures=found, about=about,
         table=Markup(_lower(fragment(answer.to_markdown()))), picture=picture, picture_says=says,
-        limits=LIMITS[type(answer)], command=command, version=answer.versions.get("hf_lineage", ""),
+        sources=SOURCES, limits=LIMITS[type(answer)], command=command, version=answer.versions.get("hf_lineage", ""),
         versions=", ".join(f"{name} {version}" for name, version in answer.versions.items()) or "not recorded",
     )  # fmt: skip
 
@@ -81,7 +81,7 @@ def audit_page(
         cost=f"{bytes_text(sum(record.bytes_read for record in records))} were read.", figures=[*of_audit(records)],
         about="", table=Markup(_lower(fragment(audit_report.markdown(records, complete, carriers)))),
         picture="", picture_says="",
-        limits=OF_AUDIT, command=command, version="", versions="see the journal",
+        sources=SOURCES, limits=OF_AUDIT, command=command, version="", versions="see the journal",
     )  # fmt: skip
 
 
