@@ -42,7 +42,7 @@ ANCESTORS = {"parent": "#12936b", "grandparent": "#f0a52e", "great-grandparent":
 SHADES = ("#dbe5ee", "#b3c7d9", "#86a4bf", "#5b809f", "#375c7c", "#1d3b57", "#0c2237")  # generation 1, 2, …
 FLAG_HEIGHT, HAS_IT = 0.05, "probability of having what was flagged"
 RINGS = "From the inside: models, wider with\nmore descendants; families; generations."
-MAX_LABEL, MAX_RING_LABEL = 34, 26  # characters of a line of a name; a longer one takes several lines
+MAX_LABEL, MAX_RING_LABEL = 34, 40  # characters of a line of a name; a longer one takes several lines
 UNKNOWN, SIDE = "#ededed", 8.95  # inches of the rings and their labels
 INNER, MODELS, FAMILIES, GENERATIONS, FLAGS = 0.78, (0.865, 0.79), (0.93, 0.875), (1.0, 0.94), (1.045, 1.01)  # radii
 
