@@ -242,25 +242,43 @@ def test_mean_shift_in_rounds_without_parents_is_mean_shift(seed: int) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALONG)
-def test_the_probability_is_that_of_the_highest_silhouette(algorithm: str) -> None:
-    """Found again from outside: the best of the grid, the smallest of equals."""
+def test_the_probability_is_the_best_of_its_grid(algorithm: str) -> None:
+    """Found again from outside, the smallest of equals: nearest to the parents, or of the highest silhouette."""
     for seed in range(2):
         known = points(blurred(seed)[::2])
         scores = []
         for rho in RHOS:
             parents = along_clustering(known, algorithm, rho=rho, seed=seed)
             labels = [i if parent is None else parent for i, parent in enumerate(parents)]
+            x = known.coordinates
             inside = 1 < len(set(labels)) < len(labels)
-            scores.append((round(silhouette_score(known.coordinates, labels), 9) if inside else 0.0, -rho, parents))
+            fit = round(silhouette_score(x, labels), 9) if inside else 0.0
+            if algorithm == "kmeans":
+                fit = -round(((x - x[labels]) ** 2).sum() / ((x - x.mean(0)) ** 2).sum(), 9)
+            scores.append((fit, -rho, parents))
         assert along_clustering(known, algorithm, seed=seed) == max(scores, key=lambda s: s[:2])[2]
 
 
-def test_of_equal_silhouettes_the_smaller_probability_is_taken(monkeypatch) -> None:
+def test_guided_rounds_find_families_that_overlap() -> None:
+    """Steps longer than the distance between parents, who are shorter: means lie between the families, parents do not."""
+    right = {"after": 0, "along": 0}
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        parents = rng.standard_normal((4, 20))
+        children = [1.15 * parent + 1.5 * rng.standard_normal(20) for parent in parents for _ in range(5)]
+        known = points(np.array([*parents, *children]))
+        for name, method in (("after", after_clustering), ("along", along_clustering)):
+            found = method(known, "kmeans", clusters=4)
+            right[name] += sum(found[4 + i] == i // 5 for i in range(20))
+    assert right["along"] > right["after"]
+
+
+def test_of_equally_good_ones_the_smaller_probability_is_taken(monkeypatch) -> None:
     """Every probability with clusters of its own, two of them equally good."""
     scores = {0.0: 0.1, 0.25: 0.5, 0.5: 0.2, 0.75: 0.5, 1.0: 0.3}
     monkeypatch.setattr(clustering, "_rounds", lambda guided, rho, seed: np.array([rho]))
     monkeypatch.setattr(clustering, "_within", lambda x, labels: 0.0)
-    monkeypatch.setattr(clustering, "_silhouette", lambda x, labels: scores[float(labels[0])])
+    monkeypatch.setattr(clustering._Guided, "score", lambda self, labels: scores[float(labels[0])])
     nothing = np.zeros((1, 1))
     assert clustering._along(guided(nothing, ALGORITHMS["kmeans"], 2, nothing), None, 0) == [0.25]
 

@@ -358,18 +358,35 @@ def _learned(quality: dict[str, float]) -> bool:
 
 def _train(plan: Member, parent: Member | None, sizes: dict[str, Any]) -> tuple[nn.Module, dict[str, float]]:
     """One network, from its own seed or from its parent's weights, and what it reaches on the test set."""
+    model = fine_tuned(plan, parent, sizes)
+    return model, _quality(model, task_of(plan))
+
+
+def fine_tuned(plan: Member, parent: Member | None, sizes: dict[str, Any]) -> nn.Module:
+    """One network, trained by its recipe from its own seed or from its parent's weights."""
     recipe, task = plan.recipe, task_of(plan)
     recipe["classes"] = task.classes
     head = HEADS[plan.architecture]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.get("start", recipe["seed"]))
-        model = build(plan.architecture, task.classes, sizes)
+        model = _begun(plan, sizes)
         if "start" in recipe:  # a twin: what follows is its own
             torch.manual_seed(recipe["seed"])
         if parent is not None:
             _inherit(model, parent, head)
         optimise(model, task, recipe, head)
-    return model.eval(), _quality(model, task)
+    return model.eval()
+
+
+def initialised(member: Member, sizes: dict[str, Any]) -> nn.Module:
+    """The random network that a root was trained from."""
+    with torch.random.fork_rng(devices=[]):
+        return _begun(member, sizes)
+
+
+def _begun(plan: Member, sizes: dict[str, Any]) -> nn.Module:
+    """A network at its own initialisation; sets the generator's seed."""
+    torch.manual_seed(plan.recipe.get("start", plan.recipe["seed"]))
+    return build(plan.architecture, plan.recipe["classes"], sizes)
 
 
 def _inherit(model: nn.Module, parent: Member, head: str) -> None:

@@ -65,8 +65,8 @@ class Score:
 
     @property
     def direction(self) -> float:
-        """Of the found edges with a direction, those with the right one."""
-        return self.right / self.directed if self.directed else 1.0
+        """Of the found edges, those with the right direction: one without a direction counts as not right."""
+        return self.right / self.found if self.found else 1.0
 
     @property
     def overall(self) -> float:

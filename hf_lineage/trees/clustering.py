@@ -9,8 +9,8 @@ whose entries in matrix t are independent with mean 0 and variance σₜ²
 In expectation the nearer of two models is the one of smaller norm; it wins a draw with probability
 Φ((‖xⱼ‖² − ‖xᵢ‖²) / (2·sd⟨xᵢ − xⱼ, z⟩)). Neural Phylogeny: ICLR 2025; docs/methods.md, *Phylogeny*.
 
-What was left open there is settled without the truth: how many clusters, the bandwidth and the mixing probability are
-those of the highest silhouette (Rousseeuw 1987), the mean over models of (b − a)/max(a, b).
+What was left open there is settled without the truth: how many clusters, the bandwidth and of mean shift the mixing
+probability are those of the highest silhouette (Rousseeuw 1987), the mean over models of (b − a)/max(a, b).
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ class Algorithm:
     """One way to cluster X (M, k), with one setting (a number of clusters or a bandwidth).
 
     `settings(X)`: those to choose from; `fit(X, setting, seed)` → labels (M,); `start(X, setting, seed)` → centres, and
-    `step(X, centres, setting)` → the labels and means of one round, both None where there are no rounds.
+    `step(X, centres, setting)` → the labels and means of one round, both None where there are no rounds. `counted`:
+    whether the setting is the number of clusters.
     """
 
     settings: Callable[[np.ndarray], Sequence[float]]
@@ -180,6 +181,7 @@ class Algorithm:
     start: Callable[[np.ndarray, float, int], np.ndarray] | None = None
     step: Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]] | None = None
     starts: int = 1
+    counted: bool = True
 
 
 def _numbers(x: np.ndarray) -> Sequence[float]:
@@ -230,7 +232,7 @@ def _agglomerative(x: np.ndarray, setting: float, seed: int) -> np.ndarray:
 
 ALGORITHMS: dict[str, Algorithm] = {
     "kmeans": Algorithm(_numbers, _kmeans, _kmeans_start, _kmeans_step, STARTS),
-    "meanshift": Algorithm(_bandwidths, _meanshift, _meanshift_start, _meanshift_step),
+    "meanshift": Algorithm(_bandwidths, _meanshift, _meanshift_start, _meanshift_step, counted=False),
     "agglomerative": Algorithm(_numbers, _agglomerative),
 }
 
@@ -264,8 +266,9 @@ def along_clustering(
 
     In every round each centre is set to the cluster's current parent (see `after_clustering`) with probability `rho` in
     [0, 1], the paper's α, else to the mean; until the clusters stay, `ROUNDS` at most. If None, `rho` is that of `RHOS`
-    with the highest silhouette, the smallest of equals. algorithm: "kmeans", of `STARTS` starts the one with the
-    smallest squared distances to the means, or "meanshift". Number of clusters, bandwidth and result are those of
+    with the smallest squared distances to the parents; of mean shift, whose clusters are not equally many, that of the
+    highest silhouette; the smallest of equals. algorithm: "kmeans", of `STARTS` starts the one with the smallest
+    squared distances to the means, or "meanshift". Number of clusters, bandwidth and result are those of
     `after_clustering`. Neural Phylogeny (ICLR 2025), "along clustering". Raises ValueError for what it does not know.
     """
     how = _checked(points, algorithm, clusters, rule)
@@ -355,6 +358,16 @@ class _Guided:
         """The parent among some of the models."""
         return int(members[RULES[self.rule](self.distances[:, members])])
 
+    def score(self, labels: np.ndarray) -> float:
+        """How well clusters fit, larger is better: −Σ‖x − its cluster's parent‖²/Σ‖x − mean of all‖², which is what
+        guided rounds are for; where the number of clusters differs, the silhouette. Rounded, so that equals are equal.
+        """
+        if not self.algorithm.counted:
+            return _silhouette(self.x, labels)
+        parents = {label: self.parent(np.flatnonzero(labels == label)) for label in np.unique(labels)}
+        away = ((self.x - self.x[[parents[label] for label in labels]]) ** 2).sum()
+        return -round(float(away / ((self.x - self.x.mean(0)) ** 2).sum()), 9)
+
 
 def _along(guided: _Guided, rho: float | None, seed: int) -> np.ndarray:
     """Labels of the best probability, and of the best start of each."""
@@ -364,7 +377,7 @@ def _along(guided: _Guided, rho: float | None, seed: int) -> np.ndarray:
             _rounds(guided, probability, seed_of(seed, f"start {start}")) for start in range(guided.algorithm.starts)
         ]
         labels = min(starts, key=lambda found: round(_within(guided.x, found), 9))
-        if (score := _silhouette(guided.x, labels)) > best[0]:
+        if (score := guided.score(labels)) > best[0]:
             best = score, labels
     assert best[1] is not None
     return best[1]

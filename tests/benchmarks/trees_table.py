@@ -35,7 +35,8 @@ def table() -> str:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    shares = " / ".join(f"{100 * row[name]:.0f}" for name in ("lineage", "direction", "overall"))
+    direction = row["right"] / row["found"] if row["found"] else 0.0  # undirected edges are in the denominator
+    shares = " / ".join(f"{100 * share:.0f}" for share in (row["lineage"], direction, row["overall"]))
     return f"{shares} ({100 * row['undirected']:.0f})" if row["undirected"] else shares
 
 
