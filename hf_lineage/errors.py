@@ -74,6 +74,7 @@ CODES: Mapping[str, str] = {
     "adapter_no_evidence": "comparing a candidate shows nothing of the child, which is an adapter",
     "inputs_rotated": "what reads the input is the same in other coordinates: a rotated residual stream",
     "units_permuted": "what reads the input is the same and the sampled hidden units are not: they may be permuted",
+    "order_not_checked": "whether somebody put the hidden units in this order was not looked into",
     "little_compared": "less than half of a model could be compared",
     "mostly_unusable": "most of a model's weights are NaN, Inf or only zeros",
     "names_differ": "two models of a tree line up by order and shapes, and not by names",

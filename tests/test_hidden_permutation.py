@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hf_lineage.answers.refs import ModelRef
 from hf_lineage.checkpoints.checkpoint import MemoryCheckpoint
 from hf_lineage.checkpoints.entry import Slice
 from hf_lineage.checkpoints.overlay import Overlay
+from hf_lineage.errors import LimitError
 from hf_lineage.experiments.disguises import hide, permute, permute_and_rescale, rescale
 from hf_lineage.experiments.families import SIZES, build
 
@@ -108,7 +110,7 @@ def network(architecture: str, seed: int) -> Tensors:
     """Random weights; the gains of norms around one."""
     torch.manual_seed(seed)
     tensors = build(architecture, 10, SIZES[architecture]).state_dict()
-    return {name: value + 0.05 * torch.randn_like(value) for name, value in tensors.items()}
+    return {name: v + 0.05 * torch.randn_like(v) if v.is_floating_point() else v for name, v in tensors.items()}
 
 
 def put(folder: Path, name: str, tensors: Tensors, base: str = "") -> Path:
@@ -120,9 +122,10 @@ def put(folder: Path, name: str, tensors: Tensors, base: str = "") -> Path:
     return folder / "lab" / name
 
 
-@pytest.fixture(params=["llama", "vit"])
+@pytest.fixture(params=["llama", "vit", "resnet", "fc"])
 def turned(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Path]:
-    """A parent, its child rotated, permuted and rescaled, the same permuted only, and an unrelated model."""
+    """A parent, its child rotated, permuted and rescaled, the same permuted only, and an unrelated model. The channels
+    of a ResNet are permuted in place of a rotation; a fully connected network has nothing to rotate."""
     parent, stranger = network(request.param, 1), network(request.param, 2)
     child = {n: v + 0.03 * v.std() * torch.randn_like(v) if v.ndim > 1 else v for n, v in parent.items()}
     return {
@@ -138,8 +141,12 @@ def test_a_rotated_residual_stream_is_found(turned: dict[str, Path]) -> None:
     found = hl.trace(turned["rotated"], [turned["parent"], turned["stranger"]])
     best, other = found.candidates
     assert found.verdict == "common_origin" and best.ref == str(turned["parent"]) and best.p_value <= 1e-3
-    assert best.facts["disguise"]["rotated"] and best.facts["disguise"]["score"] > 0.95 and best.facts["moved"] < 0.2
-    assert found.claims[0].status == "confirmed" and "rotated" in found.sentence()
+    assert best.facts["disguise"]["score"] > 0.95 and best.facts["moved"] < 0.2
+    if turned["architecture"] == Path("resnet"):
+        assert best.facts["disguise"]["channels"] and "its channels in another order" in found.sentence()
+    elif turned["architecture"] != Path("fc"):
+        assert best.facts["disguise"]["rotated"] and "rotated" in found.sentence()
+    assert found.claims[0].status == "confirmed"
     assert other.relation == "none" and "disguise" not in other.facts
     unrelated = hl.trace(turned["stranger"], [turned["parent"]])
     assert unrelated.verdict == "none" and unrelated.claims[0].status == "contradicted"
@@ -148,12 +155,42 @@ def test_a_rotated_residual_stream_is_found(turned: dict[str, Path]) -> None:
 @pytest.mark.integration
 def test_what_a_sample_cannot_see_is_not_contradicted(turned: dict[str, Path]) -> None:
     """An honest child that a tool rotated or permuted: read in part, its claim is left open, with the reason."""
-    for name, code in (("rotated", "inputs_rotated"), ("permuted", "units_permuted"), ("stranger", "")):
-        if name == "rotated" and turned["architecture"] == Path("vit"):
-            continue  # patches and positions are smooth in every model
+    fc = turned["architecture"] == Path("fc")
+    for name, code in (("rotated", "units_permuted" if fc else "inputs_rotated"), ("permuted", "units_permuted"),
+                       ("stranger", "")):  # fmt: skip
         found = hl.trace(turned[name], [turned["parent"]], sample=0.3)
         best = found.candidates[0]
         reasons = {getattr(reason, "code", "") for reason in best.reasons}
         assert found.claims[0].status == ("not_testable" if code else "contradicted"), (name, found)
         assert not code or code in reasons, (name, reasons)
         assert found.verdict == ("undecided" if code else "none")
+
+
+def test_the_order_of_units_is_checked_where_a_sample_is_read(tmp_path: Path, make_net) -> None:
+    """A sample cannot tell that units were arranged: the answer says what it assumes. Asked to, it reads whole
+    matrices of a few layers, as many bytes as it said before, and says what it found."""
+    victim, stranger = ({name.replace("fc3", "head"): v for name, v in make_net(seed).items()} for seed in (1, 7))
+    child = {name: value + 0.2 * value.std() * torch.randn_like(value) for name, value in victim.items()}
+    put(tmp_path, "victim", victim)
+    models = {"child": child, "forged": forged(stranger, victim)}
+    paths = {name: put(tmp_path, name, tensors, "victim") for name, tensors in models.items()}
+
+    def ask(name: str, **options: Any) -> hl.Lineage:
+        return hl.trace(paths[name], [tmp_path / "lab" / "victim"], sample=0.3, **options)
+
+    for name in paths:
+        told = ask(name)
+        assert told.claims[0].status == "confirmed" and "agreement" not in told.candidates[0].facts
+        (note,) = [note for note in told.notes if note.code == "order_not_checked"]
+        assert "assumes that nobody arranged the hidden units" in note and "--check-order" in note.hint
+    honest, forger = (ask(name, check_order=True) for name in ("child", "forged"))
+    assert honest.claims[0].status == "confirmed" and honest.candidates[0].facts["agreement"]["score"] > 0.95
+    assert forger.claims[0].status == "not_testable" and forger.verdict == "undecided"
+    assert forger.candidates[0].p_value < 1e-3 and forger.candidates[0].facts["agreement"]["score"] < 0.1
+    assert not any(note.code == "order_not_checked" for note in (*honest.notes, *forger.notes))
+    needed = sum(child[name].nbytes for name in ("fc1.weight", "fc2.weight"))
+    assert honest.bytes_read - ask("child").bytes_read == 2 * needed
+    with pytest.raises(LimitError) as refused:  # before anything is read it says what it would be
+        ask("child", check_order=True, max_bytes=honest.bytes_read // 2)
+    said = int(str(refused.value).split("about ")[1].split()[0].replace(",", ""))
+    assert 0 <= honest.bytes_read - said < 4096, "but for the headers"

@@ -8,7 +8,19 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from .output import CANDIDATES, bar, candidates_of, formats, is_first, look_for, reading, say, show, with_options
+from .output import (
+    CANDIDATES,
+    CHECK_ORDER,
+    bar,
+    candidates_of,
+    formats,
+    is_first,
+    look_for,
+    reading,
+    say,
+    show,
+    with_options,
+)
 
 OPTIONS = (
     click.argument("child"),
@@ -23,6 +35,7 @@ OPTIONS = (
         help="Save README.md and the files beside it here, to look at.",
     ),
     reading(),
+    CHECK_ORDER,
     formats,
 )
 
@@ -30,7 +43,7 @@ OPTIONS = (
 @click.command()
 @with_options(*OPTIONS)
 def annotate(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], with_layers: bool, create_pr: bool,
-             push: bool,
+             push: bool, check_order: bool,
              out: Path | None, form: str, **options: Any) -> None:  # fmt: skip
     """Put the lineage of CHILD into its model card.
 
@@ -62,7 +75,7 @@ def annotate(child: str, bases: tuple[str, ...], candidates: tuple[str, ...], wi
     from ..tasks.trace_layers import trace_layers
 
     with bar() as progress, Session(allow_pickle=options.pop("allow_pickle")) as session:
-        lineage = trace(child, asked, progress=progress, session=session, **options)
+        lineage = trace(child, asked, progress=progress, session=session, check_order=check_order, **options)
         layers = trace_layers(child, asked, progress=progress, session=session, **options) if with_layers else None
     if not first:
         return

@@ -14,7 +14,20 @@ import click
 from ..answers.refs import printable
 from ..errors import ArgumentError, LineageError
 from ..parallel import world
-from .output import FLAGS, HTML, bar, check_writable, formats, mode, reading, save, say, typed_command, with_options
+from .output import (
+    CHECK_ORDER,
+    FLAGS,
+    HTML,
+    bar,
+    check_writable,
+    formats,
+    mode,
+    reading,
+    save,
+    say,
+    typed_command,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from ..answers.inheritance import Inheritance
@@ -35,6 +48,7 @@ OPTIONS = (
     HTML,
     FLAGS,
     reading("Family-wise error, of each model."),
+    CHECK_ORDER,
     formats,
 )
 

@@ -133,6 +133,14 @@ def reading(level: str = "Family-wise error of the p-values.", alpha: float = 1e
     )
 
 
+CHECK_ORDER = click.option(
+    "--check-order",
+    is_flag=True,
+    help="Read whole matrices of up to three layers, too, and see that nobody put the hidden units in this order. "
+    "Of an 8 B model about 1 GB; --max-bytes counts it.",
+)
+
+
 VERBOSE = click.option(
     "--verbose", is_flag=True, expose_value=False, callback=lambda context, _, value: _set_verbose(context, value),
     help="Say on stderr what is read, when; keep the traceback of an error.",

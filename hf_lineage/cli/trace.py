@@ -11,6 +11,7 @@ import click
 
 from ..errors import code_of
 from .output import (
+    CHECK_ORDER,
     QUESTION,
     bar,
     candidates_of,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     help="Whether the base that the first candidate names is compared, too, where that one may be a sibling. "
     "Default: of repos on the Hub.",
 )
+@CHECK_ORDER
 @click.option("--explain", is_flag=True, help="Add the verdict in plain sentences, and what it rests on.")
 @click.option(
     "--profile",

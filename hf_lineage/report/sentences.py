@@ -14,10 +14,11 @@ from .format import count_text, listed_text, p_text
 
 Show = Callable[[str], str]
 AGREEING = 0.3  # share of units matched alike twice from which models are related (weights/unit_matching.py)
-UNLIKE = (
-    "13,873 pairs of unrelated models none reached 4 %",
-    "7,227 pairs of unrelated models, turned likewise, none reached 3 %",
-)
+UNLIKE = {  # by what was done to the residual stream
+    "": "13,873 pairs of unrelated models none reached 4 %",
+    "rotated": "7,227 pairs of unrelated models, turned likewise, none reached 3 %",
+    "channels": "@@ pairs of unrelated ResNets, put in order likewise, none reached @@ %",
+}
 CLOSE = 0.1  # change relative to the norm below which two models are no two trainings from one random start
 KEPT = 0.9  # share of the weights that are not zero from which nothing else was done to a pruned copy
 FORMATS = {"F16": "half-precision", "BF16": "bfloat16"}
@@ -219,9 +220,11 @@ def _of_common_origin(best: Candidate, name: str, others: str) -> str:
     if best.relation == "descendant":
         return f"It shares an origin with {name} ({others}). {order(best)}"
     if best.disguised:
-        how = "with its hidden units in another order or scale"
-        if best.facts["disguise"].get("rotated"):
-            how = "its residual stream rotated and its hidden units maybe in another order or scale"
+        how = {
+            "": "with its hidden units in another order or scale",
+            "rotated": "its residual stream rotated and its hidden units maybe in another order or scale",
+            "channels": "its channels in another order and its hidden units maybe in another order or scale",
+        }[_of_stream(best)]
         found = f"It shares an origin with {name} ({others}), {how}: {hidden(best)}."
         close = "Almost certainly they are parent and child, or close siblings." if moved <= CLOSE else ""
         return " ".join(filter(None, (found, close, order(best))))
@@ -404,8 +407,13 @@ def hidden(candidate: Candidate) -> str:
     facts = candidate.facts["disguise"]
     return (
         f"{facts['units_agreeing']:,} of {facts['units']:,} hidden units, put in order again by their inputs, agree by "
-        f"their outputs (of {UNLIKE[bool(facts.get('rotated'))]})"
+        f"their outputs (of {UNLIKE[_of_stream(candidate)]})"
     )
+
+
+def _of_stream(candidate: Candidate) -> str:
+    """What was done to the residual stream of a candidate whose units were put in order: the key of `UNLIKE`."""
+    return next((key for key in ("rotated", "channels") if candidate.facts["disguise"].get(key)), "")
 
 
 def arranged(candidate: Candidate) -> str:

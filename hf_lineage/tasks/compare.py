@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from ..checkpoints.view import View
 from ..errors import ArgumentError, LineageError, Note, NothingToCompareError
 from ..parallel import on_threads, shared
 from ..weights.adapter_products import compare_products
+from ..weights.agreement import LayerCheck, agreement_of
 from ..weights.components import shared_part
 from ..weights.depth import changed_layers
 from ..weights.direction.order import Order
@@ -36,11 +37,10 @@ from ..weights.evidence import WeightsComparison, compare_weights
 from ..weights.hidden_permutation import (
     ALIKE,
     HiddenPermutation,
-    agreement_of,
     alike,
     copied_rows,
-    detect_permutation,
-    detect_rotation,
+    detect_hidden,
+    detect_in_layers,
     mantel_applies,
     undo_permutation,
 )
@@ -59,6 +59,9 @@ if TYPE_CHECKING:
 READ_ALL = ("Read everything: --sample all.", 'sample="all".')  # hints
 ROTATED = "what reads the input is the same in other coordinates: its residual stream may have been rotated"
 PERMUTED = "what reads the input is the same: hidden units may have been permuted, which a sample does not tell"
+REORDERED = "the hidden units of its first layers agree in another order: they were permuted, and maybe rescaled"
+STREAM = "the hidden units of its first layers agree once its residual stream is in other coordinates: it was rotated"
+MOST_LOOKED = 64 << 20  # bytes of child and candidate that are read of their first layers beside a sample
 MAX_CANDIDATES = 256  # of one question: a p-value below α/256 is below α whoever else is asked about
 # Matrices of which it is asked first what was done to them; where nothing special was done to nearly all of their
 # weights (so many show what was done to 1 % of the others with a chance of 1 − 4e-5), the rest is not asked
@@ -137,10 +140,43 @@ def plan(question: Question, comparable: Sequence[Aligned], options: Options, be
         raise ArgumentError(f"Expected a larger sample: {budget} bytes of {sum(nbytes.values()):,} hold no slice.")
     ours = sum(nbytes[p.name] * (p.stop - p.start) / entries[p.name].count for p in slices)
     theirs = sum(_bytes_of(child, model, alignment, slices) for model, alignment in comparable)
-    within(options.max_bytes, round(ours + theirs) + beside, 1 + len(models))
+    checked = _cost_of_check(child, comparable, options) if whole.sampled and options.check_order else 0
+    within(options.max_bytes, round(ours + theirs) + beside + checked, 1 + len(models))
     share = ours / sum(nbytes[name] * end / entries[name].count for name, end in ends.items())
     rows = {name: kept for name, kept in whole.rows.items() if name in ends}
     return replace(whole, slices=tuple(slices), rows=rows, share=share if whole.sampled else 1.0)
+
+
+def _cost_of_check(child: View, comparable: Sequence[Aligned], options: Options) -> int:
+    """The most bytes that whole matrices of a few layers take, should every candidate pass the permutation test."""
+    check = _layer_check(child, options)
+    return check.nbytes(child) + sum(check.nbytes(model, alignment.pairs) for model, alignment in comparable)
+
+
+def _layer_check(child: View, options: Options) -> LayerCheck:
+    """The layers of which whole matrices are read, where these were not kept, to see whether units agree."""
+    return LayerCheck.of(child, child.architecture, options.seed, options.reading_memory.total // 2)
+
+
+def _agreement(
+    question: Question, reading: Reading, i: int, options: Options, check: Callable[[], LayerCheck]
+) -> dict[str, Any] | Note | None:
+    """How many hidden units of candidate i two matchings pair alike, or why that could not be read; None: not asked,
+    or no layer to ask of. What is read for it beside the rest fits in `max_bytes`, or is not read."""
+    sampled = reading.plan.sampled
+    if not sampled and (kept := agreement_of(reading.readings, reading.child.architecture, reading.child, i)):
+        return kept
+    if sampled and not options.check_order:
+        return None
+    model, alignment = reading.aligned[i]
+    layers = check()
+    needed = layers.nbytes(reading.child) + layers.nbytes(model, alignment.pairs)
+    if options.max_bytes is not None and question.session.bytes_read + needed > options.max_bytes:
+        return None if not sampled else Note("order_not_checked", "`max_bytes` left no room for whole matrices")
+    try:
+        return layers.agreement(model, alignment.pairs)
+    except LineageError as error:
+        return Note("order_not_checked", f"whole matrices of a few layers could not be read: {error}")
 
 
 def _shared_elements(child: View, alignment: Alignment, name: str) -> int:
@@ -166,7 +202,14 @@ def judge(question: Question, reading: Reading, options: Options) -> tuple[list[
     counts = {name: reading.child[name].count for name in architecture.weights}
     lattices = Lattices()
     packed = {i: _Packed(reading, i) for i in reading.comparison.evidence}
-    pairs = [_pair(question, reading, i, options, lattices, packed[i]) for i in packed]
+    check = functools.cache(functools.partial(_layer_check, reading.child, options))
+    pairs = [
+        replace(
+            _pair(question, reading, i, options, lattices, packed[i]),
+            agreement=functools.partial(_agreement, question, reading, i, options, check),
+        )
+        for i in packed
+    ]
     if question.source.skipped or of_unused(question.source, architecture):  # what is equal is not the whole trunk
         pairs = [replace(pair, trunk=None) for pair in pairs]
     for i, item in reading.comparison.evidence.items():
@@ -230,7 +273,6 @@ def _pair(
         order=functools.cache(functools.partial(_order, reading, i)) if not packed.rounded else lambda: None,
         alternatives=alignment.alternatives,
         shared=lambda: None if found else _shared(reading, i, counts, options),
-        agreement=lambda: None if plan.sampled else agreement_of(readings, architecture, reading.child, i),
         copied=lambda: copied_rows(readings, architecture, i),
         hidden=lambda: _may_be_hidden(question, reading, i, options),
     )
@@ -253,13 +295,30 @@ def _may_be_hidden(question: Question, reading: Reading, i: int, options: Option
         inputs = read_inputs(reading.child, model, architecture, alignment.pairs, room)
     except LineageError as error:  # what was read before stays, but nothing is concluded from what was not
         return Note("little_compared", f"what reads the input could not be read: {error}")
-    # of everything units were matched in the turned stream, too, and did not agree (`detect_rotation`)
+    # of everything units were matched in the turned stream, too, and did not agree (`detect_hidden`)
     tested = not reading.plan.sampled and mantel_applies(reading.readings, architecture, reading.child, i)
     if inputs is not None and inputs.look_rotated and not tested and has_token_table(reading.child, architecture):
         return Note("inputs_rotated", ROTATED)
     if inputs is not None and inputs.in_place >= ALIKE and reading.plan.sampled:
         return Note("units_permuted", PERMUTED, *READ_ALL)
-    return None
+    return _hidden_in_layers(question, reading, i, options) if reading.plan.sampled else None
+
+
+def _hidden_in_layers(question: Question, reading: Reading, i: int, options: Options) -> Note | None:
+    """Why candidate i may be the claimed base although a sample shows nothing: the units of the first layers, whose
+    whole matrices are read for this where they are small, agree in another order."""
+    most = MOST_LOOKED
+    if options.max_bytes is not None:
+        most = min(most, options.max_bytes - question.session.bytes_read)
+    try:
+        found = detect_in_layers(
+            reading.child.architecture, (reading.child, *reading.aligned[i]), options.seed, most
+        )  # fmt: skip
+    except LineageError as error:
+        return Note("little_compared", f"layers could not be read in whole: {error}")
+    if found is None or not found.matched:
+        return None
+    return Note("inputs_rotated", STREAM, *READ_ALL) if found.turn else Note("units_permuted", REORDERED, *READ_ALL)
 
 
 def _is_claimed(question: Question, model: Checkpoint) -> bool:
@@ -363,9 +422,10 @@ def _with_units_in_order(question: Question, first: Reading, options: Options) -
     tested = {i: item.test for i, item in comparison.evidence.items()}
     level = options.alpha / MAX_CANDIDATES
     unrelated = [i for i, test in tested.items() if test and test.p > level and not first.plan.sampled]
-    found = {i: detect_permutation(readings, architecture, first.child, i, options.seed) for i in unrelated}
-    for i in [i for i, each in found.items() if not each.matched]:
-        found[i] = detect_rotation(readings, architecture, first.child, first.aligned[i], i) or found[i]
+    child = first.child
+    found = {
+        i: detect_hidden(readings, architecture, (child, *first.aligned[i]), i, options.seed) for i in unrelated
+    }  # fmt: skip
     matches = {i: each.match for i, each in found.items() if each.matched and each.match}
     last = first
     if matches:
@@ -380,7 +440,8 @@ def _with_units_in_order(question: Question, first: Reading, options: Options) -
     whole = not first.plan.sampled
     for i, item in last.comparison.evidence.items():
         looked = found.get(i)
-        tests = 1 + (whole and mantel_applies(readings, architecture, first.child, i))
+        by_layers = looked is not None and looked.mantel is not None
+        tests = 1 + (whole and (mantel_applies(readings, architecture, first.child, i) or by_layers))
         tests += bool(looked and looked.mantel is None and looked.matched)
         # units that were put in order by looking at them can be tested no more: what was found before stays
         second = looked.test if looked else None

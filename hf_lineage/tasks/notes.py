@@ -11,12 +11,14 @@ from ..answers.lineage import Candidate, Claim
 from ..architecture.describe import Architecture
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import Note, join_notes
+from ..report.sentences import assumption
 from ..weights.evidence import WeightsComparison
 from ..weights.hidden_permutation import HiddenPermutation
 from ..weights.reader import Readings
 from ..weights.sampling import MIN_UNITS, Plan
 from .session import Question, some
 
+CHECK_ORDER = ("Check it: --check-order.", "check_order=True.")  # hints
 LEAST_UNUSED = 0.001  # share of the child's bytes that is worth a word
 MAX_REASONS = 5  # candidates whose trouble is told where none can be read
 
@@ -48,6 +50,15 @@ def of_older(ranked: Sequence[Candidate], parent: str | None) -> list[Note]:
     elif "own_base" in best.facts and best.order and (best.order.position or 0.0) > 0:
         why = "it was itself trained from another model, which may be the parent of both; name that one, too"
     return [Note("older_not_taken", f"That {best.ref} is older was not taken from the caller: {why}.")]
+
+
+def of_order_of_units(ranked: Sequence[Candidate], known: Sequence[Note]) -> list[Note]:
+    """What the p-value of the first candidate, a relative, assumes where it was not looked into. known: other notes."""
+    best = ranked[0]
+    if not assumption(best) or "agreement" in best.facts:
+        return []
+    text = f"That {best.ref} is related assumes that nobody arranged the hidden units, which was not checked."
+    return [Note("order_not_checked", text, *(CHECK_ORDER if any(n.code == "sampled" for n in known) else ()))]
 
 
 def of_unnamed_origin(question: Question, readings: Readings) -> list[Note]:

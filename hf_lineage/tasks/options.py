@@ -79,6 +79,7 @@ class Options:
     older: bool = False
     prior: float | None = None
     relatives: bool = True
+    check_order: bool = False
     most: int | None = None
     spent: int = 0
     timeout: float | None = None

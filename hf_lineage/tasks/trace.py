@@ -54,7 +54,7 @@ def trace(
     step: float | str = "auto", outputs: str | Path | Mapping[str, Tensor] | None = None,
     detector: str | Path | None = None, tree: bool | None = None,
     older: bool = False, prior: float | None = None,
-    relatives: bool = True,
+    relatives: bool = True, check_order: bool = False,
     token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
     sample: str | float | int | None = None, max_bytes: int | str | None = None, allow_pickle: bool = False,
     progress: Progress | bool | None = None, seed: int = 0, session: Session | None = None,
@@ -99,6 +99,10 @@ def trace(
     sample: None reads everything of local models; of remote ones a few hidden units first (`"adaptive"`), and 0.5 % (at
         least 4 MB) of the child and of those candidates that these do not show to be unrelated (`tasks/screen.py`).
         `"auto"` reads 0.5 % of all, `"all"` everything; or a fraction (`0.005`, `"0.5%"`) or a number of bytes.
+    check_order: whether whole matrices of up to three layers are read of the child and of each related candidate where
+        only a sample was read otherwise: then no order of hidden units that somebody chose passes for a common origin
+        (`weights/agreement.py`, `facts["agreement"]`). Of an 8 B model about 1 GB; `max_bytes` counts it before
+        anything is read.
     max_bytes: refuse, before any weight is read, to read more than this over all models together.
     allow_pickle: read `.bin`/`.pt` too, by `torch.load(weights_only=True)`.
     token: for the Hub; None uses the machine's login, False none. It goes to the Hub's own origin only.
@@ -127,6 +131,7 @@ def trace(
         device=device, memory=memory,
         progress=progress_of(progress), seed=seed, timeout=timeout,
         tree=candidates is None if tree is None else tree, older=older, prior=prior, relatives=relatives,
+        check_order=check_order,
         networks=Networks(probes=probes, taps=taps, metric=metric, step=step, detector=detector),
     )  # fmt: skip
     with session_of(session, token, allow_pickle, options.ends) as session:
@@ -168,7 +173,8 @@ def _answer(question: Question, options: Options) -> Lineage:
             concluded, parent = verdict.conclude(ranked, options.alpha)
         elif own_base.is_open(ranked[0]):
             ranked, none = own_base.either(ranked, none)
-    messages += [*notes.of_older(ranked, parent), *notes.of_unused(question.source, question.architecture)]
+    messages += [*notes.of_older(ranked, parent), *notes.of_order_of_units(ranked, messages)]
+    messages += notes.of_unused(question.source, question.architecture)
     for kind in kinds:
         ranked, more = kind.of_verdict(ranked, concluded)
         messages += more

@@ -12,7 +12,7 @@ The rule, in five lines:
    full copies have it both ways.
 4. *Parent* is said of the most probable candidate if its p_value ≤ alpha, its probability ≥ ½, and it came first.
 5. Related, and no order shown: `common_origin`; nobody related: `none`; what could not be tested: `undecided`, and so
-   is who passes the test by the places of its hidden units alone (`hidden_permutation.agreement_of`).
+   is who passes the test by the places of its hidden units alone (`weights/agreement.py`).
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class Pair:
     scale, too. `order`: what the steps between the two tell of who came first, asked if needed. `alternatives`: of an
     alignment that names do not tell, `Alignment.alternatives`. `shared`: the parts that are all that the two have in
     common (`components.shared_part`), asked if needed. `agreement`: how many hidden units two matchings pair alike
-    (`hidden_permutation.agreement_of`), None where only a sample was read; `copied`: what is equal row by row
-    (`hidden_permutation.copied_rows`); `hidden`: why units that show nothing may yet be the candidate's; all asked if
-    needed.
+    (`weights/agreement.py`), why that could not be read, None where it was not asked; `copied`: what is equal row by
+    row (`hidden_permutation.copied_rows`); `hidden`: why units that show nothing may yet be the candidate's; all
+    asked if needed.
     """
 
     same_names: bool
@@ -88,7 +88,7 @@ class Pair:
     order: Callable[[], PairOrder | None] = lambda: None
     alternatives: int = 0
     shared: Callable[[], list[str] | None] = lambda: None
-    agreement: Callable[[], dict[str, Any] | None] = lambda: None
+    agreement: Callable[[], dict[str, Any] | Note | None] = lambda: None
     copied: Callable[[], dict[str, Any]] = dict
     hidden: Callable[[], Note | None] = lambda: None
 
@@ -197,6 +197,8 @@ def _is_unrelated(candidate: Candidate, alpha: float) -> bool:
     """Whether it was tested, with a test that could have shown a small enough p-value, and shows no common origin."""
     if candidate.relation in (None, "identical", "head_changed") or candidate.p_value is None:
         return False
+    if candidate.disguised and candidate.relation != "none":  # found by a measured rate, which many candidates use up
+        return False
     weights = candidate.evidence.get("weights")
     at_floor = isinstance(weights, WeightsEvidence) and weights.at_floor
     return candidate.relation == "none" or (candidate.p_value > alpha and not at_floor)
@@ -289,6 +291,8 @@ def _judge_pair(
         return _Judged("shared_part", {**facts, "first": None, "part": " and ".join(parts)}, NO_ORDER, alpha)
     other_layers = _other_layers(pair, facts)
     agreed = None if pair.permutation else pair.agreement()
+    if isinstance(agreed, Note):
+        return _Judged(None, facts, NO_ORDER, 0.5, why=agreed)
     elsewhere = other_layers and facts["layers"]["moved"]  # layers that are alike elsewhere are alike
     if agreed and agreed["score"] < RELATED_SCORE and not elsewhere:
         judged = _units_unlike(pair, facts, alpha)
@@ -321,7 +325,7 @@ def _units_unlike(pair: Pair, facts: dict[str, Any], alpha: float) -> _Judged:
     """A pair whose hidden units are alike in their places only: what was copied is said, and nothing else concluded.
 
     p takes it that nobody arranged the units. What two matchings say does not depend on it, and it was high for all
-    relatives that were measured (`hidden_permutation.agreement_of`).
+    relatives that were measured (`weights/agreement.py`).
     """
     facts["copied"] = copied = pair.copied()
     if copied["rows"] < max(MIN_COPIED_ROWS, MIN_COPIED * copied["of"]):

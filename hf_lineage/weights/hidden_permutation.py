@@ -18,16 +18,15 @@ from ..architecture.describe import Architecture, Shaped
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.overlay import Overlay
 from ..errors import LineageError
+from .channel_order import Channels, channel_streams, match_channels
 from .permutation_test import PermutationTest
 from .reader import Readings
 from .stream_alignment import Turn, read_inputs, turn_between
 from .unit_matching import RELATED_SCORE, UNRELATED_PAIRS, UnitMatch, mantel_test, match_units
 
 MAX_MANTEL_P = 0.01  # p-value of the Mantel test up to which a matching is worth its time
-MAX_MATCHING = 1 << 33  # sum of h³ over the orders of h units that are matched beside a p-value: two of 1,600
-# Pairs of unrelated models (Llama-style and ViT; same data, recipe and size) whose streams were turned and whose units
-# matched: none passed 0.027 (docs/methods.md, *Rotated residual streams*)
-TURNED_PAIRS = 7_227
+MAX_LAYER = 4096  # hidden units of a layer whose whole matrices are read for a matching
+MAX_LAYERS = 2  # so many layers, the first ones, are then looked at
 TURN_ROWS = 4  # rows of a token table by which a stream is turned, for each of its coordinates
 COPIED = 1 / 3  # of a row's length, by which a copied one may differ; rows of unrelated models differ by more than one
 MAX_COPIED_MATRICES = 5  # that are named
@@ -41,18 +40,18 @@ class HiddenPermutation:
 
     mantel: PermutationTest | None
     match: UnitMatch | None
-    turn: Turn | None = None
+    turn: Turn | Channels | None = None
 
     @property
     def test(self) -> PermutationTest | None:
         """The test that found it: Mantel's; where there is no residual stream, the matching among unrelated models.
 
         Of the latter p = (1 + 0)/(n + 1), since none of the n = UNRELATED_PAIRS pairs of unrelated models that were
-        matched (TURNED_PAIRS, where the stream was turned first) reached RELATED_SCORE (Phipson & Smyth 2010).
+        matched (`turn.pairs`, where the stream was put in order first) reached RELATED_SCORE (Phipson & Smyth 2010).
         """
         if self.mantel is not None or not self.matched or self.match is None:
             return self.mantel
-        pairs = TURNED_PAIRS if self.turn else UNRELATED_PAIRS
+        pairs = self.turn.pairs if self.turn else UNRELATED_PAIRS
         p = 1 / (pairs + 1)
         layers = tuple((order, units, math.nan) for order, (_, units) in self.match.agreement.items())
         return PermutationTest(math.nan, math.log10(p), "monte_carlo", p, pairs, 0.0, layers)
@@ -69,7 +68,7 @@ class HiddenPermutation:
             "score": self.match.score if self.match else None,
             "units_agreeing": sum(found for found, _ in agreement.values()),
             "units": sum(units for _, units in agreement.values()),
-            **({"rotated": True} if self.turn else {}),
+            **({"channels" if isinstance(self.turn, Channels) else "rotated": True} if self.turn else {}),
         }
 
 
@@ -84,23 +83,83 @@ def mantel_applies(
 def detect_permutation(
     readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidate: int, seed: int
 ) -> HiddenPermutation:
-    """Test and match one candidate. Where there is a residual stream, units are matched only if p ≤ MAX_MANTEL_P."""
-    ours, theirs = _matrices(readings, child, candidate)
+    """Test and match one candidate as it stands, by the matrices that were read in whole."""
+    return _detect_in_place(*whole_matrices(readings, child, candidate), architecture, seed)
+
+
+def detect_hidden(
+    readings: Readings, architecture: Architecture, aligned: tuple[Checkpoint, Checkpoint, Alignment], i: int, seed: int
+) -> HiddenPermutation:  # fmt: skip
+    """Test and match candidate i, as it stands and with its residual stream in the child's coordinates.
+
+    aligned: the child, the candidate, and how they line up. Of matrices that were read in whole; where no layer's units
+    were kept, of the first layers, which are read for it.
+    """
+    child, model, alignment = aligned
+    ours, theirs = whole_matrices(readings, child, i)
+    if not any(name in ours for names in architecture.orders.values() for name in names):
+        ours, theirs = read_layers(child, model, alignment.pairs, architecture)
+    return _detect(ours, theirs, architecture, aligned, seed)
+
+
+def detect_in_layers(
+    architecture: Architecture, aligned: tuple[Checkpoint, Checkpoint, Alignment], seed: int, most: int
+) -> HiddenPermutation | None:  # fmt: skip
+    """`detect_hidden` where only a sample was read: of the first layers, if they take at most `most` bytes.
+
+    None where that is not enough for any layer.
+    """
+    child, model, alignment = aligned
+    ours, theirs = read_layers(child, model, alignment.pairs, architecture, most)
+    return _detect(ours, theirs, architecture, aligned, seed) if ours else None
+
+
+def _detect(
+    ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], architecture: Architecture,
+    aligned: tuple[Checkpoint, Checkpoint, Alignment], seed: int,
+) -> HiddenPermutation:  # fmt: skip
+    found = _detect_in_place(ours, theirs, architecture, seed)
+    return found if found.matched else _detect_rotation(ours, theirs, architecture, aligned) or found
+
+
+def _detect_in_place(
+    ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], architecture: Architecture, seed: int
+) -> HiddenPermutation:
+    """Where there is a residual stream, units are matched only if the Mantel test has p ≤ MAX_MANTEL_P."""
     mantel = mantel_test(ours, theirs, architecture.residual, seed)
     if mantel is not None and mantel.p > MAX_MANTEL_P:
         return HiddenPermutation(mantel, None)
-    return HiddenPermutation(mantel, match_units(ours, theirs, *_orders(architecture)))
+    return HiddenPermutation(mantel, match_units(ours, theirs, *free_orders(architecture)))
 
 
-def detect_rotation(
-    readings: Readings, architecture: Architecture, child: Checkpoint, aligned: tuple[Checkpoint, Alignment], i: int
-) -> HiddenPermutation | None:
-    """Turn candidate i's residual stream into the child's by the inputs, and match units as `match_units` does.
+def _detect_rotation(
+    ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], architecture: Architecture,
+    aligned: tuple[Checkpoint, Checkpoint, Alignment],
+) -> HiddenPermutation | None:  # fmt: skip
+    """Put the candidate's residual stream into the child's coordinates, and match units as `match_units` does.
 
-    None where the inputs do not look rotated, where fewer rows of their tables are known than the stream is wide, or
-    where units do not agree. Asked where nothing else shows a relation: the SVD costs O(width³).
+    A transformer's by the inputs, where they look rotated: not where fewer rows of their tables are known than the
+    stream is wide. A ResNet's from the stem on. None where units do not agree. Asked where nothing else shows a
+    relation: the SVD costs O(width³).
     """
-    model, partners = aligned[0], aligned[1].pairs
+    child, model, alignment = aligned
+    turn: Turn | Channels | None = None
+    if (streams := channel_streams(child, architecture)) and streams.names & ours.keys():
+        turn = match_channels(ours, theirs, streams)
+    elif streams is None:
+        turn = _turn_of(child, model, architecture, alignment.pairs)
+    if turn is None:
+        return None
+    names = (turn.readers | turn.writers) & ours.keys()
+    ours, theirs = {n: turn.folded(n, ours[n]) for n in names}, {n: turn.turned(n, theirs[n]) for n in names}
+    found = HiddenPermutation(None, match_units(ours, theirs, *free_orders(architecture)), turn)
+    return found if found.matched else None
+
+
+def _turn_of(
+    child: Checkpoint, model: Checkpoint, architecture: Architecture, partners: Mapping[str, str]
+) -> Turn | None:  # fmt: skip
+    """How the candidate's stream lies in the child's, where what reads the input looks rotated."""
     try:
         inputs = read_inputs(child, model, architecture, partners)
         if inputs is None or not inputs.look_rotated:
@@ -108,37 +167,40 @@ def detect_rotation(
         inputs = read_inputs(child, model, architecture, partners, rows=TURN_ROWS * inputs.ours.shape[1])
         if inputs is None or len(inputs.ours) < inputs.ours.shape[1]:
             return None
-        turn = turn_between(child, model, architecture, partners, inputs)
+        return turn_between(child, model, architecture, partners, inputs)
     except LineageError:  # the candidate is left open (`tasks/compare.py`)
         return None
-    ours, theirs = _matrices(readings, child, i)
-    ours = {name: turn.folded(name, ours[name]) for name in (turn.readers | turn.writers) & ours.keys()}
-    theirs = {name: turn.turned(name, theirs[name]) for name in ours}
-    found = HiddenPermutation(None, match_units(ours, theirs, *_orders(architecture)), turn)
-    return found if found.matched else None
 
 
-def agreement_of(
-    readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidate: int
-) -> dict[str, Any] | None:
-    """How many hidden units of a related candidate two matchings pair alike (`match_units`); None: none to match.
+def read_layers(
+    child: Checkpoint, model: Checkpoint, partners: Mapping[str, str], architecture: Architecture,
+    most: int | None = None,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:  # fmt: skip
+    """The whole matrices that write and read the units of the first layers, of both, and what makes a ResNet's streams.
 
-    Evidence beside p that no arrangement of units changes: p asks whether units in the same places are alike, and
-    somebody may have put unrelated units where they look so. Below `RELATED_SCORE` nothing is concluded from p. Of the
-    first layers, as far as `MAX_MATCHING` goes.
+    Layers of at most MAX_LAYER units; together at most `most` bytes as stored, as many as MAX_LAYERS of one path: the
+    layer before is needed where its units are inputs. Empty where not one layer fits.
     """
-    ours, theirs = _matrices(readings, child, candidate)
-    orders, reads = _orders(architecture)
-    chosen, cost = [], 0
+    orders, reads = free_orders(architecture)
+    streams = channel_streams(child, architecture)
+    chosen: dict[str, None] = {}
+    layers = 0
     for order, rows in orders.items():
-        cost += max((child[name].shape[0] for name in rows if name in ours), default=0) ** 3
-        if cost > MAX_MATCHING:
+        names = [n for n in (*rows, *reads.get(order, ())) if n in partners]
+        makers = streams.names & partners.keys() if streams and not chosen else ()
+        fresh = [name for name in dict.fromkeys((*makers, *names)) if name not in chosen]
+        if any(child[name].shape != model[partners[name]].shape for name in fresh) or not reads.get(order):
+            continue
+        cost = sum(child[name].nbytes + model[partners[name]].nbytes for name in (*chosen, *fresh))
+        if layers >= MAX_LAYERS or child[rows[0]].shape[0] > MAX_LAYER or (most is not None and cost > most):
             break
-        chosen.append(order)
-    match = match_units(
-        ours, theirs, {order: orders[order] for order in chosen}, {o: reads[o] for o in chosen if o in reads}
+        chosen |= dict.fromkeys(fresh)
+        layers += 1
+    ours, theirs = (
+        {name: model.whole([its])[0].float() for name, its in named}
+        for model, named in ((child, zip(chosen, chosen, strict=True)), (model, ((n, partners[n]) for n in chosen)))
     )
-    return HiddenPermutation(None, match).to_dict() if match.agreement else None
+    return ours, theirs
 
 
 def copied_rows(readings: Readings, architecture: Architecture, candidate: int) -> dict[str, Any]:
@@ -172,7 +234,7 @@ def copied_rows(readings: Readings, architecture: Architecture, candidate: int) 
     }  # fmt: skip
 
 
-def _matrices(
+def whole_matrices(
     readings: Readings, child: Mapping[str, Shaped], candidate: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The matrices of child and candidate that were read in whole of both."""
@@ -185,7 +247,7 @@ def _matrices(
     return ours, theirs
 
 
-def _orders(architecture: Architecture) -> tuple[dict[str, tuple[str, ...]], dict[str, list[str]]]:
+def free_orders(architecture: Architecture) -> tuple[dict[str, tuple[str, ...]], dict[str, list[str]]]:
     """The orders whose units may stand anywhere, and what reads them: no heads, for a new head agrees with nothing.
 
     Where units can be exchanged within groups only, any other matching is none of the same network.
@@ -203,7 +265,7 @@ def alike(readings: Readings, candidate: int) -> set[str]:
 
 def undo_permutation(
     candidate: Checkpoint, alignment: Alignment, architecture: Architecture, found: UnitMatch,
-    alike: Collection[str] = (), turn: Turn | None = None,
+    alike: Collection[str] = (), turn: Turn | Channels | None = None,
 ) -> tuple[Overlay, Alignment]:  # fmt: skip
     """The candidate with its hidden units in the child's order and scale, in memory, and its alignment.
 

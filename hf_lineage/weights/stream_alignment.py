@@ -24,6 +24,9 @@ MAX_TABLE = 1 << 20  # elements of another tensor that are then read
 GRAM_ROWS = 512  # whose products with one another are compared
 LOOKS_ROTATED = 0.78  # correlation of these products from which the inputs are the same ones
 IN_PLACE = 0.3  # cosine of the tables as they stand from which the stream is in its place
+# Pairs of unrelated models (Llama-style and ViT; same data, recipe and size) whose streams were turned and whose units
+# matched: none passed 0.027 (docs/methods.md, *Rotated residual streams*)
+TURNED_PAIRS = 7_227
 # The norm in front of the matrices that write hidden units: its gain belongs to their columns
 _NORMS = (
     "post_attention_layernorm", "pre_feedforward_layernorm", "layernorm_after", "ffn_norm", "layer_norm2", "norm2",
@@ -145,6 +148,7 @@ class Turn:
     readers: frozenset[str]
     writers: frozenset[str]
     gains: Mapping[str, tuple[Tensor, Tensor]]
+    pairs: int = TURNED_PAIRS
 
     def folded(self, name: str, matrix: Tensor) -> Tensor:
         """The child's matrix with the gain in front of it folded in."""

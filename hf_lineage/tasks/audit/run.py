@@ -53,7 +53,7 @@ def audit(
     models: Iterable[Model], *, search: bool = False, journal: str | Path | None = None, alpha: float = 1e-3,
     token: str | bool | None = None, device: Wanted = None, memory: int | str | None = None,
     sample: str | float | int | None = None, max_bytes: int | str | None = None, allow_pickle: bool = False,
-    progress: Progress | bool | None = None, seed: int = 0,
+    progress: Progress | bool | None = None, seed: int = 0, check_order: bool = False,
 ) -> Iterator[AuditRecord]:  # fmt: skip
     """Check of each model what its files claim about its base against its weights: one record each, in order, lazily.
 
@@ -65,7 +65,7 @@ def audit(
         one run. What failed because the Hub did not answer is tried again. One process at a time may use it.
     alpha: family-wise error of the p-values of each model. max_bytes: for each model with its bases.
     progress: called as `progress(done, total, what)`, in models; total is 0 where `models` has no length.
-    token, device, memory, sample, allow_pickle, seed: as in `trace`.
+    token, device, memory, sample, allow_pickle, seed, check_order: as in `trace`.
 
     Never stopped by one model: a `LineageError` makes a record of status `failed`, and so does a bug, as "internal
     error", whose traceback goes to the logger `hf_lineage.tasks.audit`. Raises `ArgumentError` for a wrong argument or
@@ -75,10 +75,12 @@ def audit(
         raise ArgumentError(f"Expected a list of models, got a single {type(models).__name__}.")
     max_bytes = Options(alpha=alpha, max_bytes=limit_of(max_bytes), device=device, memory=memory).max_bytes
     sample_budget(sample, 0, remote=True)
-    options: dict[str, Any] = {"alpha": alpha, "sample": sample, "max_bytes": max_bytes, "seed": seed}
+    options: dict[str, Any] = {
+        "alpha": alpha, "sample": sample, "max_bytes": max_bytes, "seed": seed, "check_order": check_order,
+    }  # fmt: skip
     settings = {
         "search": search, "alpha": alpha, "sample": sample, "max_bytes": max_bytes, "allow_pickle": allow_pickle,
-        "seed": seed, "version": versions()["hf_lineage"],
+        "seed": seed, "version": versions()["hf_lineage"], **({"check_order": True} if check_order else {}),
     }  # fmt: skip
     auditor = _Auditor(search, Session(token, allow_pickle), {**options, "device": device, "memory": memory})
     return _records(models, auditor, Journal(Path(journal), settings) if journal else None, progress_of(progress))
