@@ -137,7 +137,7 @@ CHECK_ORDER = click.option(
     "--check-order",
     is_flag=True,
     help="Read whole matrices of up to three layers, too, and see that nobody put the hidden units in this order. "
-    "Of an 8 B model about 1 GB; --max-bytes counts it.",
+    "Of an 8 B model about 1 GB each; --max-bytes counts it.",
 )
 
 

@@ -155,7 +155,7 @@ def _cost_of_check(child: View, comparable: Sequence[Aligned], options: Options)
 
 def _layer_check(child: View, options: Options) -> LayerCheck:
     """The layers of which whole matrices are read, where these were not kept, to see whether units agree."""
-    return LayerCheck.of(child, child.architecture, options.seed, options.reading_memory.total // 2)
+    return LayerCheck.of(child, child.architecture, options.seed, options.reading_memory.total // 4)
 
 
 def _agreement(
@@ -423,8 +423,9 @@ def _with_units_in_order(question: Question, first: Reading, options: Options) -
     level = options.alpha / MAX_CANDIDATES
     unrelated = [i for i, test in tested.items() if test and test.p > level and not first.plan.sampled]
     child = first.child
+    most = options.reading_memory.total // 6  # of two models as stored; matching takes about four times as much
     found = {
-        i: detect_hidden(readings, architecture, (child, *first.aligned[i]), i, options.seed) for i in unrelated
+        i: detect_hidden(readings, architecture, (child, *first.aligned[i]), i, options.seed, most) for i in unrelated
     }  # fmt: skip
     matches = {i: each.match for i, each in found.items() if each.matched and each.match}
     last = first

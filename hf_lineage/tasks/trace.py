@@ -101,8 +101,8 @@ def trace(
         `"auto"` reads 0.5 % of all, `"all"` everything; or a fraction (`0.005`, `"0.5%"`) or a number of bytes.
     check_order: whether whole matrices of up to three layers are read of the child and of each related candidate where
         only a sample was read otherwise: then no order of hidden units that somebody chose passes for a common origin
-        (`weights/agreement.py`, `facts["agreement"]`). Of an 8 B model about 1 GB; `max_bytes` counts it before
-        anything is read.
+        (`weights/agreement.py`, `facts["agreement"]`). Of an 8 B model about 1 GB each; `max_bytes` counts it
+        before anything is read.
     max_bytes: refuse, before any weight is read, to read more than this over all models together.
     allow_pickle: read `.bin`/`.pt` too, by `torch.load(weights_only=True)`.
     token: for the Hub; None uses the machine's login, False none. It goes to the Hub's own origin only.

@@ -18,10 +18,11 @@ from ..architecture.describe import Architecture, Shaped
 from ..checkpoints.checkpoint import Checkpoint
 from .hidden_permutation import free_orders, whole_matrices
 from .reader import Readings
-from .sampling import MAX_UNITS, MIN_UNITS, seeded_random
-from .unit_matching import UnitMatch, match_units
+from .sampling import MIN_UNITS, seeded_random
+from .unit_matching import match_units
 
 MAX_MATCHING = 1 << 33  # sum of h³ over the orders of h units that are matched beside a p-value: two of 1,600
+CHECKED_UNITS = 1024  # of each layer that are then matched
 CHECKED_LAYERS = 3  # whose whole matrices are read where they were not kept: one that was copied is outvoted
 
 
@@ -44,7 +45,7 @@ def agreement_of(
     match = match_units(
         ours, theirs, {order: orders[order] for order in chosen}, {o: reads[o] for o in chosen if o in reads}
     )
-    return {"score": match.score, **_counts(match)} if match.agreement else None
+    return {"score": match.score, **_counts(match.agreement)} if match.agreement else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,15 @@ class LayerCheck:
     """A few layers of the child whose whole matrices are read to see whether a candidate's units agree.
 
     rows, readers: order → the matrices that write and that read its units, all of them. units: order → the places that
-    are compared, at most MAX_UNITS: a relative that passes the permutation test has its units in the child's places.
+    are compared, at most CHECKED_UNITS: a relative that passes the permutation test has its units where the child has
+    them.
     """
 
     child: Checkpoint
     rows: Mapping[str, Sequence[str]]
     readers: Mapping[str, Sequence[str]]
     units: Mapping[str, torch.Tensor]
-    _ours: dict[str, torch.Tensor] = field(default_factory=dict)
+    _ours: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, child: Checkpoint, architecture: Architecture, seed: int, most: int) -> LayerCheck:
@@ -75,7 +77,7 @@ class LayerCheck:
         drawn = seeded_random(seed, "checked layers").sample(fitting, min(CHECKED_LAYERS, len(fitting)))
         units = {
             order: torch.tensor(
-                sorted(seeded_random(seed, order).sample(range(heights[order]), min(heights[order], MAX_UNITS)))
+                sorted(seeded_random(seed, order).sample(range(heights[order]), min(heights[order], CHECKED_UNITS)))
             )
             for order in drawn
         }
@@ -97,27 +99,25 @@ class LayerCheck:
 
         None where the candidate has no such layers of the child's shapes. Reads the child's matrices once.
         """
-        names = [n for n in self.names if n in partners and candidate[partners[n]].shape == self.child[n].shape]
-        for name in names:
-            if name not in self._ours:
-                self._ours[name] = self._units_of(self.child, name, name)
-        theirs = {name: self._units_of(candidate, name, partners[name]) for name in names}
-        match = match_units({name: self._ours[name] for name in names}, theirs, self.rows, self.readers)
-        shares = [max(0.0, (agree - 1) / (of - 1)) for agree, of in match.agreement.values()]
-        if not shares:
-            return None
-        return {"score": statistics.median(shares), **_counts(match), "layers": len(shares)}
+        found: dict[str, tuple[int, int]] = {}
+        for order in self.units:  # one after the other: their matrices need not be held together
+            rows, readers = ([n for n in group[order] if n in partners] for group in (self.rows, self.readers))
+            names = [n for n in (*rows, *readers) if candidate[partners[n]].shape == self.child[n].shape]
+            for name in names:
+                if (order, name) not in self._ours:
+                    self._ours[order, name] = self._units_of(order, self.child, name, name)
+            ours = {name: self._ours[order, name] for name in names}
+            theirs = {name: self._units_of(order, candidate, name, partners[name]) for name in names}
+            found |= match_units(ours, theirs, {order: rows}, {order: readers}).agreement
+        shares = [max(0.0, (agree - 1) / (of - 1)) for agree, of in found.values()]
+        return {"score": statistics.median(shares), **_counts(found), "layers": len(shares)} if shares else None
 
-    def _units_of(self, model: Checkpoint, name: str, own: str) -> torch.Tensor:
+    def _units_of(self, order: str, model: Checkpoint, name: str, own: str) -> torch.Tensor:
         """The chosen units of one matrix, in whole along its other axis."""
-        matrix = model.whole([own])[0]
-        for axis, group in enumerate((self.rows, self.readers)):
-            for order, names in group.items():
-                if name in names:
-                    matrix = matrix.index_select(axis, self.units[order])
-        return matrix
+        axis = 0 if name in self.rows[order] else 1
+        return model.whole([own])[0].index_select(axis, self.units[order])
 
 
-def _counts(match: UnitMatch) -> dict[str, int]:
-    found = match.agreement.values()
+def _counts(agreement: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    found = agreement.values()
     return {"units_agreeing": sum(agree for agree, _ in found), "units": sum(of for _, of in found)}

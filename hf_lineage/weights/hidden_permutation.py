@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..architecture.align import Alignment
-from ..architecture.describe import Architecture, Shaped
+from ..architecture.describe import Architecture, Shaped, natural_key
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.overlay import Overlay
 from ..errors import LineageError
@@ -88,17 +88,18 @@ def detect_permutation(
 
 
 def detect_hidden(
-    readings: Readings, architecture: Architecture, aligned: tuple[Checkpoint, Checkpoint, Alignment], i: int, seed: int
+    readings: Readings, architecture: Architecture, aligned: tuple[Checkpoint, Checkpoint, Alignment], i: int,
+    seed: int, most: int,
 ) -> HiddenPermutation:  # fmt: skip
     """Test and match candidate i, as it stands and with its residual stream in the child's coordinates.
 
     aligned: the child, the candidate, and how they line up. Of matrices that were read in whole; where no layer's units
-    were kept, of the first layers, which are read for it.
+    were kept, of the first layers, which are read for it if they take at most `most` bytes.
     """
     child, model, alignment = aligned
     ours, theirs = whole_matrices(readings, child, i)
     if not any(name in ours for names in architecture.orders.values() for name in names):
-        ours, theirs = read_layers(child, model, alignment.pairs, architecture)
+        ours, theirs = read_layers(child, model, alignment.pairs, architecture, most)
     return _detect(ours, theirs, architecture, aligned, seed)
 
 
@@ -173,8 +174,7 @@ def _turn_of(
 
 
 def read_layers(
-    child: Checkpoint, model: Checkpoint, partners: Mapping[str, str], architecture: Architecture,
-    most: int | None = None,
+    child: Checkpoint, model: Checkpoint, partners: Mapping[str, str], architecture: Architecture, most: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:  # fmt: skip
     """The whole matrices that write and read the units of the first layers, of both, and what makes a ResNet's streams.
 
@@ -185,21 +185,19 @@ def read_layers(
     streams = channel_streams(child, architecture)
     chosen: dict[str, None] = {}
     layers = 0
-    for order, rows in orders.items():
+    for order, rows in sorted(orders.items(), key=lambda item: natural_key(item[0])):
         names = [n for n in (*rows, *reads.get(order, ())) if n in partners]
         makers = streams.names & partners.keys() if streams and not chosen else ()
         fresh = [name for name in dict.fromkeys((*makers, *names)) if name not in chosen]
         if any(child[name].shape != model[partners[name]].shape for name in fresh) or not reads.get(order):
             continue
         cost = sum(child[name].nbytes + model[partners[name]].nbytes for name in (*chosen, *fresh))
-        if layers >= MAX_LAYERS or child[rows[0]].shape[0] > MAX_LAYER or (most is not None and cost > most):
+        if layers >= MAX_LAYERS or child[rows[0]].shape[0] > MAX_LAYER or cost > most:
             break
         chosen |= dict.fromkeys(fresh)
         layers += 1
-    ours, theirs = (
-        {name: model.whole([its])[0].float() for name, its in named}
-        for model, named in ((child, zip(chosen, chosen, strict=True)), (model, ((n, partners[n]) for n in chosen)))
-    )
+    ours = {name: child.whole([name])[0].float() for name in chosen}
+    theirs = {name: model.whole([partners[name]])[0].float() for name in chosen}
     return ours, theirs
 
 
