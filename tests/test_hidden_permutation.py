@@ -194,3 +194,19 @@ def test_the_order_of_units_is_checked_where_a_sample_is_read(tmp_path: Path, ma
         ask("child", check_order=True, max_bytes=honest.bytes_read // 2)
     said = int(str(refused.value).split("about ")[1].split()[0].replace(",", ""))
     assert 0 <= honest.bytes_read - said < 4096, "but for the headers"
+
+
+def test_layers_too_large_for_memory_are_read_for_it(tmp_path: Path) -> None:
+    """Where not all units of a layer are kept, the matrices of the first layers are read for the two questions."""
+    shapes = {"fc1.weight": (2100, 48), "fc2.weight": (64, 2100), "head.weight": (4, 64)}
+    parent = {name: torch.randn(shape) for name, shape in shapes.items()}
+    child = {name: value + 0.2 * torch.randn_like(value) for name, value in parent.items()}
+    order = torch.randperm(2100)
+    permuted = child | {"fc1.weight": child["fc1.weight"][order], "fc2.weight": child["fc2.weight"][:, order]}
+    for name, tensors in {"parent": parent, "child": child, "permuted": permuted}.items():
+        put(tmp_path, name, tensors)
+    honest, hidden = (
+        hl.trace(tmp_path / "lab" / name, [tmp_path / "lab" / "parent"]).candidates[0] for name in ("child", "permuted")
+    )
+    assert honest.facts["agreement"] == {"score": 1.0, "units_agreeing": 1024, "units": 1024, "layers": 1}
+    assert hidden.facts["disguise"]["units_agreeing"] >= 2000 and hidden.relation not in (None, "none")

@@ -41,6 +41,7 @@ from ..weights.hidden_permutation import (
     copied_rows,
     detect_hidden,
     detect_in_layers,
+    lacks_layers,
     mantel_applies,
     undo_permutation,
 )
@@ -164,8 +165,10 @@ def _agreement(
     """How many hidden units of candidate i two matchings pair alike, or why that could not be read; None: not asked,
     or no layer to ask of. What is read for it beside the rest fits in `max_bytes`, or is not read."""
     sampled = reading.plan.sampled
-    if not sampled and (kept := agreement_of(reading.readings, reading.child.architecture, reading.child, i)):
-        return kept
+    if not sampled:
+        kept = agreement_of(reading.readings, reading.child.architecture, reading.child, i)
+        if kept or not lacks_layers(reading.readings, reading.child.architecture, reading.child, i):
+            return kept
     if sampled and not options.check_order:
         return None
     model, alignment = reading.aligned[i]

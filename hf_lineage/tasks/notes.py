@@ -55,7 +55,8 @@ def of_older(ranked: Sequence[Candidate], parent: str | None) -> list[Note]:
 def of_order_of_units(ranked: Sequence[Candidate], known: Sequence[Note]) -> list[Note]:
     """What the p-value of the first candidate, a relative, assumes where it was not looked into. known: other notes."""
     best = ranked[0]
-    if not assumption(best) or "agreement" in best.facts:
+    equal = best.facts.get("equal_share") == 1.0  # whatever the order of units: there is no other explanation
+    if not assumption(best) or "agreement" in best.facts or equal:
         return []
     text = f"That {best.ref} is related assumes that nobody arranged the hidden units, which was not checked."
     return [Note("order_not_checked", text, *(CHECK_ORDER if any(n.code == "sampled" for n in known) else ()))]

@@ -98,7 +98,7 @@ def detect_hidden(
     """
     child, model, alignment = aligned
     ours, theirs = whole_matrices(readings, child, i)
-    if not any(name in ours for names in architecture.orders.values() for name in names):
+    if lacks_layers(readings, architecture, child, i):
         ours, theirs = read_layers(child, model, alignment.pairs, architecture, most)
     return _detect(ours, theirs, architecture, aligned, seed)
 
@@ -230,6 +230,17 @@ def copied_rows(readings: Readings, architecture: Architecture, candidate: int) 
         "matrices": {name: list(found[name]) for name in fullest[:MAX_COPIED_MATRICES]},
         "weight": products / squares if squares else 0.0,
     }  # fmt: skip
+
+
+def lacks_layers(
+    readings: Readings, architecture: Architecture, child: Mapping[str, Shaped], candidate: int
+) -> bool:  # fmt: skip
+    """Whether no layer can be matched by what was kept, and some could be by what was not."""
+    ours = whole_matrices(readings, child, candidate)[0]
+    orders, reads = free_orders(architecture)
+    layers = [({*rows}, {*reads.get(order, ())}) for order, rows in orders.items() if reads.get(order)]
+    known = any(rows & ours.keys() and readers & ours.keys() for rows, readers in layers)
+    return not known and any(not _whole(readings, child, name) for both in layers for names in both for name in names)
 
 
 def whole_matrices(
