@@ -1,4 +1,4 @@
-"""Hostile bytes for the readers, by the million: `python tests/fuzz.py [READER ...] [--count N] [--seed S]`.
+"""Hostile bytes for the readers, by the million: `python tests/fuzz.py [READER ...] [--count N] [--seed S] [--write]`.
 
 Each reader gets valid documents that were changed at random places, in their bytes and in what they say. A
 `LineageError` is the only way to refuse one. A safetensors header is also given to the library safetensors: both must
@@ -33,6 +33,7 @@ NUMBERS = ("0", "1", "2", "3", "4", "8", "-0", "-1", "1.0", "1e0", "1e999", "9" 
            str(2**64 - 1), "null", "true", "NaN", '"1"', "[]", "{}", "01", "")  # fmt: skip
 TEXTS = ('"a"', '"b"', '"__metadata__"', '"\\ud800"', '"\\ud83d\\ude00"', '"\\u0000"', '"dtype"', '""', '"\x01"', '"ä"')
 SHAPES = ((), (1,), (2,), (2, 3), (0,), (0, 2**63), (1,) * 40, (3, 0, 2))
+RESULTS = Path(__file__).parent / "benchmarks" / "results" / "fuzz.json"
 Outcome = str  # what became of an input, for the count
 
 
@@ -260,9 +261,14 @@ if __name__ == "__main__":
     parser.add_argument("readers", nargs="*", metavar="READER", help=", ".join(READERS))
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help=f"keep the counts in {RESULTS.name}")
     asked = parser.parse_args()
     for name in asked.readers or READERS:
         began = time.process_time()
-        print(
-            name, asked.count, fuzz(name, asked.count, asked.seed), f"{time.process_time() - began:.0f} s", flush=True
-        )
+        outcomes = fuzz(name, asked.count, asked.seed)
+        seconds = round(time.process_time() - began)
+        print(name, asked.count, outcomes, f"{seconds} s", flush=True)
+        if asked.write:
+            kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            kept[name] = {"inputs": asked.count, "seed": asked.seed, "outcomes": outcomes, "seconds": seconds}
+            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")

@@ -210,3 +210,22 @@ def test_layers_too_large_for_memory_are_read_for_it(tmp_path: Path) -> None:
     )
     assert honest.facts["agreement"] == {"score": 1.0, "units_agreeing": 1024, "units": 1024, "layers": 1}
     assert hidden.facts["disguise"]["units_agreeing"] >= 2000 and hidden.relation not in (None, "none")
+
+
+def test_units_to_spare_are_no_relation(tmp_path: Path, make_net) -> None:
+    """Two fifths of a network's units do nothing; a forger puts the victim's there, so small that its function stays.
+    They agree, and the weight that passes through them does not: neither by p in place nor as a hidden permutation."""
+    victim, own = ({name.replace("fc3", "head"): v for name, v in make_net(seed).items()} for seed in (1, 7))
+    put(tmp_path, "victim", victim)
+    for scale, verdict in ((1e-2, "undecided"), (1e-3, "none")):
+        forger = {name: value.clone() for name, value in own.items()}
+        for rows, readers in (("fc1", "fc2"), ("fc2", "head")):
+            spare = torch.randperm(len(forger[f"{rows}.weight"]))[: 2 * len(forger[f"{rows}.weight"]) // 5]
+            for kind in ("weight", "bias"):
+                forger[f"{rows}.{kind}"][spare] = scale * victim[f"{rows}.{kind}"][spare]
+            forger[f"{readers}.weight"][:, spare] = scale * victim[f"{readers}.weight"][:, spare]
+        found = hl.trace(put(tmp_path, f"forged-{verdict}", forger, "victim"), [tmp_path / "lab" / "victim"])
+        assert found.parent is None and found.claims[0].status in ("not_testable", "contradicted"), found
+        agreement = found.candidates[0].facts.get("agreement")
+        if agreement and agreement["units_agreeing"] > 0.3 * agreement["units"]:
+            assert agreement["score"] < 0.3 and "units to spare" in found.explain()

@@ -279,7 +279,12 @@ class TestMatch:
             found = match_units(one, two, {"o": ("w",)}, {"o": ("v",)})
             agree = sum(i == j for i, j in zip(rows, readers, strict=True))
             assert tuple(found.units["o"]) == rows and found.agreement == {"o": (agree, 5)}
-            assert found.score == pytest.approx(max(0, (agree - 1) / 4))
+            passing = [
+                [m["w"][i].norm() * m["v"][:, i].norm() for i in chosen] for m, chosen in ((one, range(5)), (two, rows))
+            ]
+            agreeing = [i for i in range(5) if rows[i] == readers[i]]
+            by_weight = min(float(sum(each[i] for i in agreeing) / sum(each)) for each in passing)
+            assert found.score == pytest.approx(min(max(0, (agree - 1) / 4), by_weight), rel=1e-5)
 
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_strangers_agree_by_chance(self, architecture: str) -> None:

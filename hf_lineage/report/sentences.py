@@ -425,6 +425,11 @@ def arranged(candidate: Candidate) -> str:
     if found["score"] >= AGREEING:
         matched = f"Matched twice without regard to their positions, {agree} agree."
         return f"{matched} No order that somebody chose brings that about."
+    if found["units_agreeing"] >= AGREEING * found["units"]:
+        return (
+            f"Matched twice without regard to their positions, {agree} agree, but next to nothing passes through them: "
+            "somebody may have put another model's units where this one had units to spare."
+        )
     return (
         f"Matched twice without regard to their positions, only {agree} agree, as in unrelated models: somebody may "
         "have put the units of an unrelated model in this order."

@@ -100,6 +100,7 @@ class LayerCheck:
         None where the candidate has no such layers of the child's shapes. Reads the child's matrices once.
         """
         found: dict[str, tuple[int, int]] = {}
+        shares: list[float] = []
         for order in self.units:  # one after the other: their matrices need not be held together
             rows, readers = ([n for n in group[order] if n in partners] for group in (self.rows, self.readers))
             names = [n for n in (*rows, *readers) if candidate[partners[n]].shape == self.child[n].shape]
@@ -108,8 +109,9 @@ class LayerCheck:
                     self._ours[order, name] = self._units_of(order, self.child, name, name)
             ours = {name: self._ours[order, name] for name in names}
             theirs = {name: self._units_of(order, candidate, name, partners[name]) for name in names}
-            found |= match_units(ours, theirs, {order: rows}, {order: readers}).agreement
-        shares = [max(0.0, (agree - 1) / (of - 1)) for agree, of in found.values()]
+            match = match_units(ours, theirs, {order: rows}, {order: readers})
+            found |= match.agreement
+            shares += [] if match.score is None else [match.score]
         return {"score": statistics.median(shares), **_counts(found), "layers": len(shares)} if shares else None
 
     def _units_of(self, order: str, model: Checkpoint, name: str, own: str) -> torch.Tensor:

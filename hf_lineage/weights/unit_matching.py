@@ -34,8 +34,9 @@ DEAD_LENGTH = 1e-6  # of the longest unit: the direction of a shorter one is rou
 class UnitMatch:
     """The candidate's hidden units in the child's order.
 
-    score: share of units on which two matchings, by rows and by readers, agree beyond chance, in [0, 1]; None where no
-    order could be matched twice. agreement: order → (units that agree, units), of each order matched twice.
+    score: share of units on which two matchings, by rows and by readers, agree beyond chance, by number or by weight,
+    whichever is less, in [0, 1]; None where no order could be matched twice. agreement: order → (units that agree,
+    units), of each order matched twice; weight: order → the share of the weight that passes through those that agree.
     `units[order][i]`: the candidate's unit that is the child's unit i. `factors[name, axis][i]`: the factor from it to
     the child's unit along that axis of a matrix (of a matrix with units on both axes only the products are determined).
     axes: (matrix, axis) → the order whose units lie along that axis.
@@ -46,6 +47,7 @@ class UnitMatch:
     units: dict[str, np.ndarray]
     factors: dict[tuple[str, int], np.ndarray]
     axes: dict[tuple[str, int], str]
+    weight: dict[str, float]
 
     @property
     def rescaled(self) -> bool:
@@ -135,8 +137,11 @@ def match_units(
     is the best assignment, as in Git Re-Basin (Ainsworth et al., ICLR 2023). Layers are visited so that inputs are in
     order before the rows that read them. Over orders of h units of which m agree
 
-        score = Σ(m − 1) / Σ(h − 1),    since one unit agrees by chance whatever h is.
+        score = min(Σ(m − 1) / Σ(h − 1), Σ h·s / Σ h),    since one unit agrees by chance whatever h is.
 
+    s: the share of the weight that passes through the units that agree, of the model where it is less; the weight of a
+    unit is the product of the scales that equilibration takes out of its rows and columns. So units that a network has
+    to spare do not count if next to nothing passes through them, whoever's they are.
     A few units agree by chance: 16 in one order reach RELATED_SCORE in 0.06 % of random matchings, 32 in 1e-8.
     O(h²·width + h³) for an order.
     """
@@ -169,16 +174,30 @@ def match_units(
         if (gain := gains(orders[order], 0)) is not None:
             units[order] = assignment(gain)
     agreement: dict[str, tuple[int, int]] = {}
+    weight: dict[str, float] = {}
     for order, by_rows in units.items():
         if (gain := gains(reads.get(order, ()), 1)) is not None:
             by_readers = assignment(gain)
             alive = np.all([ours[name].alive[axis] for (name, axis), o in axes.items() if o == order], axis=0)
             if alive.sum() > 1:
-                agreement[order] = int((by_rows == by_readers)[alive].sum()), int(alive.sum())
+                agree = (by_rows == by_readers) & alive
+                agreement[order] = int(agree.sum()), int(alive.sum())
+                along = [(name, axis) for (name, axis), o in axes.items() if o == order]
+                passing = _passing(ours, along)[alive], _passing(theirs, along)[by_rows][alive]
+                weight[order] = min(float(w[agree[alive]].sum() / w.sum()) for w in passing)
     agreeing = sum(m - 1 for m, _ in agreement.values())
     possible = sum(h - 1 for _, h in agreement.values())
-    score = max(0.0, agreeing / possible) if agreement else None
-    return UnitMatch(score, agreement, units, _factors(ours, theirs, units, axes), axes)
+    counted = {order: of for order, (_, of) in agreement.items()}
+    by_weight = sum(weight[order] * of for order, of in counted.items()) / max(1, sum(counted.values()))
+    score = max(0.0, min(agreeing / possible, by_weight)) if agreement else None
+    return UnitMatch(score, agreement, units, _factors(ours, theirs, units, axes), axes, weight)
+
+
+def _passing(matrices: Mapping[str, _Equilibrated], along: Iterable[tuple[str, int]]) -> np.ndarray:
+    """How much passes through each unit, relative to the most, (h,): the product of its scales along some axes, which
+    no rescaling of units changes."""
+    logs = sum(((m.left, m.right)[axis].log() for name, axis in along if (m := matrices[name])), torch.zeros(()))
+    return (logs - logs.max()).exp().numpy()
 
 
 def assignment(gain: Tensor) -> np.ndarray:
