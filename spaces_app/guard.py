@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from questions import MAX_OF_ONE
+from questions import AT_ONCE, MAX_OF_ONE
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -89,10 +89,11 @@ class Guard:
     def _too_many(self, scope: Scope) -> tuple[int, str] | None:
         if scope["method"] != "POST" or not ASKS.fullmatch(scope["path"]):
             return None
-        mine = visitor_of(scope)
-        asked = sum(visitor_of(request.scope) == mine for request in self.waiting())
-        few = f"Expected at most {MAX_OF_ONE} questions of one visitor at a time. Wait for an answer."
-        return (429, few) if asked >= MAX_OF_ONE else None
+        asking, mine = [visitor_of(request.scope) for request in self.waiting()], visitor_of(scope)
+        asked = asking.count(mine)
+        most = MAX_OF_ONE if len(asking) - asked < AT_ONCE else 1  # nobody waits for a visitor's second question
+        few = f"Expected at most {MAX_OF_ONE} questions of one visitor at a time, one while others wait."
+        return (429, f"{few} Wait for an answer.") if asked >= most else None
 
 
 def is_foreign(scope: Scope) -> bool:

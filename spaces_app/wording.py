@@ -14,7 +14,8 @@ HOW = page(
 
 NO_SIGN_IN = '<p class="hl hl-small hl-login">To sign in here, start this page with HF_TOKEN set.</p>'
 FULL = (
-    f"This page could not take the question: too many are waiting, or {MAX_OF_ONE} of yours, or it was just restarted. "
+    f"This page could not take the question: too many are waiting, or {MAX_OF_ONE} of yours (one "
+    "while others wait), or it was just restarted. "
     "Try again in a minute, or open the page again."
 )
 SIGN_IN = "Sign in with Hugging Face"

@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -389,6 +390,21 @@ class TestGuard:
             assert first == [200] * questions.MAX_OF_ONE + [429, 429] and ask("8.8.4.4") == 200
         finally:
             space.hub.faults.clear()
+
+    def test_while_others_wait_a_visitor_asks_once(self) -> None:
+        """Two visitors with four of the dearest questions each kept all others waiting, again and again."""
+
+        def request(address: str) -> SimpleNamespace:
+            headers = [(b"x-forwarded-for", address.encode())]
+            return SimpleNamespace(scope={"method": "POST", "path": "/gradio_api/queue/join", "headers": headers})
+
+        def refused(*waiting: str) -> bool:
+            kept = guard.Guard(None, lambda: [request(address) for address in waiting])
+            return kept._too_many(request("8.8.8.8").scope) is not None
+
+        assert not refused() and not refused(*["8.8.8.8"] * (questions.MAX_OF_ONE - 1))
+        assert not refused("8.8.4.4", "8.8.8.8"), "as many work at once"
+        assert not refused("8.8.4.4", "1.1.1.1") and refused("8.8.4.4", "1.1.1.1", "8.8.8.8")
 
     def test_a_long_body_is_not_read(self, space) -> None:
         answer = httpx.post(f"{space.url}/gradio_api/queue/join", content=b"x" * (guard.MAX_BODY + 1))

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,9 @@ def abuse(space: Space, number: int, over: threading.Event, said: list[int]) -> 
 
     def again(_: int) -> None:
         while not over.is_set():
-            said.append(ask(space, f"9.9.9.{number + 1}", *DEAR)["status"])
-            said.append(httpx.post(f"{space.url}/gradio_api/queue/join", content=b"x" * (1 << 19)).status_code)
+            with suppress(httpx.HTTPError):
+                said.append(ask(space, f"9.9.9.{number + 1}", *DEAR)["status"])
+                said.append(httpx.post(f"{space.url}/gradio_api/queue/join", content=b"x" * (1 << 19)).status_code)
 
     with ThreadPoolExecutor(2 * MAX_OF_ONE) as pool:
         list(pool.map(again, range(2 * MAX_OF_ONE)))
