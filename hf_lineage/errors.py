@@ -102,6 +102,7 @@ CODES: Mapping[str, str] = {
     "search_limit": "the search stopped at its limit of models, requests or bytes",
     # of notes: what was read
     "sampled": "a sample of the weights was read",
+    "index_not_asked": "there is an index to ask before the Hub is searched, and it could not be asked",
     "kept_answer": "the same question was asked before, and its answer was kept",
     "left_early": "candidates that a few hidden units show to be unrelated were read no further",
     "units_in_memory": "the hidden units of some layers only fit in memory",

@@ -21,7 +21,8 @@ import hf_lineage as hl
 from hf_lineage.errors import ArgumentError
 from hf_lineage.index import sketch, store
 from hf_lineage.index.sketch import MOST, NUMBERS, SCALE, UNITS, Sketch, log10_e, similarity
-from hf_lineage.weights.proof import log10_e_value
+from hf_lineage.tasks.index_search import configured
+from hf_lineage.weights.proof import log10_e_value, log10_mean, log_e_on_grid
 
 if TYPE_CHECKING:
     from hf_lineage.testing import MiniHub
@@ -62,8 +63,10 @@ class TestEValue:
         """All 5! matchings of one layer, of scores with heavy tails and ties."""
         rng = np.random.default_rng(seed)
         c = np.round(rng.standard_t(1.5, (5, 5)), 1)
-        found = [10 ** log10_e_value([c[:, list(order)][None]]) for order in itertools.permutations(range(5))]
-        assert np.mean(found) <= 1 + 1e-9
+        matched = np.stack([c[:, list(order)] for order in itertools.permutations(range(5))])
+        logs = log_e_on_grid(matched)
+        assert np.exp(logs).mean() <= 1 + 1e-9
+        assert log10_e_value([matched[7][None]]) == pytest.approx(log10_mean(logs[7]), abs=1e-9)
 
     def test_and_over_all_matchings_of_two_layers(self) -> None:
         rng = np.random.default_rng(0)
@@ -166,6 +169,29 @@ class TestQuestions:
 
     def test_itself_is_no_match(self, index: hl.Index, models: Path) -> None:
         assert [Path(m.ref).name for m in index.query(models / "base-0", verify=0).matches] == ["child-0-1"]
+
+    def test_a_trace_without_candidates_asks_it_first(
+        self, index: hl.Index, models: Path, hub: MiniHub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_LINEAGE_INDEX", index._store.path)
+        found = hl.trace(models / "child-0-0", relatives=False)
+        related = [c for c in found.candidates if c.relation != "none"]
+        assert {Path(c.ref).name for c in related} == {"base-0", "child-0-1"}
+        assert all(c.facts["found_by"] == ("in the index",) for c in related)
+        monkeypatch.setenv("HF_LINEAGE_INDEX", str(models / "nothing"))
+        with pytest.raises(hl.LineageError, match="The index of HF_LINEAGE_INDEX was not asked: Expected an index"):
+            hl.trace(models / "child-0-0")
+
+    def test_the_index_that_is_configured(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for named, path in (
+            ("org/name", "hf://datasets/org/name"), ("./here", "./here"), ("s3://a/b", "s3://a/b"), ("", None),
+        ):  # fmt: skip
+            monkeypatch.setenv("HF_LINEAGE_INDEX", named)
+            assert configured() == path
+        (tmp_path / "org" / "name").mkdir(parents=True)
+        monkeypatch.setenv("HF_LINEAGE_INDEX", "org/name")
+        assert configured() == "org/name", "a folder of that name"
 
     def test_a_model_without_layers_says_so(self, index: hl.Index, models: Path) -> None:
         found = index.query(models / "tiny")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..answers.base import Progress
-from ..answers.index import FamilyWise, IndexQuery, IndexState, Match
+from ..answers.index import IndexQuery, IndexState
 from ..answers.refs import ModelRef
 from ..checkpoints.opener import find_repo, open_repo
 from ..errors import ArgumentError, LineageError, Note
-from ..index.sketch import VERSION, Sketch, log10_e, similarity, sketches
+from ..index.sketch import VERSION, Sketch, sketches
 from ..index.store import Member, Store
+from .index_search import family_of, matches_in
 from .options import Options, versions
 from .session import Session
 from .trace import trace
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 BATCH = 64  # models that are written at once: so many are done again after a crash
 THREADS = 8  # models that are read at once
-NEIGHBOURS = 50  # of each sketch that are looked at
 VERIFIED = 3  # matches that `trace` compares in full
 
 Made = tuple[Member, list[Sketch]]
@@ -97,8 +96,8 @@ class Index:
         with Session(self._token, self._allow_pickle) as session:
             opened = session.opener.open(child)
             asked = sketches(session.view(opened))
-            family = self._family(asked, alpha)
-            matches = self._matches(opened, asked, family)
+            family = family_of(self._store, asked, alpha)
+            matches = matches_in(self._store, opened, asked, family)
             lineage = None
             if verify and matches:
                 first = [match.ref for match in matches[:verify]]
@@ -110,24 +109,6 @@ class Index:
                 layers=tuple(each.layer for each in asked), matches=tuple(matches), family_wise=family, lineage=lineage,
                 notes=notes, **{name: cost[name] for name in ("bytes_read", "seconds", "versions")},
             )  # fmt: skip
-
-    def _family(self, asked: Sequence[Sketch], alpha: float) -> FamilyWise:
-        """Each model is compared once by all layers of equal depth, and each sketch once with each of the child's."""
-        models, sketched = self._store.size()
-        tests = max(1, models + len(asked) * sketched)
-        return FamilyWise(tests, alpha, math.log10(tests / alpha))
-
-    def _matches(self, child: Checkpoint, asked: Sequence[Sketch], family: FamilyWise) -> list[Match]:
-        near = {each.ref for one in asked for each in self._store.nearest(one, NEIGHBOURS)}
-        near -= {child.ref.name}
-        revisions = self._store.revisions() if near else {}
-        found = []
-        for ref, theirs in self._store.sketches_of(sorted(near)).items():
-            match = _match(ref, revisions.get(ref), asked, theirs)
-            if match is not None and match.log10_e >= family.least_log10_e:
-                found.append(match)
-        # e-values end at 1/Πh!, where many relatives have the same: what ranks is the test's statistic
-        return sorted(found, key=lambda match: (-len(match.layers) * match.similarity, match.ref))
 
     def _made(
         self, wanted: Sequence[str], known: dict[str, str | None]
@@ -181,20 +162,6 @@ def _sketched(
     member = Member(opened.ref.name, opened.ref.revision, parameters, len(found))
     session.forget(opened)
     return (member, found), opened.bytes_read
-
-
-def _match(ref: str, revision: str | None, asked: Sequence[Sketch], theirs: Sequence[Sketch]) -> Match | None:
-    """The surer of: all layers at equal depth together; the one pair of layers that is most alike."""
-    level = [(a, b) for a in asked for b in theirs if (a.key, a.slot) == (b.key, b.slot)]
-    every = [(a, b) for a in asked for b in theirs if a.key == b.key]
-    if not every:
-        return None
-    best = max(every, key=lambda pair: similarity(pair[0].values, pair[1].values))
-    groups = [group for group in (level, [best]) if group]
-    values = [log10_e([(a.values, b.values) for a, b in group]) for group in groups]
-    chosen = groups[max(range(len(groups)), key=lambda i: values[i])]
-    alike = sum(similarity(a.values, b.values) for a, b in chosen) / len(chosen)
-    return Match(ref, revision, max(values), alike, tuple((a.layer, b.layer) for a, b in chosen))
 
 
 def _no_layers(opened: Checkpoint) -> Note:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..answers.lineage import Lineage
@@ -107,6 +108,12 @@ class Search:
         self._count()
         if child.remote:
             child.keep(KEPT)
+
+    def begin_with(self, indexed: Sequence[str], notes: Sequence[Note]) -> None:
+        """Look at these first, with what the child declares: relatives that an index knows; and what it had to say."""
+        declared = self._rings.pop(0)
+        self._rings.insert(0, lambda: chain(((ref, "in the index", None) for ref in indexed), declared()))
+        self._troubles += notes
 
     @cached_property
     def claims(self) -> list[Claim]:

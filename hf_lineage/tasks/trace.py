@@ -27,6 +27,7 @@ from .adapters import merged_adapters
 from .combine import is_enough, log10_raw, merge_answers, unrelated
 from .compare import line_up
 from .evidence import EVIDENCE, Weighed, expected_bytes
+from .index_search import relatives_in_index
 from .kept_answers import answered
 from .options import Networks, Options, names_of
 from .outputs import trace_outputs
@@ -64,8 +65,9 @@ def trace(
 
     child, candidates: Hub repo ids (`"org/name"`, `"org/name@revision"`), paths (a `Path`, or text that starts
         with `.`, `/` or `~`), or modules in memory (`requested` then says which: `candidates[1]`).
-        `candidates=None` searches: what the child's own files declare, then wider rings of the Hub until one candidate
-        is beyond doubt (`tasks/search.py`); `facts["found_by"]` says which rule led to each.
+        `candidates=None` searches: the index of `HF_LINEAGE_INDEX` where there is one (`tasks/index_search.py`) with
+        what the child's own files declare, then wider rings of the Hub until one candidate is beyond doubt
+        (`tasks/search.py`); `facts["found_by"]` says which rule led to each.
     evidence: `"weights"`: the permutation test over hidden units for "is it related at all", the distance of the
         aligned weights for "which one" (`weights/permutation_test.py`, `weights/moments.py`). No data is needed.
         `"features"`: how alike the features of some inputs are, before and after the step towards the child (Neural
@@ -239,6 +241,8 @@ def _search(child: Model, session: Session, options: Options) -> Lineage:
     """Trace among wider and wider rings of candidates, until one is enough."""
     ours = session.opener.open(child)
     search = Search(ours, session, CANDIDATES, REQUESTS, progress=options.progress)
+    if not ours.is_adapter:
+        search.begin_with(*relatives_in_index(ours, session, options.alpha))
     lineage: Lineage | None = None
     trouble: LineageError | None = None
     while refs := world().gather([*search.refs] if world().main and search.widen(lineage) else None)[0]:

@@ -117,10 +117,13 @@ def log10_e_value(products: Sequence[np.ndarray]) -> float:
     orders = [order for c in products if (order := _Order.of(c)) is not None]
     if not orders:
         return 0.0
-    logs = np.array([
-        sum(float(log_e_value(order.c, _thetas([order], tau)).sum()) for order in orders) for tau in GRID
-    ])  # fmt: skip
-    return log10_mean(logs)
+    return log10_mean(np.sum([_on_grid(order) for order in orders], axis=0))
+
+
+def _on_grid(order: _Order) -> np.ndarray:
+    """log e of one order at each point of `GRID`. Memory: its matrices, once for each."""
+    theta = torch.cat([_thetas([order], tau) for tau in GRID])
+    return log_e_value(order.c.repeat(len(GRID), 1, 1), theta).reshape(len(GRID), -1).sum(1).numpy()
 
 
 def log10_mean(logs: np.ndarray) -> float:
