@@ -1,6 +1,7 @@
 """How often a few hidden units of unrelated trained networks speak of a common origin: results/unit_runs.json.
 
-    python tests/benchmarks/unit_runs.py [SCALE]      scale 1 (default) trains for about 5 minutes of processor time
+    python tests/benchmarks/unit_runs.py [SCALE]              scale 1 (default) takes about 5 minutes of processor time
+    python tests/benchmarks/unit_runs.py related FOLDER...    pairs of relatives: results/unit_runs_related.json
 
 Every pair of unrelated networks of `KINDS`, trained on the same data by the same recipe, is asked about with many seeds,
 as `tasks/screen.py` asks: looks after 16, 24 and 48 runs of 4 units. Of each batch of 16 units the mean of e is kept;
@@ -11,8 +12,11 @@ asked about, too, where one is on this machine.
 from __future__ import annotations
 
 import itertools
+import math
+import random
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ from records import write_record
 
 import hf_lineage as hl
 from hf_lineage.checkpoints.checkpoint import Checkpoint
-from hf_lineage.experiments.families import train_unrelated
+from hf_lineage.experiments.families import read_family, train_unrelated
 from hf_lineage.tasks.screen import look
 from hf_lineage.weights.permutation_test import unit_products
 from hf_lineage.weights.proof import log10_mean, log_e_on_grid
@@ -40,6 +44,8 @@ KINDS: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 QUESTIONS, BATCHES = 2000, 100_000
 LEVELS = (0.05, 0.01, 0.001)
+PAIRS = 150  # of relatives, of one family
+THRESHOLD = math.log10(256 / 1e-3)
 
 
 def measure(scale: float) -> None:
@@ -121,6 +127,51 @@ def _minilm() -> Path | None:
     return found[0] if found else None
 
 
+def related(folders: list[str]) -> None:
+    """What the first looks show of pairs of relatives, at most `PAIRS` of each family that lies in the folders.
+
+    A family is what `experiments.families` wrote; or a folder of folders of models, whose names begin alike.
+    """
+    rows = []
+    for folder in folders:
+        for path in sorted({found.parent for found in Path(folder).rglob("family.json")}):
+            family, _ = read_family(path)
+            parents = {member.name: member.parent for member in family.members}
+            groups: dict[str, list[Path]] = {}
+            for member in family.members:
+                root = member.name
+                while parents[root]:
+                    root = str(parents[root])
+                groups.setdefault(root, []).append(member.path)
+            rows.append(_of_relatives(path.name, groups))
+        if not [*Path(folder).rglob("family.json")]:
+            groups = {}
+            for path in sorted(Path(folder).glob("*/model.safetensors")):
+                groups.setdefault(path.parent.name.partition("-")[0], []).append(path.parent)
+            rows.append(_of_relatives(Path(folder).name, groups))
+    write_record("unit_runs_related", [row for row in rows if row["pairs"]], looks=LOOKS, run=RUN)
+
+
+def _of_relatives(name: str, groups: dict[str, list[Path]]) -> dict[str, Any]:
+    pairs = [pair for paths in groups.values() for pair in itertools.permutations(paths, 2)]
+    random.Random(0).shuffle(pairs)
+    decided, least = Counter[str](), None
+    with hl.Session() as session:
+        for one, other in pairs[:PAIRS]:
+            child, model = (session.view(session.opener.open(str(path))) for path in (one, other))
+            names = {n: n for n in child if n in model and child[n].shape == model[n].shape}
+            runs = draw_runs(child, child.architecture, {*names}, f"{one.name}:{other.name}")
+            if len(runs) < LOOKS[-1]:
+                continue
+            decision, found = look(child, (model, _Named(names)), runs, THRESHOLD)  # type: ignore[arg-type]
+            decided[decision] += 1
+            least = found if least is None or found.log10_e < least.log10_e else least
+    return {"family": name, "pairs": sum(decided.values()), **decided, "least": least and least.to_dict()}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if sys.argv[1:2] == ["related"]:
+        related(sys.argv[2:])
+        sys.exit()
     measure(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)
