@@ -109,9 +109,11 @@ def test_colour_only_where_a_terminal_takes_it(
 
 def test_a_narrow_table_has_names_on_lines_of_their_own() -> None:
     columns = (Column("model", name=True), Column("p-value", right=True))
-    assert table(columns, [["lab/a", "0.5"], ["none of these", ""]], 40, [">", " "]) == [
-        "  model", "  p-value", "> lab/a", "      0.5", "  none of these",
+    long = "lab/" + "a" * 30
+    assert table(columns, [[long, "0.5"], ["none of these", ""]], 40, [">", " "]) == [
+        "  model", "  p-value", f"> {long}", "      0.5", "  none of these",
     ]  # fmt: skip
+    assert table(columns, [["lab/a", "0.5"]], 40) == ["  model p-value", "  lab/a     0.5"], "where there is room, not"
 
 
 def test_no_number_is_cut_in_a_narrow_table() -> None:

@@ -63,7 +63,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int, 
 
     Cells hold printable text of one line. `marks`: a sign in front of each row. Where the names of the first column do
     not fit, they lose the folder that all of them begin with, which a line below the table tells; where that is not
-    enough a name stands above its row; in less than `NARROW` columns all do. No name and no number is cut.
+    enough a name stands above its row; in less than `NARROW` columns all do if one does. No name and no number is cut.
     """
     body = [list(row) for row in rows]
     cut = ""
@@ -86,7 +86,9 @@ def row_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: i
     room = width - _beside(columns, rows, width)
     if all(column.name for column in columns):
         return [[line] for line in _grid(columns, rows, width)]
-    if width >= NARROW and room >= LEAST_NAME:  # a name that is too long stands above the rest of its row
+    if room >= LEAST_NAME and (
+        width >= NARROW or _fits(columns, rows, width)
+    ):  # a name that is too long stands above the rest of its row
         long = [columns[0].name and cells(row[0]) > room for row in rows]
         body = [["", *row[1:]] if above else row for row, above in zip(rows, long, strict=True)]
         head, *lines = _grid(columns, body, width)

@@ -81,10 +81,11 @@ def _weakest(log10_p: float, tested: int, alpha: float) -> Figure:
 def _method(layers: LayerLineage) -> Figure:
     about = background()["merges"]
     parts: dict[str, float] = {}
-    for block in layers.blocks:
-        for share in sources(layers, block):
-            name = printable(share.ref)
-            parts[name] = parts.get(name, 0.0) + max(share.weight, 0.0) / len(layers.blocks)
+    whole = [(share, 1.0) for share in layers.mixture]  # of the whole model; without, the mean of the blocks
+    by_block = [(share, 1 / len(layers.blocks)) for block in layers.blocks for share in sources(layers, block)]
+    for share, weight in whole or by_block:
+        name = printable(share.ref)
+        parts[name] = parts.get(name, 0.0) + max(share.weight, 0.0) * weight
     shown = sorted(parts.items(), key=lambda part: -part[1])[:MAX_SHARES]
     said = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shown)
     return Figure(
@@ -92,7 +93,7 @@ def _method(layers: LayerLineage) -> Figure:
         f"Of {about['others']} measured models that are no merges {about['called_merge']} were called one. Of "
         f"{about['merges']} merges, by {about['methods']} methods, {about['named']} were given the right method "
         f"({source(about)}).",
-        drawings.shares(shown, f"Mean share of a block: {said}"),
+        drawings.shares(shown, f"Shares of the sources: {said}"),
     )  # fmt: skip
 
 
