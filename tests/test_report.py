@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_hex
 
 import hf_lineage.answers.base
 from hf_lineage.answers.lineage import Candidate, Claim, Lineage, Order
 from hf_lineage.answers.refs import ModelRef, printable
 from hf_lineage.report.format import code, p_text, shorten
-from hf_lineage.report.plots import plot_family, plot_lineage
+from hf_lineage.report.plots import LINE, labels, plot_family, plot_lineage
 from hf_lineage.report.sentences import explanation, sentence
 from hf_lineage.report.text import markdown, table
 
@@ -146,6 +147,19 @@ def test_pictures(tmp_path: Path, candidates) -> None:
     plot_lineage(lineage("undecided", candidates), tmp_path / "one.png")
     plot_family([lineage("undecided", candidates, claims=(Claim("card", "lab/b"),))] * 3, tmp_path / "many.png")
     assert all((tmp_path / name).stat().st_size > 4000 for name in ("one.png", "many.png"))
+
+
+def test_a_picture_says_what_its_frames_are_and_cuts_no_name() -> None:
+    claims = (Claim("card", "lab/b", status="contradicted"), Claim("config", "lab/a", status="confirmed"))
+    axes = plot_family([lineage(candidates=(BEST, OTHER), claims=claims)]).axes[0]
+    frames = [patch.get_edgecolor() for patch in axes.patches if not patch.get_fill()]
+    assert to_hex(LINE) in map(to_hex, frames) and "#ffffff" in map(to_hex, frames), "red, and white on a dark cell"
+    assert "In a frame: the model that the card names; red:" in " ".join(axes.get_title().split())
+    long = ["my-org/" + "m" * 70, "my-org/" + "n" * 20]
+    assert ["".join(label.split()) for label in labels(long)] == [name.removeprefix("my-org/") for name in long]
+    shown = plot_lineage(lineage(candidates=(replace(BEST, ref=long[0]), replace(OTHER, ref=long[1])))).axes[0]
+    assert "1 in a million" in [tick.get_text() for tick in shown.get_xticklabels()], "words, no p-values"
+    assert long[0].removeprefix("my-org/") in "".join(shown.get_yticklabels()[0].get_text().split())
 
 
 def test_an_explanation_says_what_it_rests_on() -> None:
