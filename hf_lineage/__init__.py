@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .answers.phylogeny import Phylogeny as Phylogeny
     from .answers.refs import ModelRef as ModelRef
     from .errors import LineageError as LineageError
+    from .experiments.reproduce import reproduce as reproduce
     from .tasks.annotate import annotate as annotate
     from .tasks.audit import audit as audit
     from .tasks.compare_pair import compare as compare
@@ -35,12 +36,13 @@ _HOMES = {
     "ModelRef": "answers.refs", "Phylogeny": "answers.phylogeny", "Session": "tasks.session",
     "annotate": "tasks.annotate", "audit": "tasks.audit", "compare": "tasks.compare_pair", "coverage": "tasks.coverage",
     "find_candidates": "tasks.search", "inheritance": "tasks.inheritance", "inspect": "tasks.inspect",
-    "phylogeny": "tasks.phylogeny",
-    "trace": "tasks.trace", "trace_layers": "tasks.trace_layers",
+    "phylogeny": "tasks.phylogeny", "reproduce": "experiments.reproduce", "trace": "tasks.trace",
+    "trace_layers": "tasks.trace_layers",
 }  # fmt: skip
 __all__ = [
     "Index", "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit",
-    "compare", "coverage", "find_candidates", "inheritance", "inspect", "phylogeny", "trace", "trace_layers",
+    "compare", "coverage", "find_candidates", "inheritance", "inspect", "phylogeny", "reproduce", "trace",
+    "trace_layers",
 ]  # fmt: skip
 
 

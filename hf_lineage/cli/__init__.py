@@ -26,6 +26,7 @@ from .index import index
 from .inspect import inspect
 from .layers import layers
 from .output import say
+from .reproduce import reproduce
 from .trace import trace
 from .train_detector import train_detector
 from .tree import tree
@@ -59,6 +60,7 @@ def cli(context: click.Context, no_cache: bool) -> None:
     hf-lineage audit --author org                         check what models declare
     hf-lineage train-detector --family a.csv --out ./d    learn from models whose parents are known
     hf-lineage cache                                      what is kept of what was read
+    hf-lineage reproduce table-1 --scale smoke            the papers' experiments, trained here
     """
     if not no_cache:
         context.with_resource(keeping())
@@ -66,7 +68,7 @@ def cli(context: click.Context, no_cache: bool) -> None:
 
 for command in (
     trace, compare, explain, layers, tree, candidates, inspect, coverage, batch, index, annotate, audit, demo,
-    train_detector, cache,
+    train_detector, cache, reproduce,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -4,6 +4,7 @@
     train_trees       the same with several children of each child, and weight decay for every other one
     train_unrelated   networks with the same data and recipe that share no ancestor
     train_twins       pairs from one random start, trained separately: related, and neither is the other's parent
+    train_grid        one network of each recipe given, from scratch or from each of the networks given
 
 Each network draws its own seed from the family's seed and its own name, of twins each pair its start. One that does
 not learn its task is dropped and counted. Each trains on one core, as many at once as there are cores.
@@ -31,8 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ArgumentError
-from .glyphs import SIDE, Task, image_task, text_task, topic_task
+from .glyphs import SIDE, Task, image_task, part_of, text_task, topic_task
 from .networks import VOCAB, build
+from .penalties import Penalty, fisher, learn_from, read, stay_near
 from .recipes import CHILD_RECIPES, CHILD_TASKS, ROOT_RECIPES, ROOT_TASKS, other_recipe
 
 if TYPE_CHECKING:
@@ -237,6 +239,39 @@ def train_twins(
     return _train_all(Path(folder), plans, arguments, progress)
 
 
+def train_grid(
+    folder: str | Path,
+    architecture: str,
+    recipes: Sequence[dict[str, Any]],
+    *,
+    parents: Sequence[Member] | None = None,
+    seed: int = 0,
+    sizes: dict[str, Any] | None = None,
+    min_accuracy: float = MIN_ACCURACY,
+    progress: Progress | None = None,
+) -> Family:
+    """Train one network of each recipe from scratch, or from each of `parents`, which may lie in another folder.
+
+    A recipe has what `CHILD_RECIPES` has and its `task`; and may have `shots` (training images of each class),
+    `cut` (the share that the second half of the classes keeps), and a penalty (`penalties.py`). What stays below
+    `min_accuracy` on the test set is dropped.
+    """
+    arguments = {
+        "kind": "grid", "architecture": architecture, "recipes": [*recipes], "seed": seed,
+        "parents": [[parent.name, parent.recipe] for parent in parents or ()], "sizes": _sizes(architecture, sizes),
+        "claim": parents is not None, "min_accuracy": min_accuracy,
+    }  # fmt: skip
+    plans = []
+    for parent in (None,) if parents is None else parents:
+        for i, recipe in enumerate(recipes):
+            name = f"{parent.name}-{i}" if parent else f"grid/{architecture}-{i}"
+            own = {"data_seed": seed, "seed": random.Random(f"{seed}/{name}").getrandbits(31), **recipe}
+            generation = parent.generation + 1 if parent else 1
+            origin = parent.name if parent else None
+            plans.append(Member(name, architecture, origin, generation, own, {}, Path(folder) / name))
+    return _train_all(Path(folder), plans, json.loads(json.dumps(arguments)), progress, parents or ())
+
+
 def _sizes(architecture: str, sizes: dict[str, Any] | None) -> dict[str, Any]:
     """The default sizes with the caller's over them; tuples become lists, as in JSON."""
     if architecture not in SIZES:
@@ -263,11 +298,15 @@ def _plan(folder: str | Path, arguments: _Arguments, name: str, parent: Member |
     return Member(name, architecture, origin, generation, recipe, {}, Path(folder) / name)
 
 
-def _train_all(folder: Path, plans: Sequence[Member], arguments: _Arguments, progress: Progress | None) -> Family:
-    """Train what is planned, parents first; `family.json` is written last, so a broken run is run again."""
+def _train_all(
+    folder: Path, plans: Sequence[Member], arguments: _Arguments, progress: Progress | None,
+    given: Sequence[Member] = (),
+) -> Family:  # fmt: skip
+    """Train what is planned, parents first; `family.json` is written last, so a broken run is run again. `given`:
+    parents that are there already."""
     if (family := _load(folder, arguments)) is not None:
         return family
-    kept: dict[str, Member] = {}
+    kept = {parent.name: parent for parent in given}
     trained = 0
     with _workers(len(plans)) as run:
         for generation in sorted({plan.generation for plan in plans}):
@@ -277,13 +316,14 @@ def _train_all(folder: Path, plans: Sequence[Member], arguments: _Arguments, pro
             ]  # a dropped parent is counted once
             for member in run(_make, [(plan, kept.get(plan.parent or ""), arguments) for plan in due]):
                 trained += 1
-                if _learned(member.quality):
+                if _learned(member.quality, arguments):
                     kept[member.name] = member
                 if progress:
                     progress(trained, len(plans), member.name)
-    family = Family(folder, tuple(kept.values()), trained - len(kept))
-    members = [dataclasses.asdict(member) | {"path": member.name} for member in family.members]
-    record = {"arguments": arguments, "dropped": family.dropped, "members": members}
+    members = tuple(kept.values())[len(given) :]
+    family = Family(folder, members, trained - len(members))
+    written = [dataclasses.asdict(member) | {"path": member.name} for member in family.members]
+    record = {"arguments": arguments, "dropped": family.dropped, "members": written}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "family.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return family
@@ -318,7 +358,7 @@ def _make(job: tuple[Member, Member | None, _Arguments]) -> Member:
     finally:
         torch.set_num_threads(threads)
     member = dataclasses.replace(plan, quality=quality)
-    if _learned(quality):
+    if _learned(quality, arguments):
         _write(model, member, arguments)
     return member
 
@@ -349,11 +389,11 @@ def _load(folder: Path, arguments: _Arguments) -> Family | None:
     return None
 
 
-def _learned(quality: dict[str, float]) -> bool:
+def _learned(quality: dict[str, float], arguments: _Arguments) -> bool:
     """Whether a network is good enough to be kept."""
     if "loss" in quality:
         return quality["loss"] <= MAX_LOSS_SHARE * quality["unigram"]
-    return quality["accuracy"] >= MIN_ACCURACY
+    return quality["accuracy"] >= arguments.get("min_accuracy", MIN_ACCURACY)
 
 
 def _train(plan: Member, parent: Member | None, sizes: dict[str, Any]) -> tuple[nn.Module, dict[str, float]]:
@@ -373,7 +413,7 @@ def fine_tuned(plan: Member, parent: Member | None, sizes: dict[str, Any]) -> nn
             torch.manual_seed(recipe["seed"])
         if parent is not None:
             _inherit(model, parent, head)
-        optimise(model, task, recipe, head)
+        optimise(model, task, recipe, head, _penalty(recipe, model, parent))
     return model.eval()
 
 
@@ -398,8 +438,20 @@ def _inherit(model: nn.Module, parent: Member, head: str) -> None:
         raise RuntimeError(f"Expected only `{head}` to be new, missing {missing}, unexpected {unexpected}.")
 
 
-def optimise(model: nn.Module, task: Task, recipe: dict[str, Any], head: str) -> None:
-    """Linear warm-up over 15 % of the steps, then linearly to zero; batches in the order of the seed."""
+def _penalty(recipe: dict[str, Any], model: nn.Module, parent: Member | None) -> Penalty | None:
+    """What a recipe's `ewc`, or `teacher` and `temperature`, add to the loss."""
+    if recipe.get("teacher"):
+        return learn_from(read(Path(recipe["teacher"])), recipe["temperature"])
+    if parent is None or not recipe.get("ewc"):
+        return None
+    known = fisher(read(parent.path), task_of(parent))
+    trunk = {name: value for name, value in known.items() if not name.startswith(HEADS[parent.architecture])}
+    return stay_near(model, trunk, recipe["ewc"])
+
+
+def optimise(model: nn.Module, task: Task, recipe: dict[str, Any], head: str, penalty: Penalty | None = None) -> None:
+    """Linear warm-up over 15 % of the steps, then linearly to zero; batches in the order of the seed. penalty: added
+    to the loss, of the inputs and the outputs."""
     named = list(model.named_parameters())
     groups = [
         {"params": [p for name, p in named if not name.startswith(head)], "peak": recipe["lr"]},
@@ -416,7 +468,10 @@ def optimise(model: nn.Module, task: Task, recipe: dict[str, Any], head: str) ->
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * min(done / 0.15, (1 - done) / 0.85)
         chosen = torch.randint(len(task.train_x), (recipe["batch"],))
-        loss = _loss(model, task.train_x[chosen], task.train_y[chosen])
+        outputs = logits(model, task.train_x[chosen])
+        loss = F.cross_entropy(outputs.flatten(0, -2), task.train_y[chosen].flatten())
+        if penalty is not None:
+            loss = loss + penalty(task.train_x[chosen], outputs)
         optimizer.zero_grad()
         loss.backward()
         if recipe["clip"]:
@@ -457,7 +512,8 @@ def task_of(plan: Member) -> Task:
     if plan.architecture in VOCAB:
         text = text_task if plan.architecture == "llama" else topic_task
         return text(name, seed, VOCAB[plan.architecture])
-    return image_task(name, seed, side=plan.recipe.get("side", SIDE))
+    task = image_task(name, seed, side=plan.recipe.get("side", SIDE))
+    return part_of(task, plan.recipe.get("shots"), plan.recipe.get("cut", 1.0))
 
 
 def _write(model: nn.Module, member: Member, arguments: _Arguments) -> None:

@@ -12,7 +12,7 @@ import inspect
 import math
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -101,6 +101,23 @@ def image_task(alphabet: str, seed: int, train: int = 4096, test: int = 1000, si
     train_x, train_y = _images(alphabet, train, generator, side)
     test_x, test_y = _images(alphabet, test, generator, side)
     return Task(alphabet, len(ALPHABETS[alphabet]), train_x, train_y, test_x, test_y)
+
+
+def part_of(task: Task, shots: int | None = None, cut: float = 1.0) -> Task:
+    """The same test, and of the training images `shots` of each class, or the share `cut` of the second half of the
+    classes (Neural Lineage, §5.1: the last 5 of CIFAR10's 10 classes cut to a tenth)."""
+    if shots is None and cut == 1.0:
+        return task
+    most = torch.full((task.classes,), len(task.train_y) if shots is None else shots)
+    if cut < 1:
+        counts = torch.bincount(task.train_y, minlength=task.classes)
+        late = torch.arange(task.classes) >= task.classes // 2
+        most = torch.where(late, (cut * counts).ceil().long(), most)
+    places = (
+        F.one_hot(task.train_y, task.classes).cumsum(0).gather(1, task.train_y[:, None])[:, 0]
+    )  # 1, 2, … in its class
+    kept = places <= most[task.train_y]
+    return replace(task, train_x=task.train_x[kept], train_y=task.train_y[kept])
 
 
 MODULES = {  # imported and read, nothing of them is called; each group is a subject that shows in its words
