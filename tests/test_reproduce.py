@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from hf_lineage import cli
 from hf_lineage.errors import ArgumentError, LineageError
-from hf_lineage.experiments import families, lines, methods, penalties, protocol, tables
+from hf_lineage.experiments import disguised, families, lines, methods, penalties, protocol, tables
+from hf_lineage.experiments.changes import CHANGES
+from hf_lineage.experiments.disguises import DISGUISES
 from hf_lineage.experiments.glyphs import image_task, part_of
 from hf_lineage.experiments.networks import build
 from hf_lineage.experiments.reproduce import REPETITIONS, Result, _accuracy, _splits, as_record, reproduce
@@ -46,8 +48,11 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
 @pytest.mark.parametrize("scale", protocol.SCALES)
 def test_settings_can_be_read(name: str, scale: str) -> None:
     experiment = protocol.load(name, scale)
-    assert experiment.title and "Neural Lineage" in experiment.source and experiment.paper
-    assert len(experiment.parents) >= 4 and experiment.columns
+    assert experiment.title and experiment.source and experiment.paper and experiment.columns
+    if experiment.kind == "disguise":
+        assert {column.name for column in experiment.columns} <= {*DISGUISES, *CHANGES, "50 % of an unrelated model"}
+        return
+    assert "Neural Lineage" in experiment.source and len(experiment.parents) >= 4
     tasks = {recipe["task"] for column in experiment.columns for recipe in column.recipes}
     assert not tasks & {recipe["task"] for recipe in experiment.parents}, "children learn something new"
     asked = (
@@ -226,6 +231,38 @@ class TestAccuracy:
             methods.yours(asked[0], "short", lambda *_: [1.0], 8)
 
 
+class TestDisguises:
+    def test_a_method_finds_what_few_strangers_reach(self) -> None:
+        """1,000 unrelated pairs score 0 to 999, of which one may be above the threshold; children 990 to 999.5."""
+        member = families.Member("f/a", "fc", None, 1, {}, {}, Path("a"))
+        asked = [lines.Asked(disguised.UNRELATED, member, (member,), member)] * 1000
+        asked += [lines.Asked("int8", member, (member,), member)] * 20
+        scores = [{"m": [float(i)]} for i in range(1000)] + [{"m": [990 + i / 2]} for i in range(20)]
+        found = disguised.found_shares(asked, scores)["m"]
+        assert found[disguised.UNRELATED][0] == 0.001 and found["int8"][0] == 0.15  # those above 998
+        assert disguised.threshold([0.0, 1.0, 2.0]) == 2.0, "of few pairs none may be above"
+
+    @pytest.mark.parametrize(("hits", "count"), [(0, 28), (5, 20), (300, 300)])
+    def test_the_interval_is_wilsons(self, hits: int, count: int) -> None:
+        from scipy.stats import binomtest
+
+        low, high = binomtest(hits, count).proportion_ci(method="wilson")
+        assert disguised.half_width(hits, count) == pytest.approx((high - low) / 2, rel=1e-5)
+
+    @pytest.mark.integration
+    def test_children_are_disguised_and_found(self, tmp_path: Path) -> None:
+        experiment = protocol.load("disguise", "smoke")
+        table = experiment.parents[0] | {"roots": 2, "children": 1, "unrelated": 3}
+        asked, _ = disguised.train(dataclasses.replace(experiment, parents=(table,)), tmp_path)
+        of = {question.column: question for question in asked}
+        assert len({question.child.path for question in asked}) == len(asked) - 1, "strangers are in two pairs"
+        plain = families.read_family(tmp_path / "family")[0].children[0]
+        for name in ("permuted and rescaled", "int8", "50 % of an unrelated model"):
+            assert disguised.weights(of[name])["weights, as trace says"] == [1.0], name
+            assert of[name].child.path != plain.path and of[name].child.name == plain.name
+        assert disguised.weights(of[disguised.UNRELATED])["weights, as trace says"] == [0.0]
+
+
 def test_names_of_rows() -> None:
     assert (
         tables.words("cka + exact") == "CKA, linearised (Eq. 1, exact)" and tables.words("mine:score") == "mine:score"
@@ -240,4 +277,7 @@ def test_small(name: str, tmp_path: Path, record: Any, request: pytest.FixtureRe
     given = request.config.getoption("--families")
     result = reproduce(name, "small", Path(given) / "reproduce" if given else tmp_path)
     record(f"reproduce-{name}", as_record(result))
-    assert all(share[0] == 1.0 for share in result.accuracy["weights"].values()), "by the weights every parent is found"
+    if result.experiment.kind == "parent":
+        assert all(share[0] == 1.0 for share in result.accuracy["weights"].values()), (
+            "every parent is found by the weights"
+        )

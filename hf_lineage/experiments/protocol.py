@@ -3,6 +3,7 @@
     title, source        what it is, and where the paper says so
     paper                the paper's own setting, in words
     architecture         of `families.SIZES`; sizes: other ones, by scale
+    kind                 "parent": which candidate is it; "disguise": is a pair found at 0.1 % false positives
     chain                whether the columns are generations of one line, each from the last one's best (Table 2)
     [scale.parents]      the recipes of the candidates: each value that is a list is a choice, all combinations are
                          made, `copies` of each with their own seeds, and the `best` by test accuracy are kept
@@ -51,6 +52,7 @@ class Experiment:
     paper: str
     architecture: str
     sizes: dict[str, Any]
+    kind: str
     chain: bool
     teacher: bool  # children also learn from another line's best child
     xlabel: str
@@ -86,8 +88,8 @@ def load(name: str, scale: str = "small", seed: int | None = None) -> Experiment
     columns = {of: own for of, own in text["columns"].items() if scale in own.get("scales", SCALES)}
     return Experiment(
         name, scale, text["title"], text["source"], text["paper"], text["architecture"], given.get("sizes", {}),
-        text.get("chain", False), text.get("teacher", False), text.get("xlabel", ""), grid(given["parents"]),
-        given["parents"].get("best", 10**6), given["parents"].get("min_accuracy", 0.8),
+        text.get("kind", "parent"), text.get("chain", False), text.get("teacher", False),
+        text.get("xlabel", ""), grid(given["parents"]), given["parents"].get("best", 10**6), given["parents"].get("min_accuracy", 0.8),
         tuple(_column(of, own, given["children"]) for of, own in columns.items()), printed,
         text["seed"] if seed is None else seed, given.get("asked", 10**6), given.get("probes", 128),
         tuple(given.get("steps", (0.001, 0.01, 0.1))), given.get("detector", False),
@@ -110,4 +112,5 @@ def grid(table: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         [(name, value) for value in (values if isinstance(values, list) else [values])] for name, values in rest.items()
     ]
     made = [USUAL | dict(chosen) for chosen in itertools.product(*choices)]
-    return tuple({"head_lr": recipe["lr"], **recipe} for recipe in made for _ in range(table.get("copies", 1)))
+    made = [{"head_lr": recipe["lr"], **recipe} if "lr" in recipe else recipe for recipe in made]
+    return tuple(recipe for recipe in made for _ in range(table.get("copies", 1)))

@@ -21,12 +21,14 @@ import numpy as np
 
 from ..answers.base import Progress
 from ..parallel import World, together, world
+from . import disguised, lines
 from .learned import learned
-from .lines import Asked, train
+from .lines import Asked
 from .methods import Scorer, features, own, weights, yours
 from .protocol import Experiment, load
 
 REPETITIONS, TEST, TRAINING = 5, 0.2, 0.7  # of the split of each column's children (§5.1: 7:1:2)
+Shares = dict[str, dict[str, tuple[float, float]]]
 Scores = dict[str, list[float]]  # method → a score for each candidate
 
 
@@ -62,12 +64,26 @@ def reproduce(
     folder = Path(out) / name / f"{scale}-{_digest(experiment)}"
     folder.mkdir(parents=True, exist_ok=True)
     here = world()
+    train = {"parent": lines.train, "disguise": disguised.train}[experiment.kind]
     if here.main:
         train(experiment, folder / "networks", progress)
     here.gather(None)  # the networks are there
     asked, dropped = train(experiment, folder / "networks")
     scores = _scores(experiment, asked, scorers, folder, here, progress)
-    accuracy: dict[str, dict[str, tuple[float, float]]] = {}
+    accuracy, steps = _judged(experiment, asked, scores, progress)
+    return Result(
+        experiment, accuracy, _count(asked), {q.column: len(q.candidates) for q in asked}, dropped,
+        time.monotonic() - started, steps,
+    )  # fmt: skip
+
+
+def _judged(
+    experiment: Experiment, asked: Sequence[Asked], scores: Sequence[Scores], progress: Progress | None
+) -> tuple[Shares, dict[str, dict[str, list[float]]]]:
+    """Method → column → (mean, deviation), and the steps that were chosen."""
+    if experiment.kind == "disguise":
+        return disguised.found_shares(asked, scores), {}
+    accuracy: Shares = {}
     steps: dict[str, dict[str, list[float]]] = {}
     for column in dict.fromkeys(question.column for question in asked):
         of = [(question, scores[i]) for i, question in enumerate(asked) if question.column == column]
@@ -78,10 +94,7 @@ def reproduce(
         if experiment.detector:
             found = learned(experiment, [question for question, _ in of], _splits(experiment, len(of)), progress)
             accuracy.setdefault("detector", {})[column] = _spread(found)
-    return Result(
-        experiment, accuracy, _count(asked), {q.column: len(q.candidates) for q in asked}, dropped,
-        time.monotonic() - started, steps,
-    )  # fmt: skip
+    return accuracy, steps
 
 
 def _digest(experiment: Experiment) -> str:
@@ -102,6 +115,8 @@ def _scores(
     kinds: dict[str, Callable[[Asked], Scores]] = {
         "features": partial(features, probes=experiment.probes, steps=experiment.steps), "weights": weights,
     }  # fmt: skip
+    if experiment.kind == "disguise":
+        kinds = {"weights": disguised.weights}
     for name, scorer in scorers.items():
         kinds[name] = partial(yours, name=name, scorer=scorer, probes=experiment.probes)
     known = dict(_kept(folder))

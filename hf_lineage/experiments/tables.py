@@ -22,6 +22,13 @@ WORDS = {
     "weights": "weights (ours)", "detector": "Lineage Detector",
 }  # fmt: skip
 FORMS = {"taylor": "linearised (Eq. 2)", "exact": "linearised (Eq. 1, exact)"}
+CAPTIONS = {
+    "parent": "Share of children, in %, whose true parent is the first of the candidates: mean ± standard deviation "
+    "over 5 splits; in brackets the paper's own figure, on its data and networks.",
+    "disguise": "Share of pairs, in %, that are found at 0.1 % false positives, ± half its 95 % interval.",
+}
+PAPER = {"parent": "In the paper: ", "disguise": ""}
+AXES = {"parent": "share of children whose true parent comes first, %", "disguise": "share of pairs that are found, %"}
 DRAWN = ("l1", "cka")  # of the metrics, where lines would be too many
 PRINTED = {"taylor": "+", "": ""}  # how the paper's tables call a form
 STYLE = """:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;
@@ -71,21 +78,18 @@ def as_markdown(result: Result) -> str:
     heads = [f"{name} ({like[name]})" if like.get(name) else name for name in columns(result)]
     lines = [
         f"## {experiment.title}", "",
-        f"{experiment.source}, scale `{experiment.scale}`, seed {experiment.seed}. Share of children, in %, whose true "
-        "parent is the first of the candidates: mean ± standard deviation over 5 splits; in brackets the paper's own "
-        "figure, on its data and networks.", "",
+        f"{experiment.source}, scale `{experiment.scale}`, seed {experiment.seed}. {CAPTIONS[experiment.kind]}", "",
         f"| {FIRST} | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}",
     ]  # fmt: skip
     lines += [f"| {words(method)} | {' | '.join(cells(result, method))} |" for method in result.accuracy]
-    chance = ", ".join(f"{name} {100 / count:.1f}" for name, count in result.candidates.items())
-    lines += [
-        "",
-        f"Children asked about: {', '.join(f'{n} {c}' for n, c in result.asked.items())}. By chance: {chance}.",
-    ]
+    lines += ["", f"Asked: {', '.join(f'{name} {count}' for name, count in result.asked.items())}."]
+    if experiment.kind == "parent":
+        chance = ", ".join(f"{name} {100 / count:.1f}" for name, count in result.candidates.items())
+        lines[-1] += f" By chance: {chance}."
     if any(result.dropped.values()):
         left = ", ".join(f"{name} {count}" for name, count in result.dropped.items() if count)
         lines.append(f"Left out, below the test accuracy asked: {left}.")
-    lines += ["", f"In the paper: {experiment.paper}", ""]
+    lines += ["", f"{PAPER[experiment.kind]}{experiment.paper}", ""]
     return "\n".join(lines)
 
 
@@ -134,8 +138,8 @@ def _cells(axes: Any, result: Result, _along: Sequence[float]) -> None:
             mean, deviation = (100 * x for x in result.accuracy[method][column])
             axes.text(at, row, f"{mean:.0f} ± {deviation:.0f}", ha="center", va="center", fontsize=8, color="#101820")
     axes.set_yticks(range(len(methods)), [shorten(words(method), 34) for method in methods], fontsize=8)
-    axes.set_xticks(range(len(shown)), shown, fontsize=9)
-    axes.set_xlabel("share of children whose true parent comes first, %", fontsize=9)
+    axes.set_xticks(range(len(shown)), [textwrap.fill(name, 14) for name in shown], fontsize=9)
+    axes.set_xlabel(AXES[result.experiment.kind], fontsize=9)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
@@ -175,9 +179,8 @@ def as_html(results: Sequence[Result]) -> str:
         )
         parts.append(
             f"<h2 id={name}>{html.escape(experiment.title)}</h2><p>{html.escape(experiment.source)}, scale "
-            f"{experiment.scale}, seed {experiment.seed}. Share of children in % whose true parent comes first; the "
-            f"paper's own figure in brackets.</p><table><tr><th scope=col>{FIRST}{heads}{rows}</table>"
-            f"<img src={name}.svg alt='The same as a picture'><p><small>In the paper: {html.escape(experiment.paper)}"
+            f"{experiment.scale}, seed {experiment.seed}. {CAPTIONS[experiment.kind]}</p><table><tr><th scope=col>{FIRST}{heads}{rows}</table>"
+            f"<img src={name}.svg alt='The same as a picture'><p><small>{PAPER[experiment.kind]}{html.escape(experiment.paper)}"
             "</small></p>"
         )
     return "\n".join(parts) + "\n"
