@@ -89,7 +89,8 @@ def load(name: str, scale: str = "small", seed: int | None = None) -> Experiment
     return Experiment(
         name, scale, text["title"], text["source"], text["paper"], text["architecture"], given.get("sizes", {}),
         text.get("kind", "parent"), text.get("chain", False), text.get("teacher", False),
-        text.get("xlabel", ""), grid(given["parents"]), given["parents"].get("best", 10**6), given["parents"].get("min_accuracy", 0.8),
+        text.get("xlabel", ""), grid(given["parents"]), given["parents"].get("best", 10**6),
+        given["parents"].get("min_accuracy", 0.8),
         tuple(_column(of, own, given["children"]) for of, own in columns.items()), printed,
         text["seed"] if seed is None else seed, given.get("asked", 10**6), given.get("probes", 128),
         tuple(given.get("steps", (0.001, 0.01, 0.1))), given.get("detector", False),

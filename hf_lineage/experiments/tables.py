@@ -179,9 +179,9 @@ def as_html(results: Sequence[Result]) -> str:
         )
         parts.append(
             f"<h2 id={name}>{html.escape(experiment.title)}</h2><p>{html.escape(experiment.source)}, scale "
-            f"{experiment.scale}, seed {experiment.seed}. {CAPTIONS[experiment.kind]}</p><table><tr><th scope=col>{FIRST}{heads}{rows}</table>"
-            f"<img src={name}.svg alt='The same as a picture'><p><small>{PAPER[experiment.kind]}{html.escape(experiment.paper)}"
-            "</small></p>"
+            f"{experiment.scale}, seed {experiment.seed}. {CAPTIONS[experiment.kind]}</p><table><tr><th scope=col>"
+            f"{FIRST}{heads}{rows}</table><img src={name}.svg alt='The same as a picture'><p><small>"
+            f"{PAPER[experiment.kind]}{html.escape(experiment.paper)}</small></p>"
         )
     return "\n".join(parts) + "\n"
 
