@@ -71,6 +71,7 @@ def test_the_pages_with_python_are_these() -> None:
         "inspect",
         "layers",
         "report",
+        "reproduce",
         "testing",
         "trace",
         "trees",

@@ -181,7 +181,8 @@ def test_every_room_is_in_the_table() -> None:
 def test_public_names_are_those_that_work() -> None:
     names = [
         "Index", "LayerLineage", "Lineage", "LineageError", "ModelRef", "Phylogeny", "Session", "annotate", "audit",
-        "compare", "coverage", "find_candidates", "inheritance", "inspect", "phylogeny", "trace", "trace_layers",
+        "compare", "coverage", "find_candidates", "inheritance", "inspect", "phylogeny", "reproduce", "trace",
+        "trace_layers",
     ]  # fmt: skip
     assert hf_lineage.__all__ == names == dir(hf_lineage)
     assert all(getattr(hf_lineage, name) for name in hf_lineage.__all__)
