@@ -18,6 +18,7 @@ from questions import (
     MAX_MODELS,
     RefusedError,
     collection_slug,
+    evidence,
     model_id,
     model_ids,
     parts_of,
@@ -29,16 +30,27 @@ from hf_lineage.answers.comparison import Comparison
 from hf_lineage.hub.suggest import models_of, suggestions
 
 Token = str | bool
+How = dict[str, Any]  # arguments of `hl.trace` and `hl.trace_layers` beside the models; empty: by weights
 
 
 def trace(child: str, parents: Sequence[str], token: Token, progress: Progress) -> hl.Lineage:
     """The parent of a model."""
-    return hl.trace(child, list(parents) or None, token=token, max_bytes=MAX_BYTES, progress=progress)
+    return trace_by(child, parents, {}, token, progress)
 
 
 def layers(child: str, parents: Sequence[str], token: Token, progress: Progress) -> hl.LayerLineage:
     """The origin of each block of a model."""
-    return hl.trace_layers(child, list(parents) or None, token=token, max_bytes=MAX_BYTES, progress=progress)
+    return layers_by(child, parents, {}, token, progress)
+
+
+def trace_by(child: str, parents: Sequence[str], how: How, token: Token, progress: Progress) -> hl.Lineage:
+    """The parent of a model, by the evidence of `how`."""
+    return hl.trace(child, list(parents) or None, **how, token=token, max_bytes=MAX_BYTES, progress=progress)
+
+
+def layers_by(child: str, parents: Sequence[str], how: How, token: Token, progress: Progress) -> hl.LayerLineage:
+    """The origin of each block of a model, by the evidence of `how`."""
+    return hl.trace_layers(child, list(parents) or None, **how, token=token, max_bytes=MAX_BYTES, progress=progress)
 
 
 def compare(one: str, other: str, token: Token, progress: Progress) -> Comparison:
@@ -121,6 +133,12 @@ def _similar(text: str) -> tuple[str, ...]:
 def question(child: Any, parents: Any) -> tuple[str, list[str]]:
     """What was typed, checked."""
     return model_id(child), model_ids(parents, MAX_CANDIDATES)
+
+
+def question_by(child: Any, parents: Any, *how: Any) -> tuple[str, list[str], How]:
+    """The same with the evidence that was chosen: its name, metric and step."""
+    named = question(child, parents)
+    return (*named, evidence(*how, candidates=len(named[1])))
 
 
 def pair(one: Any, other: Any) -> tuple[str, str]:

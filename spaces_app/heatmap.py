@@ -51,7 +51,7 @@ def layers_html(view: View) -> str:
     return page(
         "layers", view={"recipe": "", **view}, answer=answer, columns=columns, others=others, mid=MID, deep=DEEP,
         rows=[_row(block, columns, others) for block in answer["blocks"]],
-        reasons=[shown(text) for text in (*answer["reasons"], *answer["notes"])],
+        reasons=[shown(text) for text in (*answer["reasons"], *answer["notes"], *_of_run(answer["blocks"]))],
     )  # fmt: skip
 
 
@@ -83,6 +83,24 @@ def _row(block: dict[str, Any], columns: list[str], others: list[str]) -> dict[s
     }  # fmt: skip
 
 
+RUN = {"match": "features", "detector_match": "the detector"}  # facts of a block that was run → what gave them
+
+
+def _nearest(block: dict[str, Any]) -> list[tuple[str, str, float]]:
+    """(kind of evidence, candidate, its match) of the candidate that each kind puts first."""
+    found = [(what, block["facts"][key]) for key, what in RUN.items() if block["facts"].get(key)]
+    return [(what, *max(matches.items(), key=lambda item: item[1])) for what, matches in found]
+
+
+def _of_run(blocks: list[dict[str, Any]]) -> list[str]:
+    """How often features and detector name the origin that is shown."""
+    named = [(what, ref == block["parent"]) for block in blocks if block["parent"] for what, ref, _ in _nearest(block)]
+    return [
+        f"By {what} {sum(same)} of {len(same)} blocks are most like the origin that is shown."
+        for kind in RUN.values() if (same := [right for what, right in named if what == kind]) for what in [kind]
+    ]  # fmt: skip
+
+
 def _cell(value: float, equal: bool = False) -> dict[str, Any]:
     text = "=" if equal else f"{value:.2f}" if abs(value) >= 0.005 else ""
     return {"shade": max(0.0, min(1.0, value)), "text": text}
@@ -97,6 +115,7 @@ def _tip(block: dict[str, Any]) -> str:
         texts.append(KINDS[block["kind"]])
     if block["probability"] is not None:
         texts.append(f"probability {block['probability']:.3f}")
+    texts += [f"by {what} {ref}, match {match:.3f}" for what, ref, match in _nearest(block)]
     if block["log10_p"] is not None:
         texts.append(f"p {p_text(block['log10_p'])}")
     if len(block["mixture"]) > 1:

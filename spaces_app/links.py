@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlencode
 
 from questions import MAX_CANDIDATES, MAX_FIELD_CHARACTERS, RefusedError, model_id, shown
@@ -89,14 +90,23 @@ def _valid(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     return [*ids], wrong
 
 
-def as_command(name: str, child: str, parents: Sequence[str]) -> str:
-    """The question as a command."""
-    return shlex.join(["hf-lineage", name, child, *(word for ref in parents for word in ("-c", ref))])
+def as_command(name: str, child: str, parents: Sequence[str], how: Mapping[str, Any] | None = None) -> str:
+    """The question as a command.
+
+    >>> as_command("trace", "a/b", ["c/d"], {"evidence": ["weights", "features"], "metric": "cka"})
+    'hf-lineage trace a/b -c c/d --evidence weights --evidence features --metric cka'
+    """
+    options = []
+    for key, value in (how or {}).items():
+        values = value if isinstance(value, list) else [value]
+        options += [word for each in values for word in (f"--{key}", str(each))]
+    return shlex.join(["hf-lineage", name, child, *(word for ref in parents for word in ("-c", ref)), *options])
 
 
-def as_python(name: str, child: str, parents: Sequence[str]) -> str:
+def as_python(name: str, child: str, parents: Sequence[str], how: Mapping[str, Any] | None = None) -> str:
     """The question in Python."""
-    return _python(name, f"{child!r}, candidates={list(parents)!r}" if parents else repr(child))
+    candidates = f"{child!r}, candidates={list(parents)!r}" if parents else repr(child)
+    return _python(name, ", ".join([candidates, *(f"{key}={value!r}" for key, value in (how or {}).items())]))
 
 
 def as_comparison(one: str, other: str) -> str:

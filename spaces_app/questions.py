@@ -33,6 +33,12 @@ _NO_MODEL = {
 _LOG = logging.getLogger("hf_lineage.space")
 
 
+EVIDENCE = {"weights": "Weights", "features": "Weights and features", "detector": "Weights and detector"}
+MAX_RUN = 4  # candidates whose networks are run for one question
+METRICS = ("l1", "l2", "lp", "lse", "cka", "dc")
+STEPS = ("auto", "0.001", "0.01", "0.1")  # the paper's, and what the library chooses
+
+
 class RefusedError(ValueError):
     """A question that is not asked: the message says what is expected instead."""
 
@@ -67,6 +73,25 @@ def model_ids(given: Any, most: int = MAX_CANDIDATES) -> list[str]:
     if len(ids) > most:
         raise RefusedError(f"Expected at most {most} models, got {len(ids)}. For more, use the command line.")
     return ids
+
+
+def evidence(name: Any, metric: Any = "l2", step: Any = "auto", candidates: int = 1) -> dict[str, Any]:
+    """What was chosen as arguments of `hl.trace`; nothing for weights alone.
+
+    >>> evidence("features", "cka", "0.1"), evidence("weights")
+    ({'evidence': ['weights', 'features'], 'metric': 'cka', 'step': 0.1}, {})
+    """
+    for value, known in ((name, EVIDENCE), (metric, METRICS), (step, STEPS)):
+        if value not in known:
+            raise RefusedError(f"Expected one of {', '.join(known)}, got {_given(value)}.")
+    if name == "weights":
+        return {}
+    if not 0 < candidates <= MAX_RUN:
+        raise RefusedError(
+            f"For {EVIDENCE[name].lower()} every candidate is run: name 1 to {MAX_RUN} candidates, got {candidates}."
+        )
+    of_features = {"metric": metric, "step": step if step == "auto" else float(step)} if name == "features" else {}
+    return {"evidence": ["weights", name], **of_features}
 
 
 def parts_of(given: Any) -> list[str]:

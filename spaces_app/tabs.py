@@ -18,7 +18,7 @@ import wording
 from agents import HEAVY
 from heatmap import MAP_JS, layers_html
 from jobs import Job, Step
-from questions import AT_ONCE, RefusedError, explain, gated_repo
+from questions import AT_ONCE, EVIDENCE, METRICS, STEPS, RefusedError, explain, gated_repo
 from show import (
     View,
     arrived_html,
@@ -83,6 +83,7 @@ class Tab:
 
     def __init__(self, kind: str, go: str) -> None:
         self.kind, self.go_label = kind, go
+        self.how: list[Any] = []  # fields that an example leaves as they are
         self.pressed = [gr.Number(visible=False, label="press"), gr.State(Pressed())]
 
     def buttons(self) -> None:
@@ -122,7 +123,8 @@ class Tab:
         asked.failure(self._refused, self.pressed, [self.status], js=go, **AT_HAND)
         asked.then(None, [self.query], [self.link], js=wording.LINK_JS, **HIDDEN)
         self.stop.click(self._stopped, self.pressed, [self.status], js=self._pressed_js("stop"), **AT_HAND)
-        fields = [field for field in inputs if isinstance(field, gr.Dropdown | gr.Textbox)]
+        kept = {id(field) for field in self.how}
+        fields = [field for field in inputs if isinstance(field, gr.Dropdown | gr.Textbox) and id(field) not in kept]
         for name, button in self.examples.items():
             shown = button.click(
                 partial(self._example, name, show, fields), self.pressed, [self.status, self.answer, *taken, *fields],
@@ -201,16 +203,25 @@ class QuestionTab(Tab):
             )  # fmt: skip
         typed, seen = gr.Textbox(visible=False, label="typed"), gr.State([])
         read = wording.TYPED_JS.format(kind=self.kind)
+        with gr.Accordion(wording.EVIDENCE, open=False), gr.Row():
+            self.how = [
+                gr.Radio(
+                    [(label, name) for name, label in EVIDENCE.items()], value="weights", label="Judge by",
+                    info=wording.EVIDENCE_INFO, elem_id=f"{self.kind}-evidence", scale=3, min_width=280,
+                ),
+                gr.Dropdown([*METRICS], value="l2", label="Metric of features", elem_id=f"{self.kind}-metric", scale=1),
+                gr.Dropdown([*STEPS], value="auto", label="Step of features", elem_id=f"{self.kind}-step", scale=1),
+            ]  # fmt: skip
         self.child.key_up(complete, [typed, seen], [self.child, seen], js=read, trigger_mode="always_last", **AT_HAND)
 
     def taken(self, *asked: Any) -> Update:
         """The question as a command, as Python and as an address."""
-        child, parents = asked
+        child, parents, how = asked
         called = {"trace": "trace", "layers": "trace_layers"}[self.kind]
         return {
-            self.command: links.as_command(self.kind, child, parents),
-            self.python: links.as_python(called, child, parents),
-            self.query: links.as_link(child, parents, self.kind),
+            self.command: links.as_command(self.kind, child, parents, how),
+            self.python: links.as_python(called, child, parents, how),
+            self.query: "" if how else links.as_link(child, parents, self.kind),  # an address asks by weights
         }  # fmt: skip
 
 
@@ -231,17 +242,19 @@ def trace_tab(session: gr.State) -> tuple[QuestionTab, Any]:
     tab.places()
 
     def ask(
-        press: int | None, pressed: Pressed, child: str, parents: str, kept: dict, token: gr.OAuthToken | None
-    ) -> Iterator[Update]:
+        press: int | None, pressed: Pressed, child: str, parents: str, by: str, metric: str, step: str, kept: dict,
+        token: gr.OAuthToken | None,
+    ) -> Iterator[Update]:  # fmt: skip
+        how = (by, metric, step)
+
         def show(lineage: Any, *asked: Any) -> tuple[str, str, Update]:
             view = view_of(lineage, links.as_command("trace", *asked))
             return lineage_html(view), view["sentence"], {session: {**kept, "lineage": lineage}}
 
-        yield from tab.ask(
-            press, pressed, tab.answered(token, lambda: asking.question(child, parents), asking.trace, show)
-        )
+        answered = tab.answered(token, lambda: asking.question_by(child, parents, *how), asking.trace_by, show)
+        yield from tab.ask(press, pressed, answered)
 
-    return tab, tab.connect(ask, [tab.child, tab.parents, session], [session], lineage_html)
+    return tab, tab.connect(ask, [tab.child, tab.parents, *tab.how, session], [session], lineage_html)
 
 
 def layers_tab(session: gr.State) -> tuple[QuestionTab, Any]:
@@ -252,17 +265,19 @@ def layers_tab(session: gr.State) -> tuple[QuestionTab, Any]:
     tab.places(MAP_JS)
 
     def ask(
-        press: int | None, pressed: Pressed, child: str, parents: str, kept: dict, token: gr.OAuthToken | None
-    ) -> Iterator[Update]:
+        press: int | None, pressed: Pressed, child: str, parents: str, by: str, metric: str, step: str, kept: dict,
+        token: gr.OAuthToken | None,
+    ) -> Iterator[Update]:  # fmt: skip
+        how = (by, metric, step)
+
         def show(found: Any, *asked: Any) -> tuple[str, str, Update]:
             view = asking.layers_view(found, links.as_command("layers", *asked))
             return layers_html(view), view["sentence"], {session: {**kept, "layers": found}}
 
-        yield from tab.ask(
-            press, pressed, tab.answered(token, lambda: asking.question(child, parents), asking.layers, show)
-        )
+        answered = tab.answered(token, lambda: asking.question_by(child, parents, *how), asking.layers_by, show)
+        yield from tab.ask(press, pressed, answered)
 
-    return tab, tab.connect(ask, [tab.child, tab.parents, session], [session], layers_html)
+    return tab, tab.connect(ask, [tab.child, tab.parents, *tab.how, session], [session], layers_html)
 
 
 class PairTab(Tab):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pages import page
-from questions import MAX_BYTES, MAX_CANDIDATES, MAX_MODELS, MAX_OF_ONE, MAX_SECONDS, tool
+from questions import MAX_BYTES, MAX_CANDIDATES, MAX_MODELS, MAX_OF_ONE, MAX_RUN, MAX_SECONDS, tool
 
 TITLE = "Model Lineage"
+EVIDENCE = "Evidence: weights, features, or a detector"
+EVIDENCE_INFO = (
+    f"Features and detector run the model and up to {MAX_RUN} candidates that you name on synthetic inputs, built from "
+    "their configs, without anybody's code. The verdict stays that of the weights."
+)
 HEAD = page("head")
 HOW = page(
     "how", max_candidates=MAX_CANDIDATES, max_models=MAX_MODELS, max_megabytes=MAX_BYTES >> 20,
@@ -76,7 +81,11 @@ PAGE_JS = """() => {
 
 EXAMPLES = {  # file in examples/ → the button's words
     "trace": {"lie": "A card that lies", "none": "None of these", "origin": "A common origin"},
-    "layers": {"hybrid": "Twelve blocks of three models", "merge": "A weighted merge"},
+    "layers": {
+        "hybrid": "Twelve blocks of three models",
+        "merge": "A weighted merge",
+        "features": "Twelve blocks, by features too",
+    },
     "tree": {"family": "Twelve models and a merge"},
     "compare": {"related": "A fine-tune and its base", "unrelated": "Two unrelated models"},
 }

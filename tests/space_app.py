@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from builders import free_port, llama, tuned
 from safetensors.torch import save
 from space_login import Login
 
+from hf_lineage.features.perceptron import FullyConnected
 from hf_lineage.testing import MiniHub
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +105,19 @@ def furnish(hub: MiniHub, nets: dict[str, Tensors]) -> None:
         "deep": blocks_of(deep, [i // 20 % 2 for i in range(80)]),
     }.items():
         hub.add(f"merges/{name}", {"model.safetensors": save(tensors), "config.json": b'{"model_type": "llama"}'})
+    config = {"architecture": "fc", "num_classes": 4, "model_args": {"widths": [32, 16]}}
+    for name, tensors in perceptrons().items():  # whose class is known, so that they can be run
+        hub.add(f"run/{name}", {"model.safetensors": save(tensors), "config.json": json.dumps(config).encode()})
     hub.add_collection("lab/family-0123abcd", title="A family", items=["lab/parent", "lab/child", "lab/stranger"])
+
+
+def perceptrons() -> dict[str, Tensors]:
+    """A parent, its child and a stranger that read images of 7 × 7."""
+    found = {}
+    for seed, name in enumerate(("parent", "other")):
+        torch.manual_seed(seed)
+        found[name] = dict(FullyConnected(49, [32, 16], 4).state_dict())
+    return {**found, "child": tuned(found["parent"], 11, 0.02)}
 
 
 def _card(base: str | None) -> dict[str, bytes]:

@@ -326,6 +326,35 @@ class TestRefusals:
         shoot(page, "hostile-light")
 
 
+def by(page: Any, kind: str, evidence: str) -> None:
+    page.locator("button.label-wrap:visible", has_text="Evidence").click()
+    page.locator(f"#{kind}-evidence label", has_text=evidence).click()
+
+
+def test_two_visitors_ask_features_and_a_detector_at_once(visit, shoot) -> None:
+    pages = {"features": visit(), "detector": visit(user="bob")}
+    for evidence, page in pages.items():
+        by(page, "trace", evidence)
+        ask(page, "trace", "run/child", "run/parent\nrun/other")
+    said = {"features": "By its features (l2 at relu, 128 probes) it is most like", "detector": "The detector"}
+    for evidence, page in pages.items():
+        assert said[evidence] in answer(page, "trace").text_content()
+        page.get_by_text("Take it with you").first.click()
+        assert f"--evidence {evidence}" in page.locator("#trace-as-command textarea").input_value()
+        shoot(page, f"evidence-{evidence}")
+    page = pages["features"]
+    ask(page, "trace", "run/child")
+    assert "name 1 to 4 candidates, got 0" in told(page, "trace")
+    tab(page, "Layers")
+    by(page, "layers", "features")
+    ask(page, "layers", "run/child", "run/parent\nrun/other")
+    found = answer(page, "layers")
+    found.locator(".hl-map tbody tr").nth(0).hover()
+    assert "by features run/parent, match" in found.locator(".hl-detail").inner_text()
+    assert re.search(r"By features ([23]) of \1 blocks are most like the origin that is shown", found.inner_text())
+    shoot(page, "evidence-layers")
+
+
 class TestLayers:
     @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
     def test_twelve_blocks(self, visit, shoot, dark: bool) -> None:

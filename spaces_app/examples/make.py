@@ -57,6 +57,8 @@ def main(family: Path, sources: Path | None = None) -> None:
         if sources:
             for name, parents in _merges(hub, sources).items():
                 keep(f"layers-{name}", asking.layers_view(asked(asking.layers, f"example/{name}", parents)))
+            by_features = asked(asking.layers_by, "example/hybrid", parents, asking.evidence("features", candidates=4))
+            keep("layers-features", asking.layers_view(by_features))
 
 
 def unpinned(value: Any) -> Any:

@@ -10,6 +10,7 @@ matrices can be read. results/paper-settings.json: children of the test that are
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,11 @@ SETTINGS = {
     "a weight and features": Setting(BOTH),
     "all but the head, backbone's output": Setting(replace(BOTH, weights=(BACKBONE,), features=(BACKBONE,))),
     "features: ours": Setting(), "features: attention alone": Setting(replace(OURS, layer="attention")),
-    "features: 512 probes": Setting(replace(OURS, probes=512)), "features: 100 epochs": Setting(how=Training(patience=None)),
+    "features: 512 probes": Setting(replace(OURS, probes=512)),
     "features: the data's own samples": Setting(own=True),
     "features: backbone's output": Setting(replace(OURS, features=(BACKBONE,))),
-    "features: order by l2": Setting(replace(OURS, nearest=1.5)), "features: whole matrices": Setting(replace(OURS, entries=WHOLE)),
+    "features: order by l2": Setting(replace(OURS, nearest=1.5)), "features: 100 epochs": Setting(how=Training(patience=None)),
+    "features: whole matrices": Setting(replace(OURS, entries=WHOLE)),
 }  # fmt: skip
 
 
@@ -93,22 +95,22 @@ def _outputs(path: Path, tap: str, given: torch.Tensor) -> torch.Tensor:
     return run(network, checkpoint, given, [name], Settings(probes=given))[name]
 
 
+STORED = [("logits", "cka"), ("logits", "dc"), (BACKBONE, "cka"), (BACKBONE, "dc"), (BACKBONE, "l2")]
+
+
 def main(folder: Path, seeds: int) -> None:
     torch.set_num_threads(1)
-    found: dict[str, list[float]] = {}
-    for seed in range(301, 301 + seeds):
-        of = family(folder, seed)
-        for name, setting in SETTINGS.items():
-            found.setdefault(name, []).append(detected(of, setting, seed))
-        for tap in ("logits", BACKBONE):
-            for metric in ("cka", "dc", *(("l2",) if tap == BACKBONE else ())):
-                found.setdefault(f"stored: {tap}, {metric}", []).append(stored(of, tap, metric))
-        print(seed, {name: round(values[-1], 3) for name, values in found.items()}, flush=True)
-        rows: list[dict[str, Any]] = [
-            {"setting": name, "right": [round(float(f(values)), 4) for f in (np.mean, np.std)], "each": values}
-            for name, values in found.items()
-        ]
-        write_record("paper-settings", rows, seeds=len(rows[0]["each"]), roots=len(of.roots))
+    families = {seed: family(folder, seed) for seed in range(301, 301 + seeds)}
+    asked: dict[str, Callable[[Family, int], float]] = {
+        **{f"stored: {tap}, {m}": lambda of, _, tap=tap, m=m: stored(of, tap, m) for tap, m in STORED},
+        **{name: lambda of, seed, setting=each: detected(of, setting, seed) for name, each in SETTINGS.items()},
+    }
+    rows: list[dict[str, Any]] = []
+    for name, question in asked.items():
+        each = [round(question(of, seed), 4) for seed, of in families.items()]
+        rows.append({"setting": name, "right": [round(float(f(each)), 4) for f in (np.mean, np.std)], "each": each})
+        print(rows[-1], flush=True)
+        write_record("paper-settings", rows, seeds=[*families])
 
 
 if __name__ == "__main__":
