@@ -135,10 +135,10 @@ def question(child: Any, parents: Any) -> tuple[str, list[str]]:
     return model_id(child), model_ids(parents, MAX_CANDIDATES)
 
 
-def question_by(child: Any, parents: Any, *how: Any) -> tuple[str, list[str], How]:
+def question_by(child: Any, parents: Any, by: Any, metric: Any, step: Any) -> tuple[str, list[str], How]:
     """The same with the evidence that was chosen: its name, metric and step."""
     named = question(child, parents)
-    return (*named, evidence(*how, candidates=len(named[1])))
+    return (*named, evidence(by, metric, step, len(named[1])))
 
 
 def pair(one: Any, other: Any) -> tuple[str, str]:

@@ -96,7 +96,7 @@ def as_command(name: str, child: str, parents: Sequence[str], how: Mapping[str, 
     >>> as_command("trace", "a/b", ["c/d"], {"evidence": ["weights", "features"], "metric": "cka"})
     'hf-lineage trace a/b -c c/d --evidence weights --evidence features --metric cka'
     """
-    options = []
+    options: list[str] = []
     for key, value in (how or {}).items():
         values = value if isinstance(value, list) else [value]
         options += [word for each in values for word in (f"--{key}", str(each))]

@@ -20,6 +20,7 @@ import torch
 from matplotlib.image import imsave
 from recorded_answers import CONFIGS
 from recorded_answers import weights as stored
+from safetensors.torch import save_file
 from test_docs import TEXTS, command_lines
 
 from hf_lineage.cli import cli
@@ -86,6 +87,7 @@ def furnish(hub: MiniHub, kind: str, lines: list[str]) -> None:
                 (folder / path).write_bytes(data)
     for name in ("models.txt", "children.txt"):
         Path(name).write_text("user/child\nmy-org/tune\n")
+    save_file({name: torch.rand(8, 4) for name in ("user/child", "org/a", "org/b")}, "outputs.safetensors")
 
 
 def typed(line: str) -> list[str]:
