@@ -52,6 +52,7 @@ Source = str | Path | int | Tensor | None
 
 DEFAULT_PROBES = 128  # (N, K) matrices are kept three times, and K is large at shallow taps
 MAX_BYTES_IN_MEMORY = 4 << 30  # float32 weights of candidate and child; above it, and of remote ones: streamed
+TAYLOR_STEP = 0.02  # at most, of `step="auto"`: beyond it Taylor's form ranks worse than no step (docs/benchmarks.md)
 PAPER_STEP = 0.01  # where no forward derivative tells how far the linearisation holds
 
 
@@ -379,22 +380,24 @@ def score_at_common_step(rows: Sequence[dict[str, Any]], settings: Settings) -> 
     Scores at different steps cannot be compared: at α = 1 an unrelated model may reach the child, too. The step is the
     largest that any candidate's linearisation allows, which is the parent's; all candidates were tried there. Where
     `step="auto"` finds none for any candidate, no step is taken: `step` is 0, and the scores are those without one.
+    Taylor's form, which also leaves the metric's linear range, is taken at `TAYLOR_STEP` at most.
     """
     last = [row["tried"][-1] for row in rows if row["tried"]]
     given = PAPER_STEP if settings.step == "auto" else float(settings.step)
     common = max((step.value for step in last), default=given)
     if settings.step == "auto" and last and not any(step.small for step in last):
         common = 0.0
+    by_taylor = min(common, TAYLOR_STEP) if settings.step == "auto" else common
     for row in rows:
         tried = row.pop("tried")
         at = next((i for i, step in enumerate(tried) if step.value == (common or tried[-1].value)), None)
-        row["step"] = common
+        row["step"], row["taylor_step"] = common, by_taylor
         row["own_step"] = tried[-1].value if tried else None
         row["curvature"] = None if at is None else tried[at].curvature
         row["scores"] = {
             name: {
                 "plain": score["plain"],
-                "taylor": None if score["slope"] is None else score["plain"] + common * score["slope"],
+                "taylor": None if score["slope"] is None else score["plain"] + by_taylor * score["slope"],
                 "exact": None if at is None else score["exact"][at] if common else score["plain"],
             }
             for name, score in row["scores"].items()

@@ -44,7 +44,7 @@ MAX_TOKENS = 64  # of a block's output (N, tokens, width) that are compared, the
 BATCH = 32  # probes that go through a candidate's block together
 Facts = dict[str, Any]
 Rows = tuple[Callable[[int], Facts | None], Callable[[Sequence[Facts]], None]]  # one candidate's row; then all rows
-FACT_KEYS = ("step", "own_step", "curvature", "features", "scores")  # of one block of one candidate
+FACT_KEYS = ("step", "taylor_step", "own_step", "curvature", "features", "scores")  # of one block of one candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,8 @@ def outputs(
             F = side.plain([""])[""].F if side else None
             if F is not None:
                 check_finite({path: F}, "the candidate")
-            return {"step": None, "own_step": None, "curvature": None, "features": G.shape[1], "F": F} if side else None
+            steps = dict.fromkeys(("step", "taylor_step", "own_step", "curvature"))
+            return {**steps, "features": G.shape[1], "F": F} if side else None
 
         def settle_all(rows: Sequence[Facts]) -> None:
             scores = judge([each.pop("F") for each in rows], G) if rows else []

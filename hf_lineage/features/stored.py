@@ -35,7 +35,7 @@ def compare_stored(
         scores = {name: {"plain": value, "taylor": None, "exact": value} for name, value in values.items()}
         found[i] = {
             "tap": OUTPUTS, "candidate_tap": OUTPUTS, "features": F.shape[1], "scores": scores, "step": 0.0,
-            "own_step": None, "curvature": None,
+            "taylor_step": 0.0, "own_step": None, "curvature": None,
         }  # fmt: skip
     matches = matching([{"metric": asked, "taps": [tap]} for tap in found.values()])
     return {

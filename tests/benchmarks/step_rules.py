@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hf_lineage.checkpoints.opener import open_checkpoint
 from hf_lineage.experiments.families import Family, Member, task_of, train_family
+from hf_lineage.features.evidence import TAYLOR_STEP
 from hf_lineage.features.linearize import GRID, MAX_RELATIVE_CURVATURE, Linearised, curvature, exact, features
 from hf_lineage.features.networks import Images, build, weights
 from hf_lineage.features.probes import probes as made
@@ -108,6 +109,7 @@ def auto(pairs: Sequence[Pair], most: float) -> float:
 RULES: dict[str, Callable[[Sequence[Pair]], float]] = {
     "no step": lambda pairs: 0.0, **{f"α = {step}": lambda pairs, step=step: step for step in PAPER_STEPS},
     "auto before: at most 1": lambda pairs: auto(pairs, 1.0), "auto: at most 0.1": lambda pairs: auto(pairs, GRID[0]),
+    "auto of Taylor: at most 0.02": lambda pairs: auto(pairs, TAYLOR_STEP),
 }  # fmt: skip
 
 
