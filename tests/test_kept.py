@@ -112,7 +112,8 @@ class TestFile:
             kept.know(name, 10**9, None)
             for at in range(4):
                 kept.write(name, 20_000 * at, bytes(20_000))
-        assert kept.read("a", 0, 40_000 - 20_000) is not None and kept.read("a", 40_000, 60_000) is None
+            assert kept.read(name, 0, 20_000) is not None and kept.read(name, 40_000, 60_000) is None
+            assert kept.state().bytes < 300_000, "also while one command goes on"
         kept.close()
         assert kept.path.stat().st_size < 200_000
         assert kept.read("a", 0, 9) is None and kept.read("h", 0, 9) is not None, "the oldest goes"

@@ -25,6 +25,7 @@ from pathlib import Path
 VERSION = 1  # of the tables; a file of another version is begun anew
 MOST_BYTES = 512 << 20  # of all
 MOST_OF_FILE = 32 << 20  # of one file in a repo: a sample is kept, a whole model is not
+MOST_ANSWERS = 1000
 MOST_DAYS = 30  # that an answer is kept: it says what other repos were called
 WAIT = 2.0  # seconds for another process
 _TABLES = """
@@ -59,6 +60,7 @@ class Kept:
         self.path = path
         self._lock = threading.Lock()
         self._open: sqlite3.Connection | None = None
+        self._written = 0  # bytes since it was last looked how many there are
 
     def file(self, key: str) -> tuple[int, str | None] | None:
         """(size, hash) of a file in a repo, from the last time; None where it is not known."""
@@ -91,6 +93,10 @@ class Kept:
                     if changed.rowcount:
                         row = (key, start, start + len(data), zlib.crc32(data), bytes(data))
                         base.execute("insert or ignore into ranges values (?, ?, ?, ?, ?)", row)
+                self._written += len(data)
+                if self._written > MOST_BYTES // 8:  # one command may read many models
+                    self._written = 0
+                    self._forget()
             except (sqlite3.Error, OSError):
                 self._close()
 
@@ -108,6 +114,8 @@ class Kept:
         now = time.time()
         packed = zlib.compress(text.encode("utf-8"))
         self._change("insert or replace into answers values (?, ?, ?, ?)", key, now, now, packed)
+        newest = "select key from answers order by made desc limit ?"
+        self._change(f"delete from answers where key not in ({newest})", MOST_ANSWERS)
 
     def state(self) -> State:
         """How much is kept."""
@@ -129,14 +137,17 @@ class Kept:
             try:
                 if self._open is not None and self.path.stat().st_size > MOST_BYTES:
                     self._forget()
+                    self._connection().execute("vacuum")
             except (sqlite3.Error, OSError):
                 pass
             self._close()
 
     def _forget(self) -> None:
-        """Until two thirds are left."""
+        """The oldest where there is too much, until two thirds are left."""
         base = self._connection()
         total = base.execute("select coalesce(sum(kept), 0) from files").fetchone()[0]
+        if total <= MOST_BYTES * 3 // 4:
+            return
         oldest = base.execute("select file, kept from files order by used").fetchall()
         with base:
             base.execute("delete from answers where made < ?", (time.time() - 86400 * MOST_DAYS,))
@@ -146,7 +157,6 @@ class Kept:
                 base.execute("delete from ranges where file = ?", (file,))
                 base.execute("delete from files where file = ?", (file,))
                 total -= kept
-        base.execute("vacuum")
 
     def _rows(self, asked: str, *values: object) -> list[tuple]:
         with self._lock:
