@@ -4,7 +4,7 @@ inputs, link prediction, and Neural Lineage's metrics and detector.
     python tests/benchmarks/phylogeny_rows.py --families NAME=FOLDER … --small FOLDER …   into results/phylogeny_rows.json
     python tests/benchmarks/phylogeny_rows.py --table                                     the tables of docs/benchmarks.md
 
---families: of `train_trees`, named by architecture (`fc`, `fc-light`): classifiers, link prediction. --small: families in
+--unseen: a folder in which BERTs are trained, or read. --families: of `train_trees`, named by architecture (`fc`, `fc-light`): classifiers, link prediction. --small: families in
 which every model is asked about with all others as candidates (fake_starts.py trains such).
 """
 
@@ -27,11 +27,13 @@ from torch.nn import functional as F
 import hf_lineage as hl
 from hf_lineage.detector.decoding import likeliest, log_likelihood, marginals
 from hf_lineage.experiments.fake_starts import accuracies
-from hf_lineage.experiments.families import Family, read_family, task_of
+from hf_lineage.experiments.families import Family, read_family, task_of, train_trees
+from hf_lineage.experiments.phylogenies import reported_edges, score
 from hf_lineage.tasks.phylogeny import read_aligned_models
 
 RESULTS = Path(__file__).parent / "results" / "phylogeny_rows.json"
 SEEDS, HIDDEN = 8, 0.3  # of link prediction: splits, share of the edges that are hidden
+FIRST_SEED = 91  # of BERTs
 METRICS = ("l1", "l2", "cka", "dc")
 COORDINATES = 16  # of classical scaling, a node's features
 
@@ -305,6 +307,18 @@ def lineages(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def unseen(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The detector that ships, and `information`, on BERTs, an architecture that the detector was not fitted on."""
+    rows = []
+    for seed in seeds:
+        family = train_trees(folder / f"bert-{seed}", "bert", roots=3, branching=(2, 1), seed=seed)
+        for method in ("detector", "information"):
+            found = score(reported_edges(hl.phylogeny([m.path for m in family.members], method=method)), family.members)
+            shares = {name: getattr(found, name) for name in ("lineage", "direction", "overall")}
+            rows.append({"what": "unseen", "family": "bert", "seed": seed, "method": method, **shares})
+    return rows
+
+
 def _arborescences(scores: np.ndarray, groups: Sequence[Sequence[int]]) -> list[int | None]:
     """Edmonds' maximum arborescence of each group."""
     parents: list[int | None] = [None] * len(scores)
@@ -324,6 +338,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             ["on pairs' inputs", "left out: the family", "left out: its architecture"],
             lambda part: [_three([r for r in part if r["left out"] == w]) for w in ("family", "architecture")],
         ),
+        "unseen": (["BERT, unseen", "lineage / direction / overall"], lambda part: [_three(part)]),
         "links": (["hidden edges of trees", "AUC", "found"], lambda part: [_mean(part, n) for n in ("auc", "lineage")]),
         "lineages": (["Neural Lineage without roles", "lineage / direction / overall"], lambda part: [_three(part)]),
     }
@@ -351,6 +366,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--families", nargs="*", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--small", nargs="*", type=Path, default=[])
+    parser.add_argument("--unseen", type=Path, metavar="FOLDER")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     if not asked.table:
@@ -359,6 +375,7 @@ def main() -> None:
         rows = classified(families) if len(families) > 1 else []
         rows += [row for name, family in families.items() for row in links(name, family)]
         rows += [row for folder in asked.small for row in lineages(folder)]
+        rows += unseen(asked.unseen, range(FIRST_SEED, FIRST_SEED + SEEDS)) if asked.unseen else []
         write_record("phylogeny_rows", rows, seeds=[*range(SEEDS)], hidden=HIDDEN)
     print(table(json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]))
 
