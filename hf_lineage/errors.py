@@ -103,7 +103,6 @@ CODES: Mapping[str, str] = {
     # of notes: what was read
     "sampled": "a sample of the weights was read",
     "index_not_asked": "there is an index to ask before the Hub is searched, and it could not be asked",
-    "kept_answer": "the same question was asked before, and its answer was kept",
     "left_early": "candidates that a few hidden units show to be unrelated were read no further",
     "units_in_memory": "the hidden units of some layers only fit in memory",
     "equal_in_sample": "all that was read of a candidate is equal",

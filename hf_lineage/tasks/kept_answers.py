@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..answers.base import plain
 from ..answers.lineage import Lineage
 from ..answers.refs import ModelRef
-from ..errors import ArgumentError, LineageError, Note, TimeOverError
+from ..errors import ArgumentError, LineageError, TimeOverError
 from ..hub.kept import current
 from ..parallel import world
 from .options import Options, versions
@@ -29,22 +29,19 @@ NOT_ASKED = {"progress", "started", "timeout", "networks", "spent"}  # options t
 ELSEWHERE = {"own_base_compared"}  # notes of what was read of repos that nobody named: these may have changed
 MAX_TEXT = 8 << 20  # characters of an answer that is kept
 AT_ONCE = 8  # commits that are asked for
-ANEW = "Ask anew: hf-lineage --no-cache trace …."
 
 
 def answered(
     child: Model, candidates: Sequence[Model], session: Session, options: Options, answer: Callable[[], Lineage]
 ) -> Lineage:
-    """The answer that was kept, with a note; or `answer()`, which is kept if it hangs on the question alone."""
+    """The answer that was kept, at its cost now; or `answer()`, which is kept if it hangs on the question alone."""
     kept = current()
     fixed = options.evidence == ("weights",) and options.device is None and world().size == 1
     key = _key([child, *candidates], session, options) if kept and fixed else None
     if kept is None or key is None:
         return answer()
     if (found := _read(kept.answer(key))) is not None:
-        note = Note("kept_answer", "The same was asked before: the answer was kept.", ANEW)
-        notes, seconds = (*found.notes, note), options.seconds()
-        return replace(found, notes=notes, bytes_read=session.bytes_read, seconds=seconds)
+        return replace(found, bytes_read=session.bytes_read, seconds=options.seconds())
     found = answer()
     text = found.to_json(indent=None)
     whole = all(c.status != "unreadable" for c in found.candidates) and not _notes_of(found) & ELSEWHERE
