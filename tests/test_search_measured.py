@@ -86,6 +86,7 @@ def find(town: Town, family: Family, asked: int) -> list[dict[str, Any]]:
     for child in children[:: max(1, len(children) // asked)][:asked]:
         parent = town.name(family.member(child.parent or ""))
         older = {town.name(family.member(name)) for name in _ancestors(family, child)}
+        own = {town.name(other) for other in family.members if other.parent == child.name}
         before = len(town.hub.log)
         lineage = hl.trace(town.name(child))
         calls = list(town.hub.log[before:])
@@ -93,7 +94,7 @@ def find(town: Town, family: Family, asked: int) -> list[dict[str, Any]]:
         rows.append(
             {
                 "verdict": lineage.verdict, "found": any(c.ref == parent for c in lineage.candidates),
-                "first": first.ref == parent, "named": lineage.parent, "right": lineage.parent in (None, parent),
+                "first": first.ref == parent, "nearest": first.ref == parent or first.ref in own, "named": lineage.parent, "right": lineage.parent in (None, parent),
                 "ancestor": lineage.parent in older - {parent}, "candidates": sum(c.status == "compared" for c in lineage.candidates),
                 "p": first.log10_p, "found_by": [*first.facts["found_by"]],
                 "api": sum("/api/" in call.path for call in calls), "requests": len(calls),
@@ -156,6 +157,7 @@ def summary(
     return {
         "repos": len(town.hub.repos), "same shapes": len(town.names), "asked": len(rows),
         "parent among the candidates": sum(row["found"] for row in rows), "parent first": sum(row["first"] for row in rows),
+        "parent or own child first": sum(row["nearest"] for row in rows),
         "parent named": sum(row["named"] is not None for row in rows), "wrongly named": sum(not row["right"] for row in rows),
         "an older ancestor": sum(row["ancestor"] for row in rows),
         **{f"median {key}": middle(key) for key in ("candidates", "api", "resolved", "requests", "bytes", "seconds")},
@@ -193,4 +195,6 @@ def test_search_at_large(
     print(kind, json.dumps(figures, indent=2))
     record(f"search-{kind}", {"seed": 5, **figures})
     assert len(town.names) >= 30 and figures["parent among the candidates"] == len(rows)
-    assert figures["parent first"] >= 0.7 * len(rows) and figures["contradicted"] == len(lying)
+    # which of its two neighbours in the line comes first does not show where weights moved little and nothing decayed
+    assert figures["parent or own child first"] >= 0.9 * len(rows) and figures["wrongly named"] == 0
+    assert figures["contradicted"] == len(lying)
