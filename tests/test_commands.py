@@ -1,6 +1,7 @@
 """Every command of the README, of the guides and of each `--help` is run, in a fresh folder, on the stand-in of the Hub.
 
-Two are run by test files of their own, which train networks: `demo` (test_demo.py), `train-detector` (test_detector.py).
+Three are run by test files of their own, which train networks: `demo` (test_demo.py), `train-detector` (test_detector.py),
+`reproduce` (test_reproduce.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from test_docs import TEXTS, command_lines
 from hf_lineage.cli import cli
 from hf_lineage.testing import MiniHub
 
-ELSEWHERE = ("demo", "train-detector")
+ELSEWHERE = ("demo", "train-detector", "reproduce")
 RUNNING = re.compile(r"--evidence|--profile|--probes")  # of which networks are run: they need a library's class
 OWNERS = "user", "org", "lab", "my-org", "me", "timm"
 REPO = re.compile(rf"(?<![\w./-])((?:{'|'.join(OWNERS)})/[\w-]+(?:\.\w+)*)(?:@([\w.]+))?")

@@ -20,7 +20,6 @@ from hf_lineage.answers.phylogeny import Edge, Node, Phylogeny
 from hf_lineage.errors import ArgumentError
 from hf_lineage.trees.inherited_flags import Link, inherited_flags
 
-pytestmark = pytest.mark.unit
 Both = dict[str, tuple[float, float]]
 PLAIN = Rates(0.9, 0.01, 0.05)
 

@@ -579,8 +579,7 @@ class TestKeyboardOnly:
         page.keyboard.press("Tab")
         page.locator("#trace-parents textarea").focus()
         page.keyboard.type("lab/parent")
-        page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.id") == "trace-go"
+        press(page, "Tab", "trace-go", 3)  # past what evidence may stand beside the weights
         page.keyboard.press("Enter")
         assert "lab/parent" in answer(page, "trace").inner_text()
 

@@ -61,7 +61,7 @@ def reproduce(
     experiment = load(name, scale, seed)
     scorers = {method: own(method) for method in methods}
     started = time.monotonic()
-    folder = Path(out) / name / f"{scale}-{_digest(experiment)}"
+    folder = Path(out).resolve() / name / f"{scale}-{_digest(experiment)}"
     folder.mkdir(parents=True, exist_ok=True)
     here = world()
     train = {"parent": lines.train, "disguise": disguised.train}[experiment.kind]
