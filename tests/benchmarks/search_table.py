@@ -22,6 +22,7 @@ def table() -> str:
     for what, key, of in (
         ("children without a card: the parent is among the candidates", "parent among the candidates", "asked"),
         ("… and comes first", "parent first", "asked"),
+        ("… or a child of its own does", "parent or own child first", "asked"),
         ("… and is named as the parent", "parent named", "asked"),
         ("… and another model is named", "wrongly named", "asked"),
         ("cards that name an unrelated model: contradicted", "contradicted", "lies"),
