@@ -8,7 +8,6 @@ compared with one another. A method's score of a true pair counts as found where
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.stats import binomtest
 from torch import Tensor
 
 from ..answers.base import Progress
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 UNRELATED = "unrelated"  # the column of false pairs
 FALSE_POSITIVES = 0.001
-NAMED = -math.log10(0.001)  # a p-value's score from which a relation is named
 
 
 def train(experiment: Experiment, folder: Path, progress: Progress | None = None) -> tuple[list[Asked], dict[str, int]]:
@@ -131,11 +130,11 @@ def threshold(unrelated: Sequence[float]) -> float:
     return order[int(FALSE_POSITIVES * len(order))]
 
 
-def half_width(hits: int, count: int, z: float = 1.959964) -> float:
-    """Half the width of Wilson's interval of a share, z standard errors (Wilson 1927).
+def half_width(hits: int, count: int) -> float:
+    """Half the width of the 95 % interval of a share (Wilson 1927).
 
     >>> round(half_width(300, 300), 4)
     0.0063
     """
-    share = hits / count
-    return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    low, high = binomtest(hits, count).proportion_ci(method="wilson")
+    return float(high - low) / 2

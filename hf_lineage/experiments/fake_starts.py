@@ -28,6 +28,7 @@ from ..trees.clustering import (
     scikit_learn,
 )
 from .families import HEADS, Family, Member, fine_tuned, initialised, sizes_of
+from .questions import line_of_descent
 
 Weights = Mapping[str, Tensor]
 
@@ -80,13 +81,13 @@ def direction(parent: Weights, child: Weights, start: Weights, seed: int = 0) ->
 def directions(family: Family) -> list[dict[str, Any]]:
     """`direction` of every true edge of a family."""
     load = functools.cache(weights_of)
-    starts = {root.name: true_start(root) for root in family.roots}
+    starts = {str(root.path): true_start(root) for root in family.roots}
     by_name = {member.name: member for member in family.members}
     rows = []
     for child in family.children:
-        parent, top = by_name[str(child.parent)], _root(child, by_name)
+        parent, root = by_name[str(child.parent)], line_of_descent(child, family.members)[-1]
         about = {"decays": child.recipe["weight_decay"] > 0, "lr": child.recipe["lr"]}
-        rows.append(direction(load(parent), load(child), starts[top.name]) | about)
+        rows.append(direction(load(parent), load(child), starts[root]) | about)
     return rows
 
 
@@ -138,12 +139,6 @@ def clusterings(family: Family) -> dict[str, Any]:
     agree = scikit_learn().metrics.adjusted_rand_score
     moved = sum(agree(labels[0.0], each) < 1 for each in labels.values())
     return {name: accuracies(parents, truth) for name, parents in found.items()} | {"moved": moved}
-
-
-def _root(member: Member, by_name: Mapping[str, Member]) -> Member:
-    while member.parent is not None:
-        member = by_name[member.parent]
-    return member
 
 
 def _labels(parents: Sequence[int | None]) -> list[int]:

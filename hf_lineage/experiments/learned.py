@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from ..answers.base import Progress
 from ..answers.refs import ModelRef
 from ..detector.examples import Examples, Table, make
@@ -45,7 +47,7 @@ def inputs(asked: Sequence[Asked]) -> Examples:
     how = run_settings(folder, CONFIG.probes)
     table = Table(
         candidates, {_name(question.child.path): _name(question.parent.path) for question in asked}, tuple(how.modules),
-        how.probes if not isinstance(how.probes, int) else None,  # type: ignore[arg-type]
+        how.probes if isinstance(how.probes, Tensor) else None,
     )  # fmt: skip
     return make([table], CONFIG, settings=Settings(probes=CONFIG.probes))
 
